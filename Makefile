@@ -1,0 +1,33 @@
+# Each target does its own set-up: a virtual environment in .venv with everything pinned by constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := export,onnxruntime,tensorrt-rtx,demo,dev
+
+.PHONY: build test lint types check clean
+
+build: $(VENV)/.installed  ## The default recipe: artifacts/minilm
+	$(BIN)/variator-export build
+
+test: $(VENV)/.installed  ## The tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed  ## mypy
+	$(BIN)/mypy
+
+check: lint types test  ## All that CI runs
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "variator-export needs Python 3.11 or newer; name one: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) artifacts/minilm

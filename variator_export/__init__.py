@@ -1,0 +1,41 @@
+"""Export, verify and measure transformers with Variator compression plugins.
+
+    from variator_export import Bundle, build, load_recipe
+
+    build(load_recipe("minilm"))
+    session = Bundle.load("artifacts/minilm").session()
+    outputs = session.run(inputs, ratio=4)
+
+Nothing heavy is imported until it is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from variator_export.bundle import Bundle
+    from variator_export.core.errors import NumbersDisagreeError, UserError
+    from variator_export.core.recipe import Recipe, load_recipe
+    from variator_export.pipeline.build import BuildResult, build
+
+_HOMES = {
+    "Bundle": "variator_export.bundle",
+    "BuildResult": "variator_export.pipeline.build",
+    "NumbersDisagreeError": "variator_export.core.errors",
+    "Recipe": "variator_export.core.recipe",
+    "UserError": "variator_export.core.errors",
+    "build": "variator_export.pipeline.build",
+    "load_recipe": "variator_export.core.recipe",
+}
+
+__all__ = ["BuildResult", "Bundle", "NumbersDisagreeError", "Recipe", "UserError", "build", "load_recipe"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

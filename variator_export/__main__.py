@@ -1,0 +1,5 @@
+"""`python -m variator_export`."""
+
+from variator_export.cli.main import main
+
+main()

@@ -1,0 +1,64 @@
+"""A finished bundle, for those who use it. Needs neither torch nor transformers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from variator_export.core.bundle_files import BundleFiles
+from variator_export.core.errors import UserError
+from variator_export.model.tokenizer import TextEncoder
+
+if TYPE_CHECKING:
+    from variator_export.engines.onnxruntime import OnnxRuntimeSession, OnnxRuntimeVariantSession
+
+Session = Union["OnnxRuntimeSession", "OnnxRuntimeVariantSession"]
+SESSION_TARGETS = ("onnxruntime",)
+
+
+class Bundle(BundleFiles):
+    """A bundle on disk: sessions and its tokenizer."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Bundle":
+        """Open a bundle.
+
+        Raises:
+            UserError: A file is missing, a link, or of another size than the manifest says. Hashes are
+                compared when a file is used; `check_all` compares all of them.
+        """
+        return cls(path)
+
+    def session(
+        self,
+        target: str = "onnxruntime",
+        variant: int | str | None = None,
+        *,
+        threads: int | None = None,
+    ) -> Session:
+        """Open a session.
+
+        Args:
+            target: What runs it.
+            variant: A ratio or the name of a variant: a session for that one. None: one session that runs
+                every ratio, changed from call to call: `session.run(inputs, ratio=4)`.
+            threads: Of one operator; None: all cores.
+
+        Raises:
+            UserError: The target cannot run here, or there is no such variant.
+        """
+        if target not in SESSION_TARGETS:
+            raise UserError(
+                f"A session on {target} is not available in this version.",
+                f"Choose one of: {', '.join(SESSION_TARGETS)}.",
+            )
+        from variator_export.engines.onnxruntime import OnnxRuntimeSession, OnnxRuntimeVariantSession
+
+        if variant is None:
+            return OnnxRuntimeSession(self, threads=threads)
+        return OnnxRuntimeVariantSession(self, variant, threads=threads)
+
+    def text_encoder(self) -> TextEncoder:
+        """The backbone's tokenizer."""
+        for name in self.manifest.files:
+            if "/" not in name and not name.endswith((".onnx", ".safetensors")):
+                self.file(name)
+        return TextEncoder(self.path)

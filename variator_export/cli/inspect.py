@@ -1,0 +1,83 @@
+"""`variator-export inspect`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from variator_export.bundle import Bundle
+from variator_export.cli.output import Format, Output
+
+
+def inspect_command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.TEXT,
+) -> None:
+    """Show what is in a bundle, and compare every file with its hash.
+
+    **Examples**
+
+    `variator-export inspect artifacts/minilm`
+
+    `variator-export inspect artifacts/minilm --format json`
+    """
+    printer = Output(format)
+    loaded = Bundle.load(bundle)
+    loaded.check_all()
+    if printer.is_json:
+        printer.document({"path": str(loaded.path), **loaded.manifest.model_dump(mode="json")})
+        return
+    manifest = loaded.manifest
+    backbone = manifest.backbone
+    limit = "no limit" if backbone.max_length is None else f"at most {backbone.max_length} tokens"
+    printer.text(f"{loaded.path}: {len(manifest.files)} files, every hash as in the manifest")
+    printer.text(
+        f"backbone: {backbone.source} ({backbone.architecture}, {backbone.num_layers} layers, hidden size "
+        f"{backbone.hidden_size}, {manifest.precision}, {limit})"
+    )
+    printer.text(f"inputs: {', '.join(backbone.inputs)}; outputs: {', '.join(backbone.outputs)}")
+    made_by = (f"{name} {value}" for name, value in manifest.made_by.items() if name != "code")
+    printer.text(f"made by: {', '.join(made_by)}")
+    printer.text()
+    printer.table(_variants_table(loaded))
+    printer.text()
+    printer.table(_files_table(loaded))
+
+
+def _variants_table(bundle: Bundle) -> Table:
+    table = Table(title="Variants", title_justify="left")
+    for name in ("name", "ratio", "plugin", "masking", "graph", "engines"):
+        table.add_column(name)
+    for variant in bundle.manifest.variants:
+        plugin = variant.plugin
+        state = "none" if plugin is None else ("trained" if plugin.trained else "initialised only")
+        engines = [
+            f"{engine.target}: {_engine_status(bundle, engine.sidecar)}"
+            for engine in bundle.manifest.engines
+            if engine.variant == variant.name
+        ]
+        table.add_row(
+            variant.name,
+            str(variant.ratio),
+            state,
+            "" if plugin is None else plugin.masking,
+            variant.graphs["model"],
+            "\n".join(engines),
+        )
+    return table
+
+
+def _engine_status(bundle: Bundle, sidecar: str) -> Any:
+    return json.loads(bundle.file(sidecar).read_text(encoding="utf-8"))["status"]
+
+
+def _files_table(bundle: Bundle) -> Table:
+    table = Table(title="Files", title_justify="left")
+    table.add_column("file")
+    table.add_column("MB", justify="right")
+    table.add_column("sha256")
+    for name, entry in bundle.manifest.files.items():
+        table.add_row(name, f"{entry.size_bytes / 1e6:.2f}", entry.sha256[:16])
+    return table

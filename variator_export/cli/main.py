@@ -1,0 +1,73 @@
+"""The command line: `variator-export`."""
+
+import itertools
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from variator_export.cli.build import build_command
+from variator_export.cli.inspect import inspect_command
+from variator_export.cli.output import Format, Output
+from variator_export.cli.run import run_command
+from variator_export.core.environment import DISTRIBUTION, installed_version
+from variator_export.core.errors import EXIT_BUG, UserError
+
+app = typer.Typer(
+    name="variator-export",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Export transformers with Variator compression plugins to verified ONNX graphs and TensorRT "
+    "engines.",
+    epilog="Exit codes: 0 done; 1 the input or the machine does not allow it; 2 wrong usage; "
+    "3 numbers disagree; 70 a bug of ours; 130 interrupted.",
+)
+app.command("build")(build_command)
+app.command("run")(run_command)
+app.command("inspect")(inspect_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{DISTRIBUTION} {installed_version(DISTRIBUTION)}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    try:
+        app()
+    except UserError as error:
+        _output().error(error)
+        sys.exit(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        _output().hint(
+            "This is a bug in variator-export. Please report it with the command and the lines above."
+        )
+        sys.exit(EXIT_BUG)
+
+
+def _output() -> Output:
+    """An error has no command to ask for its format."""
+    arguments = sys.argv[1:]
+    is_json = "--format=json" in arguments or any(
+        a == "--format" and b == "json" for a, b in itertools.pairwise(arguments)
+    )
+    return Output(Format.JSON if is_json else Format.TEXT)
+
+
+if __name__ == "__main__":
+    main()

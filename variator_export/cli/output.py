@@ -1,0 +1,119 @@
+"""What a user sees: data on stdout, progress and hints on stderr, one JSON document with `--format json`."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from variator_export.core.errors import UserError
+from variator_export.pipeline.progress import Progress, StepReport
+
+
+class Format(StrEnum):
+    """How a command prints its result."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+_WIDTH_WITHOUT_TERMINAL = 120
+
+
+class Output:
+    """Where a command prints.
+
+    Args:
+        format: Text for people, or one JSON document.
+    """
+
+    def __init__(self, format: Format = Format.TEXT) -> None:
+        self.format = format
+        self.out = _console(sys.stdout)
+        self.err = _console(sys.stderr)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether stdout takes one JSON document."""
+        return self.format is Format.JSON
+
+    def document(self, content: Any) -> None:
+        """Print the JSON document."""
+        sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def text(self, line: str = "") -> None:
+        """Print a line of data."""
+        self.out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, table: Table) -> None:
+        """Print a table of data."""
+        self.out.print(table)
+
+    def hint(self, line: str) -> None:
+        """Print a hint or a warning."""
+        self.err.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def error(self, error: UserError) -> None:
+        """Print an error and what to do next."""
+        self.hint(f"error: {error.message}")
+        if error.hint:
+            self.hint(f"  hint: {error.hint}")
+        if self.is_json:
+            content = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+            self.document({"error": content})
+
+
+def _console(stream: Any) -> Console:
+    return Console(file=stream, width=None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL)
+
+
+class ConsoleProgress(Progress):
+    """Shows a build on stderr: a line for each step; bars and running steps only on a terminal."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._started = 0.0
+        self._alive = output.err.is_terminal and not os.environ.get("CI")
+        self._status: Any = None
+
+    def started(self, name: str, why: str) -> None:
+        """Show that a step runs."""
+        self._started = time.monotonic()
+        if self._alive:
+            self._status = self._output.err.status(f"{name} ({why})")
+            self._status.start()
+
+    def finished(self, report: StepReport) -> None:
+        """Print a line."""
+        self._stop_status()
+        seconds = f"{time.monotonic() - self._started:6.1f} s" if report.action == "made" else "        "
+        self._output.hint(f"{report.action:6} {seconds}  {report.name:32} {report.why}")
+
+    @contextmanager
+    def bar(self, description: str, total: int) -> Iterator[Callable[[], None]]:
+        """Show a bar, on a terminal."""
+        self._stop_status()
+        if not self._alive:
+            yield lambda: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with RichProgress(*columns, console=self._output.err, transient=True) as bars:
+            task = bars.add_task(description, total=total)
+            yield lambda: bars.advance(task)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._stop_status()
+
+    def _stop_status(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None

@@ -1,0 +1,81 @@
+"""`variator-export run`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from variator_export.bundle import SESSION_TARGETS, Bundle
+from variator_export.cli.output import Format, Output
+from variator_export.core.errors import UsageError
+from variator_export.pipeline.plan import parse_ratio
+
+
+def run_command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    text: Annotated[
+        list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to run; may be repeated.")
+    ] = None,
+    ratio: Annotated[str, typer.Option(metavar="K", help="The ratio.")] = "1",
+    variant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The variant by its name, instead of --ratio.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option(metavar="T", help=f"What runs it: {', '.join(SESSION_TARGETS)}.")
+    ] = "onnxruntime",
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut texts at the model's limit instead of refusing them.")
+    ] = False,
+    format: Annotated[
+        Format, typer.Option(help="How to print the outputs; json holds every number.")
+    ] = Format.TEXT,
+) -> None:
+    """Run texts through a bundle, without torch or transformers.
+
+    **Examples**
+
+    `variator-export run artifacts/minilm --ratio 4 --text "The ferry leaves at seven."`
+
+    `variator-export run artifacts/minilm --ratio 4 --text "One." --text "Two." --format json`
+    """
+    printer = Output(format)
+    if not text:
+        raise UsageError(
+            "There is no text to run.", f'variator-export run {bundle} --ratio 4 --text "The ferry leaves."'
+        )
+    choice: int | str = variant if variant is not None else parse_ratio(ratio)
+    loaded = Bundle.load(bundle)
+    entry = loaded.variant(choice)
+    session = loaded.session(target, entry.name)
+    backbone = loaded.manifest.backbone
+    inputs = loaded.text_encoder().encode(text, backbone.inputs, backbone.max_length, truncate=truncate)
+    outputs = session.run(inputs)
+    if entry.plugin is not None and not entry.plugin.trained:
+        printer.hint(f"warning: the plugin of {entry.name} was only initialised; its outputs mean nothing.")
+    # A text's own tokens, without the padding to the longest text.
+    num_tokens = inputs["attention_mask"].sum(axis=1)
+    rows = [
+        {
+            name: array[row, : num_tokens[row]] if name in backbone.token_outputs else array[row]
+            for name, array in outputs.items()
+        }
+        for row in range(len(text))
+    ]
+    if printer.is_json:
+        results: list[dict[str, Any]] = [
+            {"text": line, "outputs": {name: values.tolist() for name, values in row.items()}}
+            for line, row in zip(text, rows, strict=True)
+        ]
+        printer.document({"variant": entry.name, "ratio": entry.ratio, "results": results})
+        return
+    table = Table(title=f"{entry.name} on {target}", title_justify="left")
+    for name in ("text", "output", "shape", "first values"):
+        table.add_column(name)
+    for line, row in zip(text, rows, strict=True):
+        for name, values in row.items():
+            first = ", ".join(f"{value:.5f}" for value in values.ravel()[:4])
+            ending = ", …" if values.size > 4 else ""
+            table.add_row(Text(line[:40]), name, "x".join(map(str, values.shape)), first + ending)
+    printer.table(table)

@@ -1,0 +1,116 @@
+"""Reading a bundle: nothing is opened before its path, its size and its hash are what the manifest says."""
+
+from pathlib import Path
+
+from variator_export.core.errors import UserError
+from variator_export.core.hashing import sha256_file
+from variator_export.core.manifest import EngineEntry, Manifest, Variant, read_manifest
+from variator_export.core.store import recover
+
+WEIGHTS_NAME = "weights.safetensors"
+
+
+class BundleFiles:
+    """A bundle on disk.
+
+    Attributes:
+        path: Its folder.
+        manifest: The content of its manifest.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a bundle: read its manifest, and see that every file is there, no link, and of its size.
+
+        Raises:
+            UserError: Any of that does not hold; the message names the file.
+        """
+        self.path = Path(path)
+        recover(self.path)
+        self.manifest: Manifest = read_manifest(self.path)
+        self._checked: set[str] = set()
+        for name in self.manifest.files:
+            self._check_entry(name)
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle, after its hash was compared (once).
+
+        Raises:
+            UserError: The file changed since the bundle was built.
+        """
+        if name not in self._checked:
+            self._check_entry(name)
+            found, expected = sha256_file(self.path / name), self.manifest.files[name].sha256
+            if found != expected:
+                raise UserError(
+                    f"{self.path / name} has the sha256 {found}; the manifest says {expected}.",
+                    self._restore(),
+                )
+            self._checked.add(name)
+        return self.path / name
+
+    def check_all(self) -> None:
+        """Compare the hash of every file.
+
+        Raises:
+            UserError: One differs.
+        """
+        for name in self.manifest.files:
+            self.file(name)
+
+    def graph(self, name: str) -> Path:
+        """The path of an ONNX file, after the hashes of all files that it may point into were compared."""
+        for other in self.manifest.files:
+            if other.endswith(".safetensors") and not other.startswith("reference/"):
+                self.file(other)
+        return self.file(name)
+
+    def variant(self, choice: int | str) -> Variant:
+        """A variant by its ratio or its name.
+
+        Raises:
+            UserError: There is none, or several have this ratio.
+        """
+        variants = self.manifest.variants
+        found = [v for v in variants if choice in (v.ratio, v.name)]
+        there = ", ".join(f"{v.name} (ratio {v.ratio})" for v in variants)
+        if not found:
+            raise UserError(
+                f"{self.path} has no variant {choice!r}; it has {there}.",
+                f"Add one: variator-export build --ratio K --output {self.path}",
+            )
+        if len(found) > 1:
+            raise UserError(
+                f"{self.path} has several variants of ratio {choice}: {', '.join(v.name for v in found)}.",
+                "Name the variant.",
+            )
+        return found[0]
+
+    def engine(self, target: str, variant: str) -> EngineEntry | None:
+        """The engine of a variant for a target, or None."""
+        matches = (e for e in self.manifest.engines if (e.target, e.variant) == (target, variant))
+        return next(matches, None)
+
+    def _check_entry(self, name: str) -> None:
+        path = self.path / name
+        links = [part for part in (path, *path.parents) if part != self.path and self.path in part.parents]
+        if any(part.is_symlink() for part in links):
+            raise UserError(f"{path} is reached through a symbolic link, which is refused.", self._restore())
+        if not path.is_file():
+            raise UserError(f"{path} is missing from the bundle.", self._restore())
+        status = path.stat()
+        if status.st_nlink != 1:
+            raise UserError(
+                f"{path} is a hard link; onnxruntime and onnx refuse those for weights.",
+                "Copy the bundle without links: cp -r --no-preserve=links",
+            )
+        expected = self.manifest.files[name].size_bytes
+        if status.st_size != expected:
+            raise UserError(
+                f"{path} has {status.st_size} bytes; the manifest says {expected}.", self._restore()
+            )
+
+    def _restore(self) -> str:
+        return (
+            "Copy the bundle again from where it was built, or build it again: "
+            f"variator-export build --replace --output {self.path}"
+        )

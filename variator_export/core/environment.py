@@ -1,0 +1,99 @@
+"""What is installed, what this machine is, and how to get what is missing. Imports nothing it reports on."""
+
+import importlib.metadata
+import os
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from variator_export.core.errors import UserError
+
+DISTRIBUTION = "variator-export"
+
+# Distributions whose version can change the bytes of a graph.
+GRAPH_DISTRIBUTIONS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "safetensors", "numpy")
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution, or None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions(*distributions: str) -> dict[str, str | None]:
+    """Versions by distribution; None for what is not installed."""
+    return {name: installed_version(name) for name in distributions}
+
+
+def platform_tag() -> str:
+    """What else decides the last bit of a result: system, processor family and Python."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return f"{platform.system()}-{platform.machine()}-python{python}"
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra of this package."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def require(module: str, extra: str, purpose: str) -> None:
+    """Raise a `UserError` naming the install command if a module is missing."""
+    if find_spec(module) is None:
+        raise UserError(
+            f"{purpose} needs the Python package {module.split('.')[0]}, which is not installed here.",
+            f"Install it with: {install_command(extra)}",
+        )
+
+
+def require_export() -> None:
+    """Raise a `UserError` unless everything that makes graphs is installed."""
+    for module in ("torch", "transformers", "onnx", "onnx_ir", "onnxscript"):
+        require(module, "export", "Making graphs")
+
+
+def require_onnxruntime() -> str:
+    """The installed ONNX Runtime distribution.
+
+    Raises:
+        UserError: There is none, or there are two, which overwrite each other's files.
+    """
+    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
+    if len(found) > 1:
+        raise UserError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files.",
+            "Keep one: pip uninstall -y onnxruntime onnxruntime-gpu, then "
+            f"{install_command('onnxruntime')} or {install_command('onnxruntime-gpu')}",
+        )
+    if not found:
+        require("onnxruntime", "onnxruntime", "Running ONNX graphs")
+        raise UserError(
+            "A module onnxruntime is there, but no distribution onnxruntime or onnxruntime-gpu.",
+            f"Install one: {install_command('onnxruntime')}",
+        )
+    return found[0]
+
+
+def _cpu_model() -> str | None:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or None
+
+
+def machine() -> dict[str, Any]:
+    """A description of this machine to stand beside a measurement. Unknown is None."""
+    return {
+        "cpu": _cpu_model(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load_average_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,188 @@
+"""`manifest.json`: what is in a bundle, what it was made from, and by what (docs/bundle.md).
+
+It holds only what the inputs determine: no dates, no timings.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from variator_export.core.errors import UserError
+from variator_export.core.validation import describe_validation_error
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Part):
+    """A file of the bundle."""
+
+    sha256: str
+    size_bytes: int
+
+
+class BackboneEntry(_Part):
+    """The backbone, as far as a session has to know it.
+
+    Attributes:
+        outputs: Names of the outputs, in order.
+        token_outputs: Those with one row per token.
+        max_length: The longest input in tokens; None: there is no limit.
+        encoder_size: The sizes that the analytic count of multiply-accumulates needs.
+    """
+
+    source: str
+    architecture: str
+    model_type: str
+    weights_sha256: str
+    hidden_size: int
+    num_layers: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    token_outputs: tuple[str, ...]
+    pad_token_id: int
+    max_length: int | None
+    encoder_size: dict[str, int]
+
+
+class PluginEntry(_Part):
+    """The plugin of a variant. `trained` is False for a plugin that was only initialised."""
+
+    folder: str
+    source: str
+    sha256: str
+    masking: Literal["none", "exclude-padding"]
+    bottleneck_size: int
+    trained: bool
+
+
+class Variant(_Part):
+    """One way to run the backbone.
+
+    Attributes:
+        plugin: None for the baseline.
+        graphs: ONNX files by their part of the model; an encoder has one, `model`.
+    """
+
+    name: str
+    method: Literal["variator"] = "variator"
+    ratio: int
+    plugin: PluginEntry | None
+    graphs: dict[str, str]
+    reference: str
+
+
+class EngineEntry(_Part):
+    """A compiled engine."""
+
+    target: str
+    precision: str
+    variant: str
+    engine: str
+    sidecar: str
+
+
+class Manifest(_Part):
+    """The content of `manifest.json`.
+
+    Attributes:
+        made_by: Versions of what made the graphs, and the digest of this package's code.
+        recipe: The resolved recipe.
+        any_ratio: The graph that takes plugins as inputs, by part of the model.
+        steps: For every step of the build, all that its result depends on.
+    """
+
+    format: Literal["variator-bundle"] = "variator-bundle"
+    schema_version: Literal[1] = 1
+    made_by: dict[str, str | None]
+    recipe: dict[str, Any]
+    backbone: BackboneEntry
+    precision: str
+    any_ratio: dict[str, str]
+    variants: tuple[Variant, ...]
+    engines: tuple[EngineEntry, ...] = ()
+    steps: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read and check `manifest.json`; the files it lists are not opened.
+
+    Raises:
+        UserError: There is none, it is broken, of a newer schema, or names a path outside the bundle.
+    """
+    path = bundle / MANIFEST_NAME
+    if not bundle.is_dir():
+        raise UserError(
+            f"There is no bundle at {bundle}.", f"Build one: variator-export build --output {bundle}"
+        )
+    if not path.is_file() or path.is_symlink():
+        raise UserError(
+            f"{bundle} is no bundle: it has no file {MANIFEST_NAME}.",
+            "Give the folder that variator-export build wrote.",
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.", _rebuild(bundle)) from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has the schema version {version}; this version of variator-export reads up to "
+            f"{SCHEMA_VERSION}.",
+            "Upgrade: pip install -U variator-export",
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is no bundle manifest: {describe_validation_error(error, Manifest)}", _rebuild(bundle)
+        ) from error
+    for name in _named_paths(manifest):
+        check_inside(name, path)
+    unlisted = sorted(_named_paths(manifest) - manifest.files.keys())
+    if unlisted:
+        raise UserError(f"{path} names {unlisted[0]} without its hash.", _rebuild(bundle))
+    return manifest
+
+
+def check_inside(name: str, where: Path) -> None:
+    """Refuse a path that could leave the bundle.
+
+    Raises:
+        UserError: It is absolute, has '..' or a backslash.
+    """
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not name or "\0" in name:
+        raise UserError(
+            f"{where} names the path {name!r}, which leaves the bundle.",
+            "Do not use this bundle: get it again from where it was built.",
+        )
+
+
+def _named_paths(manifest: Manifest) -> set[str]:
+    paths = {*manifest.files, *manifest.any_ratio.values()}
+    for variant in manifest.variants:
+        paths |= {*variant.graphs.values(), variant.reference}
+        if variant.plugin is not None:
+            paths |= {
+                f"{variant.plugin.folder}/plugin_config.json",
+                f"{variant.plugin.folder}/plugin.safetensors",
+            }
+    for engine in manifest.engines:
+        paths |= {engine.engine, engine.sidecar}
+    return paths
+
+
+def _rebuild(bundle: Path) -> str:
+    return f"Build it again: variator-export build --replace --output {bundle}"

@@ -1,0 +1,229 @@
+"""Recipes: what to build, as a YAML file. Typed, validated, unknown keys refused."""
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from variator_export.core.errors import UserError
+from variator_export.core.validation import describe_validation_error
+
+DEFAULT_RECIPE = "minilm"
+TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
+Target = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
+VariantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Range = tuple[
+    Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
+]  # min, opt, max
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BackboneRecipe(_Part):
+    """The pretrained transformer.
+
+    Attributes:
+        source: A folder, or `package:DISTRIBUTION/PATH`.
+        sha256: The sha256 that its weights must have; None: any.
+        architecture: The transformers class to load; None: the one that config.json names.
+    """
+
+    source: str
+    sha256: Sha256 | None = None
+    architecture: str | None = None
+
+
+class Initialise(_Part):
+    """An untrained plugin, made by the paper's initialisation.
+
+    Attributes:
+        bottleneck_size: Width of the decompression layer's bottleneck.
+        masking: `none` as in the paper's code, or `exclude-padding`.
+        seed: Of the random generator.
+    """
+
+    bottleneck_size: int = Field(default=64, ge=1)
+    masking: Literal["none", "exclude-padding"] = "none"
+    seed: int = Field(default=0, ge=0)
+
+
+class PluginRecipe(_Part):
+    """One compression plugin: read from a folder, or made by initialisation.
+
+    Attributes:
+        name: The variant's name; None: `ratio-K`.
+        ratio: Its ratio; may be left out for a folder, which says it itself.
+        source: A folder with `plugin_config.json` and `plugin.safetensors`.
+        initialise: How to make one instead.
+    """
+
+    name: VariantName | None = None
+    ratio: int | None = Field(default=None, ge=2)
+    source: str | None = None
+    initialise: Initialise | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "PluginRecipe":
+        if (self.source is None) == (self.initialise is None):
+            raise ValueError("a plugin has either a source or initialise")
+        if self.initialise is not None and self.ratio is None:
+            raise ValueError("a plugin with initialise needs a ratio")
+        return self
+
+
+class VerifyRecipe(_Part):
+    """What graphs are verified on, besides a grid of shapes.
+
+    Attributes:
+        texts: Real texts; empty: a few that come with the package.
+        seed: Of the random token ids of the grid.
+    """
+
+    texts: tuple[str, ...] = ()
+    seed: int = 0
+
+
+class SpeedRecipe(_Part):
+    """The measurement at the end of a build.
+
+    Attributes:
+        batch_size: Rows.
+        sequence_length: Tokens in each row.
+        rounds: How often the subjects take turns.
+        block_seconds: How long one subject runs in a turn, warm-up apart.
+    """
+
+    batch_size: int = Field(default=8, ge=1)
+    sequence_length: int = Field(default=128, ge=1)
+    rounds: int = Field(default=5, ge=2)
+    block_seconds: float = Field(default=0.4, gt=0)
+
+
+class EngineRecipe(_Part):
+    """The optimization profile of an engine, as (min, opt, max).
+
+    Attributes:
+        batch_size: Rows.
+        sequence_length: Tokens.
+    """
+
+    batch_size: Range = (1, 8, 32)
+    sequence_length: Range = (1, 128, 512)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "EngineRecipe":
+        for name in ("batch_size", "sequence_length"):
+            low, opt, high = getattr(self, name)
+            if not low <= opt <= high:
+                raise ValueError(f"{name} must be min <= opt <= max, and is {low}, {opt}, {high}")
+        return self
+
+
+class Recipe(_Part):
+    """Everything that decides what a build makes.
+
+    Attributes:
+        name: Names the bundle's default folder, artifacts/NAME.
+        backbone: The pretrained transformer.
+        plugins: The compression plugins there are.
+        ratios: Those to build; None: all that the plugins have. The baseline, ratio 1, always comes along.
+        precision: Of the graphs.
+        targets: What to build engines for. Graphs run on onnxruntime as they are.
+        verify: What graphs are verified on.
+        speed: The measurement at the end; None: none.
+        engine: The optimization profile of engines.
+    """
+
+    name: VariantName
+    backbone: BackboneRecipe
+    plugins: tuple[PluginRecipe, ...] = ()
+    ratios: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    precision: Literal["float32"] = "float32"
+    targets: tuple[Target, ...] = ("onnxruntime",)
+    verify: VerifyRecipe = VerifyRecipe()
+    speed: SpeedRecipe | None = SpeedRecipe()
+    engine: EngineRecipe = EngineRecipe()
+
+
+def load_recipe(recipe: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        recipe: A YAML file, or the name of a recipe that comes with the package.
+
+    Raises:
+        UserError: It does not exist, is no YAML, or does not validate.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"The recipe {path} cannot be read: {error}.",
+                f"Give a YAML file, or one of: {', '.join(shipped_recipes())}.",
+            ) from error
+        relative_to: Path | None = path.parent
+    else:
+        if str(recipe) not in shipped_recipes():
+            raise UserError(
+                f"There is no recipe {recipe}.",
+                f"Give a YAML file, or one of: {', '.join(shipped_recipes())}.",
+            )
+        text = (_shipped() / f"{recipe}.yaml").read_text(encoding="utf-8")
+        relative_to = None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"The recipe {recipe} is not valid YAML: {error}", "Correct it there.") from error
+    return _relative(parse_recipe(content, str(recipe)), relative_to)
+
+
+def parse_recipe(content: Any, name: str) -> Recipe:
+    """Validate the content of a recipe.
+
+    Raises:
+        UserError: It does not validate; names the key, what was found and the nearest known key.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"The recipe {name} is no mapping.", "Start from recipes/minilm.yaml.")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(
+            f"The recipe {name} does not validate: {describe_validation_error(error, Recipe)}",
+            "docs/recipes.md describes every key.",
+        ) from error
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(
+        re.sub(r"\.yaml$", "", entry.name) for entry in _shipped().iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def _shipped() -> Any:
+    return resources.files("variator_export.recipes")
+
+
+def _relative(recipe: Recipe, folder: Path | None) -> Recipe:
+    """Sources of plugins in a recipe file are relative to the file."""
+    if folder is None:
+        return recipe
+    plugins = tuple(
+        plugin.model_copy(update={"source": str(folder / plugin.source)}) if plugin.source else plugin
+        for plugin in recipe.plugins
+    )
+    source = recipe.backbone.source
+    if ":" not in source:
+        source = str(folder / source)
+    return recipe.model_copy(
+        update={"plugins": plugins, "backbone": recipe.backbone.model_copy(update={"source": source})}
+    )

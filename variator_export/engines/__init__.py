@@ -1,0 +1,1 @@
+"""Targets: one module or folder each."""

@@ -1,0 +1,43 @@
+"""Running the augmented model in eager PyTorch: the reference for numbers, and a baseline for speed."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from variator_export.engines.base import Arrays
+from variator_export.model.augmented import AugmentedModel, PlainModel
+from variator_export.model.backbone import Backbone
+from variator_export.model.plugin import CompressionPlugin
+from variator_export.model.plugin_file import Plugin
+
+
+class EagerModel:
+    """A backbone with a plugin, or without one (ratio 1), float32 on the CPU.
+
+    Args:
+        backbone: The loaded backbone; left as it is.
+        plugin: None: the backbone itself.
+        attention: transformers' implementation of the attention. `eager` is the reference for numbers;
+            `sdpa` is faster and what a user would run.
+    """
+
+    def __init__(
+        self, backbone: Backbone, plugin: Plugin | None, *, attention: Literal["eager", "sdpa"] = "eager"
+    ) -> None:
+        self._model: AugmentedModel | PlainModel
+        if plugin is None:
+            self._model = PlainModel(backbone)
+            transformer: Any = self._model.model
+        else:
+            self._model = AugmentedModel(backbone, CompressionPlugin.from_file(plugin))
+            transformer = self._model.windowed.model
+        if attention == "sdpa":
+            transformer.set_attn_implementation("sdpa")
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Run once; int64 inputs (B, S)."""
+        with torch.inference_mode():
+            outputs = self._model({name: torch.from_numpy(array) for name, array in inputs.items()})
+        return {name: value.numpy() for name, value in outputs.items()}

@@ -1,0 +1,89 @@
+"""Building an engine from an ONNX graph: strongly typed, one optimization profile."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from variator_export.core.errors import UserError
+from variator_export.engines.tensorrt.api import load_tensorrt
+
+Shape = tuple[int, int]
+
+
+def build_engine(target: str, graph: Path, profile: Mapping[str, tuple[Shape, Shape, Shape]]) -> bytes:
+    """Build an engine. No GPU is needed for TensorRT for RTX.
+
+    Args:
+        target: `tensorrt-rtx` or `tensorrt`.
+        graph: The ONNX file; external data is read from its folder.
+        profile: (min, opt, max) shapes (batch_size, sequence_length) of every input.
+
+    Returns:
+        The serialized engine.
+
+    Raises:
+        UserError: The parser or the builder refuses; the message has their own words.
+    """
+    trt = load_tensorrt(target)
+    log = _make_logger(trt)
+    try:
+        builder = trt.Builder(log)
+    except (RuntimeError, TypeError) as error:
+        raise _failed(target, graph, "cannot start its builder", log, str(error)) from error
+    # The network must outlive its parser: keep a name for it.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(graph)):
+        errors = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+        raise _failed(target, graph, "cannot parse the graph", log, errors)
+    config = builder.create_builder_config()
+    config.add_optimization_profile(_make_profile(builder, network, graph, profile))
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise _failed(target, graph, "built no engine", log)
+    return bytes(serialized)
+
+
+def _make_profile(
+    builder: Any, network: Any, graph: Path, profile: Mapping[str, tuple[Shape, Shape, Shape]]
+) -> Any:
+    """The builder accepts wrong names and reversed shapes without a word, so they are checked here."""
+    inputs = {network.get_input(index).name for index in range(network.num_inputs)}
+    if inputs != set(profile):
+        raise UserError(
+            f"The profile has shapes for {', '.join(sorted(profile))}; {graph.name} has the inputs "
+            f"{', '.join(sorted(inputs))}.",
+            "Give a shape for every input.",
+        )
+    made = builder.create_optimization_profile()
+    for name, (low, opt, high) in profile.items():
+        if not all(a <= b <= c for a, b, c in zip(low, opt, high, strict=True)):
+            raise UserError(
+                f"The profile of {name} must be min <= opt <= max, and is {low}, {opt}, {high}.",
+                "Correct engine.batch_size or engine.sequence_length in the recipe.",
+            )
+        made.set_shape(name, low, opt, high)
+    return made
+
+
+def _make_logger(trt: Any) -> Any:
+    """A logger that keeps errors and warnings, where a failed build leaves its only reason."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+                self.messages.append(message)
+
+    return Log()
+
+
+def _failed(target: str, graph: Path, what: str, log: Any, detail: str = "") -> UserError:
+    words = "\n  ".join([*([detail] if detail else []), *log.messages[-8:]]) or "it gave no reason"
+    return UserError(
+        f"{target} {what} for {graph.name}. In its own words:\n  {words}",
+        "Other targets are not affected: leave this one out with --target onnxruntime.",
+    )

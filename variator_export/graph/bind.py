@@ -1,0 +1,209 @@
+"""Binding: one plugin's tensors put into the any-ratio graph give the graph of one ratio."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from variator_export.graph.boundary import remove_padding
+from variator_export.graph.masking import keep_everything
+from variator_export.graph.simplify import module_of, simplify
+from variator_export.graph.weights import attach_weights, detach_weights, external_tensors
+from variator_export.model.plugin_file import (
+    EXCLUDE_PADDING_INPUT,
+    GRAPH_INPUT_PREFIX,
+    PluginConfig,
+    tensor_name,
+)
+
+
+def bind(any_ratio: Path, config: PluginConfig, plugin_location: str) -> ir.Model:
+    """The graph of one ratio.
+
+    Args:
+        any_ratio: The any-ratio graph, in the bundle's folder.
+        config: The plugin's configuration.
+        plugin_location: The plugin's safetensors file, as a path inside the bundle's folder.
+
+    Returns:
+        A graph without plugin inputs, whose weights and plugin tensors are external data.
+    """
+    folder = any_ratio.parent
+    model = ir.load(any_ratio)
+    graph = model.graph
+    held: dict[str, ir.TensorProtocol] = dict(detach_weights(graph))
+    tensors = external_tensors(folder, plugin_location)
+    k = config.ratio
+    for value in list(graph.inputs):
+        name = str(value.name)
+        if name == EXCLUDE_PADDING_INPUT:
+            if config.masking == "none":
+                keep_everything(graph, value)
+            _make_constant(graph, value, np.array(config.masking == "exclude-padding"))
+        elif name.startswith(GRAPH_INPUT_PREFIX):
+            held |= _bind_kind(graph, value, name.removeprefix(GRAPH_INPUT_PREFIX), config, tensors)
+    _set_dimensions(graph, {"ratio": k, "bottleneck_size": config.bottleneck_size})
+    simplify(model)
+    attach_weights(graph, held)
+    graph.name = f"ratio-{k}"
+    return model
+
+
+def bind_baseline(any_ratio: Path) -> ir.Model:
+    """The graph of ratio 1: the backbone without plugins and without padding.
+
+    With k=1 a window is its vector, so what enters the compression layer enters the feed-forward network,
+    and what leaves the feed-forward network leaves the decompression layer.
+    """
+    model = ir.load(any_ratio)
+    graph = model.graph
+    held = detach_weights(graph)
+    sites = sorted({_site(node) for node in graph} - {""})
+    for site in sites:
+        _remove_plugin(graph, site)
+    ratio_inputs = [v for v in graph.inputs if str(v.name).startswith(GRAPH_INPUT_PREFIX)]
+    _set_dimensions(graph, {"ratio": 1, "bottleneck_size": 1})
+    remove_padding(graph)
+    simplify(model)
+    # What is left of the plugin's inputs is their shape.
+    for value in ratio_inputs:
+        assert not value.uses(), f"{value.name} is still used in the graph of ratio 1"
+        graph.inputs.remove(value)
+    attach_weights(graph, held)
+    graph.name = "ratio-1"
+    return model
+
+
+def _bind_kind(
+    graph: ir.Graph,
+    value: ir.Value,
+    kind: str,
+    config: PluginConfig,
+    tensors: Mapping[str, ir.ExternalTensor],
+) -> dict[str, ir.TensorProtocol]:
+    """Replace `Gather(stacked, layer)` by the layer's tensor, as an input that is attached later."""
+    held: dict[str, ir.TensorProtocol] = {}
+    k, d = config.ratio, config.hidden_size
+    for node, _ in list(value.uses()):
+        if node.op_type == "Shape":
+            continue  # folded once the shape is known
+        assert node.op_type == "Gather", f"{value.name} is read by a {node.op_type}"
+        index = node.inputs[1]
+        assert index is not None
+        assert index.const_value is not None
+        layer = int(index.const_value.numpy())
+        name = tensor_name(layer, kind)
+        stored = tensors[name]
+        shape = ir.Shape([k, k, d] if kind == "compress.weight" else list(stored.shape))
+        graph_name = f"plugin.{name}"
+        held[graph_name] = ir.ExternalTensor(
+            stored.location, stored.offset, stored.length, stored.dtype, shape=shape, name=graph_name,
+            base_dir=stored.base_dir,
+        )  # fmt: skip
+        bound = ir.Value(name=graph_name, shape=shape, type=ir.TensorType(stored.dtype))
+        graph.inputs.append(bound)
+        replacement = bound
+        if stored.dtype != value.dtype:
+            cast = ir.node("Cast", [bound], {"to": value.dtype})
+            graph.insert_before(node, cast)
+            replacement = cast.outputs[0]
+            replacement.shape, replacement.type = shape, value.type
+        node.outputs[0].replace_all_uses_with(replacement)
+        graph.remove(node, safe=True)
+    if value.uses():
+        assert value.shape is not None
+        bindings = {"ratio": k, "bottleneck_size": config.bottleneck_size}
+        value.shape = value.shape.evaluate(bindings)
+        for node, _ in list(value.uses()):
+            start = node.attributes["start"].as_int() if "start" in node.attributes else 0
+            end = node.attributes["end"].as_int() if "end" in node.attributes else None
+            dims = np.array(list(value.shape)[start:end], np.int64)
+            _replace_by_constant(graph, node.outputs[0], dims)
+            graph.remove(node, safe=True)
+    graph.inputs.remove(value)
+    return held
+
+
+def _set_dimensions(graph: ir.Graph, bindings: Mapping[str, int]) -> None:
+    """Put numbers for symbolic dimensions into the shapes of all values."""
+    values = [*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = value.shape.evaluate(bindings)
+
+
+def _make_constant(graph: ir.Graph, value: ir.Value, array: np.ndarray) -> None:
+    graph.inputs.remove(value)
+    value.const_value = ir.tensor(array, name=value.name)
+    graph.register_initializer(value)
+
+
+def _replace_by_constant(graph: ir.Graph, value: ir.Value, array: np.ndarray) -> None:
+    name = f"{value.name}.bound"
+    constant = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=ir.tensor(array, name=name),
+    )
+    graph.register_initializer(constant)
+    value.replace_all_uses_with(constant)
+
+
+_COMPRESS, _DECOMPRESS, _FFN = ".plugin.compress", ".plugin.decompress", ".ffn"
+
+
+def _site(node: ir.Node) -> str:
+    """The path of the wrapped feed-forward network that a node of a compression layer belongs to."""
+    module = module_of(node)
+    return module.removesuffix(_COMPRESS) if module.endswith(_COMPRESS) else ""
+
+
+def _remove_plugin(graph: ir.Graph, site: str) -> None:
+    """Lead the graph around the plugin of one site."""
+    compress = [node for node in graph if module_of(node) == site + _COMPRESS]
+    decompress = [node for node in graph if module_of(node).startswith(site + _DECOMPRESS)]
+    # Layers share the mask of the first one; only the hidden vectors are meant.
+    compressed = _only([value for value in _leaving(compress) if value.dtype != ir.DataType.BOOL], site)
+    entered = _only([value for value in _entering(decompress) if _is_from(value, site)], site)
+    ffn_output = _only(
+        [v for v in _entering(decompress) if (p := v.producer()) and module_of(p).startswith(site + _FFN)],
+        site,
+    )
+    left = _only(_leaving(decompress), site)
+    rejoined = _only([node.outputs[0] for node, _ in left.uses()], site)
+    to_windows = entered.producer()
+    assert to_windows is not None
+    assert to_windows.op_type == "Reshape", f"{site}: {to_windows.op_type} cuts into windows"
+    hidden = to_windows.inputs[0]
+    assert hidden is not None
+    compressed.replace_all_uses_with(hidden)
+    rejoined.replace_all_uses_with(ffn_output)
+
+
+def _is_from(value: ir.Value, site: str) -> bool:
+    producer = value.producer()
+    return producer is not None and module_of(producer) == site
+
+
+def _entering(nodes: list[ir.Node]) -> list[ir.Value]:
+    """Values that a group of nodes takes from outside, in order and once."""
+    inside = {output for node in nodes for output in node.outputs}
+    return list(dict.fromkeys(v for node in nodes for v in node.inputs if v is not None and v not in inside))
+
+
+def _leaving(nodes: list[ir.Node]) -> list[ir.Value]:
+    """Values that nodes outside of a group take from it."""
+    group = set(nodes)
+    return [
+        output
+        for node in nodes
+        for output in node.outputs
+        if any(user not in group for user, _ in output.uses())
+    ]
+
+
+def _only(values: list[ir.Value], site: str) -> ir.Value:
+    assert len(values) == 1, f"{site}: expected one value, found {[value.name for value in values]}"
+    return values[0]

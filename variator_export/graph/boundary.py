@@ -1,0 +1,111 @@
+"""The edge of a graph: callers see (batch_size, sequence_length), the traced body sees windows.
+
+The prologue pads to a multiple of the ratio and cuts into windows; the epilogue cuts token outputs back to
+the caller's length. Both take the ratio from the shape of a plugin input, so one any-ratio graph serves all.
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from variator_export.model.plugin_file import GRAPH_INPUT_PREFIX
+
+BATCH, LENGTH = "batch_size", "sequence_length"
+_PADDED = ".padded"
+RATIO_SOURCE = GRAPH_INPUT_PREFIX + "compress.bias"  # (L, k)
+
+
+def add_padding(
+    graph: ir.Graph, inputs: Collection[str], token_outputs: Collection[str], pad_id: int
+) -> None:
+    """Give a windowed graph the interface (batch_size, sequence_length).
+
+    Args:
+        graph: Its inputs named in `inputs` are int64 (batch_size, windows, ratio). Changed in place.
+        inputs: The token inputs; `input_ids` is padded with `pad_id`, the others with 0.
+        token_outputs: The outputs with one row per token.
+        pad_id: The tokenizer's pad token.
+    """
+    tape = ir.tape.Tape(graph)
+    constants = _Constants(graph)
+    outer = {name: _new_input(name) for name in inputs}
+    ratio_source = next(value for value in graph.inputs if value.name == RATIO_SOURCE)
+
+    length = tape.op("Shape", [outer["input_ids"]], {"start": 1, "end": 2})
+    ratio = tape.op("Shape", [ratio_source], {"start": 1, "end": 2})
+    rounded_up = tape.op("Sub", [tape.op("Add", [length, ratio]), constants([1])])
+    padded_length = tape.op("Mul", [tape.op("Div", [rounded_up, ratio]), ratio])
+    padding = tape.op("Sub", [padded_length, length])
+    pads = tape.op("Concat", [constants([0, 0, 0]), padding], {"axis": 0})
+    window_shape = tape.op("Concat", [constants([0, -1]), ratio], {"axis": 0})
+    for position, value in enumerate(list(graph.inputs)):
+        if value.name not in outer:
+            continue
+        source = outer[value.name]
+        fill = constants(pad_id if value.name == "input_ids" else 0)
+        padded = tape.op("Pad", [source, pads, fill])
+        windows = tape.op("Reshape", [padded, window_shape])
+        windows.shape, windows.type = value.shape, value.type
+        graph.inputs[position] = source
+        value.replace_all_uses_with(windows)
+    prologue = list(tape.nodes)
+    for node in prologue:
+        graph.remove(node)
+    graph.insert_before(graph[0], prologue)
+
+    for position, value in enumerate(list(graph.outputs)):
+        if value.name not in token_outputs:
+            continue
+        name, shape = str(value.name), value.shape
+        assert shape is not None
+        value.name = name + _PADDED
+        sliced = tape.op("Slice", [value, constants([0]), length, constants([1])])
+        sliced.name, sliced.type = name, value.type
+        sliced.shape = ir.Shape([BATCH, LENGTH, *shape[2:]])
+        graph.outputs[position] = sliced
+
+
+def remove_padding(graph: ir.Graph) -> None:
+    """Undo `add_padding` for ratio 1, where no length needs padding."""
+    for node in list(graph):
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type == "Pad" and source is not None and source.is_graph_input():
+            node.outputs[0].replace_all_uses_with(source)
+    for position, value in enumerate(list(graph.outputs)):
+        slicing = value.producer()
+        inner = slicing.inputs[0] if slicing is not None and slicing.op_type == "Slice" else None
+        if slicing is None or inner is None or not str(inner.name).endswith(_PADDED):
+            continue
+        name, shape = value.name, value.shape
+        graph.outputs[position] = inner
+        graph.remove(slicing, safe=True)
+        inner.name, inner.shape = name, shape
+
+
+class _Constants:
+    """int64 constants of a graph, each once."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._made: dict[str, ir.Value] = {}
+
+    def __call__(self, value: int | list[int]) -> ir.Value:
+        name = (
+            "boundary." + str(value).strip("[]").replace(", ", "_") + ("s" if isinstance(value, int) else "")
+        )
+        if name not in self._made:
+            array = np.array(value, np.int64)
+            made = ir.Value(
+                name=name,
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(ir.DataType.INT64),
+                const_value=ir.tensor(array, name=name),
+            )
+            self._graph.register_initializer(made)
+            self._made[name] = made
+        return self._made[name]
+
+
+def _new_input(name: str) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape([BATCH, LENGTH]), type=ir.TensorType(ir.DataType.INT64))

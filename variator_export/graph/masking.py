@@ -1,0 +1,26 @@
+"""Masking mode `none`: every vector takes part, so nothing of the mask is left in the compression layer."""
+
+import onnx_ir as ir
+
+# Operations whose result is true everywhere if their first input is.
+_PRESERVING = ("Unsqueeze", "Expand", "Reshape", "Identity", "Squeeze")
+
+
+def keep_everything(graph: ir.Graph, exclude_padding: ir.Value) -> None:
+    """Remove the selections that `exclude_padding` decides, for the case that it is false.
+
+    Args:
+        graph: Changed in place.
+        exclude_padding: The scalar input that says whether padding is excluded.
+    """
+    true = {node.outputs[0] for node, _ in exclude_padding.uses() if node.op_type == "Not"}
+    for node in list(graph):  # in topological order
+        first = node.inputs[0] if node.inputs else None
+        if (node.op_type == "Or" and any(value in true for value in node.inputs)) or (
+            node.op_type in _PRESERVING and first in true
+        ):
+            true.add(node.outputs[0])
+        elif node.op_type == "Where" and first in true:
+            chosen = node.inputs[1]
+            assert chosen is not None
+            node.outputs[0].replace_all_uses_with(chosen)

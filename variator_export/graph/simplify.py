@@ -1,0 +1,97 @@
+"""Passes that make a graph small without changing what it computes."""
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import optimizer
+
+MODULE_KEY = "variator.module"
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+
+
+def name_modules(model: ir.Model, prefix: str) -> None:
+    """Replace the exporter's metadata by the PyTorch module that each node came from.
+
+    The exporter embeds paths of source files, which would make the bytes depend on the folder.
+
+    Args:
+        model: Changed in place.
+        prefix: The path of the backbone inside the traced module, with a dot at the end.
+    """
+    for node in model.graph:
+        scopes = node.metadata_props.get(_SCOPES_KEY)
+        # A list of the enclosing modules, outermost first, and the operation itself.
+        names = [part.strip().strip("'") for part in scopes.strip("[]").split(",")] if scopes else []
+        node.metadata_props.clear()
+        node.doc_string = None
+        if len(names) >= 2 and (module := names[-2].removeprefix(prefix)):
+            node.metadata_props[MODULE_KEY] = module
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in model.graph:
+        for output in node.outputs:
+            output.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold constants, drop what is unused, and make the targets of reshapes constant where shapes allow."""
+    optimizer.optimize_ir(model)
+    _constant_reshapes(model)
+    optimizer.optimize_ir(model)
+    for node in model.graph:
+        module = node.metadata_props.get(MODULE_KEY)
+        node.metadata_props.clear()
+        if module:
+            node.metadata_props[MODULE_KEY] = module
+
+
+def module_of(node: ir.Node) -> str:
+    """The PyTorch module that a node came from; empty where it came from none."""
+    return node.metadata_props.get(MODULE_KEY, "")
+
+
+def _constant_reshapes(model: ir.Model) -> None:
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type != "Reshape":
+            continue
+        # With allowzero=1 a runtime refuses 0 and -1 in one target; no dimension here can be 0.
+        node.attributes.pop("allowzero", None)
+        source, target = node.inputs[0], node.inputs[1]
+        if source is None or target is None or target.const_value is not None:
+            continue
+        constant = reshape_target(source.shape, node.outputs[0].shape)
+        if constant is None:
+            continue
+        array = np.array(constant, np.int64)
+        name = f"{node.outputs[0].name}.shape"
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.INT64),
+            const_value=ir.tensor(array, name=name),
+        )
+        graph.register_initializer(value)
+        node.replace_input_with(1, value)
+
+
+def reshape_target(source: ir.Shape | None, result: ir.Shape | None) -> list[int] | None:
+    """A constant reshape target: numbers, 0 for a dimension that is copied, one -1 for what is left.
+
+    None if the shapes need more than one -1.
+    """
+    if source is None or result is None:
+        return None
+    target: list[int] = []
+    for position, dim in enumerate(result):
+        if isinstance(dim, int):
+            target.append(dim)
+        elif dim.value is None:
+            target.append(-1)
+        elif position < len(source) and source[position] == dim:
+            target.append(0)
+        else:
+            target.append(-1)
+    return target if target.count(-1) <= 1 else None

@@ -1,0 +1,172 @@
+"""Tracing: the backbone once, with the plugin's tensors as inputs and the ratio symbolic."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from variator_export.graph.boundary import BATCH, add_padding
+from variator_export.graph.simplify import name_modules, simplify
+from variator_export.graph.weights import attach_weights, detach, external_tensors, write_weights
+from variator_export.model.augmented import CompressedFeedForward, WindowedModel
+from variator_export.model.backbone import Backbone
+from variator_export.model.plugin import CompressionPlugin, graph_state
+from variator_export.model.plugin_file import (
+    EXCLUDE_PADDING_INPUT,
+    GRAPH_INPUT_PREFIX,
+    TENSOR_KINDS,
+    PluginConfig,
+)
+
+# LayerNormalization (17) and Gelu (20) are in it; ONNX Runtime 1.31 and TensorRT for RTX 1.7 read it.
+OPSET = 20
+# No size of the example may be 1 or equal another: the exporter could take them for constants.
+_EXAMPLE_BATCH, _EXAMPLE_WINDOWS, _EXAMPLE_RATIO, _EXAMPLE_BOTTLENECK = 2, 5, 3, 7
+
+
+class _TracedModel(nn.Module):
+    """`WindowedModel` as a function of the inputs and of the plugin's tensors, stacked over the layers."""
+
+    def __init__(self, windowed: WindowedModel) -> None:
+        super().__init__()
+        self.windowed = windowed
+        sites = [
+            name for name, module in windowed.named_modules() if isinstance(module, CompressedFeedForward)
+        ]
+        self.plugin_paths = [f"{name}.plugin." for name in sites]
+
+    def forward(
+        self, inputs: dict[str, Tensor], exclude_padding: Tensor, stacked: dict[str, Tensor]
+    ) -> tuple[Tensor, ...]:
+        state = {
+            path + name: tensor
+            for layer, path in enumerate(self.plugin_paths)
+            for name, tensor in graph_state(stacked, layer).items()
+        }
+        outputs = torch.func.functional_call(self.windowed, state, (inputs, exclude_padding))
+        return tuple(outputs.values())
+
+
+def output_names(backbone: Backbone) -> tuple[str, ...]:
+    """The names of the graph's outputs, in order."""
+    return (*backbone.spec.outputs, *(("sentence_embedding",) if backbone.pooling else ()))
+
+
+def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
+    """Trace the any-ratio graph and write the weights that it uses.
+
+    Args:
+        backbone: The loaded backbone; left as it is.
+        folder: Where the weights file goes.
+        weights_name: Its name.
+
+    Returns:
+        A graph with the inputs of the backbone, (batch_size, sequence_length), those of the plugin
+        (`plugin_file.stack_for_graph`), and the backbone's outputs.
+    """
+    size = backbone.info.size
+    config = PluginConfig(
+        ratio=_EXAMPLE_RATIO,
+        hidden_size=size.hidden_size,
+        bottleneck_size=_EXAMPLE_BOTTLENECK,
+        num_layers=size.num_layers,
+    )
+    windowed = WindowedModel(backbone, CompressionPlugin(config).initialise(seed=0), split=True)
+    traced = _TracedModel(windowed).eval().requires_grad_(False)
+    model = _export(traced, backbone, config)
+    graph = model.graph
+    name_modules(model, prefix="windowed.model.")
+    used = _detach_parameters(graph, traced, backbone)
+    add_padding(graph, backbone.spec.family.inputs, backbone.spec.token_outputs, backbone.pad_token_id)
+    simplify(model)
+    state = backbone.state
+    write_weights({name: state[name] for name in used}, folder / weights_name)
+    attach_weights(graph, external_tensors(folder, weights_name))
+    graph.name = "any-ratio"
+    return model
+
+
+def _example(backbone: Backbone, config: PluginConfig) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+    shape = (_EXAMPLE_BATCH, _EXAMPLE_WINDOWS, config.ratio)
+    inputs = {name: torch.ones(shape, dtype=torch.int64) for name in backbone.spec.family.inputs}
+    layers, k, d, m = config.num_layers, config.ratio, config.hidden_size, config.bottleneck_size
+    shapes = ((k, k, d), (k,), (m, 2 * d), (m,), (d, m), (d,))
+    stacked = {kind: torch.zeros(layers, *shape) for kind, shape in zip(TENSOR_KINDS, shapes, strict=True)}
+    return inputs, torch.tensor(False), stacked
+
+
+def _export(traced: _TracedModel, backbone: Backbone, config: PluginConfig) -> ir.Model:
+    batch, windows, ratio, bottleneck = (
+        torch.export.Dim(name, min=1) for name in (BATCH, "windows", "ratio", "bottleneck_size")
+    )
+    inputs, exclude_padding, stacked = _example(backbone, config)
+    dynamic_stacked: tuple[dict[int, Any], ...] = (
+        {1: ratio, 2: ratio},
+        {1: ratio},
+        {1: bottleneck},
+        {1: bottleneck},
+        {2: bottleneck},
+        {},
+    )
+    dynamic_shapes = {
+        "inputs": {name: {0: batch, 1: windows, 2: ratio} for name in inputs},
+        "exclude_padding": {},
+        "stacked": dict(zip(TENSOR_KINDS, dynamic_stacked, strict=True)),
+    }
+    with _quiet():
+        program = torch.onnx.export(
+            traced,
+            # As keywords: a dict at the end of `args` would be taken for them.
+            kwargs={"inputs": inputs, "exclude_padding": exclude_padding, "stacked": stacked},
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=dynamic_shapes,
+            input_names=[*inputs, EXCLUDE_PADDING_INPUT, *(GRAPH_INPUT_PREFIX + kind for kind in stacked)],
+            output_names=list(output_names(backbone)),
+            # Unoptimised, weights keep their names and layout; `simplify` does the rest.
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _detach_parameters(graph: ir.Graph, traced: _TracedModel, backbone: Backbone) -> list[str]:
+    """Give every weight its name in the backbone's state dict and detach it."""
+    named = {id(parameter): name for name, parameter in reversed(list(backbone.model.named_parameters()))}
+    named |= {id(buffer): name for name, buffer in backbone.model.named_buffers() if name in backbone.state}
+    own: dict[str, Tensor] = {**dict(traced.named_parameters()), **dict(traced.named_buffers())}
+    names = []
+    for value in list(graph.initializers.values()):
+        tensor = own.get(str(value.name))
+        if tensor is None or (name := named.get(id(tensor))) is None:
+            continue
+        del graph.initializers[str(value.name)]
+        value.name = name
+        graph.initializers[name] = value
+        detach(graph, value)
+        names.append(name)
+    return names
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress prints and warnings about its own future away from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):  # noqa: PTH123
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

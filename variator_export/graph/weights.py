@@ -1,0 +1,75 @@
+"""Weights of a graph as external data inside safetensors files.
+
+A graph names a weight as the backbone's state dict does and keeps its layout, so every graph of a bundle can
+point into one file. While a graph is rewritten its weights are *detached*: they stand as plain inputs, and no
+pass can rename, merge, fold or even read them.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from safetensors.torch import save_file
+
+_DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
+
+
+def write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file whose bytes depend on names and values only."""
+    save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path)
+    path.chmod(0o644)  # safetensors leaves 0600, which a serving process of another user cannot read
+
+
+def external_tensors(folder: Path, location: str) -> dict[str, ir.ExternalTensor]:
+    """Every tensor of a safetensors file as external data of a graph.
+
+    Args:
+        folder: The bundle.
+        location: The file's path inside it, as it is written into graphs.
+    """
+    with (folder / location).open("rb") as file:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(header_bytes))
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        tensors[name] = ir.ExternalTensor(
+            location,
+            8 + header_bytes + begin,
+            end - begin,
+            _DTYPES[entry["dtype"]],
+            shape=ir.Shape(entry["shape"]),
+            name=name,
+            base_dir=folder,
+        )
+    return tensors
+
+
+def detach_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    """Turn every external initializer into a plain input; gives back what they held, by name."""
+    held: dict[str, ir.TensorProtocol] = {}
+    for name, value in list(graph.initializers.items()):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            held[name] = value.const_value
+            detach(graph, value)
+    return held
+
+
+def detach(graph: ir.Graph, value: ir.Value) -> None:
+    """Turn one initializer into a plain input."""
+    del graph.initializers[str(value.name)]
+    value.const_value = None
+    graph.inputs.append(value)
+
+
+def attach_weights(graph: ir.Graph, tensors: Mapping[str, ir.TensorProtocol]) -> None:
+    """Turn the inputs of these names back into initializers; drops those that nothing uses any more."""
+    for value in [value for value in graph.inputs if value.name in tensors]:
+        graph.inputs.remove(value)
+        if value.uses() or value.is_graph_output():
+            value.const_value = tensors[str(value.name)]
+            graph.register_initializer(value)

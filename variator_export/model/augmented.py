@@ -1,0 +1,173 @@
+"""A backbone with a compression plugin around every feed-forward network.
+
+The backbone's `forward` is not touched: a module that holds the feed-forward network and the plugin takes
+the place of the feed-forward network.
+
+Shapes: B batch, S tokens as given, W windows, k ratio, N = W*k tokens with padding, d hidden size.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from variator_export.model.backbone import Backbone
+from variator_export.model.plugin import CompressionPlugin, LayerPlugin
+from variator_export.model.pooling import Pooling
+
+
+@dataclass
+class Windows:
+    """What every site of one call shares. The sites see hidden vectors only, not the mask.
+
+    Attributes:
+        shape: (B, W, k).
+        keep: bool (B, W, k), False for vectors that take no part in the compression; None: all do.
+    """
+
+    shape: tuple[int, int, int] = (0, 0, 0)
+    keep: Tensor | None = None
+
+
+class CompressedFeedForward(nn.Module):
+    """compress, feed-forward network, decompress."""
+
+    def __init__(self, ffn: nn.Module, plugin: LayerPlugin, windows: Windows, *, split: bool) -> None:
+        super().__init__()
+        self.ffn = ffn
+        self.plugin = plugin
+        self.windows = windows
+        self.split = split
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, d) to (B, N, d)."""
+        batch, windows, ratio = self.windows.shape
+        x = x.reshape(batch, windows, ratio, x.shape[-1])
+        compressed = self.plugin.compress(x, self.windows.keep)
+        # A backbone in half precision may keep its second linear layer in float32 (T5).
+        y = self.ffn(compressed).to(x.dtype)
+        out = self.plugin.decompress(y, x, split=self.split)
+        return out.reshape(batch, windows * ratio, out.shape[-1])
+
+
+class WindowedModel(nn.Module):
+    """The augmented model on inputs that are already cut into windows. This is what is traced."""
+
+    def __init__(self, backbone: Backbone, plugin: CompressionPlugin, *, split: bool = False) -> None:
+        super().__init__()
+        self.spec = backbone.spec
+        self.max_length = backbone.max_length
+        self.windows = Windows()
+        self.model = _copy_sharing_weights(backbone.model)
+        self.pooling = Pooling(backbone.pooling) if backbone.pooling else None
+        layers = plugin.layer_plugins()
+
+        def wrap(layer: int, ffn: nn.Module) -> nn.Module:
+            return CompressedFeedForward(ffn, layers[layer], self.windows, split=split)
+
+        self.spec.family.wrap_ffns(self.model, wrap)
+        self.eval()
+
+    def forward(self, inputs: dict[str, Tensor], exclude_padding: Tensor | bool = False) -> dict[str, Tensor]:
+        """Run on windows.
+
+        Args:
+            inputs: int64 tensors (B, W, k) by the backbone's input names.
+            exclude_padding: Masking mode. A tensor keeps it open in a trace.
+
+        Returns:
+            Outputs by name, those with one row per token at N = W*k tokens.
+        """
+        batch, windows, ratio = inputs["input_ids"].shape
+        mask = inputs["attention_mask"]
+        self.windows.shape = (batch, windows, ratio)
+        if isinstance(exclude_padding, Tensor):
+            self.windows.keep = torch.logical_or(mask > 0, torch.logical_not(exclude_padding))
+        else:
+            self.windows.keep = mask > 0 if exclude_padding else None
+        flat = {name: value.reshape(batch, windows * ratio) for name, value in inputs.items()}
+        return run_backbone(self.model, self.pooling, self.spec.outputs, flat, self._positions(flat))
+
+    def _positions(self, flat: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Position ids where the family has absolute ones.
+
+        Padding to a multiple of k may go past the last position that the backbone knows (length 512 with
+        k=3 needs slot 513): clamp to the last.
+        """
+        if not self.spec.family.has_position_ids:
+            return {}
+        positions = torch.arange(flat["input_ids"].shape[1])
+        if self.max_length is not None:
+            positions = positions.clamp(max=self.max_length - 1)
+        return {"position_ids": positions.unsqueeze(0)}
+
+
+class AugmentedModel(nn.Module):
+    """The augmented model as a user calls it: any length, padding inside. Eager, the paper's form.
+
+    Args:
+        backbone: A loaded backbone. Its weights are shared, its modules are left as they are.
+        plugin: The plugin, for this backbone's hidden size and number of layers.
+        pad_token_id: The tokenizer's; its embedding mixes into the last window.
+    """
+
+    def __init__(self, backbone: Backbone, plugin: CompressionPlugin) -> None:
+        super().__init__()
+        self.windowed = WindowedModel(backbone, plugin)
+        self.ratio = plugin.config.ratio
+        self.exclude_padding = plugin.config.masking == "exclude-padding"
+        self.pad_token_id = backbone.pad_token_id
+        self.token_outputs = backbone.spec.token_outputs
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """int64 inputs (B, S) to outputs by name, those with one row per token at S tokens."""
+        batch, length = inputs["input_ids"].shape
+        padding = -length % self.ratio
+        windows = (length + padding) // self.ratio
+        padded = {
+            name: nn.functional.pad(
+                value, (0, padding), value=self.pad_token_id if name == "input_ids" else 0
+            ).reshape(batch, windows, self.ratio)
+            for name, value in inputs.items()
+        }
+        outputs = self.windowed(padded, self.exclude_padding)
+        return {
+            name: value[:, :length] if name in self.token_outputs else value
+            for name, value in outputs.items()
+        }
+
+
+class PlainModel(nn.Module):
+    """The backbone without plugins, with the same inputs and outputs as `AugmentedModel`."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.model = _copy_sharing_weights(backbone.model)
+        self.outputs = backbone.spec.outputs
+        self.pooling = Pooling(backbone.pooling) if backbone.pooling else None
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """int64 inputs (B, S) to outputs by name."""
+        return run_backbone(self.model, self.pooling, self.outputs, inputs, {})
+
+
+def run_backbone(
+    model: nn.Module,
+    pooling: Pooling | None,
+    outputs: tuple[str, ...],
+    inputs: dict[str, Tensor],
+    positions: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """Call the backbone and pick its outputs; add `sentence_embedding` where it declares a pooling."""
+    found = model(**inputs, **positions)
+    result = {name: found[name] for name in outputs}
+    if pooling is not None:
+        result["sentence_embedding"] = pooling(found["last_hidden_state"], inputs["attention_mask"])
+    return result
+
+
+def _copy_sharing_weights(model: nn.Module) -> nn.Module:
+    """A copy of the module tree whose parameters and buffers are the original's."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo=dict(shared))

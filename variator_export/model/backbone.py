@@ -1,0 +1,158 @@
+"""Loading a pretrained transformer."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+
+from variator_export.core.encoder_size import EncoderSize
+from variator_export.core.errors import UserError
+from variator_export.model.families import find_architecture
+from variator_export.model.families.base import Architecture
+from variator_export.model.pooling import PoolingSpec, read_pooling
+from variator_export.model.source import BackboneSource
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What is known of a backbone without loading its weights.
+
+    Attributes:
+        source: Where it comes from.
+        spec: Its architecture in the table of sites.
+        config: The transformers configuration.
+        pooling: How its folder declares sentence embeddings; None if it does not.
+    """
+
+    source: BackboneSource
+    spec: Architecture
+    config: Any
+    pooling: PoolingSpec | None
+
+    @property
+    def size(self) -> EncoderSize:
+        """The sizes of its encoder."""
+        return self.spec.family.size(self.config)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest input in tokens; None if there is no limit."""
+        return self.spec.family.max_length(self.config)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded backbone, float32, eager attention, frozen."""
+
+    info: BackboneInfo
+    model: nn.Module
+    pad_token_id: int
+
+    @property
+    def spec(self) -> Architecture:
+        """Its architecture in the table of sites."""
+        return self.info.spec
+
+    @property
+    def pooling(self) -> PoolingSpec | None:
+        """How its folder declares sentence embeddings."""
+        return self.info.pooling
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest input in tokens; None if there is no limit."""
+        return self.info.max_length
+
+    @property
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """Its state dict."""
+        return self.model.state_dict()
+
+
+def read_backbone_info(source: BackboneSource, architecture: str | None = None) -> BackboneInfo:
+    """Read a backbone's configuration and find it in the table of sites.
+
+    Args:
+        source: Where it is.
+        architecture: The transformers class to load; None: the one that config.json names.
+
+    Raises:
+        UserError: The configuration cannot be read or the architecture is not supported.
+    """
+    path = source.folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        named = architecture or content["architectures"][0]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.", "Restore it from its source.") from error
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{path} does not name its architecture.",
+            "Set backbone.architecture in the recipe, for example BertModel.",
+        ) from error
+    spec = find_architecture(named)
+    if content.get("model_type") != spec.family.name:
+        raise UserError(
+            f"{path} has model_type {content.get('model_type')!r}; {named} belongs to {spec.family.name!r}.",
+            "Choose an architecture of the backbone's own family.",
+        )
+    config = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    return BackboneInfo(source, spec, config, _pooling(source.folder, spec))
+
+
+def _pooling(folder: Path, spec: Architecture) -> PoolingSpec | None:
+    return read_pooling(folder) if "last_hidden_state" in spec.outputs else None
+
+
+def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
+    """Load the weights: safetensors only, no remote code.
+
+    Raises:
+        UserError: The weights cannot be read, or tensors that the model needs are not among them.
+    """
+    model_class = getattr(transformers, info.spec.name)
+    try:
+        with _quiet_transformers():
+            model, loading = model_class.from_pretrained(
+                info.source.folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                output_loading_info=True,
+                **info.spec.head.init_options,
+            )
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"The weights of {info.source.name} cannot be read: {error}.", "Copy or download them again."
+        ) from error
+    lacking = sorted(loading["missing_keys"])
+    if lacking:
+        raise UserError(
+            f"The weights of {info.source.name} lack {len(lacking)} tensors that {info.spec.name} needs, "
+            f"for example {', '.join(lacking[:3])}; transformers would fill them with random numbers.",
+            "Take the weights of the whole model, or another architecture (backbone.architecture).",
+        )
+    return Backbone(info, model.eval().requires_grad_(False), pad_token_id)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bar and no report of unused tensors; missing ones are an error of ours."""
+    logging = transformers.utils.logging
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,168 @@
+"""The Variator compression plugin as PyTorch modules.
+
+Source of every formula: arXiv 2310.15724 §3 and its released code (thunlp/Compression-Plugin at b1216c0,
+`variator/model/muxT5.py` and `AdapterLayer.py`).
+
+Shapes: B batch, W windows, k ratio, N = W*k tokens, d hidden size, m bottleneck size.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from variator_export.model.plugin_file import BackboneIdentity, Masking, Plugin, PluginConfig
+
+DEFAULT_BOTTLENECK_SIZE = 64
+
+
+class CompressionLayer(nn.Module):
+    """k neighbouring vectors become their weighted sum; the weights are a softmax over k scores."""
+
+    def __init__(self, ratio: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(ratio, ratio * hidden_size))
+        self.bias = nn.Parameter(torch.zeros(ratio))
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Compress windows.
+
+        Args:
+            x: Hidden vectors, (B, W, k, d).
+            keep: False for the vectors that take no part, bool (B, W, k). A window without any
+                vector that takes part gives zeros. None: all take part.
+
+        Returns:
+            One vector per window, (B, W, d).
+        """
+        if keep is not None:
+            x = torch.where(keep.unsqueeze(-1), x, torch.zeros((), dtype=x.dtype))
+        scores = nn.functional.linear(x.flatten(2), self.weight, self.bias)  # (B, W, k)
+        if keep is not None:
+            lowest = torch.full((), torch.finfo(scores.dtype).min, dtype=scores.dtype)
+            scores = torch.where(keep, scores, lowest)
+        weights = torch.softmax(scores, dim=-1)
+        return (weights.unsqueeze(-2) @ x).squeeze(-2)
+
+
+class DecompressionLayer(nn.Module):
+    """Each output of the feed-forward network is repeated k times and told apart by its own input.
+
+    `out = y + up(tanh(down(concat(y, x))))`, y repeated, x the input of the feed-forward network.
+    """
+
+    def __init__(self, hidden_size: int, bottleneck_size: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(2 * hidden_size, bottleneck_size)
+        self.up = nn.Linear(bottleneck_size, hidden_size)
+
+    def forward(self, y: Tensor, x: Tensor, *, split: bool = False) -> Tensor:
+        """Decompress windows.
+
+        Args:
+            y: Outputs of the feed-forward network, (B, W, d).
+            x: Its inputs before compression, (B, W, k, d).
+            split: Compute the same with fewer operations: the half of `down` that acts on y, and both
+                biases, once per window instead of once per token.
+
+        Returns:
+            One vector per token, (B, W, k, d).
+        """
+        if split:
+            return self._forward_split(y, x)
+        repeated = y.unsqueeze(-2).expand_as(x)  # (B, W, k, d)
+        return repeated + self.up(torch.tanh(self.down(torch.cat([repeated, x], dim=-1))))
+
+    def _forward_split(self, y: Tensor, x: Tensor) -> Tensor:
+        linear = nn.functional.linear
+        hidden_size = y.shape[-1]
+        weight_y, weight_x = self.down.weight[:, :hidden_size], self.down.weight[:, hidden_size:]
+        down = linear(y, weight_y, self.down.bias).unsqueeze(-2) + linear(x, weight_x)  # (B, W, k, m)
+        return (y + self.up.bias).unsqueeze(-2) + linear(torch.tanh(down), self.up.weight)
+
+
+class LayerPlugin(nn.Module):
+    """The part of a plugin that belongs to one encoder layer."""
+
+    def __init__(self, ratio: int, hidden_size: int, bottleneck_size: int) -> None:
+        super().__init__()
+        self.compress = CompressionLayer(ratio, hidden_size)
+        self.decompress = DecompressionLayer(hidden_size, bottleneck_size)
+
+
+class CompressionPlugin(nn.Module):
+    """A whole plugin. Its state dict has the names and shapes of `plugin.safetensors`."""
+
+    def __init__(self, config: PluginConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(
+            LayerPlugin(config.ratio, config.hidden_size, config.bottleneck_size)
+            for _ in range(config.num_layers)
+        )
+
+    def layer_plugins(self) -> list[LayerPlugin]:
+        """The plugins of the layers, in order."""
+        return [layer for layer in self.layers if isinstance(layer, LayerPlugin)]
+
+    @classmethod
+    def from_file(cls, plugin: Plugin) -> "CompressionPlugin":
+        """The modules of a plugin that was read from its files, in float32."""
+        module = cls(plugin.config)
+        state = {name: torch.from_numpy(np.array(t, np.float32)) for name, t in plugin.tensors.items()}
+        module.load_state_dict(state)
+        return module.eval().requires_grad_(False)
+
+    def initialise(self, seed: int) -> "CompressionPlugin":
+        """The paper's initialisation: normal weights, zero biases.
+
+        Standard deviation sqrt(2/(d*k)) for the compression layer, 0.01 for `down` and `up`.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        compress_std = math.sqrt(2.0 / (self.config.hidden_size * self.config.ratio))
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith("bias"):
+                    parameter.zero_()
+                else:
+                    std = compress_std if name.endswith("compress.weight") else 0.01
+                    parameter.normal_(0.0, std, generator=generator)
+        return self
+
+    def to_file(self) -> Plugin:
+        """This plugin as it is written to files."""
+        return Plugin(self.config, {name: t.detach().numpy() for name, t in self.state_dict().items()})
+
+
+def initialise_plugin(
+    ratio: int,
+    hidden_size: int,
+    num_layers: int,
+    *,
+    bottleneck_size: int = DEFAULT_BOTTLENECK_SIZE,
+    masking: Masking = "none",
+    seed: int = 0,
+    backbone: BackboneIdentity | None = None,
+) -> Plugin:
+    """An untrained plugin with the paper's initialisation."""
+    config = PluginConfig(
+        ratio=ratio,
+        hidden_size=hidden_size,
+        bottleneck_size=bottleneck_size,
+        num_layers=num_layers,
+        masking=masking,
+        backbone=backbone,
+    )
+    return CompressionPlugin(config).initialise(seed).to_file()
+
+
+def graph_state(stacked: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
+    """The tensors of one layer, by the names of `LayerPlugin`, from tensors stacked over the layers.
+
+    The weight of the compression layer comes as (L, k, k, d) and leaves as (k, k*d).
+    """
+    state = {name: tensor[layer] for name, tensor in stacked.items()}
+    state["compress.weight"] = state["compress.weight"].flatten(1)
+    return state

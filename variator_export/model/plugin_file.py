@@ -1,0 +1,241 @@
+"""Compression plugin files: `plugin_config.json` and `plugin.safetensors` (docs/plugin-format.md).
+
+Needs neither torch nor transformers, so that a session can read plugins where those are not installed.
+
+Shapes: L layers, k ratio, d hidden size, m bottleneck size.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from variator_export.core.errors import UserError
+from variator_export.core.hashing import sha256_file
+from variator_export.core.validation import describe_validation_error
+
+CONFIG_NAME = "plugin_config.json"
+TENSORS_NAME = "plugin.safetensors"
+FORMAT_VERSION = 1
+
+Masking = Literal["none", "exclude-padding"]
+
+# The six tensors of a layer, in the order in which an any-ratio graph takes them.
+TENSOR_KINDS = (
+    "compress.weight",
+    "compress.bias",
+    "decompress.down.weight",
+    "decompress.down.bias",
+    "decompress.up.weight",
+    "decompress.up.bias",
+)
+GRAPH_INPUT_PREFIX = "plugin."
+EXCLUDE_PADDING_INPUT = "plugin.exclude_padding"
+
+
+class BackboneIdentity(BaseModel):
+    """The backbone that a plugin was made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_type: str
+    name: str | None = None
+    weights_sha256: str | None = None
+
+
+class PluginConfig(BaseModel):
+    """The content of `plugin_config.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    ratio: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    bottleneck_size: int = Field(ge=1)
+    num_layers: int = Field(ge=1)
+    activation: Literal["tanh"] = "tanh"
+    masking: Masking = "none"
+    backbone: BackboneIdentity | None = None
+    # None: only initialised. Otherwise what it was trained on and the loss reached.
+    training: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A compression plugin in memory.
+
+    Attributes:
+        config: The content of `plugin_config.json`.
+        tensors: numpy arrays by the names of the file.
+    """
+
+    config: PluginConfig
+    tensors: Mapping[str, np.ndarray]
+
+
+def tensor_name(layer: int, kind: str) -> str:
+    """The name of one tensor in `plugin.safetensors`."""
+    return f"layers.{layer}.{kind}"
+
+
+def layer_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each of a layer's six tensors."""
+    k, d, m = config.ratio, config.hidden_size, config.bottleneck_size
+    return dict(zip(TENSOR_KINDS, ((k, k * d), (k,), (m, 2 * d), (m,), (d, m), (d,)), strict=True))
+
+
+def expected_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the file."""
+    shapes = layer_shapes(config)
+    return {tensor_name(i, kind): shape for i in range(config.num_layers) for kind, shape in shapes.items()}
+
+
+def plugin_files(folder: Path) -> tuple[Path, Path]:
+    """The paths of the two files of a plugin folder (config, tensors).
+
+    Raises:
+        UserError: The folder or one of the files is missing.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"The plugin folder {folder} does not exist.",
+            f"Give a folder that holds {CONFIG_NAME} and {TENSORS_NAME}.",
+        )
+    for name in (CONFIG_NAME, TENSORS_NAME):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"The plugin folder {folder} has no {name}.",
+                f"A plugin is a folder with {CONFIG_NAME} and {TENSORS_NAME}.",
+            )
+    return folder / CONFIG_NAME, folder / TENSORS_NAME
+
+
+def plugin_sha256(folder: Path) -> str:
+    """One hash over the two files of a plugin folder."""
+    return "+".join(sha256_file(path) for path in plugin_files(folder))
+
+
+def load_plugin_config(folder: Path) -> PluginConfig:
+    """Read and check `plugin_config.json` of a plugin folder.
+
+    Raises:
+        UserError: It is missing, no JSON, or has a field that is unknown, missing or of a wrong type.
+    """
+    path, _ = plugin_files(folder)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.", "Restore the file from its source.") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format_version {version}; this version of variator-export reads {FORMAT_VERSION}.",
+            "Upgrade: pip install -U variator-export",
+        )
+    try:
+        return PluginConfig.model_validate(content)
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is not a plugin configuration: {describe_validation_error(error, PluginConfig)}",
+            "Correct the field that is named; docs/plugin-format.md lists them all.",
+        ) from error
+
+
+def load_plugin(folder: Path) -> Plugin:
+    """Read a compression plugin and check it whole: every tensor there, none besides, shapes, finite.
+
+    Raises:
+        UserError: Any of that does not hold; the message names the file and the tensor.
+    """
+    config = load_plugin_config(folder)
+    path = folder / TENSORS_NAME
+    try:
+        with safe_open(path, framework="np") as file:
+            names = set(file.keys())
+            dtypes = {name: file.get_slice(name).get_dtype() for name in names}
+            for name, dtype in sorted(dtypes.items()):
+                if dtype not in ("F32", "F16"):
+                    raise UserError(
+                        f"{path}: tensor {name} has type {dtype}; a plugin holds F32 or F16.",
+                        "Save the plugin again in float32 or float16.",
+                    )
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file: {error}.", "Copy or download the plugin again."
+        ) from error
+    _check_tensors(path, config, tensors)
+    return Plugin(config, tensors)
+
+
+def _check_tensors(path: Path, config: PluginConfig, tensors: Mapping[str, np.ndarray]) -> None:
+    expected = expected_shapes(config)
+    missing = sorted(expected.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        parts = [f"lacks {', '.join(missing[:3])}"] if missing else []
+        parts += [f"has besides {', '.join(extra[:3])}"] if extra else []
+        raise UserError(
+            f"{path} {' and '.join(parts)} (missing: {len(missing)}, too many: {len(extra)}); a plugin of "
+            f"{config.num_layers} layers has {len(expected)} tensors.",
+            f"Check num_layers in {CONFIG_NAME}, or save the plugin again.",
+        )
+    for name, shape in expected.items():
+        found = tensors[name]
+        if found.shape != shape:
+            raise UserError(
+                f"{path}: tensor {name} has shape {found.shape}; expected {shape} for ratio {config.ratio}, "
+                f"hidden size {config.hidden_size} and bottleneck size {config.bottleneck_size}.",
+                f"Correct {CONFIG_NAME}, or save the plugin again.",
+            )
+        if not np.isfinite(found).all():
+            count = int(np.count_nonzero(~np.isfinite(found)))
+            raise UserError(
+                f"{path}: tensor {name} holds {count} values that are NaN or infinite.",
+                "Train the plugin again with a lower learning rate, or take another checkpoint.",
+            )
+
+
+def save_plugin(plugin: Plugin, folder: Path) -> None:
+    """Write a plugin folder. Equal plugins give equal bytes."""
+    _check_tensors(folder / TENSORS_NAME, plugin.config, plugin.tensors)
+    folder.mkdir(parents=True, exist_ok=True)
+    ordered = {name: np.ascontiguousarray(plugin.tensors[name]) for name in sorted(plugin.tensors)}
+    (folder / TENSORS_NAME).write_bytes(save(ordered))
+    text = json.dumps(plugin.config.model_dump(), indent=2, ensure_ascii=False)
+    (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def stack_for_graph(plugin: Plugin) -> dict[str, np.ndarray]:
+    """The inputs of an any-ratio graph that carry this plugin.
+
+    Each kind of tensor is stacked over the layers; the weight of the compression layer becomes
+    (L, k, k, d), because a graph dimension k*d could not be told from k and d. Float32.
+    """
+    config = plugin.config
+    k, d = config.ratio, config.hidden_size
+    inputs: dict[str, np.ndarray] = {}
+    for kind in TENSOR_KINDS:
+        stacked = np.stack([plugin.tensors[tensor_name(i, kind)] for i in range(config.num_layers)])
+        if kind == "compress.weight":
+            stacked = stacked.reshape(config.num_layers, k, k, d)
+        inputs[GRAPH_INPUT_PREFIX + kind] = stacked.astype(np.float32)
+    inputs[EXCLUDE_PADDING_INPUT] = np.array(config.masking == "exclude-padding")
+    return inputs
+
+
+def null_plugin(num_layers: int, hidden_size: int) -> Plugin:
+    """The plugin of ratio 1 that changes nothing.
+
+    A window of one vector has the weight softmax(0) = 1, and a zero `up` adds nothing to the output of
+    the feed-forward network, so an any-ratio graph computes the backbone itself.
+    """
+    config = PluginConfig(ratio=1, hidden_size=hidden_size, bottleneck_size=1, num_layers=num_layers)
+    shapes = expected_shapes(config)
+    return Plugin(config, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})

@@ -1,0 +1,102 @@
+"""Pooling as a sentence-transformers folder declares it, for the output `sentence_embedding`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from variator_export.core.errors import UserError
+
+PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens"]
+
+# The flags of `1_Pooling/config.json` in older folders; newer ones name the mode in `pooling_mode`.
+_FLAGS: dict[str, PoolingMode] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+}
+
+
+@dataclass(frozen=True)
+class PoolingSpec:
+    """How token vectors become one sentence vector."""
+
+    mode: PoolingMode
+    normalize: bool
+
+
+class Pooling(nn.Module):
+    """(B, N, d) hidden vectors and (B, N) mask to (B, d), as sentence-transformers computes it."""
+
+    def __init__(self, spec: PoolingSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pool; a row without any token gives zeros (mean) instead of NaN."""
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, N, 1)
+        if self.spec.mode == "cls":
+            pooled = hidden[:, 0]
+        elif self.spec.mode == "max":
+            pooled = torch.where(mask > 0, hidden, torch.full((), -1e9, dtype=hidden.dtype)).amax(1)
+        else:
+            count = mask.sum(1).clamp(min=1e-9)
+            divisor = count if self.spec.mode == "mean" else count.sqrt()
+            pooled = (hidden * mask).sum(1) / divisor
+        if not self.spec.normalize:
+            return pooled
+        norm = (pooled * pooled).sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+        return pooled / norm
+
+
+def read_pooling(folder: Path) -> PoolingSpec | None:
+    """The pooling that a model folder declares, or None if it is no sentence-transformers folder.
+
+    Raises:
+        UserError: The folder asks for something that is not supported; leaving it out would give other
+            embeddings than sentence-transformers does.
+    """
+    modules_path = folder / "modules.json"
+    if not modules_path.exists():
+        return None
+    spec: PoolingSpec | None = None
+    for module in json.loads(modules_path.read_text(encoding="utf-8")):
+        kind = str(module["type"]).rsplit(".", 1)[-1]
+        if kind == "Transformer":
+            continue
+        if kind == "Pooling":
+            spec = PoolingSpec(_read_mode(folder / str(module["path"]) / "config.json"), normalize=False)
+        elif kind == "Normalize" and spec is not None:
+            spec = PoolingSpec(spec.mode, normalize=True)
+        else:
+            raise UserError(
+                f"{modules_path} declares a module of type {kind} that cannot be put into the graph.",
+                "Supported are Transformer, Pooling and Normalize, in this order. "
+                "Remove modules.json from a copy of the folder to export without sentence_embedding.",
+            )
+    return spec
+
+
+def _read_mode(path: Path) -> PoolingMode:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    known = tuple(_FLAGS.values())
+    if "pooling_mode" in config:
+        named = config["pooling_mode"]
+        chosen = [named] if isinstance(named, str) else list(named)
+    else:
+        chosen = [mode for flag, mode in _FLAGS.items() if config.get(flag)]
+        chosen += [
+            flag
+            for flag, value in config.items()
+            if value is True and flag.startswith("pooling_mode") and flag not in _FLAGS
+        ]
+    if len(chosen) != 1 or chosen[0] not in known:
+        raise UserError(
+            f"{path} asks for the pooling {chosen}; exactly one of {', '.join(known)} is supported.",
+            "Remove modules.json from a copy of the folder to export without sentence_embedding.",
+        )
+    return next(mode for mode in known if mode == chosen[0])

@@ -1,0 +1,213 @@
+"""The build: from a recipe to a published, verified bundle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from variator_export.core.bundle_files import BundleFiles
+from variator_export.core.environment import require_onnxruntime
+from variator_export.core.errors import UserError
+from variator_export.core.manifest import (
+    MANIFEST_NAME,
+    BackboneEntry,
+    EngineEntry,
+    Manifest,
+    PluginEntry,
+    Variant,
+)
+from variator_export.core.recipe import Recipe
+from variator_export.core.store import exclusive, writing_to
+from variator_export.engines.tensorrt.api import require_tensorrt
+from variator_export.model.source import resolve_source
+from variator_export.pipeline import steps
+from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
+from variator_export.pipeline.measuring import measure_bundle, stored_speed
+from variator_export.pipeline.plan import VariantPlan, merge, select_plugins
+from variator_export.pipeline.progress import Progress, StepReport
+from variator_export.pipeline.workshop import Workshop
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did.
+
+    Attributes:
+        bundle: The bundle's folder.
+        published: False if the bundle was up to date.
+        steps: What was made and what was reused, and why.
+        verification: The worst finding of each variant, by variant.
+        speed: The measurement (`stages.speed.measure_speed`); None if none was asked for.
+        untrained: Variants whose plugins were only initialised.
+    """
+
+    bundle: Path
+    published: bool
+    steps: tuple[StepReport, ...]
+    verification: Mapping[str, Any] = field(default_factory=dict)
+    speed: Mapping[str, Any] | None = None
+    untrained: tuple[str, ...] = ()
+
+
+def build(
+    recipe: Recipe,
+    output: str | Path | None = None,
+    *,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Build a bundle, or add to one.
+
+    Args:
+        recipe: What to build. Its `ratios` choose among its plugins; the baseline comes along.
+        output: The bundle's folder; None: artifacts/NAME.
+        replace: Start from nothing: whatever is in the folder goes when the new bundle is complete.
+        progress: Is told what happens.
+
+    Raises:
+        UserError: The input or the machine does not allow it. An earlier bundle is unchanged.
+        NumbersDisagreeError: A graph does not compute what eager PyTorch computes; it was not published.
+    """
+    progress = progress or Progress()
+    bundle = Path(output if output is not None else Path("artifacts") / recipe.name).resolve()
+    select_plugins(recipe)  # refuses a wrong ratio before anything slow
+    require_onnxruntime()
+    for target in recipe.targets:
+        _engine_version(target)
+    source = resolve_source(recipe.backbone.source, recipe.backbone.sha256)
+    with exclusive(bundle) as staging, writing_to(bundle):
+        old = _old_bundle(bundle, replace=replace)
+        resolved, variants = merge(recipe, source.weights_sha256, old.manifest if old else None)
+        versions: dict[str, str] = {target: _engine_version(target) for target in resolved.targets}
+        workshop = Workshop(staging, old, progress)
+        context = BuildContext(workshop, resolved, source, versions)
+        manifest = _make(context, variants)
+        published = workshop.finish(manifest, bundle)
+    speed: Mapping[str, Any] | None = None
+    if recipe.speed is not None:
+        speed = None if published else stored_speed(bundle, recipe.speed, variants)
+        if speed is None:
+            with writing_to(bundle):
+                speed = measure_bundle(bundle, recipe.speed, context, variants, progress)
+    return BuildResult(
+        bundle=bundle,
+        published=published,
+        steps=tuple(workshop.reports),
+        verification={plan.name: worst_finding(bundle, plan.name) for plan in variants},
+        speed=speed,
+        untrained=tuple(v.name for v in manifest.variants if v.plugin is not None and not v.plugin.trained),
+    )
+
+
+def _engine_version(target: str) -> str:
+    return "" if target == "onnxruntime" else require_tensorrt(target)
+
+
+def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:
+    if not bundle.exists():
+        return None
+    if not bundle.is_dir():
+        raise UserError(f"{bundle} is a file.", "Choose a folder with --output.")
+    if not any(bundle.iterdir()):
+        return None
+    if not (bundle / MANIFEST_NAME).exists():
+        raise UserError(
+            f"{bundle} holds files but is no bundle: it has no {MANIFEST_NAME}.",
+            "Choose another folder with --output; nothing in this one was touched.",
+        )
+    return None if replace else BundleFiles(bundle)
+
+
+def _make(context: BuildContext, variants: list[VariantPlan]) -> Manifest:
+    """Run all steps; plugins first, because a wrong one should be refused before the long trace."""
+    steps.copy_backbone_files(context)
+    for plan in variants:
+        if plan.plugin is not None:
+            steps.make_plugin(context, plan)
+    steps.trace_backbone(context)
+    entries = []
+    for plan in variants:
+        steps.bind_variant(context, plan)
+        entries.append(_variant_entry(context, plan))
+    for plan in variants:
+        steps.verify_variant(context, plan)
+    engines = []
+    for target in context.recipe.targets:
+        if target == "onnxruntime":
+            continue  # it runs the graphs as they are
+        for plan in variants:
+            engine, sidecar = steps.build_variant_engine(context, target, plan)
+            engines.append(
+                EngineEntry(
+                    target=target,
+                    precision=context.recipe.precision,
+                    variant=plan.name,
+                    engine=engine,
+                    sidecar=sidecar,
+                )
+            )
+    return Manifest(
+        made_by=context.made_by,
+        recipe=context.recipe.model_dump(mode="json"),
+        backbone=_backbone_entry(context),
+        precision=context.recipe.precision,
+        any_ratio={"model": ANY_RATIO_NAME},
+        variants=tuple(entries),
+        engines=tuple(engines),
+    )
+
+
+def _variant_entry(context: BuildContext, plan: VariantPlan) -> Variant:
+    plugin = None
+    if plan.plugin is not None:
+        config = context.plugin_config(plan)
+        folder = context.plugin_folder(plan)
+        plugin = PluginEntry(
+            folder=folder,
+            source=plan.plugin.source or "initialised",
+            sha256=context.workshop.sha256(f"{folder}/plugin.safetensors"),
+            masking=config.masking,
+            bottleneck_size=config.bottleneck_size,
+            trained=config.training is not None,
+        )
+    return Variant(
+        name=plan.name,
+        ratio=plan.ratio,
+        plugin=plugin,
+        graphs={"model": f"{plan.name}.onnx"},
+        reference=steps.reference_path(plan),
+    )
+
+
+def _backbone_entry(context: BuildContext) -> BackboneEntry:
+    old, workshop = context.workshop.old, context.workshop
+    if old is not None and old.manifest.steps.get("trace") == workshop.steps["trace"]:
+        return old.manifest.backbone.model_copy(update={"source": context.source.name})
+    from variator_export.graph.trace import output_names
+
+    info = context.info
+    return BackboneEntry(
+        source=context.source.name,
+        architecture=info.spec.name,
+        model_type=info.spec.family.name,
+        weights_sha256=context.source.weights_sha256,
+        hidden_size=info.size.hidden_size,
+        num_layers=info.size.num_layers,
+        inputs=info.spec.family.inputs,
+        outputs=output_names(context.backbone),
+        token_outputs=info.spec.token_outputs,
+        pad_token_id=context.encoder.pad_token_id,
+        max_length=info.max_length,
+        encoder_size=asdict(info.size),
+    )
+
+
+def worst_finding(bundle: Path, variant: str) -> dict[str, Any] | None:
+    """The largest deviation in a variant's verification report; None if the report is not there."""
+    try:
+        report = json.loads((bundle / steps.report_path(variant)).read_text(encoding="utf-8"))
+        found: dict[str, Any] = max(report["findings"], key=lambda f: f["relative_frobenius"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a report is not part of the bundle
+    return found

@@ -1,0 +1,120 @@
+"""What the steps of one build share. Everything slow is loaded when it is first needed, and once."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from variator_export.core.bundle_files import WEIGHTS_NAME
+from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
+from variator_export.core.hashing import code_digest, sha256_file
+from variator_export.core.recipe import Recipe
+from variator_export.model.plugin_file import PluginConfig, load_plugin, load_plugin_config
+from variator_export.model.source import BackboneSource
+from variator_export.model.tokenizer import TOKENIZER_FILES, TextEncoder
+from variator_export.pipeline.plan import VariantPlan
+from variator_export.pipeline.workshop import Workshop
+
+if TYPE_CHECKING:
+    from variator_export.engines.eager import EagerModel
+    from variator_export.engines.onnxruntime import OnnxRuntimeGraph
+    from variator_export.model.backbone import Backbone, BackboneInfo
+
+ANY_RATIO_NAME = "any-ratio.onnx"
+# They say how sentence embeddings are pooled, and so decide the graph.
+_POOLING_FILES = ("modules.json", "1_Pooling/config.json")
+
+T = TypeVar("T")
+
+
+class BuildContext:
+    """One build.
+
+    Args:
+        workshop: Where it is made.
+        recipe: The resolved recipe.
+        source: The backbone's files.
+        engine_versions: Of each TensorRT flavour that is asked for.
+    """
+
+    def __init__(
+        self, workshop: Workshop, recipe: Recipe, source: BackboneSource, engine_versions: dict[str, str]
+    ) -> None:
+        self.workshop = workshop
+        self.recipe = recipe
+        self.source = source
+        self.engine_versions = engine_versions
+        self.made_by: dict[str, str | None] = {
+            **versions("variator-export", *GRAPH_DISTRIBUTIONS),
+            "code": code_digest(),
+            "platform": platform_tag(),
+        }
+        names = ("config.json", *TOKENIZER_FILES)
+        self.backbone_files = {n: source.folder / n for n in names if (source.folder / n).is_file()}
+        decisive = [*names, *_POOLING_FILES]
+        self.backbone_key: dict[str, Any] = {
+            "weights_sha256": source.weights_sha256,
+            "architecture": recipe.backbone.architecture,
+            "files": {n: sha256_file(p) for n in decisive if (p := source.folder / n).is_file()},
+        }
+
+    @cached_property
+    def info(self) -> "BackboneInfo":
+        """The backbone's configuration; needs torch and transformers."""
+        require_export()
+        from variator_export.model.backbone import read_backbone_info
+
+        return read_backbone_info(self.source, self.recipe.backbone.architecture)
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The backbone's tokenizer."""
+        return TextEncoder(self.source.folder)
+
+    @cached_property
+    def backbone(self) -> "Backbone":
+        """The backbone with its weights."""
+        from variator_export.model.backbone import load_backbone
+
+        return load_backbone(self.info, self.encoder.pad_token_id)
+
+    @cached_property
+    def any_ratio_graph(self) -> "OnnxRuntimeGraph":
+        """The any-ratio graph in one session, for all plugins."""
+        from variator_export.engines.onnxruntime import OnnxRuntimeGraph
+
+        return OnnxRuntimeGraph(self.workshop.staging / ANY_RATIO_NAME)
+
+    def plugin_folder(self, plan: VariantPlan) -> str:
+        """Where a variant's plugin lies inside the bundle."""
+        return f"plugins/{plan.name}"
+
+    def plugin_config(self, plan: VariantPlan) -> PluginConfig:
+        """The configuration of a variant's plugin, from where it lies now."""
+        return self._read(plan, load_plugin_config)
+
+    def eager(self, plan: VariantPlan) -> "EagerModel":
+        """A variant in eager PyTorch, the reference for numbers."""
+        from variator_export.engines.eager import EagerModel
+
+        plugin = None if plan.plugin is None else self._read(plan, load_plugin)
+        return EagerModel(self.backbone, plugin)
+
+    def sources_of_graph(self, plan: VariantPlan) -> dict[str, str | None]:
+        """The hashes of everything that the graph of a variant is made of or points into."""
+        tensors = f"{self.plugin_folder(plan)}/plugin.safetensors"
+        config = f"{self.plugin_folder(plan)}/plugin_config.json"
+        sha256 = self.workshop.sha256
+        return {
+            "any_ratio": sha256(ANY_RATIO_NAME),
+            "weights": sha256(WEIGHTS_NAME),
+            "plugin": sha256(tensors) if plan.plugin else None,
+            "plugin_config": sha256(config) if plan.plugin else None,
+        }
+
+    def _read(self, plan: VariantPlan, read: Callable[[Path], T]) -> T:
+        """From the staging folder, or from the old bundle where nothing was copied yet."""
+        name = self.plugin_folder(plan)
+        staged = self.workshop.staging / name
+        old = self.workshop.old
+        return read(staged if staged.exists() or old is None else old.path / name)

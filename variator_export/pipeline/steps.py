@@ -1,0 +1,296 @@
+"""The steps of a build. Each says all that its result depends on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from variator_export.core.bundle_files import WEIGHTS_NAME
+from variator_export.core.environment import require_onnxruntime, versions
+from variator_export.core.errors import UserError
+from variator_export.core.tolerances import TOLERANCES
+from variator_export.model.plugin_file import (
+    CONFIG_NAME,
+    TENSORS_NAME,
+    BackboneIdentity,
+    PluginConfig,
+    load_plugin,
+    null_plugin,
+    plugin_files,
+    plugin_sha256,
+    save_plugin,
+    stack_for_graph,
+)
+from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
+from variator_export.pipeline.plan import VariantPlan
+
+BUILT_ONLY = "built, not verified on a device"
+
+
+def copy_backbone_files(context: BuildContext) -> None:
+    """config.json and the tokenizer, so that the bundle is a valid Hugging Face folder."""
+    files = context.backbone_files
+
+    def make() -> None:
+        for name, path in files.items():
+            shutil.copyfile(path, context.workshop.staging / name)
+
+    context.workshop.step("backbone", context.backbone_key, list(files), make)
+
+
+def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
+    """Copy a plugin into the bundle, or initialise one."""
+    assert plan.plugin is not None
+    workshop, recipe = context.workshop, plan.plugin
+    name = f"plugin/{plan.name}"
+    folder = context.plugin_folder(plan)
+    target = workshop.staging / folder
+    if plan.kept and workshop.old is not None:
+        depends_on = workshop.old.manifest.steps[name]  # the bundle's own copy is the plugin now
+    elif recipe.source is not None:
+        depends_on = {"sha256": plugin_sha256(Path(recipe.source))}
+    else:
+        assert recipe.initialise is not None
+        depends_on = {
+            "initialise": recipe.initialise.model_dump(),
+            "ratio": plan.ratio,
+            "weights_sha256": context.source.weights_sha256,
+            "made_by": context.made_by,
+        }
+
+    def make() -> None:
+        if recipe.source is not None:
+            source = Path(recipe.source)
+            check_plugin_fits(load_plugin(source).config, context, recipe.source)
+            for path in plugin_files(source):
+                shutil.copyfile(path, target / path.name)
+        else:
+            _initialise(context, plan, target)
+
+    workshop.step(name, depends_on, [f"{folder}/{CONFIG_NAME}", f"{folder}/{TENSORS_NAME}"], make)
+
+
+def _initialise(context: BuildContext, plan: VariantPlan, target: Path) -> None:
+    from variator_export.model.plugin import initialise_plugin
+
+    assert plan.plugin is not None
+    options = plan.plugin.initialise
+    assert options is not None
+    size = context.info.size
+    plugin = initialise_plugin(
+        plan.ratio,
+        size.hidden_size,
+        size.num_layers,
+        bottleneck_size=options.bottleneck_size,
+        masking=options.masking,
+        seed=options.seed,
+        backbone=BackboneIdentity(
+            model_type=context.info.spec.family.name,
+            name=context.source.name,
+            weights_sha256=context.source.weights_sha256,
+        ),
+    )
+    save_plugin(plugin, target)
+
+
+def check_plugin_fits(config: PluginConfig, context: BuildContext, source: str) -> None:
+    """Refuse a plugin that was made for another backbone.
+
+    Raises:
+        UserError: Its hidden size, number of layers or backbone is another.
+    """
+    size = context.info.size
+    for what, found, expected in (
+        ("hidden size", config.hidden_size, size.hidden_size),
+        ("number of layers", config.num_layers, size.num_layers),
+    ):
+        if found != expected:
+            raise UserError(
+                f"The plugin {source} has the {what} {found}; the backbone {context.source.name} has "
+                f"{expected}.",
+                "Give a plugin that was made for this backbone.",
+            )
+    made_for = config.backbone
+    if made_for is None:
+        return
+    if made_for.model_type != context.info.spec.family.name:
+        raise UserError(
+            f"The plugin {source} was made for a {made_for.model_type} backbone; {context.source.name} is "
+            f"a {context.info.spec.family.name}.",
+            "Give a plugin that was made for this backbone.",
+        )
+    if made_for.weights_sha256 not in (None, context.source.weights_sha256):
+        raise UserError(
+            f"The plugin {source} was made for the backbone {made_for.name} with weights of sha256 "
+            f"{made_for.weights_sha256}; those of {context.source.name} have "
+            f"{context.source.weights_sha256}.",
+            "Give that backbone, or a plugin that was made for this one.",
+        )
+
+
+def trace_backbone(context: BuildContext) -> None:
+    """The any-ratio graph and the weights."""
+    workshop = context.workshop
+
+    def make() -> None:
+        import onnx_ir as ir
+
+        from variator_export.graph.trace import trace
+
+        model = trace(context.backbone, workshop.staging, WEIGHTS_NAME)
+        ir.save(model, workshop.staging / ANY_RATIO_NAME)
+
+    depends_on = {
+        "backbone": context.backbone_key,
+        "precision": context.recipe.precision,
+        "made_by": context.made_by,
+    }
+    workshop.step("trace", depends_on, [ANY_RATIO_NAME, WEIGHTS_NAME], make)
+
+
+def bind_variant(context: BuildContext, plan: VariantPlan) -> None:
+    """The graph of one ratio, from the any-ratio graph."""
+    workshop = context.workshop
+    output = f"{plan.name}.onnx"
+
+    def make() -> None:
+        import onnx_ir as ir
+
+        from variator_export.graph.bind import bind, bind_baseline
+
+        any_ratio = workshop.staging / ANY_RATIO_NAME
+        if plan.plugin is None:
+            model = bind_baseline(any_ratio)
+        else:
+            config = context.plugin_config(plan)
+            model = bind(any_ratio, config, f"{context.plugin_folder(plan)}/{TENSORS_NAME}")
+        ir.save(model, workshop.staging / output)
+
+    depends_on = {**context.sources_of_graph(plan), "made_by": context.made_by}
+    workshop.step(f"bind/{plan.name}", depends_on, [output], make)
+
+
+def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
+    """Both graphs of a variant against eager PyTorch; stores the reference and writes the report."""
+    workshop, recipe = context.workshop, context.recipe
+    depends_on = {
+        **context.sources_of_graph(plan),
+        "graph": workshop.sha256(f"{plan.name}.onnx"),
+        "backbone": context.backbone_key,
+        "cases": recipe.verify.model_dump(mode="json"),
+        "tolerance": vars(TOLERANCES[recipe.precision]),
+        "onnxruntime": versions(require_onnxruntime()),
+        "made_by": context.made_by,
+    }
+    output = reference_path(plan)
+    workshop.step(f"verify/{plan.name}", depends_on, [output], lambda: _verify(context, plan, output))
+
+
+def reference_path(plan: VariantPlan) -> str:
+    """Where a variant's stored inputs and eager outputs lie inside the bundle."""
+    return f"reference/{plan.name}.safetensors"
+
+
+def report_path(variant: str) -> str:
+    """Where a variant's verification report lies inside the bundle."""
+    return f"reports/verification/{variant}.json"
+
+
+def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
+    from variator_export.engines.onnxruntime import OnnxRuntimeGraph
+    from variator_export.stages.cases import make_cases
+    from variator_export.stages.verify import eager_outputs, save_reference, verify_graph
+
+    info, recipe, staging = context.info, context.recipe, context.workshop.staging
+    cases = make_cases(
+        context.encoder,
+        info.spec.family.inputs,
+        ratio=plan.ratio,
+        vocab_size=info.config.vocab_size,
+        max_length=info.max_length,
+        texts=recipe.verify.texts,
+        seed=recipe.verify.seed,
+    )
+    if plan.plugin is None:
+        plugin = null_plugin(info.size.num_layers, info.size.hidden_size)
+    else:
+        plugin = load_plugin(staging / context.plugin_folder(plan))
+    graphs = {
+        f"{plan.name}.onnx": OnnxRuntimeGraph(staging / f"{plan.name}.onnx"),
+        ANY_RATIO_NAME: context.any_ratio_graph.with_plugin(stack_for_graph(plugin)),
+    }
+    findings = []
+    with context.workshop.progress.bar(f"verify {plan.name}", len(cases) * (1 + len(graphs))) as advance:
+        expected = eager_outputs(context.eager(plan), cases, advance)
+        for name, graph in graphs.items():
+            findings += verify_graph(
+                name, graph, cases, expected, ratio=plan.ratio, precision=recipe.precision, progress=advance
+            )
+    save_reference(cases, expected, staging / output)
+    write_json(
+        staging / report_path(plan.name),
+        {
+            "variant": plan.name,
+            "precision": recipe.precision,
+            "reference": "eager PyTorch, float32, CPU",
+            "tolerance": vars(TOLERANCES[recipe.precision]),
+            "findings": [finding.as_dict() for finding in findings],
+        },
+    )
+
+
+def build_variant_engine(context: BuildContext, target: str, plan: VariantPlan) -> tuple[str, str]:
+    """An engine for one variant and its sidecar; gives back their paths inside the bundle."""
+    workshop, recipe = context.workshop, context.recipe
+    folder = f"engines/{target}/{recipe.precision}"
+    engine, sidecar = f"{folder}/{plan.name}.engine", f"{folder}/{plan.name}.json"
+    depends_on = {
+        **context.sources_of_graph(plan),
+        "graph": workshop.sha256(f"{plan.name}.onnx"),
+        "profile": recipe.engine.model_dump(mode="json"),
+        "version": context.engine_versions[target],
+        "made_by": context.made_by,
+    }
+
+    def make() -> None:
+        from variator_export.core.hashing import sha256_file
+        from variator_export.engines.tensorrt.build import build_engine
+
+        profile = engine_profile(context)
+        path = workshop.staging / engine
+        path.write_bytes(build_engine(target, workshop.staging / f"{plan.name}.onnx", profile))
+        write_json(
+            workshop.staging / sidecar,
+            {
+                "status": BUILT_ONLY,
+                "target": target,
+                "version": context.engine_versions[target],
+                "variant": plan.name,
+                "ratio": plan.ratio,
+                "precision": recipe.precision,
+                "profile": {name: [list(shape) for shape in shapes] for name, shapes in profile.items()},
+                "engine": {"sha256": sha256_file(path), "size_bytes": path.stat().st_size},
+                "made_from": {
+                    "graph": workshop.sha256(f"{plan.name}.onnx"),
+                    **context.sources_of_graph(plan),
+                },
+                "made_by": context.made_by,
+            },
+        )
+
+    workshop.step(f"engine/{target}/{plan.name}", depends_on, [engine, sidecar], make)
+    return engine, sidecar
+
+
+def engine_profile(context: BuildContext) -> dict[str, tuple[Any, Any, Any]]:
+    """(min, opt, max) shapes of every input, within the model's limit."""
+    limit = context.info.max_length
+    lengths = [min(n, limit) if limit is not None else n for n in context.recipe.engine.sequence_length]
+    low, opt, high = zip(context.recipe.engine.batch_size, lengths, strict=True)
+    return dict.fromkeys(context.info.spec.family.inputs, (low, opt, high))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON document; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
