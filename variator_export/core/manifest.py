@@ -93,7 +93,7 @@ class Manifest(_Part):
 
     Attributes:
         made_by: Versions of what made the graphs, and the digest of this package's code.
-        recipe: The resolved recipe.
+        recipe: The resolved recipe, without how to measure the speed.
         any_ratio: The graph that takes plugins as inputs, by part of the model.
         steps: For every step of the build, all that its result depends on.
     """

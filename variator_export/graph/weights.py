@@ -6,12 +6,15 @@ pass can rename, merge, fold or even read them.
 """
 
 import json
+import os
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 _DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
@@ -19,7 +22,13 @@ _DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.Data
 
 def write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file whose bytes depend on names and values only."""
-    save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path)
+    try:
+        save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path)
+    except SafetensorError as error:
+        # It keeps the system's refusal (a full disk) in its text only.
+        if code := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        raise
     path.chmod(0o644)  # safetensors leaves 0600, which a serving process of another user cannot read
 
 

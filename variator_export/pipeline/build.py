@@ -149,7 +149,8 @@ def _make(context: BuildContext, variants: list[VariantPlan]) -> Manifest:
             )
     return Manifest(
         made_by=context.made_by,
-        recipe=context.recipe.model_dump(mode="json"),
+        # How the speed is measured decides nothing of what is in the bundle.
+        recipe=context.recipe.model_dump(mode="json", exclude={"speed"}),
         backbone=_backbone_entry(context),
         precision=context.recipe.precision,
         any_ratio={"model": ANY_RATIO_NAME},

@@ -136,7 +136,16 @@ def trace_backbone(context: BuildContext) -> None:
         import onnx_ir as ir
 
         from variator_export.graph.trace import trace
+        from variator_export.stages.cases import encode_texts
 
+        info = context.info
+        encode_texts(  # refuses what cannot be verified before the long trace
+            context.encoder,
+            info.spec.family.inputs,
+            context.recipe.verify.texts,
+            vocab_size=info.config.vocab_size,
+            max_length=info.max_length,
+        )
         model = trace(context.backbone, workshop.staging, WEIGHTS_NAME)
         ir.save(model, workshop.staging / ANY_RATIO_NAME)
 
@@ -254,7 +263,7 @@ def build_variant_engine(context: BuildContext, target: str, plan: VariantPlan) 
 
     def make() -> None:
         from variator_export.core.hashing import sha256_file
-        from variator_export.engines.tensorrt.build import build_engine
+        from variator_export.engines.tensorrt.isolated import build_engine
 
         profile = engine_profile(context)
         path = workshop.staging / engine

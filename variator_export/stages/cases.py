@@ -1,10 +1,11 @@
-"""What a graph is verified on: real text, and a grid of shapes that shows frozen dimensions, wrong padding."""
+"""What a graph is verified on: real text, and a grid of shapes that shows frozen dimensions and padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 from variator_export.model.tokenizer import TextEncoder
 
@@ -43,6 +44,29 @@ class Case:
         return batch, length
 
 
+def encode_texts(
+    encoder: TextEncoder,
+    inputs: Sequence[str],
+    texts: Sequence[str],
+    *,
+    vocab_size: int,
+    max_length: int | None,
+) -> Arrays:
+    """The texts to verify on, or those that come with the package, as token ids.
+
+    Raises:
+        UserError: A text is longer than the model's limit, or the tokenizer is not the model's.
+    """
+    arrays = encoder.encode(texts or DEFAULT_TEXTS, inputs, max_length, truncate=not texts)
+    largest = int(arrays["input_ids"].max())
+    if largest >= vocab_size:
+        raise UserError(
+            f"The tokenizer gives the token id {largest}; the model knows {vocab_size} ids.",
+            "Give the backbone its own tokenizer.json.",
+        )
+    return arrays
+
+
 def make_cases(
     encoder: TextEncoder,
     inputs: Sequence[str],
@@ -60,7 +84,11 @@ def make_cases(
     """
     rng = np.random.default_rng([seed, ratio])
     cases = [
-        Case("real text", encoder.encode(texts or DEFAULT_TEXTS, inputs, max_length), stored=True),
+        Case(
+            "real text",
+            encode_texts(encoder, inputs, texts, vocab_size=vocab_size, max_length=max_length),
+            stored=True,
+        ),
     ]
     limit = max_length if max_length is not None else _UNLIMITED
     grid = [(1, 1), (4, ratio - 1), (1, ratio), (3, ratio + 1), (3, 37), (2, limit - 1), (1, limit)]

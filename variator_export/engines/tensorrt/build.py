@@ -1,4 +1,7 @@
-"""Building an engine from an ONNX graph: strongly typed, one optimization profile."""
+"""Building an engine in this process: strongly typed, one optimization profile.
+
+`isolated.py` calls it in a process of its own.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +13,7 @@ from variator_export.engines.tensorrt.api import load_tensorrt
 Shape = tuple[int, int]
 
 
-def build_engine(target: str, graph: Path, profile: Mapping[str, tuple[Shape, Shape, Shape]]) -> bytes:
+def build_engine_here(target: str, graph: Path, profile: Mapping[str, tuple[Shape, Shape, Shape]]) -> bytes:
     """Build an engine. No GPU is needed for TensorRT for RTX.
 
     Args:
@@ -62,7 +65,13 @@ def _make_profile(
                 f"The profile of {name} must be min <= opt <= max, and is {low}, {opt}, {high}.",
                 "Correct engine.batch_size or engine.sequence_length in the recipe.",
             )
-        made.set_shape(name, low, opt, high)
+        try:
+            made.set_shape(name, low, opt, high)
+        except RuntimeError as error:
+            raise UserError(
+                f"The builder refuses the profile {low}, {opt}, {high} of {name}: {error}",
+                "Correct engine.batch_size or engine.sequence_length in the recipe.",
+            ) from error
     return made
 
 

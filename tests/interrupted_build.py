@@ -1,0 +1,47 @@
+"""A build in a process of its own that says which step it is in, to be interrupted from outside.
+
+Preloaded once by a fork server, so that an attempt costs no imports.
+"""
+
+import os
+import sys
+from multiprocessing.connection import Connection
+
+import onnx_ir  # noqa: F401
+import onnxruntime  # noqa: F401
+import onnxscript  # noqa: F401
+import torch  # noqa: F401
+import transformers  # noqa: F401
+
+import variator_export.cli.main as cli
+from variator_export.cli.output import ConsoleProgress
+from variator_export.core import store
+from variator_export.pipeline import measuring
+
+
+def run(arguments: list[str], connection: Connection) -> None:
+    """Run the command line; announce each step before it starts."""
+    os.setpgrp()
+    sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    real_publish, real_measure = store.publish, measuring.write_json
+
+    def announce(_: ConsoleProgress, name: str, why: str) -> None:
+        del why
+        connection.send(name)
+
+    ConsoleProgress.started = announce  # type: ignore[method-assign]
+
+    def announced_publish(*args: object) -> None:
+        connection.send("publish")
+        real_publish(*args)  # type: ignore[arg-type]
+
+    def announced_measure(*args: object) -> None:
+        connection.send("report speed")
+        real_measure(*args)  # type: ignore[arg-type]
+
+    import variator_export.pipeline.workshop as workshop
+
+    workshop.publish = announced_publish  # type: ignore[assignment]
+    measuring.write_json = announced_measure  # type: ignore[assignment]
+    sys.argv[1:] = arguments
+    cli.main()

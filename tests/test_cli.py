@@ -1,0 +1,189 @@
+"""The command line as a user or a CI job calls it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from variator_export.cli.main import app
+from variator_export.core.recipe import Recipe
+
+COMMANDS = {
+    "build": {
+        "--ratio", "--backbone", "--plugin", "--target", "--precision", "--output", "--replace", "--speed",
+        "--no-speed", "--format", "--help",
+    },
+    "run": {"--text", "--ratio", "--variant", "--target", "--truncate", "--format", "--help"},
+    "inspect": {"--format", "--help"},
+}  # fmt: skip
+
+
+def call(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "variator_export", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "CI": "true", **environment},
+    )
+
+
+@pytest.fixture
+def recipe_file(small_recipe: Recipe, tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(json.dumps(small_recipe.model_dump(mode="json")))
+    return tmp_path / "small.yaml"
+
+
+def test_the_surface_of_the_command_line() -> None:
+    """An option that goes or changes its name breaks somebody's CI: do it knowingly."""
+    assert {command.name for command in app.registered_commands} == set(COMMANDS)
+    for name, options in COMMANDS.items():
+        text = call(name, "--help").stdout
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text.partition("Examples")[2] + text)) >= options
+        assert "Examples" in text
+        assert f"variator-export {name}" in text
+
+
+def test_version() -> None:
+    result = call("--version")
+    assert result.returncode == 0
+    assert re.fullmatch(r"variator-export \d+\.\d+\.\d+\n", result.stdout)
+
+
+def test_wrong_usage_is_2() -> None:
+    for arguments in (
+        ("bild",),
+        ("build", "--ratoi", "4"),
+        ("run",),
+        ("run", "nowhere"),
+        ("build", "--backbone", "x"),
+        ("inspect",),
+        ("build", "--format", "xml"),
+    ):
+        result = call(*arguments)
+        assert result.returncode == 2, (arguments, result.stderr)
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ratio", "0"], "The ratio '0' is no whole number"),
+        (["--ratio", "1.5"], "The ratio '1.5' is no whole number"),
+        (["--ratio", "1000"], "no plugin of ratio 1000; the recipe small has plugins of the ratios 2, 3, 4"),
+        (["--target", "tensorrt-rxt"], "--target tensorrt-rtx"),
+        (["--precision", "fp4"], "'precision' is 'fp4'"),
+        (["--plugin", "nowhere"], "The plugin folder nowhere does not exist"),
+        (["--plugin", "a/b=nowhere"], "'plugins.0.name' is 'a/b'"),
+        (["--backbone", "nowhere"], "The backbone nowhere is no folder"),
+        (["--target", "tensorrt"], "pip install 'variator-export[tensorrt]'"),
+    ],
+)
+def test_bad_input_is_1_with_one_message(
+    recipe_file: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    result = call("build", str(recipe_file), "--output", str(tmp_path / "b"), *arguments)
+    assert result.returncode == 1, result.stderr
+    assert words in result.stderr
+    assert "hint: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_error_is_a_document_too(recipe_file: Path) -> None:
+    result = call("build", str(recipe_file), "--ratio", "9", "--format", "json")
+    document = json.loads(result.stdout)
+    assert document["error"]["exit_code"] == result.returncode == 1
+    assert "no plugin of ratio 9" in document["error"]["message"]
+
+
+def test_a_bug_keeps_its_traceback_and_is_70(small_bundle: Path) -> None:
+    code = (
+        "import variator_export.cli.inspect as i, sys\n"
+        "def broken(*a): raise ZeroDivisionError('planted')\n"
+        "i._variants_table = broken\n"
+        f"sys.argv[1:] = ['inspect', {str(small_bundle)!r}]\n"
+        "from variator_export.cli.main import main\nmain()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 70
+    assert "ZeroDivisionError: planted" in result.stderr
+    assert "This is a bug" in result.stderr
+
+
+def test_build_as_a_document(recipe_file: Path, bundle_copy: Path) -> None:
+    """Up to date but for the measurement, which is made now and found again afterwards."""
+    recipe = json.loads(recipe_file.read_text())
+    recipe["speed"] = {"batch_size": 2, "sequence_length": 16, "rounds": 2, "block_seconds": 0.01}
+    recipe_file.write_text(json.dumps(recipe))
+    result = call("build", str(recipe_file), "--output", str(bundle_copy), "--format", "json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    rows = document["speed"]["rows"]
+    assert [(row["runtime"], row["ratio"]) for row in rows] == [
+        (runtime, k) for runtime in ("eager", "onnxruntime") for k in (1, 2, 3, 4)
+    ]
+    for row in rows:
+        assert row["median_ms"] > 0
+        assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"] or row["ratio"] == 1
+    assert rows[-1]["macs"] == rows[-1]["graph_macs"]
+    assert rows[2]["macs"] < rows[0]["macs"]
+    assert document["untrained"] == ["ratio-2", "ratio-3", "ratio-4"]
+    assert {step["action"] for step in document["steps"]} <= {"made", "reused"}
+    again = json.loads(
+        call("build", str(recipe_file), "--output", str(bundle_copy), "--format", "json").stdout
+    )
+    assert again["speed"] == document["speed"]
+    assert not again["published"]
+
+
+def test_build_for_people(recipe_file: Path, bundle_copy: Path) -> None:
+    result = call("build", str(recipe_file), "--output", str(bundle_copy))
+    assert result.returncode == 0, result.stderr
+    assert "ratio-4" in result.stdout
+    assert "nothing that it depends on has changed" in result.stderr
+    assert "were only initialised, not trained" in result.stderr
+    assert "\x1b[" not in result.stdout + result.stderr, "no colours or bars where nobody looks"
+
+
+def test_run(small_bundle: Path) -> None:
+    result = call("run", str(small_bundle), "--ratio", "2", "--text", "Yes.", "--text", "[bold] two words")
+    assert result.returncode == 0, result.stderr
+    assert "4x32" in result.stdout
+    assert "[bold] two words" in result.stdout
+    assert "only initialised" in result.stderr
+    document = json.loads(
+        call(
+            "run", str(small_bundle), "--text", "Yes.", "--text", "Two words, or three.", "--format", "json"
+        ).stdout
+    )
+    lengths = [len(entry["outputs"]["last_hidden_state"]) for entry in document["results"]]
+    assert lengths == [4, 8], "a text's own tokens, without padding"
+
+
+def test_run_refuses(small_bundle: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        ((str(tmp_path), "--text", "x"), "has no file manifest.json"),
+        ((str(small_bundle), "--text", "x", "--ratio", "9"), "has no variant 9"),
+        ((str(small_bundle), "--text", "x", "--variant", "fast"), "has no variant 'fast'"),
+        ((str(small_bundle), "--text", "word " * 90), "has 92 tokens; the model's limit is 64"),
+        ((str(small_bundle), "--text", "x", "--target", "tensorrt-rtx"), "not available in this version"),
+    ):
+        result = call("run", *arguments)
+        assert result.returncode == 1, arguments
+        assert words in result.stderr
+        assert "Traceback" not in result.stderr
+    assert call("run", str(small_bundle), "--text", "word " * 90, "--truncate").returncode == 0
+
+
+def test_inspect(small_bundle: Path) -> None:
+    result = call("inspect", str(small_bundle))
+    assert result.returncode == 0
+    for word in ("BertModel", "ratio-3", "initialised only", "weights.safetensors", "every hash"):
+        assert word in result.stdout
+    document = json.loads(call("inspect", str(small_bundle), "--format", "json").stdout)
+    assert document["backbone"]["pad_token_id"] == 0

@@ -1,0 +1,136 @@
+"""Engines: real ones, built by TensorRT for RTX on a machine without a GPU. None is run here."""
+
+import json
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from variator_export import Bundle, UserError, build
+from variator_export.core.hashing import sha256_file
+from variator_export.core.recipe import Recipe
+from variator_export.engines.tensorrt import api
+from variator_export.engines.tensorrt.isolated import build_engine
+
+PROFILE = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ((1, 1), (2, 16), (4, 64)))
+
+
+def test_every_ratio_of_minilm_has_an_engine_and_a_sidecar(minilm_bundle: Path) -> None:
+    bundle = Bundle.load(minilm_bundle)
+    for ratio in (1, 2, 4, 8):
+        entry = bundle.engine("tensorrt-rtx", f"ratio-{ratio}")
+        assert entry is not None
+        sidecar = json.loads(bundle.file(entry.sidecar).read_text())
+        engine = bundle.file(entry.engine)
+        assert sidecar["status"] == "built, not verified on a device"
+        assert sidecar["ratio"] == ratio
+        assert sidecar["engine"]["sha256"] == sha256_file(engine)
+        assert sidecar["made_from"]["graph"] == bundle.manifest.files[f"ratio-{ratio}.onnx"].sha256
+        assert sidecar["profile"]["input_ids"] == [[1, 1], [8, 128], [32, 512]]
+        assert engine.stat().st_size > 80e6, "the weights are in it"
+
+
+def test_equal_graphs_give_equal_engines_whatever_was_built_before(small_bundle: Path) -> None:
+    engine = build_engine("tensorrt-rtx", small_bundle / "ratio-2.onnx", PROFILE)
+    other = build_engine("tensorrt-rtx", small_bundle / "ratio-3.onnx", PROFILE)
+    assert engine != other
+    assert engine == build_engine("tensorrt-rtx", small_bundle / "ratio-2.onnx", PROFILE)
+
+
+def test_a_builder_that_crashes_does_not_take_the_build_with_it(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    crashing = tmp_path / "python"
+    crashing.write_text("#!/bin/sh\necho out of its mind >&2\nkill -SEGV $$\n")
+    crashing.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(crashing))
+    with pytest.raises(UserError, match=r"was ended by SIGSEGV while it built ratio-2\.onnx") as raised:
+        build_engine("tensorrt-rtx", small_bundle / "ratio-2.onnx", PROFILE)
+    assert "out of its mind" in raised.value.message
+
+
+def test_an_engine_is_built_for_one_more_target_without_anything_else(
+    small_recipe: Recipe, bundle_copy: Path
+) -> None:
+    recipe = small_recipe.model_copy(update={"targets": ("tensorrt-rtx",)})
+    result = build(recipe, bundle_copy)
+    made = [step.name for step in result.steps if step.action == "made"]
+    assert made == [f"engine/tensorrt-rtx/ratio-{k}" for k in (1, 2, 3, 4)]
+    sidecar = bundle_copy / "engines/tensorrt-rtx/float32/ratio-2.json"
+    assert json.loads(sidecar.read_text())["profile"]["input_ids"] == [[1, 1], [8, 64], [32, 64]], (
+        "no longer than the model's limit"
+    )
+    assert not build(small_recipe, bundle_copy).published, "engines that are there stay"
+
+
+def test_the_builders_own_words_are_in_the_error(small_bundle: Path, tmp_path: Path) -> None:
+    for name in ("weights.safetensors", "plugins"):
+        (tmp_path / name).symlink_to(small_bundle / name)
+    model = onnx.load(small_bundle / "ratio-2.onnx", load_external_data=False)
+    node = next(node for node in model.graph.node if node.op_type == "Gelu")
+    node.op_type, node.domain = "Unheard", "nowhere"
+    model.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(UserError, match=r"tensorrt-rtx cannot parse the graph for odd\.onnx") as raised:
+        build_engine("tensorrt-rtx", tmp_path / "odd.onnx", PROFILE)
+    assert "Unheard" in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("profile", "words"),
+    [
+        ({"input_ids": PROFILE["input_ids"]}, "has the inputs attention_mask, input_ids, token_type_ids"),
+        ({**PROFILE, "attention_mask": ((4, 1), (2, 16), (4, 64))}, "must be min <= opt <= max"),
+    ],
+)
+def test_profiles_that_the_builder_would_take_without_a_word(
+    small_bundle: Path, profile: dict[str, tuple[tuple[int, int], ...]], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        build_engine("tensorrt-rtx", small_bundle / "ratio-2.onnx", profile)  # type: ignore[arg-type]
+
+
+def test_a_builder_that_fails_says_why(tmp_path: Path) -> None:
+    """A graph that parses and cannot work at the shapes of its profile."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["input_ids"], ["x"], to=kinds.FLOAT),
+            helper.make_node("Add", ["x", "seven"], ["y"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("input_ids", kinds.INT64, ["b", "s"])],
+        [helper.make_tensor_value_info("y", kinds.FLOAT, None)],
+        [helper.make_tensor("seven", kinds.FLOAT, [7], [1.0] * 7)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "seven.onnx")
+    with pytest.raises(UserError, match=r"tensorrt-rtx built no engine for seven\.onnx") as raised:
+        build_engine("tensorrt-rtx", tmp_path / "seven.onnx", {"input_ids": PROFILE["input_ids"]})
+    assert "Broadcast has incompatible dimensions: 7 != 16" in raised.value.message
+    beyond = {"input_ids": ((1, 1), (2, 16), (4, 2**31))}
+    with pytest.raises(UserError, match="The builder refuses the profile"):
+        build_engine("tensorrt-rtx", tmp_path / "seven.onnx", beyond)  # type: ignore[arg-type]
+
+
+def test_a_tensorrt_that_is_not_installed_is_named_before_anything_slow(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "installed_version", lambda _: None)
+    recipe = small_recipe.model_copy(update={"targets": ("tensorrt",)})
+    with pytest.raises(UserError, match="needs the Python package tensorrt") as raised:
+        build(recipe, tmp_path / "b")
+    assert "pip install 'variator-export[tensorrt]'" in str(raised.value.hint)
+    assert not (tmp_path / "b").exists()
+
+
+def test_only_one_module_imports_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Path(api.__file__).parents[2]
+    for path in package.rglob("*.py"):
+        if path != Path(api.__file__):
+            text = path.read_text()
+            assert "import tensorrt" not in text, path
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(UserError, match="needs the Python package tensorrt-rtx"):
+        api.load_tensorrt("tensorrt-rtx")

@@ -1,0 +1,85 @@
+"""Recipes: what is wrong is named with its key and the nearest known one."""
+
+from pathlib import Path
+
+import pytest
+
+from variator_export.core.errors import UserError
+from variator_export.core.recipe import Recipe, load_recipe, shipped_recipes
+from variator_export.pipeline.plan import parse_ratio, select_plugins
+
+MINIMAL = "name: x\nbackbone: {source: ./b}\n"
+
+
+def _load(tmp_path: Path, text: str) -> Recipe:
+    (tmp_path / "r.yaml").write_text(text)
+    return load_recipe(tmp_path / "r.yaml")
+
+
+def test_the_default_recipe_comes_with_the_package_and_pins_its_backbone() -> None:
+    assert "minilm" in shipped_recipes()
+    recipe = load_recipe("minilm")
+    assert recipe.backbone.sha256 == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    assert [plugin.ratio for plugin in recipe.plugins] == [2, 4, 8]
+
+
+def test_sources_in_a_file_are_relative_to_the_file(tmp_path: Path) -> None:
+    recipe = _load(tmp_path, MINIMAL + "plugins: [{source: p}]\n")
+    assert recipe.backbone.source == str(tmp_path / "b")
+    assert recipe.plugins[0].source == str(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (MINIMAL + "plugns: []", ["unknown key 'plugns'", "did you mean 'plugins'?"]),
+        ("name: x\nbackbone: {sorce: a}", ["unknown key 'backbone.sorce'", "did you mean 'source'?"]),
+        (MINIMAL + "plugins: [{ratio: 2, initialise: {sed: 1}}]", ["plugins.0.initialise.sed", "'seed'"]),
+        (MINIMAL + "ratios: [2, four]", ["'ratios.1' is 'four'", "valid integer"]),
+        (MINIMAL + "ratios: 4", ["'ratios' is 4", "valid tuple"]),
+        (MINIMAL + "ratios: [0]", ["'ratios.0' is 0"]),
+        (MINIMAL + "precision: fp8", ["'precision' is 'fp8'", "float32"]),
+        (MINIMAL + "targets: [tensorrt-rtxx]", ["'targets.0'", "tensorrt-rtx"]),
+        ("name: x\n", ["'backbone' is missing"]),
+        ("name: ../x\nbackbone: {source: b}", ["'name' is '../x'"]),
+        ("name: x\nbackbone: {source: b, sha256: abc}", ["'backbone.sha256' is 'abc'"]),
+        (MINIMAL + "plugins: [{ratio: 2}]", ["either a source or initialise"]),
+        (MINIMAL + "plugins: [{initialise: {}}]", ["needs a ratio"]),
+        (MINIMAL + "engine: {batch_size: [4, 2, 8]}", ["min <= opt <= max", "4, 2, 8"]),
+        ("[1, 2]", ["is no mapping"]),
+        ("name: [", ["not valid YAML"]),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as raised:
+        _load(tmp_path, text)
+    for word in words:
+        assert word in raised.value.message
+
+
+def test_a_recipe_that_does_not_exist() -> None:
+    with pytest.raises(UserError, match="There is no recipe minilmm") as raised:
+        load_recipe("minilmm")
+    assert "minilm" in str(raised.value.hint)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_recipe("nowhere/recipe.yaml")
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "-4", "four", ""])
+def test_a_ratio_that_is_none(text: str) -> None:
+    with pytest.raises(UserError, match="no whole number of at least 1"):
+        parse_ratio(text)
+
+
+def test_a_ratio_without_a_plugin_lists_those_there_are() -> None:
+    recipe = load_recipe("minilm").model_copy(update={"ratios": (1000,)})
+    with pytest.raises(UserError, match=r"no plugin of ratio 1000; the recipe minilm has .* 2, 4, 8"):
+        select_plugins(recipe)
+
+
+def test_a_name_used_twice(tmp_path: Path) -> None:
+    text = MINIMAL + "plugins: [{ratio: 2, initialise: {}}, {ratio: 2, initialise: {seed: 1}}]"
+    with pytest.raises(UserError, match="ratio-2 is used twice"):
+        select_plugins(_load(tmp_path, text))
+    named = MINIMAL + "plugins: [{ratio: 2, initialise: {}}, {name: b, ratio: 2, initialise: {seed: 1}}]"
+    assert [plugin.name for plugin in select_plugins(_load(tmp_path, named))] == ["b", "ratio-2"]
