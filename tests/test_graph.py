@@ -204,8 +204,19 @@ def test_weights_keep_the_names_and_bytes_of_the_backbone(traced: Callable[[str]
         assert torch.equal(tensor, made.backbone.state[name]), name
 
 
-def test_all_graphs_point_into_the_same_files_and_hold_no_weights(traced: Callable[[str], Traced]) -> None:
-    made = traced("bert")
+@pytest.mark.parametrize("model", MODELS)
+def test_attention_is_one_operator_in_each_layer(traced: Callable[[str], Traced], model: str) -> None:
+    made = traced(model)
+    for path in (made.folder / "any-ratio.onnx", made.bind(None), made.bind(plugin_for(made.backbone, 2))):
+        operators = [node.op_type for node in ir.load(path).graph]
+        assert operators.count("Attention") == made.backbone.info.size.num_layers
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_all_graphs_point_into_the_same_files_and_hold_no_weights(
+    traced: Callable[[str], Traced], model: str
+) -> None:
+    made = traced(model)
     path = made.bind(plugin_for(made.backbone, 4))
     for file in (made.folder / "any-ratio.onnx", made.bind(None), path):
         model = onnx.load(file, load_external_data=False)

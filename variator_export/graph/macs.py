@@ -53,18 +53,28 @@ def graph_macs(graph: Path, batch_size: int, length: int, ratio: int = 1) -> int
     """
     model = ir.load(graph)
     bindings = {BATCH: batch_size, LENGTH: length, "windows": math.ceil(length / ratio)}
-    return sum(_node_macs(node, bindings) for node in model.graph if node.op_type in ("MatMul", "Gemm"))
+    return sum(_node_macs(node, bindings) for node in model.graph)
 
 
 def _node_macs(node: ir.Node, bindings: dict[str, int]) -> int:
-    left, result = node.inputs[0], node.outputs[0]
-    if left is None or left.shape is None or result.shape is None:
+    if node.op_type in ("MatMul", "Gemm"):
+        left = _dims(node, node.inputs[0], bindings)
+        return math.prod(_dims(node, node.outputs[0], bindings)) * left[0 if _transposed(node) else -1]
+    if node.op_type == "Attention":
+        batch, queries, width = _dims(node, node.inputs[0], bindings)
+        keys = _dims(node, node.inputs[1], bindings)[1]
+        return 2 * batch * queries * keys * width  # scores, weighted sums
+    return 0
+
+
+def _dims(node: ir.Node, value: ir.Value | None, bindings: dict[str, int]) -> list[int]:
+    if value is None or value.shape is None:
         raise ValueError(f"{node.op_type} {node.name} has no shapes")
-    inner = left.shape.evaluate(bindings)[0 if _transposed(node) else -1]
-    dims = [*result.shape.evaluate(bindings), inner]
-    if not all(isinstance(dim, int) for dim in dims):
+    dims = list(value.shape.evaluate(bindings))
+    known = [dim for dim in dims if isinstance(dim, int)]
+    if len(known) != len(dims):
         raise ValueError(f"{node.op_type} {node.name} keeps unknown dimensions: {dims}")
-    return math.prod(int(dim) for dim in dims)
+    return known
 
 
 def _transposed(node: ir.Node) -> bool:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from variator_export.graph.attention import fuse_attention
 from variator_export.graph.boundary import BATCH, add_padding
 from variator_export.graph.simplify import name_modules, simplify
 from variator_export.graph.weights import attach_weights, detach, external_tensors, write_weights
@@ -25,8 +26,10 @@ from variator_export.model.plugin_file import (
     PluginConfig,
 )
 
-# LayerNormalization (17) and Gelu (20) are in it; ONNX Runtime 1.31 and TensorRT for RTX 1.7 read it.
-OPSET = 20
+# The first with Attention; ONNX Runtime 1.31 and TensorRT for RTX 1.7 read it.
+OPSET = 23
+# A constant of the trace (a table of positions, say) may lie in the graph; a weight may not.
+_MAX_INLINE_BYTES = 64 * 1024
 # No size of the example may be 1 or equal another: the exporter could take them for constants.
 _EXAMPLE_BATCH, _EXAMPLE_WINDOWS, _EXAMPLE_RATIO, _EXAMPLE_BOTTLENECK = 2, 5, 3, 7
 
@@ -86,6 +89,8 @@ def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
     used = _detach_parameters(graph, traced, backbone)
     add_padding(graph, backbone.spec.family.inputs, backbone.spec.token_outputs, backbone.pad_token_id)
     simplify(model)
+    fuse_attention(model)
+    _check_inline(graph)
     state = backbone.state
     write_weights({name: state[name] for name in used}, folder / weights_name)
     attach_weights(graph, external_tensors(folder, weights_name))
@@ -140,9 +145,14 @@ def _export(traced: _TracedModel, backbone: Backbone, config: PluginConfig) -> i
 
 def _detach_parameters(graph: ir.Graph, traced: _TracedModel, backbone: Backbone) -> list[str]:
     """Give every weight its name in the backbone's state dict and detach it."""
-    named = {id(parameter): name for name, parameter in reversed(list(backbone.model.named_parameters()))}
+    # Tied weights have several names; the first is taken, whichever the exporter took.
+    parameters = list(backbone.model.named_parameters(remove_duplicate=False))
+    named = {id(parameter): name for name, parameter in reversed(parameters)}
     named |= {id(buffer): name for name, buffer in backbone.model.named_buffers() if name in backbone.state}
-    own: dict[str, Tensor] = {**dict(traced.named_parameters()), **dict(traced.named_buffers())}
+    own: dict[str, Tensor] = {
+        **dict(traced.named_parameters(remove_duplicate=False)),
+        **dict(traced.named_buffers(remove_duplicate=False)),
+    }
     names = []
     for value in list(graph.initializers.values()):
         tensor = own.get(str(value.name))
@@ -154,6 +164,13 @@ def _detach_parameters(graph: ir.Graph, traced: _TracedModel, backbone: Backbone
         detach(graph, value)
         names.append(name)
     return names
+
+
+def _check_inline(graph: ir.Graph) -> None:
+    """Weights exist once: none may be left in the graph under a name that the backbone does not have."""
+    for name, value in graph.initializers.items():
+        size = value.const_value.nbytes if value.const_value is not None else 0
+        assert size <= _MAX_INLINE_BYTES, f"{name} ({size} bytes) is no weight of the backbone"
 
 
 @contextlib.contextmanager

@@ -39,12 +39,23 @@ def build_engine_here(target: str, graph: Path, profile: Mapping[str, tuple[Shap
     if not parser.parse_from_file(str(graph)):
         errors = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
         raise _failed(target, graph, "cannot parse the graph", log, errors)
+    _allow_decomposed_attention(trt, network)
     config = builder.create_builder_config()
     config.add_optimization_profile(_make_profile(builder, network, graph, profile))
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise _failed(target, graph, "built no engine", log)
     return bytes(serialized)
+
+
+def _allow_decomposed_attention(trt: Any, network: Any) -> None:
+    """Let the builder take attention apart where it has no kernel for it (float32); otherwise it refuses."""
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            # The bindings give every layer its base class; its own is set by hand.
+            layer.__class__ = trt.IAttentionBoundaryLayer
+            layer.attention.decomposable = True
 
 
 def _make_profile(

