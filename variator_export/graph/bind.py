@@ -164,8 +164,11 @@ def _remove_plugin(graph: ir.Graph, site: str) -> None:
     """Lead the graph around the plugin of one site."""
     compress = [node for node in graph if module_of(node) == site + _COMPRESS]
     decompress = [node for node in graph if module_of(node).startswith(site + _DECOMPRESS)]
-    # Layers share the mask of the first one; only the hidden vectors are meant.
-    compressed = _only([value for value in _leaving(compress) if value.dtype != ir.DataType.BOOL], site)
+    # Other layers take the mask from the first one; what the network takes is the compressed window.
+    compressed = _only(
+        [v for v in _leaving(compress) if any(module_of(u).startswith(site + _FFN) for u, _ in v.uses())],
+        site,
+    )
     entered = _only([value for value in _entering(decompress) if _is_from(value, site)], site)
     ffn_output = _only(
         [v for v in _entering(decompress) if (p := v.producer()) and module_of(p).startswith(site + _FFN)],

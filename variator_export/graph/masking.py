@@ -2,12 +2,12 @@
 
 import onnx_ir as ir
 
-# Operations whose result is true everywhere if their first input is.
-_PRESERVING = ("Unsqueeze", "Expand", "Reshape", "Identity", "Squeeze")
+# Operations whose result is true (or one) everywhere if their first input is.
+_PRESERVING = ("Unsqueeze", "Expand", "Reshape", "Identity", "Squeeze", "Cast")
 
 
 def keep_everything(graph: ir.Graph, exclude_padding: ir.Value) -> None:
-    """Remove the selections that `exclude_padding` decides, for the case that it is false.
+    """Remove the selections and products that `exclude_padding` decides, for the case that it is false.
 
     Args:
         graph: Changed in place.
@@ -24,3 +24,7 @@ def keep_everything(graph: ir.Graph, exclude_padding: ir.Value) -> None:
             chosen = node.inputs[1]
             assert chosen is not None
             node.outputs[0].replace_all_uses_with(chosen)
+        elif node.op_type == "Mul" and node.inputs[1] in true:
+            factor = node.inputs[0]
+            assert factor is not None
+            node.outputs[0].replace_all_uses_with(factor)
