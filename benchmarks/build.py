@@ -2,13 +2,15 @@
 
     python benchmarks/build.py --output benchmarks/results/build-t5-base.json
 
-A T5-base encoder with random weights. Each build runs in a process of its own, two and four ratios in turns;
-verification is timed apart and the speed is not measured here (`benchmarks/speed.py` does).
+A T5-base encoder with random weights. Each build runs in a process of its own, two and four ratios in turns,
+without engines and without measuring speed; verification is timed apart. Peak memory is that of one more
+build of four ratios with all that the default recipe does: measuring speed, engines by TensorRT for RTX.
 """
 
 import argparse
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -43,14 +45,15 @@ class Stopwatch(Progress):
         self.seconds[report.name] = time.perf_counter() - self._start
 
 
-def one_build(backbone: str, output: str, ratios: tuple[int, ...]) -> dict[str, Any]:
+def one_build(backbone: str, output: str, ratios: tuple[int, ...], *, whole: bool) -> dict[str, Any]:
     """Build in this process and say what it took."""
     recipe = Recipe.model_validate(
         {
             "name": "t5-base",
             "backbone": {"source": backbone},
             "plugins": [{"ratio": k, "initialise": {"seed": k}} for k in ratios if k > 1],
-            "speed": None,
+            "speed": {} if whole else None,
+            "targets": ["tensorrt-rtx"] if whole else ["onnxruntime"],
         }
     )
     watch = Stopwatch()
@@ -69,6 +72,7 @@ def one_build(backbone: str, output: str, ratios: tuple[int, ...]) -> dict[str, 
         "plugins_bytes": sum(size for name, size in sizes.items() if name.startswith("plugins/")),
         # Linux gives kilobytes.
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_of_builder_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
     }
 
 
@@ -77,28 +81,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", nargs=3, metavar=("BACKBONE", "OUTPUT", "RATIOS"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # BACKBONE OUTPUT RATIOS KIND
     options = parser.parse_args()
     if options.one:
-        backbone, output, ratios = options.one
-        found = one_build(backbone, output, tuple(int(k) for k in ratios.split(",")))
+        backbone, output, ratios, kind = options.one
+        found = one_build(backbone, output, tuple(int(k) for k in ratios.split(",")), whole=kind == "whole")
         options.output.write_text(json.dumps(found))
         return
-    runs: dict[str, list[dict[str, Any]]] = {"few": [], "many": []}
+    runs: dict[str, list[dict[str, Any]]] = {"few": [], "many": [], "whole": []}
     with tempfile.TemporaryDirectory() as folder:
         backbone = make_t5_base(Path(folder) / "t5-base")
-        for repeat in range(options.repeats):
-            for name, ratios in (("few", FEW), ("many", MANY)):
-                target = Path(folder) / f"{name}-{repeat}"
-                answer = Path(folder) / "answer.json"
-                one = ["--one", str(backbone), str(target), ",".join(map(str, ratios))]
-                command = [sys.executable, __file__, "--output", str(answer), *one]
-                subprocess.run(command, check=True)
-                runs[name].append(json.loads(answer.read_text()))
-                print(f"{name} {repeat}: {runs[name][-1]['trace_bind_write_s']:.1f} s", file=sys.stderr)
+        turns = [("few", FEW), ("many", MANY)] * options.repeats + [("whole", MANY)]
+        for turn, (name, ratios) in enumerate(turns):
+            target = Path(folder) / f"{name}-{turn}"
+            answer = Path(folder) / "answer.json"
+            one = ["--one", str(backbone), str(target), ",".join(map(str, ratios)), name]
+            subprocess.run([sys.executable, __file__, "--output", str(answer), *one], check=True)
+            runs[name].append(json.loads(answer.read_text()))
+            print(f"{name}: {runs[name][-1]['trace_bind_write_s']:.1f} s", file=sys.stderr)
+            shutil.rmtree(target)
     few, many = (statistics.median(r["trace_bind_write_s"] for r in runs[n]) for n in ("few", "many"))
-    last = runs["many"][-1]
-    peak = max(r["peak_memory_bytes"] for r in runs["many"])
+    last, whole = runs["many"][-1], runs["whole"][-1]
     limit = 4 * last["weights_bytes"] + 1.5e9
     write_result(
         options.output,
@@ -121,8 +124,10 @@ def main() -> None:
                 "goal": "at most 1.08",
             },
             "peak_memory": {
-                "bytes": peak,
-                "over_limit": round(peak / limit, 3),
+                "bytes": whole["peak_memory_bytes"],
+                "over_limit": round(whole["peak_memory_bytes"] / limit, 3),
+                "builder_process_bytes": whole["peak_memory_of_builder_bytes"],
+                "without_engines_and_speed_bytes": last["peak_memory_bytes"],
                 "goal": "at most 4x the weights plus 1.5 GB",
             },
             "runs": runs,

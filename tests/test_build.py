@@ -92,10 +92,16 @@ def test_what_a_user_put_into_the_folder_stays(small_recipe: Recipe, bundle_copy
     (bundle_copy / "notes").mkdir()
     (bundle_copy / "notes" / "mine.txt").write_text("keep")
     (bundle_copy / "reports" / "mine.json").write_text("{}")
+    (bundle_copy / "reports" / "speed.json.part").write_text("half")
+    (bundle_copy / "empty").mkdir()
+    (bundle_copy / "elsewhere").symlink_to("/nowhere")
     other = _with(small_recipe, verify=small_recipe.verify.model_copy(update={"seed": 3}))
     assert build(other, bundle_copy).published
     assert (bundle_copy / "notes" / "mine.txt").read_text() == "keep"
     assert (bundle_copy / "reports" / "mine.json").exists()
+    assert not (bundle_copy / "reports" / "speed.json.part").exists()
+    assert (bundle_copy / "empty").is_dir()
+    assert (bundle_copy / "elsewhere").readlink() == Path("/nowhere")
 
 
 def test_a_folder_that_is_no_bundle_is_not_touched(small_recipe: Recipe, tmp_path: Path) -> None:
@@ -125,7 +131,7 @@ def test_a_bundle_of_another_backbone(
     recipe = _with(
         small_recipe, backbone=BackboneRecipe(source=str(small_model("bert-classifier"))), ratios=(2,)
     )
-    with pytest.raises(UserError, match=r"The bundle has ratio-3, ratio-4 of another backbone"):
+    with pytest.raises(UserError, match=r"The bundle is of another backbone: .*bert.*, whose weights"):
         build(recipe, bundle_copy)
     assert _bytes(bundle_copy) == before
     result = build(recipe, bundle_copy, replace=True)
@@ -222,9 +228,82 @@ def test_nan_never_passes(small_model: Callable[[str], Path], small_recipe: Reci
     tensors["encoder.layer.1.output.LayerNorm.weight"][3] = np.nan
     save_file(tensors, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     recipe = _with(small_recipe, backbone=BackboneRecipe(source=str(tmp_path / "broken")), ratios=(2,))
-    with pytest.raises(NumbersDisagreeError, match="NaN or infinite values"):
+    with pytest.raises(NumbersDisagreeError, match="Eager PyTorch itself gives NaN or infinite values"):
         build(recipe, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_backbone_that_was_changed_in_place_does_not_keep_its_plugins(
+    small_model: Callable[[str], Path], load_model: Callable[[str], Backbone], tmp_path: Path
+) -> None:
+    """The plugin folder is the same; what it was made for is not there any more."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(small_model("bert"), tmp_path / "tuned")
+    save_plugin(plugin_for(load_model("bert"), 2), tmp_path / "p")
+    recipe = Recipe.model_validate(
+        {
+            "name": "tuned",
+            "backbone": {"source": str(tmp_path / "tuned")},
+            "plugins": [{"source": str(tmp_path / "p")}],
+            "speed": None,
+        }
+    )
+    build(recipe, tmp_path / "b")
+    weights = tmp_path / "tuned" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["encoder.layer.0.output.dense.bias"] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="The bundle is of another backbone"):
+        build(recipe, tmp_path / "b")
+    with pytest.raises(UserError, match="was made for the backbone test with weights of sha256"):
+        build(recipe, tmp_path / "b", replace=True)
+
+
+def test_an_initialised_plugin_does_not_replace_a_trained_one(
+    small_recipe: Recipe, bundle_copy: Path, load_model: Callable[[str], Backbone], tmp_path: Path
+) -> None:
+    plugin = _other(plugin_for(load_model("bert"), 4), training={"steps": 1})
+    save_plugin(plugin, tmp_path / "p")
+    trained = _with(small_recipe, plugins=(PluginRecipe(source=str(tmp_path / "p")),), ratios=None)
+    assert "ratio-4" not in build(trained, bundle_copy).untrained
+    with pytest.raises(UserError, match="has a trained plugin ratio-4"):
+        build(small_recipe, bundle_copy)
+
+
+def test_an_up_to_date_bundle_is_looked_at_before_that_is_said(
+    small_recipe: Recipe, bundle_copy: Path
+) -> None:
+    content = bytearray((bundle_copy / "ratio-3.onnx").read_bytes())
+    content[100] ^= 1
+    (bundle_copy / "ratio-3.onnx").write_bytes(content)
+    with pytest.raises(UserError, match=r"ratio-3\.onnx has the sha256"):
+        build(small_recipe, bundle_copy)
+
+
+def test_pooling_in_any_subfolder_decides_the_trace(
+    small_model: Callable[[str], Path], small_recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pooled"
+    shutil.copytree(small_model("bert"), folder)
+    kinds = {"Transformer": "", "Pooling": "some_pooling"}
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    recipe = _with(small_recipe, backbone=BackboneRecipe(source=str(folder)), ratios=(1,))
+    with pytest.raises(UserError, match=r"some_pooling/config\.json cannot be read"):
+        build(recipe, tmp_path / "b")
+    (folder / "some_pooling").mkdir()
+    (folder / "some_pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    bundle = Bundle.load(build(recipe, tmp_path / "b").bundle)
+    assert bundle.manifest.backbone.outputs == ("last_hidden_state", "sentence_embedding")
+    assert "some_pooling/config.json" in bundle.manifest.steps["trace"]["backbone"]["files"]
+
+
+def test_a_manifest_of_another_program_is_not_replaced(small_recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"name": "a web app"}))
+    with pytest.raises(UserError, match="is no bundle"):
+        build(small_recipe, tmp_path, replace=True)
+    assert json.loads((tmp_path / "manifest.json").read_text())["name"] == "a web app"
 
 
 def test_two_plugins_of_one_ratio_in_one_bundle(

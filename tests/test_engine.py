@@ -9,7 +9,7 @@ import pytest
 
 from variator_export import Bundle, UserError, build
 from variator_export.core.hashing import sha256_file
-from variator_export.core.recipe import Recipe
+from variator_export.core.recipe import EngineRecipe, Recipe
 from variator_export.engines.tensorrt import api
 from variator_export.engines.tensorrt.isolated import build_engine
 
@@ -51,7 +51,7 @@ def test_a_builder_that_crashes_does_not_take_the_build_with_it(
 
 
 def test_an_engine_is_built_for_one_more_target_without_anything_else(
-    small_recipe: Recipe, bundle_copy: Path
+    small_recipe: Recipe, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = small_recipe.model_copy(update={"targets": ("tensorrt-rtx",)})
     result = build(recipe, bundle_copy)
@@ -62,6 +62,18 @@ def test_an_engine_is_built_for_one_more_target_without_anything_else(
         "no longer than the model's limit"
     )
     assert not build(small_recipe, bundle_copy).published, "engines that are there stay"
+    other = small_recipe.model_copy(
+        update={"verify": small_recipe.verify.model_copy(update={"seed": 4}), "ratios": (2,)}
+    )
+    monkeypatch.setattr(api, "installed_version", lambda _: None)
+    result = build(other, bundle_copy)
+    assert result.published, "what is kept needs no TensorRT"
+    assert len(Bundle.load(bundle_copy).manifest.engines) == 4
+    shorter = EngineRecipe(sequence_length=(1, 8, 16))
+    dropped = build(other.model_copy(update={"engine": shorter}), bundle_copy)
+    assert {step.name for step in dropped.steps if step.action == "dropped"} == set(made)
+    assert not Bundle.load(bundle_copy).manifest.engines
+    assert not list(bundle_copy.rglob("*.engine"))
 
 
 def test_the_builders_own_words_are_in_the_error(small_bundle: Path, tmp_path: Path) -> None:

@@ -23,6 +23,21 @@ def test_the_default_recipe_comes_with_the_package_and_pins_its_backbone() -> No
     assert [plugin.ratio for plugin in recipe.plugins] == [2, 4, 8]
 
 
+@pytest.mark.parametrize("name", ["any-ratio", "ratio-1", "ratio-4"])
+def test_names_that_mean_another_variant(tmp_path: Path, name: str) -> None:
+    text = MINIMAL + f"plugins: [{{ratio: 2, name: {name}, initialise: {{}}}}]"
+    with pytest.raises(UserError, match=f"ratio 2 cannot have the name {name}"):
+        select_plugins(_load(tmp_path, text))
+
+
+def test_a_folder_of_the_recipes_name_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "minilm").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("minilm").name == "minilm"
+
+
 def test_sources_in_a_file_are_relative_to_the_file(tmp_path: Path) -> None:
     recipe = _load(tmp_path, MINIMAL + "plugins: [{source: p}]\n")
     assert recipe.backbone.source == str(tmp_path / "b")

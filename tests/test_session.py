@@ -75,6 +75,7 @@ def test_what_does_not_fit_is_named(small_bundle: Path) -> None:
         ({name: array[:, :0] for name, array in good.items()}, "the shapes"),
         ({name: array.astype(np.float32) for name, array in good.items()}, "the types"),
         ({name: np.zeros((1, 65), np.int64) for name in good}, "have 65 tokens; the model's limit is 64"),
+        ({**good, "input_ids": good["input_ids"] + 10**6}, "ONNX Runtime failed on inputs of the shapes"),
     ):
         with pytest.raises(UserError, match=words):
             session.run(inputs)
@@ -84,6 +85,23 @@ def test_what_does_not_fit_is_named(small_bundle: Path) -> None:
         bundle.session(variant=2).run(good, ratio=4)
     with pytest.raises(UserError, match="A session on openvino is not available"):
         bundle.session("openvino")
+
+
+def test_a_session_outlives_the_bundle_it_was_opened_from(bundle_copy: Path) -> None:
+    bundle = Bundle.load(bundle_copy)
+    session, inputs = bundle.session(), _inputs(bundle, "Yes.")
+    bundle_copy.rename(bundle_copy.parent / "gone")
+    for ratio in session.ratios:
+        assert session.run(inputs, ratio=ratio)["last_hidden_state"].shape == (1, 4, 32)
+
+
+def test_a_bundle_that_was_published_again_meanwhile_is_not_mixed(bundle_copy: Path) -> None:
+    bundle = Bundle.load(bundle_copy)
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    manifest["made_by"]["code"] = "another"
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was published again while it was being opened"):
+        bundle.session()
 
 
 def test_32_bit_integers_are_taken(small_bundle: Path) -> None:

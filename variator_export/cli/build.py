@@ -175,7 +175,10 @@ def _print(output: Output, result: BuildResult) -> None:
 
 
 def _verification_table(result: BuildResult) -> Table:
-    table = Table(title="Verified against eager PyTorch in float32 (largest deviation)", title_justify="left")
+    table = Table(
+        title="Verified against eager PyTorch in float32 (where the relative error is largest)",
+        title_justify="left",
+    )
     for name in ("variant", "graph", "case", "output"):
         table.add_column(name)
     for name in ("max abs", "rel. Frobenius", "cosine"):
@@ -199,7 +202,10 @@ def _verification_table(result: BuildResult) -> Table:
 def speed_table(speed: Any) -> Table:
     """Eager and exported at every ratio, beside what the saved MACs would allow."""
     shape = f"batch {speed['batch_size']}, {speed['sequence_length']} tokens"
-    title = f"Speed at {shape}, medians of {speed['rounds']} alternating rounds on {speed['machine']['cpu']}"
+    title = (
+        f"Speed at {shape}, medians of {speed['rounds']} alternating rounds on {speed['machine']['cpu']}, "
+        f"{speed['machine']['cpu_cores']} cores; eager is PyTorch with SDPA"
+    )
     table = Table(title=title, title_justify="left")
     table.add_column("runtime")
     table.add_column("variant")

@@ -52,6 +52,11 @@ def main() -> None:
     except UserError as error:
         _output().error(error)
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        name = error.filename or "a file"
+        refused = UserError(f"{name} cannot be opened: permission denied.", "Run as a user who may read it.")
+        _output().error(refused)
+        sys.exit(refused.exit_code)
     except Exception:
         traceback.print_exc()
         _output().hint(

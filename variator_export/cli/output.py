@@ -81,7 +81,8 @@ class ConsoleProgress(Progress):
     def __init__(self, output: Output) -> None:
         self._output = output
         self._started = 0.0
-        self._alive = output.err.is_terminal and not os.environ.get("CI")
+        self._quiet = output.is_json
+        self._alive = output.err.is_terminal and not os.environ.get("CI") and not self._quiet
         self._status: Any = None
 
     def started(self, name: str, why: str) -> None:
@@ -94,8 +95,10 @@ class ConsoleProgress(Progress):
     def finished(self, report: StepReport) -> None:
         """Print a line."""
         self._stop_status()
+        if self._quiet:
+            return
         seconds = f"{time.monotonic() - self._started:6.1f} s" if report.action == "made" else "        "
-        self._output.hint(f"{report.action:6} {seconds}  {report.name:32} {report.why}")
+        self._output.hint(f"{report.action:7} {seconds}  {report.name:32} {report.why}")
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[[], None]]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.table import Table
 from rich.text import Text
@@ -65,7 +66,7 @@ def run_command(
     ]
     if printer.is_json:
         results: list[dict[str, Any]] = [
-            {"text": line, "outputs": {name: values.tolist() for name, values in row.items()}}
+            {"text": line, "outputs": {name: _numbers(values) for name, values in row.items()}}
             for line, row in zip(text, rows, strict=True)
         ]
         printer.document({"variant": entry.name, "ratio": entry.ratio, "results": results})
@@ -79,3 +80,12 @@ def run_command(
             ending = ", …" if values.size > 4 else ""
             table.add_row(Text(line[:40]), name, "x".join(map(str, values.shape)), first + ending)
     printer.table(table)
+
+
+def _numbers(values: np.ndarray) -> Any:
+    """Nested lists; JSON has no NaN and no infinity, so those are null."""
+    if np.isfinite(values).all():
+        return values.tolist()
+    numbers = values.astype(object)
+    numbers[~np.isfinite(values)] = None
+    return numbers.tolist()

@@ -48,6 +48,17 @@ class BundleFiles:
             self._checked.add(name)
         return self.path / name
 
+    def check_unchanged(self) -> None:
+        """See that no build has published another bundle here since this one was opened.
+
+        Raises:
+            UserError: One has.
+        """
+        if read_manifest(self.path) != self.manifest:
+            raise UserError(
+                f"{self.path} was published again while it was being opened.", "Open the bundle again."
+            )
+
     def check_all(self) -> None:
         """Compare the hash of every file.
 
@@ -76,7 +87,7 @@ class BundleFiles:
         if not found:
             raise UserError(
                 f"{self.path} has no variant {choice!r}; it has {there}.",
-                f"Add one: variator-export build --ratio K --output {self.path}",
+                f"Add one: variator-export build RECIPE --ratio K --output {self.path}",
             )
         if len(found) > 1:
             raise UserError(
@@ -111,6 +122,6 @@ class BundleFiles:
 
     def _restore(self) -> str:
         return (
-            "Copy the bundle again from where it was built, or build it again: "
-            f"variator-export build --replace --output {self.path}"
+            "Copy the bundle again from where it was built, or build it again from its recipe: "
+            f"variator-export build RECIPE --replace --output {self.path}"
         )

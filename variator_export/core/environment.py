@@ -11,8 +11,17 @@ from variator_export.core.errors import UserError
 
 DISTRIBUTION = "variator-export"
 
-# Distributions whose version can change the bytes of a graph.
-GRAPH_DISTRIBUTIONS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "safetensors", "numpy")
+# Distributions whose version can change the bytes of a bundle.
+GRAPH_DISTRIBUTIONS = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "safetensors",
+    "numpy",
+)
 
 
 def installed_version(distribution: str) -> str | None:

@@ -37,4 +37,3 @@ class NumbersDisagreeError(UserError):
 
 
 EXIT_BUG = 70
-EXIT_INTERRUPTED = 130

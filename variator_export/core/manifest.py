@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from variator_export.core.errors import UserError
+from variator_export.core.json_file import read_json_object
 from variator_export.core.validation import describe_validation_error
 
 MANIFEST_NAME = "manifest.json"
@@ -124,18 +125,15 @@ def read_manifest(bundle: Path) -> Manifest:
     path = bundle / MANIFEST_NAME
     if not bundle.is_dir():
         raise UserError(
-            f"There is no bundle at {bundle}.", f"Build one: variator-export build --output {bundle}"
+            f"There is no bundle at {bundle}.", f"Build one: variator-export build RECIPE --output {bundle}"
         )
     if not path.is_file() or path.is_symlink():
         raise UserError(
             f"{bundle} is no bundle: it has no file {MANIFEST_NAME}.",
             "Give the folder that variator-export build wrote.",
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.", _rebuild(bundle)) from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
+    content = read_json_object(path, _rebuild(bundle))
+    version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(
             f"{path} has the schema version {version}; this version of variator-export reads up to "
@@ -154,6 +152,18 @@ def read_manifest(bundle: Path) -> Manifest:
     if unlisted:
         raise UserError(f"{path} names {unlisted[0]} without its hash.", _rebuild(bundle))
     return manifest
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle, perhaps a damaged one; another program's manifest.json does not count."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return (folder / "any-ratio.onnx").exists()
+    return isinstance(content, dict) and content.get("format") == "variator-bundle"
 
 
 def check_inside(name: str, where: Path) -> None:
@@ -185,4 +195,4 @@ def _named_paths(manifest: Manifest) -> set[str]:
 
 
 def _rebuild(bundle: Path) -> str:
-    return f"Build it again: variator-export build --replace --output {bundle}"
+    return f"Build it again from its recipe: variator-export build RECIPE --replace --output {bundle}"

@@ -161,7 +161,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
         UserError: It does not exist, is no YAML, or does not validate.
     """
     path = Path(recipe)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -218,12 +218,14 @@ def _relative(recipe: Recipe, folder: Path | None) -> Recipe:
     if folder is None:
         return recipe
     plugins = tuple(
-        plugin.model_copy(update={"source": str(folder / plugin.source)}) if plugin.source else plugin
+        plugin.model_copy(update={"source": str(folder / Path(plugin.source).expanduser())})
+        if plugin.source
+        else plugin
         for plugin in recipe.plugins
     )
     source = recipe.backbone.source
     if ":" not in source:
-        source = str(folder / source)
+        source = str(folder / Path(source).expanduser())
     return recipe.model_copy(
         update={"plugins": plugins, "backbone": recipe.backbone.model_copy(update={"source": source})}
     )

@@ -55,7 +55,7 @@ def exclusive(bundle: Path) -> Iterator[Path]:
             os.truncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
             _finish_swap(bundle)
-            shutil.rmtree(staging, ignore_errors=True)
+            _remove_leftover(staging)
             staging.mkdir()
             try:
                 yield staging
@@ -70,11 +70,14 @@ def publish(staging: Path, bundle: Path) -> None:
     bundle = bundle.absolute()
     for folder, _, files in os.walk(staging):
         for name in files:
-            _sync(Path(folder) / name)
+            if not (Path(folder) / name).is_symlink():
+                _sync(Path(folder) / name)
         _sync(Path(folder))
     if not bundle.exists():
         staging.rename(bundle)
-    elif not _exchange(staging, bundle):
+    elif _exchange(staging, bundle):
+        shutil.rmtree(staging, ignore_errors=True)  # the old one
+    else:
         # A file system without exchange (NFS): for a moment there is no bundle; `recover` mends a kill here.
         previous = _beside(bundle, "previous")
         shutil.rmtree(previous, ignore_errors=True)
@@ -107,30 +110,68 @@ def _finish_swap(bundle: Path) -> None:
         previous.rename(bundle)
 
 
+def _remove_leftover(staging: Path) -> None:
+    """Remove what a killed build left; it may hold files of another user."""
+    try:
+        if staging.is_dir() and not staging.is_symlink():
+            shutil.rmtree(staging)
+        else:
+            staging.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The leftovers of an earlier build in {staging} cannot be removed: {error}.",
+            f"Remove them as their owner: rm -rf '{staging}'",
+        ) from error
+
+
+_ADVICE = {
+    errno.ENOSPC: "Free some space, or choose another disk with --output.",
+    errno.EDQUOT: "Free some of your quota, or choose another disk with --output.",
+    errno.EFBIG: "Choose a disk that takes files of this size with --output.",
+    errno.EROFS: "Choose a folder that can be written with --output.",
+    errno.EACCES: "Choose a folder that you may write with --output.",
+    errno.EPERM: "Choose a folder that you may write with --output.",
+    errno.ENOTDIR: "Choose a path whose parents are folders with --output.",
+    errno.EEXIST: "Choose a path whose parents are folders with --output.",
+    errno.ENAMETOOLONG: "Choose a shorter name with --output.",
+    errno.EXDEV: "Choose a folder that is not part of a container's image with --output.",
+    errno.ENOLCK: "Choose a file system that has locks with --output.",
+    errno.EIO: "Check the disk, or choose another one with --output.",
+}
+
+
 @contextmanager
-def writing_to(path: Path) -> Iterator[None]:
+def writing_to(path: Path, state: str = "What was there is unchanged.") -> Iterator[None]:
     """Turn the operating system's refusals to write into one clear error.
+
+    Args:
+        path: The bundle. An error about a file elsewhere is not about writing it, and passes.
+        state: What is true of the bundle now.
 
     Raises:
         UserError: The disk is full, or the folder cannot be written.
     """
+    path = path.absolute()
     try:
         yield
     except OSError as error:
-        advice = {
-            errno.ENOSPC: "Free some space, or choose another disk with --output.",
-            errno.EDQUOT: "Free some of your quota, or choose another disk with --output.",
-            errno.EROFS: "Choose a folder that can be written with --output.",
-            errno.EACCES: "Choose a folder that you may write with --output.",
-            errno.EPERM: "Choose a folder that you may write with --output.",
-            errno.ENOTDIR: "Choose a path whose parents are folders with --output.",
-        }
-        if error.errno not in advice:
+        if error.errno not in _ADVICE or not _concerns(error, path):
             raise
         raise UserError(
-            f"Cannot write to {path}: {os.strerror(error.errno).lower()}. What was there is unchanged.",
-            advice[error.errno],
+            f"Cannot write to {path}: {os.strerror(error.errno).lower()}. {state}", _ADVICE[error.errno]
         ) from error
+
+
+def _concerns(error: OSError, bundle: Path) -> bool:
+    """Whether a refusal is about the bundle, what is written beside it, or a folder that it lies in."""
+    if not error.filename:
+        return True
+    named = Path(os.fsdecode(error.filename)).absolute()
+    if bundle.is_relative_to(named) or named.is_relative_to(bundle):
+        return True
+    if not named.is_relative_to(bundle.parent) or named == bundle.parent:
+        return False
+    return named.relative_to(bundle.parent).parts[0].startswith(f".{bundle.name}.")
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -36,13 +36,20 @@ def _open(graph: Path, threads: int | None) -> Any:
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         raise UserError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}",
-            "Build the bundle again with this version: variator-export build --replace",
+            "Build the bundle again from its recipe with this version.",
         ) from error
 
 
 def _call(session: Any, inputs: Mapping[str, np.ndarray]) -> Arrays:
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    try:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        shapes = {name: array.shape for name, array in inputs.items()}
+        raise UserError(
+            f"ONNX Runtime failed on inputs of the shapes {shapes}: {error}",
+            "Check that every token id is one of the model's vocabulary.",
+        ) from error
 
 
 class OnnxRuntimeGraph:
@@ -81,7 +88,9 @@ class OnnxRuntimeSession:
     def __init__(self, bundle: BundleFiles, *, threads: int | None = None) -> None:
         self._bundle = bundle
         self._graph = OnnxRuntimeGraph(bundle.graph(bundle.manifest.any_ratio["model"]), threads=threads)
-        self._plugins: dict[str, dict[str, np.ndarray]] = {}
+        # All at once, so that a bundle which is published again later changes nothing here.
+        self._plugins = {v.name: plugin_inputs(bundle, v) for v in bundle.manifest.variants}
+        bundle.check_unchanged()
 
     @property
     def ratios(self) -> tuple[int, ...]:
@@ -99,8 +108,6 @@ class OnnxRuntimeSession:
             UserError: There is no such variant, or the inputs do not fit.
         """
         variant = self._bundle.variant(ratio)
-        if variant.name not in self._plugins:
-            self._plugins[variant.name] = plugin_inputs(self._bundle, variant)
         arrays = check_inputs(inputs, self._bundle.manifest.backbone)
         return self._graph.with_plugin(self._plugins[variant.name]).run(arrays)
 
@@ -112,6 +119,7 @@ class OnnxRuntimeVariantSession:
         self._bundle = bundle
         self._variant = bundle.variant(variant)
         self._graph = OnnxRuntimeGraph(bundle.graph(self._variant.graphs["model"]), threads=threads)
+        bundle.check_unchanged()
 
     @property
     def ratios(self) -> tuple[int, ...]:

@@ -106,10 +106,11 @@ class WindowedModel(nn.Module):
 class AugmentedModel(nn.Module):
     """The augmented model as a user calls it: any length, padding inside. Eager, the paper's form.
 
+    Padding takes the tokenizer's pad token; its embedding mixes into the last window.
+
     Args:
         backbone: A loaded backbone. Its weights are shared, its modules are left as they are.
         plugin: The plugin, for this backbone's hidden size and number of layers.
-        pad_token_id: The tokenizer's; its embedding mixes into the last window.
     """
 
     def __init__(self, backbone: Backbone, plugin: CompressionPlugin) -> None:

@@ -1,7 +1,6 @@
 """Loading a pretrained transformer."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
+from variator_export.core.json_file import read_json_object
 from variator_export.model.families import find_architecture
 from variator_export.model.families.base import Architecture
 from variator_export.model.pooling import PoolingSpec, read_pooling
@@ -87,23 +87,27 @@ def read_backbone_info(source: BackboneSource, architecture: str | None = None) 
         UserError: The configuration cannot be read or the architecture is not supported.
     """
     path = source.folder / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        named = architecture or content["architectures"][0]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.", "Restore it from its source.") from error
-    except (KeyError, IndexError, TypeError) as error:
+    content = read_json_object(path, "Restore it from its source.")
+    listed = content.get("architectures")
+    named = architecture or (listed[0] if isinstance(listed, list) and listed else None)
+    if not isinstance(named, str):
         raise UserError(
             f"{path} does not name its architecture.",
             "Set backbone.architecture in the recipe, for example BertModel.",
-        ) from error
+        )
     spec = find_architecture(named)
     if content.get("model_type") != spec.family.name:
         raise UserError(
             f"{path} has model_type {content.get('model_type')!r}; {named} belongs to {spec.family.name!r}.",
             "Choose an architecture of the backbone's own family.",
         )
-    config = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    except Exception as error:  # its validation raises what it likes
+        raise UserError(
+            f"{path} is refused by transformers {transformers.__version__}: {error}",
+            "Restore it from its source, or save it again with this version of transformers.",
+        ) from error
     return BackboneInfo(source, spec, config, _pooling(source.folder, spec))
 
 
@@ -129,7 +133,7 @@ def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
                 output_loading_info=True,
                 **info.spec.head.init_options,
             )
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"The weights of {info.source.name} cannot be read: {error}.", "Copy or download them again."
         ) from error

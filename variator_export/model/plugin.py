@@ -30,7 +30,7 @@ class CompressionLayer(nn.Module):
         """Compress windows.
 
         Args:
-            x: Hidden vectors, (B, W, k, d).
+            x: Hidden vectors, (B, W, k, d), finite.
             keep: False for the vectors that take no part, bool (B, W, k). A window without any
                 vector that takes part gives zeros. None: all take part.
 

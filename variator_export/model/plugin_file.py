@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from variator_export.core.errors import UserError
-from variator_export.core.hashing import sha256_file
+from variator_export.core.hashing import sha256_files
+from variator_export.core.json_file import read_json_object
 from variator_export.core.validation import describe_validation_error
 
 CONFIG_NAME = "plugin_config.json"
@@ -118,7 +119,7 @@ def plugin_files(folder: Path) -> tuple[Path, Path]:
 
 def plugin_sha256(folder: Path) -> str:
     """One hash over the two files of a plugin folder."""
-    return "+".join(sha256_file(path) for path in plugin_files(folder))
+    return sha256_files({path.name: path for path in plugin_files(folder)})
 
 
 def load_plugin_config(folder: Path) -> PluginConfig:
@@ -128,11 +129,8 @@ def load_plugin_config(folder: Path) -> PluginConfig:
         UserError: It is missing, no JSON, or has a field that is unknown, missing or of a wrong type.
     """
     path, _ = plugin_files(folder)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.", "Restore the file from its source.") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
+    content = read_json_object(path, "Restore the file from its source.")
+    version = content.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(
             f"{path} has format_version {version}; this version of variator-export reads {FORMAT_VERSION}.",

@@ -1,6 +1,5 @@
 """Pooling as a sentence-transformers folder declares it, for the output `sentence_embedding`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from variator_export.core.errors import UserError
+from variator_export.core.json_file import read_json, read_json_object
 
 PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens"]
 
@@ -19,6 +19,12 @@ _FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
 }
+
+
+_INCOMPLETE = (
+    "Copy the whole folder again, with its subfolders, or remove modules.json from it to export without "
+    "sentence_embedding."
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ def read_pooling(folder: Path) -> PoolingSpec | None:
     if not modules_path.exists():
         return None
     spec: PoolingSpec | None = None
-    for module in json.loads(modules_path.read_text(encoding="utf-8")):
+    for module in read_json(modules_path, _INCOMPLETE):
+        if not isinstance(module, dict) or not {"type", "path"} <= module.keys():
+            raise UserError(f"{modules_path} has an entry without type and path.", _INCOMPLETE)
         kind = str(module["type"]).rsplit(".", 1)[-1]
         if kind == "Transformer":
             continue
@@ -82,7 +90,7 @@ def read_pooling(folder: Path) -> PoolingSpec | None:
 
 
 def _read_mode(path: Path) -> PoolingMode:
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json_object(path, _INCOMPLETE)
     known = tuple(_FLAGS.values())
     if "pooling_mode" in config:
         named = config["pooling_mode"]

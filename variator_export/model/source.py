@@ -88,6 +88,10 @@ def _plain_folder(source: str) -> Path:
 
 def _package_folder(source: str) -> Path:
     name, _, inside = source.removeprefix(PACKAGE_PREFIX).partition("/")
+    if not name:
+        raise UserError(
+            f"The backbone {source} names no distribution.", f"Write {PACKAGE_PREFIX}DISTRIBUTION/PATH."
+        )
     try:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError as error:

@@ -1,6 +1,5 @@
 """Text to token ids with the backbone's own tokenizer, without transformers."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from variator_export.core.errors import UserError
+from variator_export.core.json_file import read_json_object
 
 TOKENIZER_NAME = "tokenizer.json"
 # What a folder may hold for its tokenizer; copied into a bundle.
@@ -54,12 +54,12 @@ class TextEncoder:
             path = folder / name
             if not path.is_file():
                 continue
-            token = json.loads(path.read_text(encoding="utf-8")).get("pad_token")
+            token = read_json_object(path, "Restore it from its source.").get("pad_token")
             content = token.get("content") if isinstance(token, dict) else token
             found = self._tokenizer.token_to_id(content) if isinstance(content, str) else None
             if found is not None:
                 return int(found)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json_object(folder / "config.json", "Restore it from its source.")
         if isinstance(config.get("pad_token_id"), int):
             return int(config["pad_token_id"])
         raise UserError(
@@ -86,6 +86,13 @@ class TextEncoder:
         """
         if not texts:
             raise UserError("There is no text to encode.", "Give at least one text.")
+        for row, text in enumerate(texts):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"Text {row + 1} is no valid Unicode: {error}.", "Give UTF-8 text."
+                ) from error
         if truncate and max_length is not None:
             self._tokenizer.enable_truncation(max_length)
         try:
@@ -96,7 +103,7 @@ class TextEncoder:
             if max_length is not None and len(encoding.ids) > max_length:
                 raise UserError(
                     f"Text {row + 1} has {len(encoding.ids)} tokens; the model's limit is {max_length}.",
-                    "Shorten or split it, or cut it off at the limit with --truncate.",
+                    "Shorten or split it, or cut it off at the limit (run --truncate).",
                 )
         longest = max(1, *(len(encoding.ids) for encoding in encodings))
         arrays = {name: np.zeros((len(texts), longest), np.int64) for name in inputs}

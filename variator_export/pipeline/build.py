@@ -16,6 +16,7 @@ from variator_export.core.manifest import (
     Manifest,
     PluginEntry,
     Variant,
+    is_bundle,
 )
 from variator_export.core.recipe import Recipe
 from variator_export.core.store import exclusive, writing_to
@@ -23,7 +24,7 @@ from variator_export.engines.tensorrt.api import require_tensorrt
 from variator_export.model.source import resolve_source
 from variator_export.pipeline import steps
 from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
-from variator_export.pipeline.measuring import measure_bundle, stored_speed
+from variator_export.pipeline.measuring import speed_of_bundle
 from variator_export.pipeline.plan import VariantPlan, merge, select_plugins
 from variator_export.pipeline.progress import Progress, StepReport
 from variator_export.pipeline.workshop import Workshop
@@ -76,7 +77,7 @@ def build(
     for target in recipe.targets:
         _engine_version(target)
     source = resolve_source(recipe.backbone.source, recipe.backbone.sha256)
-    with exclusive(bundle) as staging, writing_to(bundle):
+    with exclusive(bundle) as staging:
         old = _old_bundle(bundle, replace=replace)
         resolved, variants = merge(recipe, source.weights_sha256, old.manifest if old else None)
         versions: dict[str, str] = {target: _engine_version(target) for target in resolved.targets}
@@ -84,12 +85,11 @@ def build(
         context = BuildContext(workshop, resolved, source, versions)
         manifest = _make(context, variants)
         published = workshop.finish(manifest, bundle)
-    speed: Mapping[str, Any] | None = None
-    if recipe.speed is not None:
-        speed = None if published else stored_speed(bundle, recipe.speed, variants)
-        if speed is None:
-            with writing_to(bundle):
-                speed = measure_bundle(bundle, recipe.speed, context, variants, progress)
+        speed: Mapping[str, Any] | None = None
+        if recipe.speed is not None:
+            # Still alone in the folder: two builds would time each other.
+            with writing_to(bundle, "The bundle is published; the report of its speed is not."):
+                speed = speed_of_bundle(bundle, recipe.speed, context, variants, progress)
     return BuildResult(
         bundle=bundle,
         published=published,
@@ -111,9 +111,9 @@ def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:
         raise UserError(f"{bundle} is a file.", "Choose a folder with --output.")
     if not any(bundle.iterdir()):
         return None
-    if not (bundle / MANIFEST_NAME).exists():
+    if not is_bundle(bundle):
         raise UserError(
-            f"{bundle} holds files but is no bundle: it has no {MANIFEST_NAME}.",
+            f"{bundle} holds files but is no bundle: it has no {MANIFEST_NAME} of one.",
             "Choose another folder with --output; nothing in this one was touched.",
         )
     return None if replace else BundleFiles(bundle)
@@ -125,20 +125,42 @@ def _make(context: BuildContext, variants: list[VariantPlan]) -> Manifest:
     for plan in variants:
         if plan.plugin is not None:
             steps.make_plugin(context, plan)
-    steps.trace_backbone(context)
+    steps.trace_backbone(context, variants)
     entries = []
     for plan in variants:
         steps.bind_variant(context, plan)
         entries.append(_variant_entry(context, plan))
     for plan in variants:
         steps.verify_variant(context, plan)
-    engines = []
-    for target in context.recipe.targets:
+    engines = _make_engines(context, variants)
+    targets = tuple(sorted({*context.recipe.targets, *(engine.target for engine in engines)}))
+    return Manifest(
+        made_by=context.made_by,
+        # How the speed is measured decides nothing of what is in the bundle.
+        recipe={**context.recipe.model_dump(mode="json", exclude={"speed"}), "targets": list(targets)},
+        backbone=_backbone_entry(context),
+        precision=context.recipe.precision,
+        any_ratio={"model": ANY_RATIO_NAME},
+        variants=tuple(entries),
+        engines=tuple(engines),
+    )
+
+
+def _make_engines(context: BuildContext, variants: list[VariantPlan]) -> list[EngineEntry]:
+    """The engines that are asked for, and those of other targets that are there and still right."""
+    old = context.workshop.old
+    there = {engine.target for engine in old.manifest.engines} if old is not None else set()
+    entries = []
+    for target in sorted(there | set(context.recipe.targets)):
         if target == "onnxruntime":
             continue  # it runs the graphs as they are
         for plan in variants:
-            engine, sidecar = steps.build_variant_engine(context, target, plan)
-            engines.append(
+            if target in context.recipe.targets:
+                steps.build_variant_engine(context, target, plan)
+            elif not steps.keep_variant_engine(context, target, plan):
+                continue
+            engine, sidecar = steps.engine_paths(context, target, plan)
+            entries.append(
                 EngineEntry(
                     target=target,
                     precision=context.recipe.precision,
@@ -147,16 +169,7 @@ def _make(context: BuildContext, variants: list[VariantPlan]) -> Manifest:
                     sidecar=sidecar,
                 )
             )
-    return Manifest(
-        made_by=context.made_by,
-        # How the speed is measured decides nothing of what is in the bundle.
-        recipe=context.recipe.model_dump(mode="json", exclude={"speed"}),
-        backbone=_backbone_entry(context),
-        precision=context.recipe.precision,
-        any_ratio={"model": ANY_RATIO_NAME},
-        variants=tuple(entries),
-        engines=tuple(engines),
-    )
+    return entries
 
 
 def _variant_entry(context: BuildContext, plan: VariantPlan) -> Variant:

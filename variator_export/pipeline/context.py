@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone, BackboneInfo
 
 ANY_RATIO_NAME = "any-ratio.onnx"
-# They say how sentence embeddings are pooled, and so decide the graph.
-_POOLING_FILES = ("modules.json", "1_Pooling/config.json")
 
 T = TypeVar("T")
 
@@ -51,7 +49,9 @@ class BuildContext:
         }
         names = ("config.json", *TOKENIZER_FILES)
         self.backbone_files = {n: source.folder / n for n in names if (source.folder / n).is_file()}
-        decisive = [*names, *_POOLING_FILES]
+        # modules.json and the folders that it names say how sentence embeddings are pooled.
+        inner = (path.relative_to(source.folder).as_posix() for path in source.folder.glob("*/config.json"))
+        decisive = [*names, "modules.json", *sorted(inner)]
         self.backbone_key: dict[str, Any] = {
             "weights_sha256": source.weights_sha256,
             "architecture": recipe.backbone.architecture,
@@ -84,6 +84,10 @@ class BuildContext:
         from variator_export.engines.onnxruntime import OnnxRuntimeGraph
 
         return OnnxRuntimeGraph(self.workshop.staging / ANY_RATIO_NAME)
+
+    def release_sessions(self) -> None:
+        """Give the memory of the any-ratio session back before others are opened."""
+        self.__dict__.pop("any_ratio_graph", None)
 
     def plugin_folder(self, plan: VariantPlan) -> str:
         """Where a variant's plugin lies inside the bundle."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.encoder_size import EncoderSize
+from variator_export.core.environment import machine, require_onnxruntime, versions
+from variator_export.core.hashing import sha256_json
 from variator_export.core.recipe import SpeedRecipe
 from variator_export.engines.base import Runner
 from variator_export.model.plugin_file import load_plugin
@@ -16,33 +18,53 @@ from variator_export.pipeline.context import BuildContext
 from variator_export.pipeline.plan import VariantPlan
 from variator_export.pipeline.progress import Progress
 from variator_export.pipeline.steps import write_json
+from variator_export.pipeline.workshop import PART_SUFFIX
 
 SPEED_REPORT = "reports/speed.json"
 
 
-def stored_speed(bundle: Path, recipe: SpeedRecipe, variants: list[VariantPlan]) -> dict[str, Any] | None:
-    """The measurement that the bundle holds, if it is of these variants and this shape."""
-    try:
-        found: dict[str, Any] = json.loads((bundle / SPEED_REPORT).read_text(encoding="utf-8"))
-        measured = {row["variant"] for row in found["rows"]}
-        shape = (found["batch_size"], found["sequence_length"], found["rounds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # a report is not part of the bundle: whatever is wrong with it, measure again
-    wanted = (recipe.batch_size, recipe.sequence_length, recipe.rounds)
-    return found if measured == {v.name for v in variants} and shape == wanted else None
-
-
-def measure_bundle(
+def speed_of_bundle(
     bundle: Path, recipe: SpeedRecipe, context: BuildContext, variants: list[VariantPlan], progress: Progress
 ) -> Mapping[str, Any]:
-    """Time eager PyTorch and ONNX Runtime at every ratio, and write the report into the bundle."""
+    """The measurement that the bundle holds, if it is of these graphs on this machine; else a new one."""
+    depends_on = {
+        "graphs": {plan.name: context.workshop.sha256(f"{plan.name}.onnx") for plan in variants},
+        "plugins": {plan.name: context.sources_of_graph(plan)["plugin"] for plan in variants},
+        "recipe": recipe.model_dump(mode="json"),
+        "onnxruntime": versions(require_onnxruntime()),
+        "made_by": context.made_by,
+        "cpu": {name: value for name, value in machine().items() if name != "load_average_1min"},
+    }
+    key = sha256_json(depends_on)
+    try:
+        found: dict[str, Any] = json.loads((bundle / SPEED_REPORT).read_text(encoding="utf-8"))
+        if found["key"] == key:
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # a report is not part of the bundle: whatever is wrong with it, measure again
+    result = {"key": key, **_measure(bundle, recipe, context, variants, progress)}
+    # Beside its place and then over it: a reader never sees half a report.
+    unfinished = bundle / (SPEED_REPORT + PART_SUFFIX)
+    write_json(unfinished, result)
+    os.replace(unfinished, bundle / SPEED_REPORT)  # noqa: PTH105
+    return result
+
+
+def _measure(
+    bundle: Path, recipe: SpeedRecipe, context: BuildContext, variants: list[VariantPlan], progress: Progress
+) -> dict[str, Any]:
+    """Time eager PyTorch and ONNX Runtime at every ratio."""
     from variator_export.engines.eager import EagerModel
     from variator_export.engines.onnxruntime import OnnxRuntimeGraph
     from variator_export.graph.macs import analytic_macs, graph_macs
     from variator_export.stages.speed import Subject, measure_speed, speed_inputs
 
+    context.release_sessions()
     files = BundleFiles(bundle)
     size: EncoderSize = context.info.size
+    limit = context.info.max_length
+    if limit is not None and recipe.sequence_length > limit:
+        recipe = recipe.model_copy(update={"sequence_length": limit})
     shape = (recipe.batch_size, recipe.sequence_length)
     subjects: list[Subject] = []
     for runtime in ("eager", "onnxruntime"):
@@ -69,8 +91,4 @@ def measure_bundle(
     with progress.bar("measure speed", recipe.rounds * len(subjects)) as advance:
         result = measure_speed(subjects, inputs, recipe, advance)
     result["encoder_size"] = asdict(size)
-    # Beside its place and then over it: a reader never sees half a report.
-    unfinished = bundle / f"{SPEED_REPORT}.part"
-    write_json(unfinished, result)
-    os.replace(unfinished, bundle / SPEED_REPORT)  # noqa: PTH105
     return result

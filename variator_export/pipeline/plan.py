@@ -1,12 +1,15 @@
 """What a build has to make: the variants of a recipe, together with those that the bundle has already."""
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import Manifest
 from variator_export.core.recipe import PluginRecipe, Recipe
+from variator_export.core.validation import describe_validation_error
 from variator_export.model.plugin_file import load_plugin_config
 
 BASELINE = "ratio-1"
@@ -35,13 +38,19 @@ def select_plugins(recipe: Recipe) -> tuple[PluginRecipe, ...]:
     """
     named = tuple(_with_name(plugin) for plugin in recipe.plugins)
     names = [plugin.name for plugin in named]
-    for name in names:
-        if names.count(name) > 1 or name == BASELINE:
+    for plugin in named:
+        if names.count(plugin.name) > 1:
             raise UserError(
-                f"The plugin name {name} is used twice."
-                if name != BASELINE
-                else f"{BASELINE} is the baseline's name.",
+                f"The plugin name {plugin.name} is used twice.",
                 "Name plugins apart: --plugin NAME=DIR, or name: in the recipe.",
+            )
+        if plugin.name in (BASELINE, "any-ratio") or (
+            re.fullmatch(r"ratio-\d+", str(plugin.name)) and plugin.name != f"ratio-{plugin.ratio}"
+        ):
+            raise UserError(
+                f"A plugin of ratio {plugin.ratio} cannot have the name {plugin.name}, which means another "
+                "variant.",
+                "Choose another name: --plugin NAME=DIR, or name: in the recipe.",
             )
     if recipe.ratios is None:
         chosen = named
@@ -87,30 +96,27 @@ def merge(recipe: Recipe, weights_sha256: str, old: Manifest | None) -> tuple[Re
         old: The manifest of the bundle that is there, or None.
 
     Raises:
-        UserError: The bundle holds variants of another backbone, which could not be built again.
+        UserError: The bundle is of another backbone, or a trained plugin would be lost.
     """
     asked = select_plugins(recipe)
     kept: list[PluginRecipe] = []
-    targets: Sequence[str] = recipe.targets
     if old is not None:
-        before = Recipe.model_validate(old.recipe)
-        names = {plugin.name for plugin in asked}
-        kept = [plugin for plugin in before.plugins if plugin.name not in names]
-        targets = [*before.targets, *recipe.targets]
-        if kept and old.backbone.weights_sha256 != weights_sha256:
+        if old.backbone.weights_sha256 != weights_sha256:
             raise UserError(
-                f"The bundle has {', '.join(str(plugin.name) for plugin in kept)} of another backbone: its "
-                f"weights have the sha256 {old.backbone.weights_sha256}, those of {recipe.backbone.source} "
-                f"have {weights_sha256}.",
+                f"The bundle is of another backbone: {old.backbone.source}, whose weights have the sha256 "
+                f"{old.backbone.weights_sha256}; those of {recipe.backbone.source} have {weights_sha256}.",
                 "Choose another folder with --output, or start the bundle afresh with --replace.",
             )
+        _keep_trained(asked, old)
+        names = {plugin.name for plugin in asked}
+        kept = [plugin for plugin in _recipe_of(old).plugins if plugin.name not in names]
     kept_names = {plugin.name for plugin in kept}
     plugins = tuple(sorted((*asked, *kept), key=lambda plugin: (plugin.ratio, plugin.name)))
     resolved = recipe.model_copy(
         update={
             "plugins": plugins,
             "ratios": (1, *sorted({plugin.ratio for plugin in plugins if plugin.ratio})),
-            "targets": tuple(dict.fromkeys(sorted(targets))),
+            "targets": tuple(sorted({"onnxruntime", *recipe.targets})),  # which runs graphs as they are
         }
     )
     variants = [VariantPlan(BASELINE, 1, None)]
@@ -119,6 +125,28 @@ def merge(recipe: Recipe, weights_sha256: str, old: Manifest | None) -> tuple[Re
         assert plugin.ratio is not None
         variants.append(VariantPlan(plugin.name, plugin.ratio, plugin, kept=plugin.name in kept_names))
     return resolved, variants
+
+
+def _recipe_of(old: Manifest) -> Recipe:
+    try:
+        return Recipe.model_validate(old.recipe)
+    except ValidationError as error:
+        raise UserError(
+            "The recipe in the bundle's manifest does not validate: "
+            f"{describe_validation_error(error, Recipe)}",
+            "Start the bundle afresh with --replace, or choose another folder with --output.",
+        ) from error
+
+
+def _keep_trained(asked: tuple[PluginRecipe, ...], old: Manifest) -> None:
+    """An untrained plugin does not take the place of a trained one by a forgotten argument."""
+    trained = {v.name for v in old.variants if v.plugin is not None and v.plugin.trained}
+    lost = [str(p.name) for p in asked if p.initialise is not None and p.name in trained]
+    if lost:
+        raise UserError(
+            f"The bundle has a trained plugin {lost[0]}; the recipe would replace it by an initialised one.",
+            "Give the recipe or the --plugin that the bundle was built from, or --replace.",
+        )
 
 
 def _with_name(plugin: PluginRecipe) -> PluginRecipe:

@@ -12,12 +12,12 @@ class StepReport:
 
     Attributes:
         name: The step and the variant, for example `bind/ratio-4`.
-        action: Whether its result was taken from the bundle that was there.
+        action: Whether its result was taken from the bundle that was there, or left out of the new one.
         why: In words.
     """
 
     name: str
-    action: Literal["made", "reused"]
+    action: Literal["made", "reused", "dropped"]
     why: str
 
 

@@ -46,7 +46,8 @@ def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
     folder = context.plugin_folder(plan)
     target = workshop.staging / folder
     if plan.kept and workshop.old is not None:
-        depends_on = workshop.old.manifest.steps[name]  # the bundle's own copy is the plugin now
+        # The bundle's own copy is the plugin now; its source may be gone.
+        depends_on = workshop.old.manifest.steps.get(name, {})
     elif recipe.source is not None:
         depends_on = {"sha256": plugin_sha256(Path(recipe.source))}
     else:
@@ -54,6 +55,7 @@ def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
         depends_on = {
             "initialise": recipe.initialise.model_dump(),
             "ratio": plan.ratio,
+            "source": context.source.name,
             "weights_sha256": context.source.weights_sha256,
             "made_by": context.made_by,
         }
@@ -76,7 +78,12 @@ def _initialise(context: BuildContext, plan: VariantPlan, target: Path) -> None:
     assert plan.plugin is not None
     options = plan.plugin.initialise
     assert options is not None
-    size = context.info.size
+    size, limit = context.info.size, context.info.max_length
+    if limit is not None and plan.ratio > limit:
+        raise UserError(
+            f"The ratio {plan.ratio} is more than the {limit} tokens that the backbone takes.",
+            "Choose a smaller ratio.",
+        )
     plugin = initialise_plugin(
         plan.ratio,
         size.hidden_size,
@@ -128,7 +135,7 @@ def check_plugin_fits(config: PluginConfig, context: BuildContext, source: str) 
         )
 
 
-def trace_backbone(context: BuildContext) -> None:
+def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
     """The any-ratio graph and the weights."""
     workshop = context.workshop
 
@@ -139,6 +146,9 @@ def trace_backbone(context: BuildContext) -> None:
         from variator_export.stages.cases import encode_texts
 
         info = context.info
+        for plan in variants:  # plugins that were reused too: the backbone may be another
+            if plan.plugin is not None:
+                check_plugin_fits(context.plugin_config(plan), context, plan.plugin.source or plan.name)
         encode_texts(  # refuses what cannot be verified before the long trace
             context.encoder,
             info.spec.family.inputs,
@@ -248,18 +258,39 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
     )
 
 
-def build_variant_engine(context: BuildContext, target: str, plan: VariantPlan) -> tuple[str, str]:
-    """An engine for one variant and its sidecar; gives back their paths inside the bundle."""
-    workshop, recipe = context.workshop, context.recipe
-    folder = f"engines/{target}/{recipe.precision}"
-    engine, sidecar = f"{folder}/{plan.name}.engine", f"{folder}/{plan.name}.json"
-    depends_on = {
+def engine_paths(context: BuildContext, target: str, plan: VariantPlan) -> tuple[str, str]:
+    """Where an engine and its sidecar lie inside the bundle."""
+    folder = f"engines/{target}/{context.recipe.precision}"
+    return f"{folder}/{plan.name}.engine", f"{folder}/{plan.name}.json"
+
+
+def keep_variant_engine(context: BuildContext, target: str, plan: VariantPlan) -> bool:
+    """Keep an engine for a target that was not asked for, if nothing that it depends on has changed."""
+    old = context.workshop.old
+    name = f"engine/{target}/{plan.name}"
+    if old is None or name not in old.manifest.steps:
+        return False
+    # Its TensorRT need not be installed here.
+    version = str(old.manifest.steps[name].get("version"))
+    depends_on = _engine_depends_on(context, plan, version)
+    return context.workshop.keep(name, engine_paths(context, target, plan), depends_on)
+
+
+def _engine_depends_on(context: BuildContext, plan: VariantPlan, version: str) -> dict[str, Any]:
+    return {
         **context.sources_of_graph(plan),
-        "graph": workshop.sha256(f"{plan.name}.onnx"),
-        "profile": recipe.engine.model_dump(mode="json"),
-        "version": context.engine_versions[target],
+        "graph": context.workshop.sha256(f"{plan.name}.onnx"),
+        "profile": context.recipe.engine.model_dump(mode="json"),
+        "version": version,
         "made_by": context.made_by,
     }
+
+
+def build_variant_engine(context: BuildContext, target: str, plan: VariantPlan) -> None:
+    """An engine for one variant and its sidecar."""
+    workshop, recipe = context.workshop, context.recipe
+    engine, sidecar = engine_paths(context, target, plan)
+    depends_on = _engine_depends_on(context, plan, context.engine_versions[target])
 
     def make() -> None:
         from variator_export.core.hashing import sha256_file
@@ -288,7 +319,6 @@ def build_variant_engine(context: BuildContext, target: str, plan: VariantPlan) 
         )
 
     workshop.step(f"engine/{target}/{plan.name}", depends_on, [engine, sidecar], make)
-    return engine, sidecar
 
 
 def engine_profile(context: BuildContext) -> dict[str, tuple[Any, Any, Any]]:

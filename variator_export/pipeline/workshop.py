@@ -1,11 +1,13 @@
 """Where a bundle is made: every step either takes its result from the old bundle or makes it anew."""
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from variator_export.core.bundle_files import BundleFiles
+from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
 from variator_export.core.manifest import MANIFEST_NAME, FileEntry, Manifest
 from variator_export.core.store import publish
@@ -104,6 +106,7 @@ class Workshop:
             }
         )
         if self.old is not None and not self._made_something and manifest == self.old.manifest:
+            self.old.check_all()
             return False
         self.materialise()
         if self.old is not None:
@@ -114,13 +117,34 @@ class Workshop:
 
     def _carry_over(self, old: BundleFiles) -> None:
         """Keep what the old folder holds besides the bundle: reports, and files of the user's own."""
-        for path in sorted(old.path.rglob("*")):
-            name = path.relative_to(old.path).as_posix()
-            target = self.staging / name
-            if not path.is_file() or name in old.manifest.files or name == MANIFEST_NAME or target.exists():
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target, follow_symlinks=False)
+        for folder, subfolders, files in os.walk(old.path, onerror=_raise):
+            inside = Path(folder).relative_to(old.path)
+            links = [name for name in subfolders if (Path(folder) / name).is_symlink()]
+            for name in (inside / name for name in (*files, *links)):
+                own = name.as_posix()
+                if own in old.manifest.files or own == MANIFEST_NAME or own.endswith(PART_SUFFIX):
+                    continue
+                target = self.staging / name
+                if target.is_symlink() or target.exists():
+                    if own.startswith("reports/"):
+                        continue  # made anew
+                    raise UserError(
+                        f"{old.path / name} is not part of the bundle, and the new bundle has a file of this "
+                        "name.",
+                        "Move it somewhere else.",
+                    )
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(old.path / name, target, follow_symlinks=False)
+            if not files and not subfolders:
+                (self.staging / inside).mkdir(parents=True, exist_ok=True)
+
+    def keep(self, name: str, outputs: Sequence[str], depends_on: Mapping[str, Any]) -> bool:
+        """Take over a result that was not asked for, if it is still right; otherwise it is dropped."""
+        why = self._why_not_reused(name, depends_on, outputs)
+        if why is None:
+            return self.step(name, depends_on, outputs, lambda: None)
+        self._report(StepReport(name, "dropped", f"it was not asked for, and {why}"))
+        return False
 
     def _why_not_reused(self, name: str, depends_on: Mapping[str, Any], outputs: Sequence[str]) -> str | None:
         if self.old is None:
@@ -138,8 +162,14 @@ class Workshop:
         self.progress.finished(report)
 
 
+# A file that was being written when its process was killed.
+PART_SUFFIX = ".part"
 # What a user calls the things whose names say little.
 _WORDS = {"code": "the code of variator-export", "platform": "the platform"}
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
