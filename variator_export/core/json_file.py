@@ -1,4 +1,4 @@
-"""Reading a JSON file that somebody else wrote."""
+"""Reading JSON files that somebody else wrote, and writing our own."""
 
 import json
 from pathlib import Path
@@ -35,3 +35,9 @@ def read_json_object(path: Path, hint: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object.", hint)
     return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON document; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

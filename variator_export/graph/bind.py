@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from variator_export.graph.boundary import remove_padding
+from variator_export.graph.constants import add_constant
 from variator_export.graph.masking import keep_everything
 from variator_export.graph.simplify import module_of, simplify
 from variator_export.graph.weights import attach_weights, detach_weights, external_tensors
@@ -140,15 +141,7 @@ def _make_constant(graph: ir.Graph, value: ir.Value, array: np.ndarray) -> None:
 
 
 def _replace_by_constant(graph: ir.Graph, value: ir.Value, array: np.ndarray) -> None:
-    name = f"{value.name}.bound"
-    constant = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.INT64),
-        const_value=ir.tensor(array, name=name),
-    )
-    graph.register_initializer(constant)
-    value.replace_all_uses_with(constant)
+    value.replace_all_uses_with(add_constant(graph, f"{value.name}.bound", array))
 
 
 _COMPRESS, _DECOMPRESS, _FFN = ".plugin.compress", ".plugin.decompress", ".ffn"

@@ -9,6 +9,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from variator_export.graph.constants import add_constant
 from variator_export.model.plugin_file import GRAPH_INPUT_PREFIX
 
 BATCH, LENGTH = "batch_size", "sequence_length"
@@ -95,15 +96,7 @@ class _Constants:
             "boundary." + str(value).strip("[]").replace(", ", "_") + ("s" if isinstance(value, int) else "")
         )
         if name not in self._made:
-            array = np.array(value, np.int64)
-            made = ir.Value(
-                name=name,
-                shape=ir.Shape(array.shape),
-                type=ir.TensorType(ir.DataType.INT64),
-                const_value=ir.tensor(array, name=name),
-            )
-            self._graph.register_initializer(made)
-            self._made[name] = made
+            self._made[name] = add_constant(self._graph, name, np.array(value, np.int64))
         return self._made[name]
 
 

@@ -4,6 +4,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import optimizer
 
+from variator_export.graph.constants import add_constant
+
 MODULE_KEY = "variator.module"
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
@@ -65,16 +67,8 @@ def _constant_reshapes(model: ir.Model) -> None:
         constant = reshape_target(source.shape, node.outputs[0].shape)
         if constant is None:
             continue
-        array = np.array(constant, np.int64)
         name = f"{node.outputs[0].name}.shape"
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(ir.DataType.INT64),
-            const_value=ir.tensor(array, name=name),
-        )
-        graph.register_initializer(value)
-        node.replace_input_with(1, value)
+        node.replace_input_with(1, add_constant(graph, name, np.array(constant, np.int64)))
 
 
 def reshape_target(source: ir.Shape | None, result: ir.Shape | None) -> list[int] | None:

@@ -12,7 +12,6 @@ from variator_export.core.errors import UserError
 from variator_export.core.manifest import (
     MANIFEST_NAME,
     BackboneEntry,
-    EngineEntry,
     Manifest,
     PluginEntry,
     Variant,
@@ -24,6 +23,7 @@ from variator_export.engines.tensorrt.api import require_tensorrt
 from variator_export.model.source import resolve_source
 from variator_export.pipeline import steps
 from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
+from variator_export.pipeline.engine_steps import make_engines
 from variator_export.pipeline.measuring import speed_of_bundle
 from variator_export.pipeline.plan import VariantPlan, merge, select_plugins
 from variator_export.pipeline.progress import Progress, StepReport
@@ -132,7 +132,7 @@ def _make(context: BuildContext, variants: list[VariantPlan]) -> Manifest:
         entries.append(_variant_entry(context, plan))
     for plan in variants:
         steps.verify_variant(context, plan)
-    engines = _make_engines(context, variants)
+    engines = make_engines(context, variants)
     targets = tuple(sorted({*context.recipe.targets, *(engine.target for engine in engines)}))
     return Manifest(
         made_by=context.made_by,
@@ -144,32 +144,6 @@ def _make(context: BuildContext, variants: list[VariantPlan]) -> Manifest:
         variants=tuple(entries),
         engines=tuple(engines),
     )
-
-
-def _make_engines(context: BuildContext, variants: list[VariantPlan]) -> list[EngineEntry]:
-    """The engines that are asked for, and those of other targets that are there and still right."""
-    old = context.workshop.old
-    there = {engine.target for engine in old.manifest.engines} if old is not None else set()
-    entries = []
-    for target in sorted(there | set(context.recipe.targets)):
-        if target == "onnxruntime":
-            continue  # it runs the graphs as they are
-        for plan in variants:
-            if target in context.recipe.targets:
-                steps.build_variant_engine(context, target, plan)
-            elif not steps.keep_variant_engine(context, target, plan):
-                continue
-            engine, sidecar = steps.engine_paths(context, target, plan)
-            entries.append(
-                EngineEntry(
-                    target=target,
-                    precision=context.recipe.precision,
-                    variant=plan.name,
-                    engine=engine,
-                    sidecar=sidecar,
-                )
-            )
-    return entries
 
 
 def _variant_entry(context: BuildContext, plan: VariantPlan) -> Variant:

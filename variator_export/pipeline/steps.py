@@ -1,13 +1,12 @@
-"""The steps of a build. Each says all that its result depends on."""
+"""The steps of a build up to the verified graphs. Each says all that its result depends on."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from variator_export.core.bundle_files import WEIGHTS_NAME
 from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import UserError
+from variator_export.core.json_file import write_json
 from variator_export.core.tolerances import TOLERANCES
 from variator_export.model.plugin_file import (
     CONFIG_NAME,
@@ -23,8 +22,6 @@ from variator_export.model.plugin_file import (
 )
 from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
 from variator_export.pipeline.plan import VariantPlan
-
-BUILT_ONLY = "built, not verified on a device"
 
 
 def copy_backbone_files(context: BuildContext) -> None:
@@ -256,80 +253,3 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
             "findings": [finding.as_dict() for finding in findings],
         },
     )
-
-
-def engine_paths(context: BuildContext, target: str, plan: VariantPlan) -> tuple[str, str]:
-    """Where an engine and its sidecar lie inside the bundle."""
-    folder = f"engines/{target}/{context.recipe.precision}"
-    return f"{folder}/{plan.name}.engine", f"{folder}/{plan.name}.json"
-
-
-def keep_variant_engine(context: BuildContext, target: str, plan: VariantPlan) -> bool:
-    """Keep an engine for a target that was not asked for, if nothing that it depends on has changed."""
-    old = context.workshop.old
-    name = f"engine/{target}/{plan.name}"
-    if old is None or name not in old.manifest.steps:
-        return False
-    # Its TensorRT need not be installed here.
-    version = str(old.manifest.steps[name].get("version"))
-    depends_on = _engine_depends_on(context, plan, version)
-    return context.workshop.keep(name, engine_paths(context, target, plan), depends_on)
-
-
-def _engine_depends_on(context: BuildContext, plan: VariantPlan, version: str) -> dict[str, Any]:
-    return {
-        **context.sources_of_graph(plan),
-        "graph": context.workshop.sha256(f"{plan.name}.onnx"),
-        "profile": context.recipe.engine.model_dump(mode="json"),
-        "version": version,
-        "made_by": context.made_by,
-    }
-
-
-def build_variant_engine(context: BuildContext, target: str, plan: VariantPlan) -> None:
-    """An engine for one variant and its sidecar."""
-    workshop, recipe = context.workshop, context.recipe
-    engine, sidecar = engine_paths(context, target, plan)
-    depends_on = _engine_depends_on(context, plan, context.engine_versions[target])
-
-    def make() -> None:
-        from variator_export.core.hashing import sha256_file
-        from variator_export.engines.tensorrt.isolated import build_engine
-
-        profile = engine_profile(context)
-        path = workshop.staging / engine
-        path.write_bytes(build_engine(target, workshop.staging / f"{plan.name}.onnx", profile))
-        write_json(
-            workshop.staging / sidecar,
-            {
-                "status": BUILT_ONLY,
-                "target": target,
-                "version": context.engine_versions[target],
-                "variant": plan.name,
-                "ratio": plan.ratio,
-                "precision": recipe.precision,
-                "profile": {name: [list(shape) for shape in shapes] for name, shapes in profile.items()},
-                "engine": {"sha256": sha256_file(path), "size_bytes": path.stat().st_size},
-                "made_from": {
-                    "graph": workshop.sha256(f"{plan.name}.onnx"),
-                    **context.sources_of_graph(plan),
-                },
-                "made_by": context.made_by,
-            },
-        )
-
-    workshop.step(f"engine/{target}/{plan.name}", depends_on, [engine, sidecar], make)
-
-
-def engine_profile(context: BuildContext) -> dict[str, tuple[Any, Any, Any]]:
-    """(min, opt, max) shapes of every input, within the model's limit."""
-    limit = context.info.max_length
-    lengths = [min(n, limit) if limit is not None else n for n in context.recipe.engine.sequence_length]
-    low, opt, high = zip(context.recipe.engine.batch_size, lengths, strict=True)
-    return dict.fromkeys(context.info.spec.family.inputs, (low, opt, high))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON document; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
