@@ -4,6 +4,7 @@ Preloaded once by a fork server, so that an attempt costs no imports.
 """
 
 import os
+import signal
 import sys
 from multiprocessing.connection import Connection
 
@@ -22,6 +23,8 @@ from variator_export.pipeline import measuring
 def run(arguments: list[str], connection: Connection) -> None:
     """Run the command line; announce each step before it starts."""
     os.setpgrp()
+    # A shell starts what it puts into the background with Ctrl-C ignored, and tests may run there.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
     real_publish, real_measure = store.publish, measuring.write_json
 
