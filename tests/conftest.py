@@ -92,7 +92,9 @@ def load_model(small_model: Callable[[str], Path]) -> Callable[[str], Backbone]:
         if name not in loaded:
             source = resolve_source(MINILM if name == "minilm" else str(small_model(name)))
             info = read_backbone_info(source)
-            loaded[name] = load_backbone(info, TextEncoder(source.folder).pad_token_id)
+            # One with a pad token other than 0, which is also the fill of the other inputs.
+            pad = 103 if name == "t5-v1.0" else TextEncoder(source.folder).pad_token_id
+            loaded[name] = load_backbone(info, pad)
         return loaded[name]
 
     return load

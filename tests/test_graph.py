@@ -20,7 +20,7 @@ from variator_export.engines.onnxruntime import OnnxRuntimeGraph
 from variator_export.engines.tensorrt.isolated import build_engine
 from variator_export.graph.bind import bind, bind_baseline
 from variator_export.graph.macs import analytic_macs, graph_macs
-from variator_export.graph.simplify import reshape_target
+from variator_export.graph.simplify import module_of, reshape_target
 from variator_export.graph.trace import OPSET, trace
 from variator_export.model.augmented import AugmentedModel
 from variator_export.model.backbone import Backbone
@@ -186,6 +186,17 @@ def test_padding_on_the_right_does_not_change_a_row(traced: Callable[[str], Trac
         long = {name: np.pad(array, ((0, 0), (0, 27))) for name, array in short.items()}
         found, expected = graph.run(long)["last_hidden_state"][:, :10], graph.run(short)["last_hidden_state"]
         assert deviation(found, expected).within(TOLERANCES["float32"])
+
+
+def test_nothing_of_the_mask_is_left_where_nothing_is_excluded(traced: Callable[[str], Traced]) -> None:
+    made = traced("bert")
+
+    def operators(masking: str) -> set[str]:
+        graph = ir.load(made.bind(plugin_for(made.backbone, 2, masking=masking))).graph
+        return {node.op_type for node in graph if ".plugin." in module_of(node)}
+
+    assert not {"Where", "Mul", "Cast"} & operators("none")
+    assert {"Where", "Mul"} <= operators("exclude-padding")
 
 
 @pytest.mark.parametrize("model", ["bert-classifier", "t5-v1.0", "t5-v1.1"])
