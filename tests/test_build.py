@@ -228,7 +228,7 @@ def test_nan_never_passes(small_model: Callable[[str], Path], small_recipe: Reci
     tensors["encoder.layer.1.output.LayerNorm.weight"][3] = np.nan
     save_file(tensors, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     recipe = _with(small_recipe, backbone=BackboneRecipe(source=str(tmp_path / "broken")), ratios=(2,))
-    with pytest.raises(NumbersDisagreeError, match="Eager PyTorch itself gives NaN or infinite values"):
+    with pytest.raises(UserError, match="Eager PyTorch itself gives NaN or infinite values"):
         build(recipe, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -269,6 +269,9 @@ def test_an_initialised_plugin_does_not_replace_a_trained_one(
     assert "ratio-4" not in build(trained, bundle_copy).untrained
     with pytest.raises(UserError, match="has a trained plugin ratio-4"):
         build(small_recipe, bundle_copy)
+    save_plugin(plugin_for(load_model("bert"), 4), tmp_path / "p")  # the folder's training is null now
+    with pytest.raises(UserError, match="has a trained plugin ratio-4"):
+        build(trained, bundle_copy)
 
 
 def test_an_up_to_date_bundle_is_looked_at_before_that_is_said(

@@ -73,7 +73,7 @@ def test_wrong_usage_is_2() -> None:
     [
         (["--ratio", "0"], "The ratio '0' is no whole number"),
         (["--ratio", "1.5"], "The ratio '1.5' is no whole number"),
-        (["--ratio", "1000"], "no plugin of ratio 1000; the recipe small has plugins of the ratios 2, 3, 4"),
+        (["--ratio", "1000"], "no plugin of ratio 1000; there are plugins of the ratios 2, 3, 4"),
         (["--target", "tensorrt-rxt"], "--target tensorrt-rtx"),
         (["--precision", "fp4"], "'precision' is 'fp4'"),
         (["--plugin", "nowhere"], "The plugin folder nowhere does not exist"),
@@ -163,6 +163,23 @@ def test_run(small_bundle: Path) -> None:
     )
     lengths = [len(entry["outputs"]["last_hidden_state"]) for entry in document["results"]]
     assert lengths == [4, 8], "a text's own tokens, without padding"
+
+
+def test_a_full_standard_output(small_bundle: Path) -> None:
+    command = f"{sys.executable} -m variator_export inspect {small_bundle} --format json > /dev/full"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    assert "error: standard output: no space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_run_shows_no_control_characters(small_bundle: Path) -> None:
+    result = call("run", str(small_bundle), "--text", "red \x1b[31m and\nnew")
+    assert result.returncode == 0, result.stderr
+    assert "\x1b" not in result.stdout
+    both = call("run", str(small_bundle), "--text", "x", "--ratio", "2", "--variant", "ratio-3")
+    assert both.returncode == 2
+    assert "both given" in both.stderr
 
 
 def test_run_refuses(small_bundle: Path, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_what_does_not_fit_is_named(small_bundle: Path) -> None:
         ({name: array[:, :0] for name, array in good.items()}, "the shapes"),
         ({name: array.astype(np.float32) for name, array in good.items()}, "the types"),
         ({name: np.zeros((1, 65), np.int64) for name in good}, "have 65 tokens; the model's limit is 64"),
+        ({**good, "input_ids": -good["input_ids"]}, "holds negative numbers"),
         ({**good, "input_ids": good["input_ids"] + 10**6}, "ONNX Runtime failed on inputs of the shapes"),
     ):
         with pytest.raises(UserError, match=words):

@@ -106,6 +106,19 @@ def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(folder: P
         load_backbone(read_backbone_info(resolve_source(str(folder))), 0)
 
 
+def test_weights_of_more_layers_than_the_configuration_has(folder: Path) -> None:
+    _edit_config(folder, num_hidden_layers=1)
+    with pytest.raises(UserError, match=r"hold \d+ tensors of layers that config.json does not have"):
+        load_backbone(read_backbone_info(resolve_source(str(folder))), 0)
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "foo"}, {"num_attention_heads": 3}])
+def test_configurations_that_no_model_can_be_made_of(folder: Path, change: dict[str, object]) -> None:
+    _edit_config(folder, **change)
+    with pytest.raises(UserError, match="transformers cannot make BertModel"):
+        load_backbone(read_backbone_info(resolve_source(str(folder))), 0)
+
+
 def test_truncated_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -169,6 +182,8 @@ def test_text_beyond_the_limit(minilm_folder: Path) -> None:
         encoder.encode([long], ("input_ids", "attention_mask"), 512)
     with pytest.raises(UserError, match="Text 1 is no valid Unicode"):
         encoder.encode(["\udcff"], ("input_ids", "attention_mask"), 512)
+    with pytest.raises(UserError, match="One text was given"):
+        encoder.encode("Yes.", ("input_ids", "attention_mask"), 512)
     with pytest.raises(UserError, match="no text to encode"):
         encoder.encode([], ("input_ids", "attention_mask"), 512)
 

@@ -1,9 +1,11 @@
 """The command line: `variator-export`."""
 
+import errno
 import itertools
+import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -30,6 +32,12 @@ app.command("run")(run_command)
 app.command("inspect")(inspect_command)
 
 
+_REFUSALS = {
+    errno.EACCES: "Run as a user who may read it.",
+    errno.ENOSPC: "Free some space, or write somewhere else.",
+}
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"{DISTRIBUTION} {installed_version(DISTRIBUTION)}")
@@ -52,17 +60,22 @@ def main() -> None:
     except UserError as error:
         _output().error(error)
         sys.exit(error.exit_code)
-    except PermissionError as error:
-        name = error.filename or "a file"
-        refused = UserError(f"{name} cannot be opened: permission denied.", "Run as a user who may read it.")
-        _output().error(refused)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            _report_bug()
+        where = error.filename or "standard output"
+        refused = UserError(f"{where}: {(error.strerror or 'refused').lower()}.", _REFUSALS[error.errno])
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - what is left in it cannot be written either
+        sys.stderr.write(f"error: {refused.message}\n  hint: {refused.hint}\n")
         sys.exit(refused.exit_code)
     except Exception:
-        traceback.print_exc()
-        _output().hint(
-            "This is a bug in variator-export. Please report it with the command and the lines above."
-        )
-        sys.exit(EXIT_BUG)
+        _report_bug()
+
+
+def _report_bug() -> NoReturn:
+    traceback.print_exc()
+    _output().hint("This is a bug in variator-export. Please report it with the command and the lines above.")
+    sys.exit(EXIT_BUG)
 
 
 def _output() -> Output:

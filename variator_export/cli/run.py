@@ -19,7 +19,7 @@ def run_command(
     text: Annotated[
         list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to run; may be repeated.")
     ] = None,
-    ratio: Annotated[str, typer.Option(metavar="K", help="The ratio.")] = "1",
+    ratio: Annotated[str | None, typer.Option(metavar="K", help="The ratio; default 1.")] = None,
     variant: Annotated[
         str | None, typer.Option(metavar="NAME", help="The variant by its name, instead of --ratio.")
     ] = None,
@@ -46,7 +46,9 @@ def run_command(
         raise UsageError(
             "There is no text to run.", f'variator-export run {bundle} --ratio 4 --text "The ferry leaves."'
         )
-    choice: int | str = variant if variant is not None else parse_ratio(ratio)
+    if ratio is not None and variant is not None:
+        raise UsageError("--ratio and --variant were both given.", "Give one of them.")
+    choice: int | str = variant if variant is not None else parse_ratio(ratio or "1")
     loaded = Bundle.load(bundle)
     entry = loaded.variant(choice)
     session = loaded.session(target, entry.name)
@@ -78,8 +80,13 @@ def run_command(
         for name, values in row.items():
             first = ", ".join(f"{value:.5f}" for value in values.ravel()[:4])
             ending = ", …" if values.size > 4 else ""
-            table.add_row(Text(line[:40]), name, "x".join(map(str, values.shape)), first + ending)
+            table.add_row(Text(_shown(line)), name, "x".join(map(str, values.shape)), first + ending)
     printer.table(table)
+
+
+def _shown(text: str) -> str:
+    """The start of a text, without what would move a terminal's cursor or change its colour."""
+    return "".join(c if c.isprintable() else " " for c in text[:40])
 
 
 def _numbers(values: np.ndarray) -> Any:

@@ -87,12 +87,12 @@ class BundleFiles:
         if not found:
             raise UserError(
                 f"{self.path} has no variant {choice!r}; it has {there}.",
-                f"Add one: variator-export build RECIPE --ratio K --output {self.path}",
+                "Add one: build into this folder again with a recipe or a --plugin of that ratio.",
             )
         if len(found) > 1:
             raise UserError(
                 f"{self.path} has several variants of ratio {choice}: {', '.join(v.name for v in found)}.",
-                "Name the variant.",
+                f"Name one of them: --variant {found[0].name} (in Python: ratio={found[0].name!r}).",
             )
         return found[0]
 

@@ -1,5 +1,6 @@
 """Recipes: what to build, as a YAML file. Typed, validated, unknown keys refused."""
 
+import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -218,14 +219,16 @@ def _relative(recipe: Recipe, folder: Path | None) -> Recipe:
     if folder is None:
         return recipe
     plugins = tuple(
-        plugin.model_copy(update={"source": str(folder / Path(plugin.source).expanduser())})
-        if plugin.source
-        else plugin
+        plugin.model_copy(update={"source": _below(folder, plugin.source)}) if plugin.source else plugin
         for plugin in recipe.plugins
     )
     source = recipe.backbone.source
     if ":" not in source:
-        source = str(folder / Path(source).expanduser())
+        source = _below(folder, source)
     return recipe.model_copy(
         update={"plugins": plugins, "backbone": recipe.backbone.model_copy(update={"source": source})}
     )
+
+
+def _below(folder: Path, source: str) -> str:
+    return os.path.normpath(folder / Path(source).expanduser())

@@ -132,6 +132,7 @@ _ADVICE = {
     errno.EACCES: "Choose a folder that you may write with --output.",
     errno.EPERM: "Choose a folder that you may write with --output.",
     errno.ENOTDIR: "Choose a path whose parents are folders with --output.",
+    errno.ENOENT: "Choose a folder that can be made with --output.",
     errno.EEXIST: "Choose a path whose parents are folders with --output.",
     errno.ENAMETOOLONG: "Choose a shorter name with --output.",
     errno.EXDEV: "Choose a folder that is not part of a container's image with --output.",

@@ -23,6 +23,6 @@ TOLERANCES = {
     # Measured for MiniLM over ratios 2, 3, 4, 8, two plugins each and three sets of cases: eager float32 is
     # off from float64 by up to 8e-6 in norm and 2.3e-5 of the largest value; a correct graph sums in another
     # order and is off from eager by up to 1.4e-5 and 2.4e-5. Allowed is about four times that. Faults are
-    # orders larger: wrong padding, a transposed window or swapped halves of a matrix are off by 1e-2 and more.
+    # orders larger: wrong padding, a transposed window or swapped halves of a matrix are off by 1e-2 or more.
     "float32": Tolerance(relative_frobenius=5e-5, max_abs_over_scale=1e-4, cosine=2e-9),
 }

@@ -46,6 +46,10 @@ def check_inputs(inputs: Mapping[str, np.ndarray], backbone: BackboneEntry) -> A
     if any(array.dtype.kind not in "iu" for array in arrays.values()):
         kinds = {name: str(array.dtype) for name, array in arrays.items()}
         raise UserError(f"The inputs have the types {kinds}.", "Give integers.")
+    if arrays["input_ids"].min() < 0:
+        raise UserError(
+            "input_ids holds negative numbers.", "Give the token ids of the backbone's tokenizer."
+        )
     if backbone.max_length is not None and shape[1] > backbone.max_length:
         raise UserError(
             f"The inputs have {shape[1]} tokens; the model's limit is {backbone.max_length}.",

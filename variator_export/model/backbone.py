@@ -1,6 +1,7 @@
 """Loading a pretrained transformer."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from variator_export.model.families import find_architecture
 from variator_export.model.families.base import Architecture
 from variator_export.model.pooling import PoolingSpec, read_pooling
 from variator_export.model.source import BackboneSource
+
+_INDEX = re.compile(r"\b\d+\b")
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,14 @@ def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
                 output_loading_info=True,
                 **info.spec.head.init_options,
             )
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(
             f"The weights of {info.source.name} cannot be read: {error}.", "Copy or download them again."
+        ) from error
+    except Exception as error:  # what a configuration can break in transformers is without end
+        raise UserError(
+            f"transformers cannot make {info.spec.name} of {info.source.name}: {error}",
+            "Check that config.json belongs to these weights; copy both again from their source.",
         ) from error
     lacking = sorted(loading["missing_keys"])
     if lacking:
@@ -143,6 +151,14 @@ def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
             f"The weights of {info.source.name} lack {len(lacking)} tensors that {info.spec.name} needs, "
             f"for example {', '.join(lacking[:3])}; transformers would fill them with random numbers.",
             "Take the weights of the whole model, or another architecture (backbone.architecture).",
+        )
+    templates = {_INDEX.sub("#", name) for name in model.state_dict()}
+    surplus = sorted(name for name in loading["unexpected_keys"] if _INDEX.sub("#", name) in templates)
+    if surplus:
+        raise UserError(
+            f"The weights of {info.source.name} hold {len(surplus)} tensors of layers that config.json does "
+            f"not have, for example {surplus[0]}.",
+            "Correct the number of layers in config.json, or take weights that belong to it.",
         )
     return Backbone(info, model.eval().requires_grad_(False), pad_token_id)
 

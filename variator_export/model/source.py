@@ -28,6 +28,11 @@ class BackboneSource:
     folder: Path
     weights_sha256: str
 
+    @property
+    def label(self) -> str:
+        """A name that does not depend on where the folder lies, for files that travel."""
+        return self.name if self.name.startswith(PACKAGE_PREFIX) else self.folder.resolve().name
+
 
 def resolve_source(source: str, sha256: str | None = None) -> BackboneSource:
     """Find a backbone and check its weights against a pinned hash.

@@ -84,6 +84,8 @@ class TextEncoder:
         Raises:
             UserError: There is no text, or a text is longer than the limit.
         """
+        if isinstance(texts, str):
+            raise UserError("One text was given where several are expected.", "Give a list: [text].")
         if not texts:
             raise UserError("There is no text to encode.", "Give at least one text.")
         for row, text in enumerate(texts):

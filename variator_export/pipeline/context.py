@@ -1,5 +1,6 @@
 """What the steps of one build share. Everything slow is loaded when it is first needed, and once."""
 
+import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -50,8 +51,7 @@ class BuildContext:
         names = ("config.json", *TOKENIZER_FILES)
         self.backbone_files = {n: source.folder / n for n in names if (source.folder / n).is_file()}
         # modules.json and the folders that it names say how sentence embeddings are pooled.
-        inner = (path.relative_to(source.folder).as_posix() for path in source.folder.glob("*/config.json"))
-        decisive = [*names, "modules.json", *sorted(inner)]
+        decisive = [*names, "modules.json", *_pooling_files(source.folder)]
         self.backbone_key: dict[str, Any] = {
             "weights_sha256": source.weights_sha256,
             "architecture": recipe.backbone.architecture,
@@ -122,3 +122,12 @@ class BuildContext:
         staged = self.workshop.staging / name
         old = self.workshop.old
         return read(staged if staged.exists() or old is None else old.path / name)
+
+
+def _pooling_files(backbone: Path) -> list[str]:
+    """The configurations that modules.json names. Whatever is wrong with it is said when it is used."""
+    try:
+        modules = json.loads((backbone / "modules.json").read_text(encoding="utf-8"))
+        return sorted(f"{module['path']}/config.json" for module in modules if module["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

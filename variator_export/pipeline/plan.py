@@ -60,8 +60,7 @@ def select_plugins(recipe: Recipe) -> tuple[PluginRecipe, ...]:
             if ratio != 1 and ratio not in there:
                 listed = ", ".join(map(str, there)) or "none"
                 raise UserError(
-                    f"There is no plugin of ratio {ratio}; the recipe {recipe.name} has plugins of the "
-                    f"ratios {listed}.",
+                    f"There is no plugin of ratio {ratio}; there are plugins of the ratios {listed}.",
                     "Choose one of them, or give a plugin: --plugin DIR",
                 )
         chosen = tuple(plugin for plugin in named if plugin.ratio in recipe.ratios)
@@ -141,12 +140,16 @@ def _recipe_of(old: Manifest) -> Recipe:
 def _keep_trained(asked: tuple[PluginRecipe, ...], old: Manifest) -> None:
     """An untrained plugin does not take the place of a trained one by a forgotten argument."""
     trained = {v.name for v in old.variants if v.plugin is not None and v.plugin.trained}
-    lost = [str(p.name) for p in asked if p.initialise is not None and p.name in trained]
+    lost = [str(plugin.name) for plugin in asked if plugin.name in trained and not _is_trained(plugin)]
     if lost:
         raise UserError(
             f"The bundle has a trained plugin {lost[0]}; the recipe would replace it by an initialised one.",
             "Give the recipe or the --plugin that the bundle was built from, or --replace.",
         )
+
+
+def _is_trained(plugin: PluginRecipe) -> bool:
+    return plugin.source is not None and load_plugin_config(Path(plugin.source)).training is not None
 
 
 def _with_name(plugin: PluginRecipe) -> PluginRecipe:

@@ -52,7 +52,8 @@ def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
         depends_on = {
             "initialise": recipe.initialise.model_dump(),
             "ratio": plan.ratio,
-            "source": context.source.name,
+            "backbone": context.source.label,
+            "config": context.backbone_key["files"]["config.json"],
             "weights_sha256": context.source.weights_sha256,
             "made_by": context.made_by,
         }
@@ -90,7 +91,7 @@ def _initialise(context: BuildContext, plan: VariantPlan, target: Path) -> None:
         seed=options.seed,
         backbone=BackboneIdentity(
             model_type=context.info.spec.family.name,
-            name=context.source.name,
+            name=context.source.label,
             weights_sha256=context.source.weights_sha256,
         ),
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from variator_export.core.errors import NumbersDisagreeError
+from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.tolerances import TOLERANCES
 from variator_export.engines.base import Arrays, Runner
 from variator_export.stages.cases import Case
@@ -42,14 +42,14 @@ def eager_outputs(
     """What eager PyTorch gives in every case.
 
     Raises:
-        NumbersDisagreeError: It gives NaN or infinite values.
+        UserError: It gives NaN or infinite values.
     """
     outputs = []
     for case in cases:
         found = reference.run(case.inputs)
         for name, values in found.items():
             if not np.isfinite(values).all():
-                raise NumbersDisagreeError(
+                raise UserError(
                     f"Eager PyTorch itself gives NaN or infinite values in {name}, case {case.name}, input "
                     f"shape {case.shape}: there is nothing to compare a graph with.",
                     "Check the weights of the backbone and of the plugin.",
