@@ -63,6 +63,7 @@ def test_sources_in_a_file_are_relative_to_the_file(tmp_path: Path) -> None:
         (MINIMAL + "engine: {batch_size: [4, 2, 8]}", ["min <= opt <= max", "4, 2, 8"]),
         ("[1, 2]", ["is no mapping"]),
         ("name: [", ["not valid YAML"]),
+        (MINIMAL + "name: y\n", ["the key 'name' comes twice", "line 3"]),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: list[str]) -> None:

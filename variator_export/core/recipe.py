@@ -152,6 +152,20 @@ class Recipe(_Part):
     engine: EngineRecipe = EngineRecipe()
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose keys come once; PyYAML takes the last of several without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that comes twice."""
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                problem = f"the key {key_node.value!r} comes twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(recipe: str | Path) -> Recipe:
     """Read a recipe.
 
@@ -180,7 +194,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
         text = (_shipped() / f"{recipe}.yaml").read_text(encoding="utf-8")
         relative_to = None
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise UserError(f"The recipe {recipe} is not valid YAML: {error}", "Correct it there.") from error
     return _relative(parse_recipe(content, str(recipe)), relative_to)

@@ -14,19 +14,7 @@ Shape = tuple[int, int]
 
 
 def build_engine_here(target: str, graph: Path, profile: Mapping[str, tuple[Shape, Shape, Shape]]) -> bytes:
-    """Build an engine. No GPU is needed for TensorRT for RTX.
-
-    Args:
-        target: `tensorrt-rtx` or `tensorrt`.
-        graph: The ONNX file; external data is read from its folder.
-        profile: (min, opt, max) shapes (batch_size, sequence_length) of every input.
-
-    Returns:
-        The serialized engine.
-
-    Raises:
-        UserError: The parser or the builder refuses; the message has their own words.
-    """
+    """`isolated.build_engine` without the process of its own: the same arguments, result and errors."""
     trt = load_tensorrt(target)
     log = _make_logger(trt)
     try:
