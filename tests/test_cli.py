@@ -173,6 +173,19 @@ def test_a_full_standard_output(small_bundle: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_file_that_may_not_be_read_is_an_error_with_a_document(small_bundle: Path) -> None:
+    code = (
+        "import variator_export.cli.inspect as i, sys, errno\n"
+        "def refuse(*a): raise PermissionError(errno.EACCES, 'Permission denied', 'secret.onnx')\n"
+        "i.Bundle.load = refuse\n"
+        f"sys.argv[1:] = ['inspect', {str(small_bundle)!r}, '--format', 'json']\n"
+        "from variator_export.cli.main import main\nmain()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["error"]["message"] == "secret.onnx: permission denied."
+
+
 def test_run_shows_no_control_characters(small_bundle: Path) -> None:
     result = call("run", str(small_bundle), "--text", "red \x1b[31m and\nnew")
     assert result.returncode == 0, result.stderr

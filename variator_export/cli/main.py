@@ -63,10 +63,11 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _REFUSALS:
             _report_bug()
+        if error.filename is None:
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - nothing more can be written to it
         where = error.filename or "standard output"
         refused = UserError(f"{where}: {(error.strerror or 'refused').lower()}.", _REFUSALS[error.errno])
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - what is left in it cannot be written either
-        sys.stderr.write(f"error: {refused.message}\n  hint: {refused.hint}\n")
+        _output().error(refused)
         sys.exit(refused.exit_code)
     except Exception:
         _report_bug()

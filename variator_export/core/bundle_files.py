@@ -4,7 +4,7 @@ from pathlib import Path
 
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
-from variator_export.core.manifest import EngineEntry, Manifest, Variant, read_manifest
+from variator_export.core.manifest import EngineEntry, Manifest, Variant, read_manifest, rebuild_hint
 from variator_export.core.store import recover
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -43,7 +43,7 @@ class BundleFiles:
             if found != expected:
                 raise UserError(
                     f"{self.path / name} has the sha256 {found}; the manifest says {expected}.",
-                    self._restore(),
+                    rebuild_hint(self.path),
                 )
             self._checked.add(name)
         return self.path / name
@@ -105,9 +105,11 @@ class BundleFiles:
         path = self.path / name
         links = [part for part in (path, *path.parents) if part != self.path and self.path in part.parents]
         if any(part.is_symlink() for part in links):
-            raise UserError(f"{path} is reached through a symbolic link, which is refused.", self._restore())
+            raise UserError(
+                f"{path} is reached through a symbolic link, which is refused.", rebuild_hint(self.path)
+            )
         if not path.is_file():
-            raise UserError(f"{path} is missing from the bundle.", self._restore())
+            raise UserError(f"{path} is missing from the bundle.", rebuild_hint(self.path))
         status = path.stat()
         if status.st_nlink != 1:
             raise UserError(
@@ -117,11 +119,5 @@ class BundleFiles:
         expected = self.manifest.files[name].size_bytes
         if status.st_size != expected:
             raise UserError(
-                f"{path} has {status.st_size} bytes; the manifest says {expected}.", self._restore()
+                f"{path} has {status.st_size} bytes; the manifest says {expected}.", rebuild_hint(self.path)
             )
-
-    def _restore(self) -> str:
-        return (
-            "Copy the bundle again from where it was built, or build it again from its recipe: "
-            f"variator-export build RECIPE --replace --output {self.path}"
-        )

@@ -132,7 +132,7 @@ def read_manifest(bundle: Path) -> Manifest:
             f"{bundle} is no bundle: it has no file {MANIFEST_NAME}.",
             "Give the folder that variator-export build wrote.",
         )
-    content = read_json_object(path, _rebuild(bundle))
+    content = read_json_object(path, rebuild_hint(bundle))
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(
@@ -144,13 +144,14 @@ def read_manifest(bundle: Path) -> Manifest:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         raise UserError(
-            f"{path} is no bundle manifest: {describe_validation_error(error, Manifest)}", _rebuild(bundle)
+            f"{path} is no bundle manifest: {describe_validation_error(error, Manifest)}",
+            rebuild_hint(bundle),
         ) from error
     for name in _named_paths(manifest):
         check_inside(name, path)
     unlisted = sorted(_named_paths(manifest) - manifest.files.keys())
     if unlisted:
-        raise UserError(f"{path} names {unlisted[0]} without its hash.", _rebuild(bundle))
+        raise UserError(f"{path} names {unlisted[0]} without its hash.", rebuild_hint(bundle))
     return manifest
 
 
@@ -194,5 +195,9 @@ def _named_paths(manifest: Manifest) -> set[str]:
     return paths
 
 
-def _rebuild(bundle: Path) -> str:
-    return f"Build it again from its recipe: variator-export build RECIPE --replace --output {bundle}"
+def rebuild_hint(bundle: Path) -> str:
+    """How to replace a damaged bundle."""
+    return (
+        "Copy it again from where it was built, or build it again from its recipe: "
+        f"variator-export build RECIPE --replace --output {bundle}"
+    )

@@ -74,13 +74,11 @@ def build(
     bundle = Path(output if output is not None else Path("artifacts") / recipe.name).resolve()
     select_plugins(recipe)  # refuses a wrong ratio before anything slow
     require_onnxruntime()
-    for target in recipe.targets:
-        _engine_version(target)
+    versions: dict[str, str] = {t: require_tensorrt(t) for t in recipe.targets if t != "onnxruntime"}
     source = resolve_source(recipe.backbone.source, recipe.backbone.sha256)
     with exclusive(bundle) as staging:
         old = _old_bundle(bundle, replace=replace)
         resolved, variants = merge(recipe, source.weights_sha256, old.manifest if old else None)
-        versions: dict[str, str] = {target: _engine_version(target) for target in resolved.targets}
         workshop = Workshop(staging, old, progress)
         context = BuildContext(workshop, resolved, source, versions)
         manifest = _make(context, variants)
@@ -98,10 +96,6 @@ def build(
         speed=speed,
         untrained=tuple(v.name for v in manifest.variants if v.plugin is not None and not v.plugin.trained),
     )
-
-
-def _engine_version(target: str) -> str:
-    return "" if target == "onnxruntime" else require_tensorrt(target)
 
 
 def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:

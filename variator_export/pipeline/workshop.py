@@ -13,6 +13,11 @@ from variator_export.core.manifest import MANIFEST_NAME, FileEntry, Manifest
 from variator_export.core.store import publish
 from variator_export.pipeline.progress import Progress, StepReport
 
+# A file that was being written when its process was killed.
+PART_SUFFIX = ".part"
+# What a user calls the things whose names say little.
+_WORDS = {"code": "the code of variator-export", "platform": "the platform"}
+
 
 class Workshop:
     """A staging folder beside the bundle that is there.
@@ -160,12 +165,6 @@ class Workshop:
     def _report(self, report: StepReport) -> None:
         self.reports.append(report)
         self.progress.finished(report)
-
-
-# A file that was being written when its process was killed.
-PART_SUFFIX = ".part"
-# What a user calls the things whose names say little.
-_WORDS = {"code": "the code of variator-export", "platform": "the platform"}
 
 
 def _raise(error: OSError) -> None:
