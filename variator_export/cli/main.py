@@ -10,9 +10,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from variator_export.cli.build import build_command
+from variator_export.cli.evaluate import evaluate_command
+from variator_export.cli.import_upstream import import_command
 from variator_export.cli.inspect import inspect_command
 from variator_export.cli.output import Format, Output
 from variator_export.cli.run import run_command
+from variator_export.cli.train import train_app
 from variator_export.core.environment import DISTRIBUTION, installed_version
 from variator_export.core.errors import EXIT_BUG, UserError
 
@@ -30,6 +33,9 @@ app = typer.Typer(
 app.command("build")(build_command)
 app.command("run")(run_command)
 app.command("inspect")(inspect_command)
+app.command("evaluate")(evaluate_command)
+app.command("import")(import_command)
+app.add_typer(train_app, name="train")
 
 
 _REFUSALS = {

@@ -15,7 +15,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from variator_export.core.errors import UserError
-from variator_export.pipeline.progress import Progress, StepReport
+from variator_export.core.progress import Progress, StepReport
 
 
 class Format(StrEnum):
@@ -99,6 +99,11 @@ class ConsoleProgress(Progress):
             return
         seconds = f"{time.monotonic() - self._started:6.1f} s" if report.action == "made" else "        "
         self._output.hint(f"{report.action:7} {seconds}  {report.name:32} {report.why}")
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        if not self._quiet:
+            self._output.hint(text)
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[[], None]]:

@@ -16,6 +16,8 @@ from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin, LayerPlugin
 from variator_export.model.pooling import Pooling
 
+HIDDEN_STATES_PREFIX = "hidden_states."
+
 
 @dataclass
 class Windows:
@@ -69,12 +71,19 @@ class WindowedModel(nn.Module):
         self.spec.family.wrap_ffns(self.model, wrap)
         self.eval()
 
-    def forward(self, inputs: dict[str, Tensor], exclude_padding: Tensor | bool = False) -> dict[str, Tensor]:
+    def forward(
+        self,
+        inputs: dict[str, Tensor],
+        exclude_padding: Tensor | bool = False,
+        *,
+        hidden_states: bool = False,
+    ) -> dict[str, Tensor]:
         """Run on windows.
 
         Args:
             inputs: int64 tensors (B, W, k) by the backbone's input names.
             exclude_padding: Masking mode. A tensor keeps it open in a trace.
+            hidden_states: Give those of every layer besides (`run_backbone`).
 
         Returns:
             Outputs by name, those with one row per token at N = W*k tokens.
@@ -87,7 +96,10 @@ class WindowedModel(nn.Module):
         else:
             self.windows.keep = mask > 0 if exclude_padding else None
         flat = {name: value.reshape(batch, windows * ratio) for name, value in inputs.items()}
-        return run_backbone(self.model, self.pooling, self.spec.outputs, flat, self._positions(flat))
+        positions = self._positions(flat)
+        return run_backbone(
+            self.model, self.pooling, self.spec.outputs, flat, positions, hidden_states=hidden_states
+        )
 
     def _positions(self, flat: dict[str, Tensor]) -> dict[str, Tensor]:
         """Position ids where the family has absolute ones.
@@ -97,7 +109,7 @@ class WindowedModel(nn.Module):
         """
         if not self.spec.family.has_position_ids:
             return {}
-        positions = torch.arange(flat["input_ids"].shape[1])
+        positions = torch.arange(flat["input_ids"].shape[1], device=flat["input_ids"].device)
         if self.max_length is not None:
             positions = positions.clamp(max=self.max_length - 1)
         return {"position_ids": positions.unsqueeze(0)}
@@ -121,7 +133,7 @@ class AugmentedModel(nn.Module):
         self.pad_token_id = backbone.pad_token_id
         self.token_outputs = backbone.spec.token_outputs
 
-    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, inputs: dict[str, Tensor], *, hidden_states: bool = False) -> dict[str, Tensor]:
         """int64 inputs (B, S) to outputs by name, those with one row per token at S tokens."""
         batch, length = inputs["input_ids"].shape
         padding = -length % self.ratio
@@ -132,9 +144,11 @@ class AugmentedModel(nn.Module):
             ).reshape(batch, windows, self.ratio)
             for name, value in inputs.items()
         }
-        outputs = self.windowed(padded, self.exclude_padding)
+        outputs = self.windowed(padded, self.exclude_padding, hidden_states=hidden_states)
         return {
-            name: value[:, :length] if name in self.token_outputs else value
+            name: value[:, :length]
+            if name in self.token_outputs or name.startswith(HIDDEN_STATES_PREFIX)
+            else value
             for name, value in outputs.items()
         }
 
@@ -148,9 +162,9 @@ class PlainModel(nn.Module):
         self.outputs = backbone.spec.outputs
         self.pooling = Pooling(backbone.pooling) if backbone.pooling else None
 
-    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, inputs: dict[str, Tensor], *, hidden_states: bool = False) -> dict[str, Tensor]:
         """int64 inputs (B, S) to outputs by name."""
-        return run_backbone(self.model, self.pooling, self.outputs, inputs, {})
+        return run_backbone(self.model, self.pooling, self.outputs, inputs, {}, hidden_states=hidden_states)
 
 
 def run_backbone(
@@ -159,10 +173,21 @@ def run_backbone(
     outputs: tuple[str, ...],
     inputs: dict[str, Tensor],
     positions: dict[str, Tensor],
+    *,
+    hidden_states: bool = False,
 ) -> dict[str, Tensor]:
-    """Call the backbone and pick its outputs; add `sentence_embedding` where it declares a pooling."""
-    found = model(**inputs, **positions)
+    """Call the backbone and pick its outputs; add `sentence_embedding` where it declares a pooling.
+
+    With `hidden_states`, the output of encoder layer i comes besides as `hidden_states.{i}`; that of the last
+    layer is what the backbone's head gets.
+    """
+    options = {"output_hidden_states": True} if hidden_states else {}
+    found = model(**inputs, **positions, **options)
     result = {name: found[name] for name in outputs}
+    if hidden_states:
+        # The first is what the embedding layer gives.
+        layers = found["hidden_states"][1:]
+        result |= {f"{HIDDEN_STATES_PREFIX}{layer}": hidden for layer, hidden in enumerate(layers)}
     if pooling is not None:
         result["sentence_embedding"] = pooling(found["last_hidden_state"], inputs["attention_mask"])
     return result

@@ -1,8 +1,9 @@
 """Loading a pretrained transformer."""
 
 import contextlib
+import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,44 @@ def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
     Raises:
         UserError: The weights cannot be read, or tensors that the model needs are not among them.
     """
+    model, loading = _load(info, {})
+    _refuse_missing(info, loading["missing_keys"])
+    return _checked(info, model, loading, pad_token_id)
+
+
+def load_classifier(source: BackboneSource, labels: Sequence[str], pad_token_id: int) -> Backbone:
+    """Load an encoder under a new classifier, whose head is random: from torch's global generator.
+
+    Weights of the head that are there, of as many classes, are taken.
+
+    Raises:
+        UserError: The family has no classifier, or tensors of the encoder itself are missing.
+    """
+    family = read_backbone_info(source).spec.family
+    names = [name for name in family.heads if name.endswith("ForSequenceClassification")]
+    if not names:
+        raise UserError(
+            f"The family {family.name} has no classifier in the table of sites.",
+            "Fine-tune it elsewhere and give the folder to `train adapt`, or choose another backbone.",
+        )
+    info = read_backbone_info(source, names[0])
+    classes = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "ignore_mismatched_sizes": True,
+    }
+    model, loading = _load(info, classes)
+    prefix = f"{model.base_model_prefix}."
+    _refuse_missing(info, [name for name in loading["missing_keys"] if name.startswith(prefix)])
+    return _checked(dataclasses.replace(info, config=model.config), model, loading, pad_token_id)
+
+
+def _load(info: BackboneInfo, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     model_class = getattr(transformers, info.spec.name)
     try:
         with _quiet_transformers():
-            model, loading = model_class.from_pretrained(
+            return model_class.from_pretrained(
                 info.source.folder,
                 local_files_only=True,
                 use_safetensors=True,
@@ -135,6 +170,7 @@ def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
                 attn_implementation="eager",
                 output_loading_info=True,
                 **info.spec.head.init_options,
+                **options,
             )
     except (SafetensorError, OSError) as error:
         raise UserError(
@@ -145,13 +181,20 @@ def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
             f"transformers cannot make {info.spec.name} of {info.source.name}: {error}",
             "Check that config.json belongs to these weights; copy both again from their source.",
         ) from error
-    lacking = sorted(loading["missing_keys"])
+
+
+def _refuse_missing(info: BackboneInfo, missing: Iterable[str]) -> None:
+    lacking = sorted(missing)
     if lacking:
         raise UserError(
             f"The weights of {info.source.name} lack {len(lacking)} tensors that {info.spec.name} needs, "
             f"for example {', '.join(lacking[:3])}; transformers would fill them with random numbers.",
             "Take the weights of the whole model, or another architecture (backbone.architecture).",
         )
+
+
+def _checked(info: BackboneInfo, model: Any, loading: Mapping[str, Any], pad_token_id: int) -> Backbone:
+    """Refuse weights of layers that the configuration does not have."""
     templates = {_INDEX.sub("#", name) for name in model.state_dict()}
     surplus = sorted(name for name in loading["unexpected_keys"] if _INDEX.sub("#", name) in templates)
     if surplus:

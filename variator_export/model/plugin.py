@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from variator_export.model.plugin_file import BackboneIdentity, Masking, Plugin, PluginConfig
+from variator_export.model.plugin_file import BackboneIdentity, Masking, Plugin, PluginConfig, Start
 
 DEFAULT_BOTTLENECK_SIZE = 64
 
@@ -42,7 +42,7 @@ class CompressionLayer(nn.Module):
             x = x * keep.unsqueeze(-1).to(x.dtype)
         scores = nn.functional.linear(x.flatten(2), self.weight, self.bias)  # (B, W, k)
         if keep is not None:
-            lowest = torch.full((), torch.finfo(scores.dtype).min, dtype=scores.dtype)
+            lowest = torch.full((), torch.finfo(scores.dtype).min, dtype=scores.dtype, device=scores.device)
             scores = torch.where(keep, scores, lowest)
         weights = torch.softmax(scores, dim=-1)
         return (weights.unsqueeze(-2) @ x).squeeze(-2)
@@ -116,25 +116,31 @@ class CompressionPlugin(nn.Module):
         module.load_state_dict(state)
         return module.eval().requires_grad_(False)
 
-    def initialise(self, seed: int) -> "CompressionPlugin":
-        """The paper's initialisation: normal weights, zero biases.
+    def initialise(self, seed: int, start: Start = "paper") -> "CompressionPlugin":
+        """Set every parameter to where training starts; biases are 0.
 
-        Standard deviation sqrt(2/(d*k)) for the compression layer, 0.01 for `down` and `up`.
+        Args:
+            seed: Of the random numbers.
+            start: `paper`: normal weights, standard deviation sqrt(2/(d*k)) for the compression layer, 0.01
+                for `down` and `up`. `teacher`: closer to the model without plugins: a window is the mean of
+                its vectors (zero scores), `up` is 0, and `down` has the standard deviation 1/sqrt(2d), so
+                that its outputs are of the size of its inputs.
         """
         generator = torch.Generator().manual_seed(seed)
-        compress_std = math.sqrt(2.0 / (self.config.hidden_size * self.config.ratio))
+        d, k = self.config.hidden_size, self.config.ratio
+        paper = {"compress": math.sqrt(2.0 / (d * k)), "down": 0.01, "up": 0.01}
+        teacher = {"compress": 0.0, "down": math.sqrt(1.0 / (2 * d)), "up": 0.0}
+        stds = paper if start == "paper" else teacher
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                if name.endswith("bias"):
-                    parameter.zero_()
-                else:
-                    std = compress_std if name.endswith("compress.weight") else 0.01
-                    parameter.normal_(0.0, std, generator=generator)
+                *_, part, kind = name.split(".")
+                std = 0.0 if kind == "bias" else stds[part]
+                parameter.normal_(0.0, std, generator=generator) if std else parameter.zero_()
         return self
 
     def to_file(self) -> Plugin:
         """This plugin as it is written to files."""
-        return Plugin(self.config, {name: t.detach().numpy() for name, t in self.state_dict().items()})
+        return Plugin(self.config, {name: t.detach().cpu().numpy() for name, t in self.state_dict().items()})
 
 
 def initialise_plugin(

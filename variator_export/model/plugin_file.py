@@ -26,6 +26,7 @@ TENSORS_NAME = "plugin.safetensors"
 FORMAT_VERSION = 1
 
 Masking = Literal["none", "exclude-padding"]
+Start = Literal["paper", "teacher"]
 
 # The six tensors of a layer, in the order in which an any-ratio graph takes them.
 TENSOR_KINDS = (

@@ -48,7 +48,7 @@ class Pooling(nn.Module):
         if self.spec.mode == "cls":
             pooled = hidden[:, 0]
         elif self.spec.mode == "max":
-            pooled = torch.where(mask > 0, hidden, torch.full((), -1e9, dtype=hidden.dtype)).amax(1)
+            pooled = torch.where(mask > 0, hidden, hidden.new_full((), -1e9)).amax(1)
         else:
             count = mask.sum(1).clamp(min=1e-9)
             divisor = count if self.spec.mode == "mean" else count.sqrt()

@@ -1,6 +1,8 @@
 """Text to token ids with the backbone's own tokenizer, without transformers."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,23 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "spiece.model",
 )
+
+
+# As tokenizers write tokens that no text contains.
+_RESERVED = re.compile(r"\[.+\]|<.+>")
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One row of token ids, special tokens among them.
+
+    Attributes:
+        ids: Token ids.
+        type_ids: Token type ids: 0, and 1 for the second text of a pair where the tokenizer says so.
+    """
+
+    ids: Sequence[int]
+    type_ids: Sequence[int]
 
 
 class TextEncoder:
@@ -68,12 +87,19 @@ class TextEncoder:
         )
 
     def encode(
-        self, texts: Sequence[str], inputs: Sequence[str], max_length: int | None, *, truncate: bool = False
+        self,
+        texts: Sequence[str],
+        inputs: Sequence[str],
+        max_length: int | None,
+        *,
+        pairs: Sequence[str] | None = None,
+        truncate: bool = False,
     ) -> dict[str, np.ndarray]:
         """Token ids of texts, padded on the right to the longest.
 
         Args:
             texts: One text for each row.
+            pairs: The second text of each row; None: there are none.
             inputs: Which inputs the model takes.
             max_length: The model's limit in tokens; None: there is none.
             truncate: Cut longer texts instead of refusing them.
@@ -84,6 +110,18 @@ class TextEncoder:
         Raises:
             UserError: There is no text, or a text is longer than the limit.
         """
+        rows = self.token_rows(texts, max_length, pairs=pairs, truncate=truncate)
+        return pad_rows(rows, inputs, self.pad_token_id)
+
+    def token_rows(
+        self,
+        texts: Sequence[str],
+        max_length: int | None,
+        *,
+        pairs: Sequence[str] | None = None,
+        truncate: bool = False,
+    ) -> list[TokenRow]:
+        """Token ids of texts or pairs of texts, each as long as it is; arguments and errors as `encode`."""
         if isinstance(texts, str):
             raise UserError("One text was given where several are expected.", "Give a list: [text].")
         if not texts:
@@ -97,8 +135,9 @@ class TextEncoder:
                 ) from error
         if truncate and max_length is not None:
             self._tokenizer.enable_truncation(max_length)
+        items = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         try:
-            encodings = self._tokenizer.encode_batch(list(texts))
+            encodings = self._tokenizer.encode_batch(items)
         finally:
             self._tokenizer.no_truncation()
         for row, encoding in enumerate(encodings):
@@ -107,13 +146,33 @@ class TextEncoder:
                     f"Text {row + 1} has {len(encoding.ids)} tokens; the model's limit is {max_length}.",
                     "Shorten or split it, or cut it off at the limit (run --truncate).",
                 )
-        longest = max(1, *(len(encoding.ids) for encoding in encodings))
-        arrays = {name: np.zeros((len(texts), longest), np.int64) for name in inputs}
-        arrays["input_ids"][:] = self.pad_token_id
-        for row, encoding in enumerate(encodings):
-            columns = slice(0, len(encoding.ids))
-            arrays["input_ids"][row, columns] = encoding.ids
-            arrays["attention_mask"][row, columns] = encoding.attention_mask
-            if "token_type_ids" in arrays:
-                arrays["token_type_ids"][row, columns] = encoding.type_ids
-        return arrays
+        return [TokenRow(encoding.ids, encoding.type_ids) for encoding in encodings]
+
+    def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts without the special tokens that stand around them."""
+        return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The special tokens that stand before and after a text."""
+        encoding = self._tokenizer.encode("a")
+        own = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
+        return encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]
+
+    def word_ids(self) -> np.ndarray:
+        """The ids of the vocabulary, ascending, without reserved tokens ([CLS], <pad>, [unused7])."""
+        vocabulary = self._tokenizer.get_vocab()
+        return np.array(sorted(i for token, i in vocabulary.items() if not _RESERVED.fullmatch(token)))
+
+
+def pad_rows(rows: Sequence[TokenRow], inputs: Sequence[str], pad_token_id: int) -> dict[str, np.ndarray]:
+    """Rows of different length as int64 arrays (number of rows, longest), padded on the right."""
+    longest = max(1, *(len(row.ids) for row in rows))
+    arrays = {name: np.zeros((len(rows), longest), np.int64) for name in inputs}
+    arrays["input_ids"][:] = pad_token_id
+    for index, row in enumerate(rows):
+        columns = slice(0, len(row.ids))
+        arrays["input_ids"][index, columns] = row.ids
+        arrays["attention_mask"][index, columns] = 1
+        if "token_type_ids" in arrays:
+            arrays["token_type_ids"][index, columns] = row.type_ids
+    return arrays

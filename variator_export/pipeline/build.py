@@ -17,6 +17,7 @@ from variator_export.core.manifest import (
     Variant,
     is_bundle,
 )
+from variator_export.core.progress import Progress, StepReport
 from variator_export.core.recipe import Recipe
 from variator_export.core.store import exclusive, writing_to
 from variator_export.engines.tensorrt.api import require_tensorrt
@@ -26,7 +27,6 @@ from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
 from variator_export.pipeline.engine_steps import make_engines
 from variator_export.pipeline.measuring import speed_of_bundle
 from variator_export.pipeline.plan import VariantPlan, merge, select_plugins
-from variator_export.pipeline.progress import Progress, StepReport
 from variator_export.pipeline.workshop import Workshop
 
 

@@ -12,12 +12,12 @@ from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.environment import machine, require_onnxruntime, versions
 from variator_export.core.hashing import sha256_json
 from variator_export.core.json_file import write_json
+from variator_export.core.progress import Progress
 from variator_export.core.recipe import SpeedRecipe
 from variator_export.engines.base import Runner
 from variator_export.model.plugin_file import load_plugin
 from variator_export.pipeline.context import BuildContext
 from variator_export.pipeline.plan import VariantPlan
-from variator_export.pipeline.progress import Progress
 from variator_export.pipeline.workshop import PART_SUFFIX
 
 SPEED_REPORT = "reports/speed.json"

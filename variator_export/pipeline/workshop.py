@@ -10,8 +10,8 @@ from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
 from variator_export.core.manifest import MANIFEST_NAME, FileEntry, Manifest
+from variator_export.core.progress import Progress, StepReport
 from variator_export.core.store import publish
-from variator_export.pipeline.progress import Progress, StepReport
 
 # A file that was being written when its process was killed.
 PART_SUFFIX = ".part"

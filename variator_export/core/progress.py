@@ -1,4 +1,4 @@
-"""How a build tells what it is doing; the command line shows it, a library call is silent."""
+"""How long work tells what it is doing; the command line shows it, a library call is silent."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ class StepReport:
 
 
 class Progress:
-    """Listens to a build. This one says nothing."""
+    """Listens to a build or a training run. This one says nothing."""
 
     def started(self, name: str, why: str) -> None:
         """A step starts to make something."""
@@ -35,3 +35,6 @@ class Progress:
         """A count of things that take long; call what it gives once for each."""
         del description, total
         yield lambda: None
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""

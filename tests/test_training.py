@@ -1,0 +1,488 @@
+"""Training on small real models: the loss falls, a killed run ends the same, two processes are one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from variator_export.cli.main import app
+from variator_export.core.errors import UserError
+from variator_export.data.examples import Columns, read_examples
+from variator_export.data.texts import read_texts
+from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
+from variator_export.model.plugin_file import load_plugin, load_plugin_config
+from variator_export.model.source import resolve_source
+from variator_export.model.tokenizer import TextEncoder
+from variator_export.training import losses
+from variator_export.training.adapt import adapt
+from variator_export.training.finetune import finetune
+from variator_export.training.passages import Passages, tokenize_documents
+from variator_export.training.plugin_run import TrainedPlugins
+from variator_export.training.pretrain import pretrain
+from variator_export.training.settings import Losses, Optimisation, PassageSettings, PluginShape
+
+REPOSITORY = Path(__file__).parent.parent
+PASSAGES = PassageSettings(min_tokens=6, max_tokens=24, held_out=0.1, held_out_passages=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the processes that these tests start: sums on one thread and on two differ in the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the prose of this project's own documentation."""
+    folder = tmp_path_factory.mktemp("texts")
+    for page in sorted((REPOSITORY / "docs").glob("*.md")):
+        shutil.copyfile(page, folder / f"{page.stem}.txt")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def backbone_folder(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[[str], Path]) -> Path:
+    """The small BERT as a sentence-transformers folder with mean pooling."""
+    folder = tmp_path_factory.mktemp("backbones") / "small"
+    shutil.copytree(small_model("bert"), folder)
+    modules = [{"type": "models.Transformer", "path": ""}, {"type": "models.Pooling", "path": "1_Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return folder
+
+
+def _load(folder: Path) -> Backbone:
+    info = read_backbone_info(resolve_source(str(folder)))
+    return load_backbone(info, TextEncoder(folder).pad_token_id)
+
+
+def _pretrain(folder: Path, texts: str, output: Path, **options: Any) -> TrainedPlugins:
+    optimisation = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2, "eval_every": 4}
+    shape = {"ratios": (2, 4), "bottleneck_size": 8}
+    return pretrain(
+        _load(folder),
+        read_texts([texts]),
+        output,
+        shape=PluginShape(**(shape | options.pop("shape", {}))),
+        losses=options.pop("losses", Losses(hidden=1.0, layers=0.1, embedding=1.0)),
+        passages=options.pop("passages", PASSAGES),
+        optimisation=Optimisation(**(optimisation | options.pop("optimisation", {}))),
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, texts: str) -> Path:
+    """Plugins of ratio 2 and 4 for the small BERT, not to be changed."""
+    output = tmp_path_factory.mktemp("trained") / "plugins"
+    _pretrain(backbone_folder, texts, output)
+    return output
+
+
+def _tensors(folder: Path) -> dict[str, np.ndarray]:
+    return dict(load_plugin(folder).tensors)
+
+
+def _assert_same_plugins(first: Path, second: Path) -> None:
+    for ratio in ("ratio-2", "ratio-4"):
+        assert (first / ratio / "plugin.safetensors").read_bytes() == (
+            second / ratio / "plugin.safetensors"
+        ).read_bytes()
+
+
+def test_the_loss_falls_and_the_folder_says_how_it_was_made(
+    tmp_path: Path, backbone_folder: Path, texts: str
+) -> None:
+    result = _pretrain(backbone_folder, texts, tmp_path / "plugins", optimisation={"steps": 60})
+    held_out = result.history.held_out
+    assert held_out[-1].metrics["ratio-4"] < 0.9 * held_out[0].metrics["ratio-4"]
+    assert list(result.folders) == ["ratio-2", "ratio-4"]
+    folder = result.folders["ratio-4"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "loss.svg",
+        "plugin.safetensors",
+        "plugin_config.json",
+    ]
+    config = load_plugin_config(folder)
+    assert config.training is not None
+    assert config.training["loss"] == result.losses["ratio-4"]
+    assert config.training["settings"]["losses"]["embedding"] == 1.0
+    assert {source["name"] for source in config.training["data"]} >= {"bundle.txt", "recipes.txt"}
+    assert config.backbone is not None
+    assert config.backbone.weights_sha256 == resolve_source(str(backbone_folder)).weights_sha256
+    assert {array.dtype for array in _tensors(folder).values()} == {np.dtype(np.float16)}
+    card = (folder / "README.md").read_text()
+    assert "ratio 4" in card
+    assert config.training["data"][0]["sha256"][:16] in card
+    assert not list(tmp_path.glob(".plugins.training"))
+
+
+def test_ratios_of_one_run_do_not_depend_on_each_other(
+    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path
+) -> None:
+    alone = _pretrain(backbone_folder, texts, tmp_path / "alone", shape={"ratios": (4,)})
+    found, expected = _tensors(alone.folders["ratio-4"]), _tensors(trained / "ratio-4")
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6)
+
+
+def test_the_backbone_stays_as_it_is(tmp_path: Path, backbone_folder: Path, texts: str) -> None:
+    backbone = _load(backbone_folder)
+    before = {name: tensor.clone() for name, tensor in backbone.state.items()}
+    pretrain(
+        backbone,
+        read_texts([texts]),
+        tmp_path / "plugins",
+        shape=PluginShape(ratios=(2,)),
+        losses=Losses(),
+        passages=PASSAGES,
+        optimisation=Optimisation(steps=2, batch_size=2, learning_rate=1e-2, warmup_steps=0),
+    )
+    for name, tensor in backbone.state.items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def _command(folder: Path, texts: str, output: Path, steps: int = 12) -> list[str]:
+    return (
+        f"train pretrain --backbone {folder} --text {texts} --ratio 2 --ratio 4 --bottleneck-size 8 "
+        f"--loss hidden=1 --loss layers=0.1 --loss embedding=1 --min-tokens 6 --max-tokens 24 "
+        "--held-out 0.1 --held-out-passages 32 "
+        f"--preset paper --learning-rate 3e-3 --warmup-steps 2 --eval-every 4 --batch-size 4 "
+        f"--precision float32 --steps {steps} --output {output}"
+    ).split()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CI": "true"}
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_the_same(
+    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path
+) -> None:
+    output = tmp_path / "plugins"
+    command = [sys.executable, "-m", "variator_export", *_command(backbone_folder, texts, output)]
+    checkpoint = tmp_path / ".plugins.training" / "checkpoint-4" / "trainer_state.json"
+    process = subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, process.stdout.read() if process.stdout else ""
+    assert not output.exists()
+    resumed = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=True)
+    assert "continuing from step 4" in resumed.stderr or "continuing from step 8" in resumed.stderr
+    _assert_same_plugins(output, trained)
+    assert not list(tmp_path.glob(".plugins.training"))
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(
+    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from variator_export.training import plugin_run
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plugin_run, "save_plugin", fail)
+        with pytest.raises(KeyboardInterrupt):
+            _pretrain(backbone_folder, texts, tmp_path / "plugins")
+    checkpoints = tmp_path / ".plugins.training"
+    state = checkpoints / "checkpoint-12" / "trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    _pretrain(backbone_folder, texts, tmp_path / "plugins")
+    _assert_same_plugins(tmp_path / "plugins", trained)
+
+
+def test_an_unfinished_run_of_another_command_is_not_continued(
+    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path
+) -> None:
+    output = tmp_path / "plugins"
+    checkpoints = tmp_path / ".plugins.training"
+    checkpoints.mkdir()
+    (checkpoints / "run.json").write_text(
+        json.dumps({"identity": "x", "settings": {"settings": {"optimisation": {"steps": 99}}}})
+    )
+    with pytest.raises(UserError, match=r"settings\.optimisation\.steps was 99 and is 12") as error:
+        _pretrain(backbone_folder, texts, output)
+    assert error.value.hint is not None
+    assert "--restart" in error.value.hint
+    _pretrain(backbone_folder, texts, output, restart=True)
+    _assert_same_plugins(output, trained)
+
+
+def test_two_processes_give_what_one_gives(
+    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path
+) -> None:
+    output = tmp_path / "plugins"
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    launch += "--dynamo_backend no -m variator_export"
+    result = subprocess.run(
+        [sys.executable, "-m", *launch.split(), *_command(backbone_folder, texts, output)],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    for ratio in ("ratio-2", "ratio-4"):
+        two, one = load_plugin_config(output / ratio).training, load_plugin_config(trained / ratio).training
+        assert two is not None
+        assert one is not None
+        assert (two["processes"], one["processes"]) == (2, 1)
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        for name, array in _tensors(trained / ratio).items():
+            np.testing.assert_allclose(_tensors(output / ratio)[name], array, rtol=2e-3, atol=2e-5)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(
+    tmp_path: Path, backbone_folder: Path, texts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from variator_export.training import trainer
+
+    monkeypatch.setattr(trainer, "num_processes", lambda: 3)
+    with pytest.raises(UserError, match="cannot be shared evenly by 3 processes") as error:
+        _pretrain(backbone_folder, texts, tmp_path / "plugins")
+    assert error.value.hint == "--batch-size 3"
+
+
+def test_training_stops_early_and_keeps_the_best(tmp_path: Path, backbone_folder: Path, texts: str) -> None:
+    result = _pretrain(
+        backbone_folder,
+        texts,
+        tmp_path / "plugins",
+        optimisation={"steps": 400, "learning_rate": 0.5, "schedule": "constant", "patience": 2},
+    )
+    assert result.history.steps < 400
+    best = min(result.history.held_out, key=lambda point: point.metrics["loss"])
+    assert result.history.best_step == best.step
+    assert result.losses["ratio-4"] == best.metrics["ratio-4"]
+
+
+def test_a_run_that_diverges_says_so(tmp_path: Path, backbone_folder: Path, texts: str) -> None:
+    with pytest.raises(UserError, match="diverged") as error:
+        _pretrain(
+            backbone_folder,
+            texts,
+            tmp_path / "plugins",
+            optimisation={"learning_rate": 1e30, "warmup_steps": 0},
+        )
+    assert error.value.hint is not None
+    assert "--learning-rate" in error.value.hint
+    assert not (tmp_path / "plugins").exists()
+
+
+def test_what_is_there_is_not_replaced_unasked(
+    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path
+) -> None:
+    with pytest.raises(UserError, match="is there already"):
+        _pretrain(backbone_folder, texts, trained)
+    (tmp_path / "thesis.txt").write_text("Ten years of work.")
+    with pytest.raises(UserError, match="nothing that a training run wrote"):
+        _pretrain(backbone_folder, texts, tmp_path, replace=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_plugin_without_decompression_stays_without(
+    tmp_path: Path, backbone_folder: Path, texts: str
+) -> None:
+    result = _pretrain(
+        backbone_folder, texts, tmp_path / "plugins", shape={"ratios": (2,), "decompression": False}
+    )
+    for name, array in _tensors(result.folders["ratio-2"]).items():
+        assert array.any() == ("compress.weight" in name or "compress.bias" in name), name
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"passages": PassageSettings(max_tokens=65)}, "longer than the backbone's limit of 64"),
+        ({"losses": Losses(hidden=0, logits=1)}, "needs a classifier"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    tmp_path: Path, backbone_folder: Path, texts: str, options: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        _pretrain(backbone_folder, texts, tmp_path / "plugins", **options)
+    assert expected in error.value.message
+
+
+def test_too_little_text_is_refused(tmp_path: Path, backbone_folder: Path) -> None:
+    (tmp_path / "a.txt").write_text("Short. Very short.")
+    with pytest.raises(UserError, match="tokens to train on"):
+        _pretrain(backbone_folder, str(tmp_path / "a.txt"), tmp_path / "plugins")
+    (tmp_path / "b.jsonl").write_text('{"text": "One sentence with no end"}\n' * 9)
+    with pytest.raises(UserError, match="No document is long enough to hold out its end"):
+        _pretrain(backbone_folder, str(tmp_path / "b.jsonl"), tmp_path / "plugins")
+
+
+def test_passages_are_the_same_for_a_seed_and_cut_from_the_text(backbone_folder: Path, texts: str) -> None:
+    encoder = TextEncoder(backbone_folder)
+    train, held_out = tokenize_documents(read_texts([texts]), encoder, PASSAGES)
+    assert sum(len(d.ids) for d in held_out) < 0.2 * sum(len(d.ids) for d in train)
+
+    def make(seed: int, noise: float = 0.0) -> list[list[int]]:
+        settings = PASSAGES.model_copy(update={"noise": noise})
+        passages = Passages(train, encoder, settings, batch_size=4, num_batches=5, seed=seed)
+        return [list(row.ids) for row in passages]
+
+    rows = make(0)
+    assert rows == make(0) != make(1)
+    assert all(row[0] == 101 and row[-1] == 102 and len(row) <= 24 for row in rows)
+    whole = " ".join(f" {' '.join(map(str, d.ids))} " for d in train)
+    assert all(f" {' '.join(map(str, row[1:-1]))} " in whole for row in rows)
+    changed = [
+        (a, b) for x, y in zip(rows, make(0, noise=0.2), strict=True) for a, b in zip(x, y, strict=True)
+    ]
+    share = sum(a != b for a, b in changed) / len(changed)
+    assert 0.1 < share < 0.3
+
+
+def test_padding_counts_in_no_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 5, 3, generator=generator) for _ in range(2))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    expected = 0.5 * ((student - teacher)[0, :3].square().mean() + (student - teacher)[1].square().mean())
+    assert losses.hidden_loss(student, teacher, mask) == pytest.approx(float(expected), rel=1e-6)
+    student[0, 3:] = 1e6
+    assert losses.hidden_loss(student, teacher, mask) == pytest.approx(float(expected), rel=1e-6)
+
+
+# A task that a small model learns: which of two words is in the text.
+def _task(path: Path, count: int = 64) -> Path:
+    rng = np.random.default_rng(0)
+    words = ["river", "table", "seven", "cloud", "paper", "green"]
+    lines = ["sentence\tlabel"]
+    for _ in range(count):
+        label = int(rng.integers(2))
+        chosen = [*rng.choice(words, 4), ("winter", "summer")[label]]
+        rng.shuffle(chosen)
+        lines.append(f"{' '.join(chosen)}\t{('cold', 'warm')[label]}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:
+    """The small BERT, fine-tuned to tell two words apart."""
+    folder = tmp_path_factory.mktemp("task")
+    examples = read_examples(str(_task(folder / "train.tsv")), Columns("sentence"))
+    result = finetune(
+        resolve_source(str(backbone_folder)),
+        examples,
+        examples,
+        folder / "classifier",
+        optimisation=Optimisation(
+            steps=60, batch_size=16, learning_rate=3e-3, warmup_steps=0, eval_every=20, weight_decay=0.0
+        ),
+    )
+    assert result.accuracy == 1.0
+    return result.folder
+
+
+def test_fine_tuning_writes_a_classifier_that_names_its_classes(classifier: Path) -> None:
+    config = json.loads((classifier / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "cold", "1": "warm"}
+    record = json.loads((classifier / "training.json").read_text())
+    assert record["held_out"]["accuracy"] == 1.0
+    assert (classifier / "tokenizer.json").is_file()
+
+
+def test_plugins_are_adapted_to_a_task_with_and_without_labels(
+    tmp_path: Path, classifier: Path, trained: Path
+) -> None:
+    data = _task(tmp_path / "train.tsv")
+    command = (
+        f"train adapt --backbone {classifier} --plugin {trained}/ratio-2 --plugin slow={trained}/ratio-4 "
+        f"--data {data} --text-column sentence --held-out 0.25 --steps 20 --batch-size 8 --eval-every 10 "
+        "--learning-rate 1e-2 --precision float32"
+    ).split()
+    app([*command, "--output", str(tmp_path / "plain")], standalone_mode=False)
+    config = load_plugin_config(tmp_path / "plain" / "slow")
+    assert config.backbone is not None
+    assert config.backbone.weights_sha256 == resolve_source(str(classifier)).weights_sha256
+    assert config.training is not None
+    assert (config.training["stage"], config.training["parent"]["name"]) == ("adaptation", "slow")
+    labelled = [*command, "--loss", "label=1", "--loss", "logits=1", "--label-column", "label"]
+    app([*labelled, "--output", str(tmp_path / "labelled")], standalone_mode=False)
+    for name in ("ratio-2", "slow"):
+        first, second = _tensors(tmp_path / "plain" / name), _tensors(tmp_path / "labelled" / name)
+        assert any(not np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_adaptation_refuses_what_does_not_fit(tmp_path: Path, classifier: Path, trained: Path) -> None:
+    data = _task(tmp_path / "train.tsv")
+    arguments = ["train", "adapt", "--backbone", str(classifier), "--data", str(data)]
+    arguments += ["--output", str(tmp_path / "out"), "--text-column", "sentence"]
+    plugin = ["--plugin", str(trained / "ratio-2")]
+    for extra, expected in [
+        ([], "There is no plugin to train"),
+        ([*plugin, *plugin], "Two plugins have the name ratio-2"),
+        ([*plugin, "--loss", "label"], "needs labels"),
+        ([*plugin, "--loss", "lable=1"], "no loss term 'lable'"),
+        ([*plugin, "--loss", "hidden=much"], "is no number"),
+        ([*plugin, "--loss", "hidden=0"], "every term of the loss has the weight 0"),
+        ([*plugin, "--held-out", "0.001"], "leaves one part empty"),
+        ([*plugin, "--loss", "embedding=1"], "declares no pooling"),
+        ([*plugin, "--steps", "0"], "'steps' is 0"),
+        ([*plugin, "--precision", "int8"], "--precision 'int8' is none of"),
+    ]:
+        with pytest.raises(UserError) as error:
+            app([*arguments, *extra], standalone_mode=False)
+        assert expected in error.value.message
+    other = tmp_path / "other"
+    shutil.copytree(trained / "ratio-2", other)
+    config = json.loads((other / "plugin_config.json").read_text())
+    from variator_export.model.plugin import initialise_plugin
+    from variator_export.model.plugin_file import save_plugin
+
+    save_plugin(initialise_plugin(2, 32, config["num_layers"] + 1), other)
+    with pytest.raises(UserError, match="is for 3 layers of hidden size 32"):
+        app([*arguments, "--plugin", str(other)], standalone_mode=False)
+
+
+def test_adaptation_knows_the_labels_of_its_classifier(
+    tmp_path: Path, classifier: Path, trained: Path
+) -> None:
+    data = tmp_path / "train.tsv"
+    data.write_text("text\tlabel\na\tcold\nb\twarm\nc\tmild\nd\tcold\n")
+    examples = read_examples(str(data), Columns())
+    with pytest.raises(UserError, match=r"line 4: the label 'mild' is none of the classifier's: cold, warm"):
+        adapt(
+            _load(classifier),
+            {"ratio-2": trained / "ratio-2"},
+            examples,
+            examples,
+            tmp_path / "out",
+            losses=Losses(label=1),
+            optimisation=Optimisation(steps=1, batch_size=2, learning_rate=1e-3),
+        )
+
+
+def test_a_family_without_a_classifier_cannot_be_fine_tuned(
+    tmp_path: Path, small_model: Callable[[str], Path]
+) -> None:
+    data = _task(tmp_path / "train.tsv")
+    arguments = ["train", "finetune", "--backbone", str(small_model("t5-v1.0")), "--data", str(data)]
+    with pytest.raises(UserError, match="The family t5 has no classifier"):
+        app(
+            [*arguments, "--text-column", "sentence", "--output", str(tmp_path / "out")],
+            standalone_mode=False,
+        )

@@ -1,0 +1,144 @@
+"""`variator-export evaluate`."""
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.table import Table
+
+from variator_export.cli import train_options as options
+from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.core.errors import UsageError
+from variator_export.pipeline.evaluate import MAIN_METRIC, Quality, QualityRow, evaluate
+
+_RUNTIMES = ("both", "eager", "onnxruntime")
+
+
+def evaluate_command(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE_OR_PLUGIN...", help="One bundle, or plugin folders.")
+    ],
+    data: options.DataOption,
+    text_column: options.TextColumnOption = "text",
+    pair_column: options.PairColumnOption = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The column of the label or score; a number from 1."),
+    ] = None,
+    header: options.HeaderOption = True,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T",
+            help="classification, similarity (Spearman of pairs) or embedding; default: what model and data "
+            "allow, in this order.",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="SRC", help="The backbone; default: the one that the bundle or plugin names."),
+    ] = None,
+    runtime: Annotated[
+        str, typer.Option(metavar="R", help="both (and their outputs must agree), eager or onnxruntime.")
+    ] = "both",
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Cut longer texts; default: at the model's limit.")
+    ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the result into the model cards of the plugin folders.")
+    ] = False,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
+) -> None:
+    """Measure the quality of every ratio against the uncompressed backbone.
+
+    Plugin folders are exported first, so that what is measured is what would be deployed.
+
+    **Examples**
+
+    `variator-export evaluate artifacts/minilm --data sts.tsv --text-column a --pair-column b --label-column
+    score`
+
+    `variator-export evaluate sst2-plugins/ratio-4 --backbone ./sst2 --data dev.tsv --text-column sentence
+    --label-column label`
+
+    `variator-export evaluate artifacts/minilm --data queries.jsonl --runtime onnxruntime` needs no torch.
+    """
+    options.choose("--runtime", runtime, _RUNTIMES)
+    if task is not None:
+        options.choose("--task", task, tuple(MAIN_METRIC))
+    if card and not all((path / "plugin_config.json").is_file() for path in paths):
+        raise UsageError("--card writes into plugin folders; a bundle has no model cards.", "Leave it out.")
+    from variator_export.data.examples import Columns, read_examples
+
+    examples = read_examples(data, Columns(text_column, pair_column, label_column, header))
+    printer = Output(format)
+    progress = ConsoleProgress(printer)
+    try:
+        quality = evaluate(
+            paths,
+            examples,
+            task=cast(Any, task),
+            backbone=backbone,
+            runtimes=cast(Any, ("eager", "onnxruntime") if runtime == "both" else (runtime,)),
+            max_tokens=max_tokens,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    if card:
+        from variator_export.training.model_card import write_quality
+
+        markdown = quality_markdown(quality)
+        for path in paths:
+            write_quality(path, markdown)
+    if printer.is_json:
+        printer.document(quality.as_dict())
+        return
+    printer.table(_table(quality))
+    for variant, deviation in quality.agreement.items():
+        printer.hint(
+            f"{variant}: the exported graph agrees with eager PyTorch: relative Frobenius error "
+            f"{deviation['relative_frobenius']:.1e}"
+        )
+
+
+def _table(quality: Quality) -> Table:
+    data = quality.data
+    table = Table(
+        title=f"{quality.task} on {data['name']} ({data['examples']} examples)", title_justify="left"
+    )
+    for name in ("variant", "runtime"):
+        table.add_column(name)
+    for name in _columns(quality):
+        table.add_column(name, justify="right")
+    for row in quality.rows:
+        table.add_row(row.variant, row.runtime, *_cells(row))
+    return table
+
+
+def quality_markdown(quality: Quality) -> str:
+    """The exported graphs' rows as a Markdown table."""
+    data = quality.data
+    runtime = quality.rows[-1].runtime
+    lines = [
+        f"{quality.task.capitalize()} on `{data['name']}` ({data['examples']} examples, sha256 "
+        f"`{data['sha256'][:16]}…`), on {runtime}; `lost` is of {MAIN_METRIC[quality.task]}.",
+        "",
+        "| variant | " + " | ".join(_columns(quality)) + " |",
+        "|---|" + "---:|" * len(_columns(quality)),
+    ]
+    lines += [
+        f"| {row.variant} | " + " | ".join(_cells(row)) + " |"
+        for row in quality.rows
+        if row.runtime == runtime
+    ]
+    return "\n".join(lines)
+
+
+def _columns(quality: Quality) -> list[str]:
+    return [*quality.rows[0].metrics, "lost"]
+
+
+def _cells(row: QualityRow) -> list[str]:
+    cells = ["" if value is None else f"{value:.4f}" for value in row.metrics.values()]
+    return [*cells, "" if row.relative_loss is None else f"{row.relative_loss:.2%}"]

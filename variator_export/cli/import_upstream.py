@@ -1,0 +1,69 @@
+"""`variator-export import`."""
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from variator_export.cli.output import Format, Output
+from variator_export.cli.train_options import BackboneOption, OutputOption, choose, default_backbone
+from variator_export.core.environment import require
+from variator_export.core.errors import UserError
+from variator_export.core.store import exclusive, publish
+
+
+def import_command(
+    upstream: Annotated[
+        Path, typer.Argument(help="A checkpoint of the paper's authors: a pickled state dict.")
+    ],
+    output: OutputOption,
+    backbone: BackboneOption = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="T", help="Of the plugin file: as-is, float16 or float32.")
+    ] = "as-is",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the plugin that is in the output.")
+    ] = False,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
+) -> None:
+    """Turn a plugin that the paper's authors released into a plugin folder.
+
+    Only tensors are read from the file; nothing in it is run.
+
+    **Examples**
+
+    `variator-export import t5-base-k4.pkl --backbone ./t5-base --output plugins/t5-base-4`
+    """
+    choose("--dtype", dtype, ("as-is", "float16", "float32"))
+    for module in ("torch", "transformers"):
+        require(module, "export", "Importing a checkpoint")
+    from variator_export.model.backbone import read_backbone_info
+    from variator_export.model.plugin_file import CONFIG_NAME, BackboneIdentity, save_plugin
+    from variator_export.model.source import resolve_source
+    from variator_export.model.upstream import read_upstream
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        is_plugin = (output / CONFIG_NAME).is_file()
+        if not (replace and is_plugin):
+            raise UserError(
+                f"{output} is there already" + ("." if is_plugin else " and holds no plugin."),
+                "Replace the plugin with --replace." if is_plugin else "Choose another folder with --output.",
+            )
+    source = resolve_source(backbone or default_backbone())
+    info = read_backbone_info(source)
+    identity = BackboneIdentity(
+        model_type=info.spec.family.name, name=source.label, weights_sha256=source.weights_sha256
+    )
+    plugin = read_upstream(upstream, info.size, identity, cast(Any, dtype))
+    with exclusive(output) as staging:
+        save_plugin(plugin, staging)
+        publish(staging, output)
+    config = plugin.config
+    printer = Output(format)
+    if printer.is_json:
+        printer.document(
+            {"plugin": str(output), "ratio": config.ratio, "bottleneck_size": config.bottleneck_size}
+        )
+    else:
+        printer.text(f"plugin of ratio {config.ratio}, bottleneck {config.bottleneck_size}: {output}")
+        printer.hint(f"next: variator-export evaluate {output}, or build --plugin {output}")

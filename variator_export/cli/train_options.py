@@ -1,0 +1,172 @@
+"""The options that the commands of `train` share."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from variator_export.core.environment import require
+from variator_export.core.errors import UsageError
+from variator_export.core.recipe import DEFAULT_RECIPE, load_recipe
+from variator_export.core.validation import describe_validation_error, nearest
+
+LOSS_TERMS = ("hidden", "layers", "embedding", "logits", "label")
+
+BackboneOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        metavar="SRC",
+        help="The model: a folder, or package:DISTRIBUTION/PATH; default: that of the default recipe.",
+    ),
+]
+OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps of the optimizer.")]
+BatchOption = Annotated[
+    int, typer.Option("--batch-size", metavar="N", help="Texts in each step, over all processes.")
+]
+RateOption = Annotated[
+    float | None, typer.Option("--learning-rate", metavar="X", help="The highest learning rate.")
+]
+ScheduleOption = Annotated[
+    str | None, typer.Option("--schedule", metavar="S", help="Of the learning rate: linear or constant.")
+]
+WarmupOption = Annotated[
+    int, typer.Option("--warmup-steps", metavar="N", help="Steps in which the learning rate rises.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="P",
+        help="Of matrix products: float32, bfloat16, or auto: bfloat16 where the hardware computes in it.",
+    ),
+]
+EvalOption = Annotated[
+    int,
+    typer.Option(
+        "--eval-every", metavar="N", help="Steps between two looks at held-out data, with a checkpoint."
+    ),
+]
+PatienceOption = Annotated[
+    int | None,
+    typer.Option("--patience", metavar="N", help="Stop after N looks without a better loss."),
+]
+LossOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--loss", metavar="TERM=WEIGHT", help=f"A term of the loss: {', '.join(LOSS_TERMS)}; may be repeated."
+    ),
+]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", metavar="T", help="Of the plugin files: float16 or float32.")
+]
+TermsOption = Annotated[
+    str | None,
+    typer.Option("--terms", metavar="TEXT", help="Terms of the data, for the model card."),
+]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Replace what an earlier run wrote to the output.")
+]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Drop an unfinished run instead of going on with it.")
+]
+HeldOutOption = Annotated[
+    float, typer.Option("--held-out", metavar="X", help="Share of the data on which the loss is looked at.")
+]
+MaxTokensOption = Annotated[
+    int, typer.Option("--max-tokens", metavar="N", help="Longer texts are cut at this many tokens.")
+]
+
+DataOption = Annotated[
+    str,
+    typer.Option("--data", metavar="SRC", help="A .tsv, .csv or .jsonl file, or datasets:NAME,CONFIG,SPLIT."),
+]
+ValidationOption = Annotated[
+    str | None,
+    typer.Option("--validation", metavar="SRC", help="A file of its own to look at, instead of --held-out."),
+]
+TextColumnOption = Annotated[
+    str, typer.Option("--text-column", metavar="NAME", help="The column of the text; a number from 1.")
+]
+PairColumnOption = Annotated[
+    str | None, typer.Option("--pair-column", metavar="NAME", help="The column of a second text.")
+]
+HeaderOption = Annotated[
+    bool, typer.Option("--header/--no-header", help="Whether the first line of a table names the columns.")
+]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def require_training() -> None:
+    """Raise a `UserError` unless everything that trains is installed."""
+    for module in ("torch", "transformers"):
+        require(module, "export", "Training")
+    for module in ("accelerate", "matplotlib"):
+        require(module, "train", "Training")
+
+
+def default_backbone() -> str:
+    """The backbone of the default recipe."""
+    return load_recipe(DEFAULT_RECIPE).backbone.source
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join(["variator-export", *sys.argv[1:]])
+
+
+def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Settings made of options.
+
+    Raises:
+        UsageError: They do not validate; names the option.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        words = describe_validation_error(error, model)
+        raise UsageError(
+            f"The options do not fit: {words}", "Correct the option of that name; --help lists them all."
+        ) from error
+
+
+def parse_losses(texts: list[str] | None) -> dict[str, float]:
+    """`--loss TERM=WEIGHT` as weights; terms that are not named have none.
+
+    Raises:
+        UsageError: A term is unknown or comes twice, or a weight is no number.
+    """
+    weights: dict[str, float] = {}
+    for text in texts or ():
+        term, _, weight = text.partition("=")
+        if term not in LOSS_TERMS:
+            guess = nearest(term, list(LOSS_TERMS))
+            raise UsageError(
+                f"There is no loss term {term!r}; there are {', '.join(LOSS_TERMS)}.",
+                f"--loss {guess or 'hidden'}=1",
+            )
+        if term in weights:
+            raise UsageError(f"The loss term {term} was given twice.", "Give it once.")
+        try:
+            weights[term] = float(weight or 1)
+        except ValueError:
+            raise UsageError(f"The weight of --loss {text} is no number.", f"--loss {term}=1") from None
+    return weights
+
+
+def choose(option: str, value: str, choices: tuple[str, ...]) -> str:
+    """One of several words.
+
+    Raises:
+        UsageError: It is none of them.
+    """
+    if value not in choices:
+        raise UsageError(f"{option} {value!r} is none of {', '.join(choices)}.", f"{option} {choices[0]}")
+    return value

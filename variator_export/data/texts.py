@@ -1,0 +1,119 @@
+"""Plain text for pre-training: `.txt` and `.jsonl` files, folders of them, data sets by name."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from variator_export.core.errors import UserError
+from variator_export.core.hashing import sha256_file, sha256_json
+from variator_export.data.hub_dataset import is_dataset, read_dataset
+from variator_export.data.lines import read_lines
+
+SUFFIXES = (".txt", ".jsonl")
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """What one file or data set gave.
+
+    Attributes:
+        name: The file's name without its folder, or the data set as it was asked for.
+        sha256: Of the file, or of what was read of the data set.
+        documents: Texts of any length; passages never span two of them.
+    """
+
+    name: str
+    sha256: str
+    documents: tuple[str, ...]
+
+    @property
+    def num_characters(self) -> int:
+        """The length of all documents."""
+        return sum(len(document) for document in self.documents)
+
+
+def read_texts(sources: Sequence[str], text_field: str = "text") -> list[TextSource]:
+    """Read text in the order in which it is given; a folder's files in the order of their names.
+
+    Args:
+        sources: Files (`.txt`: one document; `.jsonl`: one in each line), folders, or `datasets:NAME`.
+        text_field: Which field of `.jsonl` lines and which column of data sets holds the text.
+
+    Raises:
+        UserError: Something cannot be read, has no text, or is given twice; names the file and the line.
+    """
+    found: list[TextSource] = []
+    for source in sources:
+        if is_dataset(source):
+            found.append(_read_dataset(source, text_field))
+        else:
+            found += [_read_file(path, text_field) for path in _files(Path(source))]
+    seen: dict[str, str] = {}
+    for text in found:
+        if text.sha256 in seen:
+            raise UserError(
+                f"The text {text.name} was given twice, also as {seen[text.sha256]}: it would count double.",
+                "Give it once.",
+            )
+        seen[text.sha256] = text.name
+    return found
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise UserError(
+            f"There is no text at {path}.",
+            "Give files (.txt, .jsonl), folders of them, or datasets:NAME.",
+        )
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise UserError(
+                f"{path} has the ending {path.suffix or '(none)'}; plain text is read from "
+                f"{' and '.join(SUFFIXES)} files.",
+                "Rename or convert it; labelled tables are for `train adapt` and `train finetune`.",
+            )
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    if not files:
+        raise UserError(f"The folder {path} has no {' or '.join(SUFFIXES)} file.", "Give another folder.")
+    return files
+
+
+def _read_file(path: Path, text_field: str) -> TextSource:
+    lines = read_lines(path)
+    documents = ("\n".join(lines),) if path.suffix == ".txt" else tuple(_documents(path, lines, text_field))
+    return TextSource(path.name, sha256_file(path), documents)
+
+
+def _documents(path: Path, lines: Sequence[str], text_field: str) -> Iterable[str]:
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            raise UserError(f"{where} is empty.", "Remove the line.")
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} is no JSON: {error}.", "Correct or remove the line.") from error
+        if not isinstance(value, dict) or not isinstance(value.get(text_field), str):
+            fields = ", ".join(value) if isinstance(value, dict) else type(value).__name__
+            raise UserError(
+                f"{where} has no text in the field {text_field!r}; found: {fields}.",
+                "Name the field that holds the text: --text-field NAME",
+            )
+        if not value[text_field].strip():
+            raise UserError(f"{where} has an empty text.", "Remove the line.")
+        yield value[text_field]
+
+
+def _read_dataset(source: str, text_field: str) -> TextSource:
+    read = read_dataset(source)
+    if text_field not in read.columns:
+        raise UserError(
+            f"{source} has no column {text_field!r}; it has {', '.join(read.columns)}.",
+            "Name the column that holds the text: --text-field NAME",
+        )
+    documents = tuple(str(row[text_field]) for row in read.rows if row[text_field])
+    if not documents:
+        raise UserError(f"{source} has no text in the column {text_field!r}.", "Name another column.")
+    return TextSource(source, sha256_json(list(documents)), documents)

@@ -1,0 +1,170 @@
+"""Reading the plugin checkpoints that the paper's authors released.
+
+Keys and formulas: thunlp/Compression-Plugin at b1216c0, `variator/model/muxT5.py` and `AdapterLayer.py`. The
+file is a pickled state dict in float16; only tensors are read from it, and nothing in it is run.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from variator_export.core.encoder_size import EncoderSize
+from variator_export.core.errors import UserError
+from variator_export.core.hashing import sha256_file
+from variator_export.model.plugin_file import BackboneIdentity, Plugin, PluginConfig, tensor_name
+
+UpstreamDtype = Literal["as-is", "float16", "float32"]
+
+# Their names and ours. The order of the columns of `down` is the same: repeated FFN output, then FFN input.
+_KINDS = {
+    "mux_layer.weight": "compress.weight",
+    "mux_layer.bias": "compress.bias",
+    "demux_adapter.w_in.weight": "decompress.down.weight",
+    "demux_adapter.w_in.bias": "decompress.down.bias",
+    "demux_adapter.w_out.weight": "decompress.up.weight",
+    "demux_adapter.w_out.bias": "decompress.up.bias",
+}
+_KEY = re.compile(r"mux_layer\.(\d+)\.(" + "|".join(map(re.escape, _KINDS)) + ")")
+_EXAMPLE = "mux_layer.0.mux_layer.weight"
+
+
+def read_upstream(
+    path: Path, size: EncoderSize, backbone: BackboneIdentity, dtype: UpstreamDtype = "as-is"
+) -> Plugin:
+    """Read a released checkpoint as a plugin of a backbone.
+
+    Args:
+        path: The file.
+        size: Of the backbone's encoder.
+        backbone: The backbone.
+        dtype: Of the tensors; `as-is` keeps float16 and float32.
+
+    Raises:
+        UserError: The file is no checkpoint, holds anything but tensors, or does not fit the backbone.
+    """
+    state = _load(path)
+    layers = _by_layer(path, state)
+    config = _config(path, layers, size, backbone)
+    tensors: dict[str, np.ndarray] = {}
+    for layer, kinds in layers.items():
+        for kind, tensor in kinds.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"{path}: layer {layer}, {kind} holds values that are NaN or infinite.",
+                    "Take another checkpoint.",
+                )
+            array = _as_type(path, tensor, dtype)
+            if not np.isfinite(array).all():
+                raise UserError(
+                    f"{path}: layer {layer}, {kind} holds values that are too large for float16.",
+                    "--dtype float32",
+                )
+            tensors[tensor_name(layer, kind)] = array
+    return Plugin(config, tensors)
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.", "Give a checkpoint of the paper's authors (.pkl).")
+    try:
+        # Tensors and plain containers only: a pickle could run any code.
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile and torch each raise their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path} is no checkpoint that holds only tensors: {reason} Nothing in it was run.",
+            "Save the state dict alone: torch.save({name: tensor}), or copy the file again if it is cut.",
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(
+            f"{path} holds a {type(content).__name__}, not a state dict.",
+            f"Give the plugin's state dict, with keys such as {_EXAMPLE}.",
+        )
+    for key, value in content.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(
+                f"{path}: {key} is a {type(value).__name__}, not a tensor.", "Take the state dict alone."
+            )
+    return content
+
+
+def _by_layer(path: Path, state: Mapping[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    layers: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in state.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise UserError(
+                f"{path} has the key {key!r}, which is none of a plugin's.",
+                f"A plugin's keys are like {_EXAMPLE}; take them alone out of the model's state dict.",
+            )
+        layers.setdefault(int(match[1]), {})[_KINDS[match[2]]] = tensor
+    if not layers:
+        raise UserError(f"{path} holds no tensors.", "Take another checkpoint.")
+    return dict(sorted(layers.items()))
+
+
+def _config(
+    path: Path,
+    layers: Mapping[int, Mapping[str, torch.Tensor]],
+    size: EncoderSize,
+    backbone: BackboneIdentity,
+) -> PluginConfig:
+    for layer in range(size.num_layers):
+        lacking = [kind for kind in _KINDS.values() if kind not in layers.get(layer, {})]
+        if lacking:
+            raise UserError(
+                f"{path} lacks {lacking[0]} of layer {layer}; {backbone.name} has {size.num_layers} encoder "
+                "layers.",
+                "Take a whole checkpoint, or the backbone that it was made for.",
+            )
+    surplus = [layer for layer in layers if layer >= size.num_layers]
+    if surplus:
+        raise UserError(
+            f"{path} has {len(layers)} layers; {backbone.name} has {size.num_layers} encoder layers.",
+            "Take the backbone that the checkpoint was made for.",
+        )
+    first = layers[0]
+    k, d = first["compress.bias"].numel(), size.hidden_size
+    m = first["decompress.down.bias"].numel()
+    shapes = {
+        "compress.weight": (k, k * d),
+        "compress.bias": (k,),
+        "decompress.down.weight": (m, 2 * d),
+        "decompress.down.bias": (m,),
+        "decompress.up.weight": (d, m),
+        "decompress.up.bias": (d,),
+    }
+    for layer, kinds in layers.items():
+        for kind, shape in shapes.items():
+            found = tuple(kinds[kind].shape)
+            if found != shape:
+                raise UserError(
+                    f"{path}: layer {layer}, {kind} has the shape {found}; a plugin of ratio {k} and "
+                    f"bottleneck {m} for hidden size {d} has {shape}.",
+                    "Take the backbone that the checkpoint was made for, or another checkpoint.",
+                )
+    if k < 2:
+        raise UserError(f"{path} has the ratio {k}, which compresses nothing.", "Take another checkpoint.")
+    return PluginConfig(
+        ratio=k,
+        hidden_size=d,
+        bottleneck_size=m,
+        num_layers=size.num_layers,
+        masking="none",  # the paper's code has no other
+        backbone=backbone,
+        training={"stage": "imported", "file": path.name, "sha256": sha256_file(path)},
+    )
+
+
+def _as_type(path: Path, tensor: torch.Tensor, dtype: UpstreamDtype) -> np.ndarray:
+    if dtype == "as-is" and tensor.dtype not in (torch.float16, torch.float32):
+        raise UserError(
+            f"{path} holds tensors of {tensor.dtype}; a plugin file holds float16 or float32.",
+            "--dtype float32",
+        )
+    wanted = tensor.dtype if dtype == "as-is" else getattr(torch, dtype)
+    return np.ascontiguousarray(tensor.to(wanted).numpy())

@@ -1,0 +1,108 @@
+"""Frozen backbone, plugins learning to give what it gives without them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from variator_export.core.errors import UserError
+from variator_export.model.augmented import HIDDEN_STATES_PREFIX, AugmentedModel, PlainModel
+from variator_export.model.backbone import Backbone
+from variator_export.model.plugin import CompressionPlugin
+from variator_export.training import losses
+from variator_export.training.settings import Losses
+from variator_export.training.trainer import TrainedModule
+
+
+class Distillation(TrainedModule):
+    """Plugins of several ratios and one teacher, whose forward pass they share.
+
+    Only the plugins are parameters of this module: checkpoints hold nothing else, and the frozen networks
+    never leave evaluation mode.
+
+    Args:
+        backbone: The backbone, on the device to train on.
+        plugins: The plugins by variant name. Parameters that do not ask for gradients stay as they are.
+        weights: Of the terms of the loss.
+
+    Raises:
+        UserError: The backbone does not have what a term needs.
+    """
+
+    def __init__(self, backbone: Backbone, plugins: Mapping[str, CompressionPlugin], weights: Losses) -> None:
+        super().__init__()
+        check_losses(backbone, weights)
+        self.plugins = nn.ModuleDict(plugins)
+        self.weights = weights
+        self.metric_names = tuple(plugins)
+        self.clipped = tuple(plugins.values())
+        self.num_layers = backbone.info.size.num_layers
+        # Not registered: see above.
+        networks = {name: AugmentedModel(backbone, plugin) for name, plugin in plugins.items()}
+        object.__setattr__(self, "teacher", PlainModel(backbone).eval())
+        object.__setattr__(self, "students", networks)
+
+    teacher: PlainModel
+    students: dict[str, AugmentedModel]
+
+    def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> dict[str, Tensor]:
+        """The loss of a batch.
+
+        Args:
+            labels: Class indices (B,), for the term `label`.
+            inputs: int64 (B, S) by the backbone's input names.
+
+        Returns:
+            `loss`: the sum over the plugins, each of which depends on its own alone. `metrics`: that of each
+            plugin, (number of plugins,), without gradient.
+        """
+        with torch.no_grad():
+            expected = self.teacher(inputs, hidden_states=True)
+        each = [
+            self._loss(model(inputs, hidden_states=True), expected, inputs["attention_mask"], labels)
+            for model in self.students.values()
+        ]
+        stacked = torch.stack(each)
+        return {"loss": stacked.sum(), "metrics": stacked.detach()}
+
+    def _loss(
+        self, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], mask: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        names = [f"{HIDDEN_STATES_PREFIX}{layer}" for layer in range(self.num_layers)]
+        weights = self.weights
+        total = mask.new_zeros((), dtype=torch.float32)
+        if weights.hidden:
+            total = total + weights.hidden * losses.hidden_loss(found[names[-1]], expected[names[-1]], mask)
+        if weights.layers:
+            others = [losses.relative_hidden_loss(found[n], expected[n], mask) for n in names[:-1]]
+            total = total + weights.layers * torch.stack(others).mean()
+        if weights.embedding:
+            name = "sentence_embedding"
+            total = total + weights.embedding * losses.embedding_loss(found[name], expected[name])
+        if weights.logits:
+            total = total + weights.logits * losses.logits_loss(found["logits"], expected["logits"])
+        if weights.label:
+            assert labels is not None
+            total = total + weights.label * losses.label_loss(found["logits"], labels)
+        return total
+
+
+def check_losses(backbone: Backbone, weights: Losses) -> None:
+    """Refuse a term that the backbone has no output for."""
+    source, name = backbone.info.source.name, backbone.spec.name
+    if weights.embedding and backbone.pooling is None:
+        raise UserError(
+            f"The loss term embedding needs a sentence embedding; {source} declares no pooling.",
+            "Leave it out (--loss embedding=0), or add the files of sentence-transformers (modules.json).",
+        )
+    for term in ("logits", "label"):
+        if getattr(weights, term) and "logits" not in backbone.spec.outputs:
+            raise UserError(
+                f"The loss term {term} needs a classifier; {source} is a {name} without logits.",
+                "Leave it out, or fine-tune a classifier first: variator-export train finetune",
+            )
+    if weights.layers and backbone.info.size.num_layers < 2:
+        raise UserError(
+            "The loss term layers compares every layer but the last; this backbone has only one.",
+            "Leave it out.",
+        )

@@ -1,0 +1,165 @@
+"""Fine-tuning the backbone itself: from a pretrained encoder and labelled texts to a classifier."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from variator_export.core.environment import versions
+from variator_export.core.json_file import write_json
+from variator_export.core.progress import Progress
+from variator_export.data.examples import Examples
+from variator_export.model.backbone import Backbone, load_classifier
+from variator_export.model.source import BackboneSource
+from variator_export.model.tokenizer import TOKENIZER_FILES, TextEncoder
+from variator_export.training.plugin_run import RUN_DISTRIBUTIONS, Origin, publishing
+from variator_export.training.settings import Optimisation
+from variator_export.training.task_data import (
+    InOrder,
+    Shuffled,
+    class_indices,
+    collate_items,
+    describe_examples,
+    encode_examples,
+)
+from variator_export.training.trainer import (
+    History,
+    TrainedModule,
+    device,
+    fit,
+    is_main_process,
+    num_processes,
+)
+
+RECORD_NAME = "training.json"
+
+
+@dataclass(frozen=True)
+class FinetunedModel:
+    """What fine-tuning made.
+
+    Attributes:
+        folder: The classifier as transformers saves it, with its tokenizer.
+        labels: Its classes, in the order of their indices.
+        accuracy: On the held-out examples.
+        history: All that happened.
+    """
+
+    folder: Path
+    labels: tuple[str, ...]
+    accuracy: float
+    history: History
+
+
+class _Classifier(TrainedModule):
+    metric_names = ("cross_entropy", "accuracy")
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.model = backbone.model.requires_grad_(True)
+        self.clipped = (self.model,)
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy with class indices (B,), and accuracy."""
+        logits = self.model(**inputs)["logits"].float()
+        loss = functional.cross_entropy(logits, labels)
+        accuracy = (logits.argmax(-1) == labels).float().mean()
+        return {"loss": loss, "metrics": torch.stack([loss.detach(), accuracy])}
+
+
+def finetune(
+    source: BackboneSource,
+    train: Examples,
+    held_out: Examples,
+    output: Path,
+    *,
+    optimisation: Optimisation,
+    max_tokens: int = 128,
+    origin: Origin | None = None,
+    replace: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> FinetunedModel:
+    """Train a classifier and every weight of the encoder under it; write a folder as transformers saves it.
+
+    Args:
+        source: A pretrained encoder of a family that has a classifier.
+        train: Texts or pairs with labels.
+        held_out: Examples to look at the loss on; the parameters with the lowest are kept.
+        output: The folder to write.
+        optimisation: How parameters move.
+        max_tokens: Longer texts are cut.
+        origin: For those who want to repeat it.
+        replace: Replace what an earlier run wrote there.
+        restart: Drop an unfinished run instead of going on with it.
+        progress: Is told the losses.
+
+    Raises:
+        UserError: The family has no classifier, there is one class only, or a held-out label is unknown.
+    """
+    labels = train.classes()
+    encoder = TextEncoder(source.folder)
+    torch.manual_seed(optimisation.seed)  # of the new head
+    backbone = load_classifier(source, labels, encoder.pad_token_id)
+    label2id = {label: index for index, label in enumerate(labels)}
+    limit = min(max_tokens, backbone.max_length or max_tokens)
+    origin = origin or Origin()
+
+    def items(examples: Examples) -> tuple[Any, list[int]]:
+        return encode_examples(examples, encoder, limit), class_indices(examples, label2id)
+
+    data = describe_examples(("training", train), ("held out", held_out))
+    record = {
+        "stage": "fine-tuning",
+        "backbone": {"name": source.label, "weights_sha256": source.weights_sha256},
+        "settings": {"max_tokens": limit, "optimisation": optimisation.model_dump()},
+        "data": data,
+        "processes": num_processes(),
+    }
+    output = output.absolute()
+    with publishing(output, replace=replace, restart=restart) as (staging, checkpoints):
+        module = _Classifier(backbone).to(device())
+        history = fit(
+            module,
+            cast(
+                Any,
+                Shuffled(
+                    *items(train),
+                    batch_size=optimisation.batch_size,
+                    num_batches=optimisation.steps,
+                    seed=optimisation.seed,
+                ),
+            ),
+            cast(Any, InOrder(*items(held_out))),
+            collate_items(backbone, with_labels=True),
+            optimisation,
+            checkpoints,
+            record,
+            progress or Progress(),
+        )
+        best = history.best().metrics
+        if is_main_process():
+            cast(Any, backbone.model).save_pretrained(staging)
+            for name in TOKENIZER_FILES:
+                if (source.folder / name).is_file():
+                    shutil.copyfile(source.folder / name, staging / name)
+            result = {
+                "held_out": best,
+                "steps": history.steps,
+                "best_step": history.best_step,
+                "command": origin.command,
+                "terms": origin.terms,
+                "device": device().type,
+                "versions": versions(*RUN_DISTRIBUTIONS),
+            }
+            write_json(staging / RECORD_NAME, {**record, **result})
+    return FinetunedModel(output, tuple(labels), best["accuracy"], history)
+
+
+def steps_for_epochs(examples: Examples, batch_size: int, epochs: float) -> int:
+    """Steps that go over the examples `epochs` times."""
+    return max(1, round(len(examples) * epochs / batch_size))

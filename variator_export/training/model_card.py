@@ -1,0 +1,107 @@
+"""The README.md of a plugin: what it is, how it was made, what it is worth."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from variator_export.core.errors import UserError
+from variator_export.model.plugin_file import PluginConfig
+from variator_export.training.loss_plot import PLOT_NAME
+
+CARD_NAME = "README.md"
+_QUALITY_BEGIN, _QUALITY_END = "<!-- quality: begin -->", "<!-- quality: end -->"
+_NOT_MEASURED = "Not measured yet: `variator-export evaluate` does it, and `--card` writes the result here."
+
+
+def plugin_card(config: PluginConfig) -> str:
+    """The card of a trained plugin, Markdown with the metadata block of the hub."""
+    training = config.training
+    assert training is not None
+    backbone = config.backbone.name if config.backbone is not None and config.backbone.name else "unknown"
+    settings = training["settings"]
+    optimisation = settings["optimisation"]
+    losses = ", ".join(f"{name} x {weight:g}" for name, weight in settings["losses"].items() if weight)
+    lines = [
+        "---",
+        "library_name: variator-export",
+        "tags: [variator, compression-plugin]",
+        "---",
+        "",
+        f"# Compression plugin, ratio {config.ratio}",
+        "",
+        f"A Variator compression plugin (arXiv 2310.15724) for the backbone `{backbone}`: before each of its "
+        f"{config.num_layers} feed-forward networks {config.ratio} neighbouring hidden vectors become one, "
+        f"afterwards they are told apart again. Bottleneck {config.bottleneck_size}, masking "
+        f"`{config.masking}`.",
+        "",
+        "```",
+        f"variator-export build --backbone {backbone} --plugin THIS-FOLDER --output my-bundle",
+        "```",
+        "",
+        "## Quality",
+        "",
+        _QUALITY_BEGIN,
+        _NOT_MEASURED,
+        _QUALITY_END,
+        "",
+        "## Training",
+        "",
+        f"Stage: {training['stage']}. Loss: {losses}. {training['steps']} steps of "
+        f"{optimisation['batch_size']} texts, learning rate {optimisation['learning_rate']:g} "
+        f"({optimisation['schedule']}), seed {optimisation['seed']}, matrix products in "
+        f"{optimisation['precision']}. Held-out loss {training['loss']:.5g} at step {training['best_step']}, "
+        "whose parameters these are.",
+        "",
+        f"![losses]({PLOT_NAME})",
+        "",
+        "The command, with which the run can be repeated:",
+        "",
+        "```",
+        training["command"] or "(called from Python)",
+        "```",
+        "",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in training["versions"].items()) + ".",
+        "",
+        "## Data",
+        "",
+        f"Terms: {training['terms'] or 'not stated'}.",
+        "",
+        *_data_table(training["data"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _data_table(data: Sequence[dict[str, Any]]) -> list[str]:
+    rows = ["| name | size | sha256 |", "|---|---|---|"]
+    for source in data:
+        size = (
+            f"{source['characters']:,} characters"
+            if "characters" in source
+            else f"{source['examples']:,} examples"
+        )
+        rows.append(f"| {source['name']} | {size} | `{source['sha256'][:16]}…` |")
+    return rows
+
+
+def write_quality(folder: Path, markdown: str) -> None:
+    """Put measured quality into a plugin's card, in the place of what stands there.
+
+    Raises:
+        UserError: The folder has no card, or one without the place for it.
+    """
+    path = folder / CARD_NAME
+    if not path.is_file():
+        raise UserError(
+            f"{folder} has no {CARD_NAME} to write the quality into.",
+            "Leave --card out, or take a plugin that `variator-export train` wrote.",
+        )
+    text = path.read_text(encoding="utf-8")
+    pattern = re.compile(re.escape(_QUALITY_BEGIN) + ".*?" + re.escape(_QUALITY_END), re.DOTALL)
+    if not pattern.search(text):
+        raise UserError(
+            f"{path} has no place for the quality.", f"Add the lines {_QUALITY_BEGIN} and {_QUALITY_END}."
+        )
+    block = f"{_QUALITY_BEGIN}\n{markdown.strip()}\n{_QUALITY_END}"
+    path.write_text(pattern.sub(lambda _: block, text, count=1), encoding="utf-8")

@@ -1,0 +1,28 @@
+"""Which precision this machine trains in."""
+
+from typing import Literal
+
+import torch
+
+from variator_export.core.errors import UserError
+from variator_export.training.settings import Precision
+
+
+def choose_precision(asked: Literal["auto", "float32", "bfloat16"]) -> Precision:
+    """`auto`: bfloat16 where the hardware computes in it.
+
+    Raises:
+        UserError: bfloat16 was asked for on a GPU that does not compute in it.
+    """
+    if torch.cuda.is_available():
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        if asked == "bfloat16" and not supported:
+            raise UserError(
+                f"{torch.cuda.get_device_name()} does not compute in bfloat16.", "--precision float32"
+            )
+    else:
+        # On a CPU without it bfloat16 is slower and still right; a user may ask for it.
+        supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if asked == "auto":
+        return "bfloat16" if supported else "float32"
+    return asked

@@ -1,0 +1,131 @@
+"""Stage one of the paper: plugins for a pretrained backbone, from plain text without labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from variator_export.core.errors import UserError
+from variator_export.core.progress import Progress
+from variator_export.data.texts import TextSource
+from variator_export.model.backbone import Backbone
+from variator_export.model.plugin import CompressionPlugin
+from variator_export.model.plugin_file import PluginConfig
+from variator_export.model.tokenizer import TextEncoder
+from variator_export.training.passages import Passages, describe_texts, tokenize_documents
+from variator_export.training.plugin_run import (
+    Origin,
+    TrainedPlugins,
+    collate_rows,
+    identity_of,
+    train_plugins,
+)
+from variator_export.training.settings import Losses, Optimisation, PassageSettings, PluginShape
+
+
+def pretrain(
+    backbone: Backbone,
+    texts: Sequence[TextSource],
+    output: Path,
+    *,
+    shape: PluginShape,
+    losses: Losses,
+    passages: PassageSettings,
+    optimisation: Optimisation,
+    half: bool = True,
+    origin: Origin | None = None,
+    replace: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> TrainedPlugins:
+    """Train one plugin for each ratio, all in one run; the folders are OUTPUT/ratio-K.
+
+    Args:
+        backbone: The teacher, and what the plugins are put into. Its weights stay as they are.
+        texts: Plain text.
+        output: Where the plugins go.
+        shape: What is trained.
+        losses: The terms of the loss.
+        passages: How text is cut.
+        optimisation: How parameters move.
+        half: Write float16, or else float32.
+        origin: For those who want to repeat it.
+        replace: Replace what an earlier run wrote there.
+        restart: Drop an unfinished run instead of going on with it.
+        progress: Is told the losses.
+
+    Raises:
+        UserError: The text is too short, passages are longer than the backbone allows, or the output or the
+            losses do not fit; see `train_plugins`.
+    """
+    limit = backbone.max_length
+    if limit is not None and passages.max_tokens > limit:
+        raise UserError(
+            f"Passages of {passages.max_tokens} tokens are longer than the backbone's limit of {limit}.",
+            f"--max-tokens {limit}",
+        )
+    encoder = TextEncoder(backbone.info.source.folder)
+    train, held_out = tokenize_documents(texts, encoder, passages)
+    size = optimisation.batch_size
+    plugins = {
+        f"ratio-{ratio}": new_plugin(backbone, shape, ratio, optimisation.seed) for ratio in shape.ratios
+    }
+    quiet = passages.model_copy(update={"noise": 0.0})
+    return train_plugins(
+        backbone,
+        plugins,
+        cast(
+            Any,
+            Passages(
+                train,
+                encoder,
+                passages,
+                batch_size=size,
+                num_batches=optimisation.steps,
+                seed=optimisation.seed,
+            ),
+        ),
+        cast(
+            Any,
+            Passages(
+                held_out,
+                encoder,
+                quiet,
+                batch_size=min(size, passages.held_out_passages),
+                num_batches=max(1, passages.held_out_passages // size),
+                seed=optimisation.seed,
+            ),
+        ),
+        collate_rows(backbone),
+        losses=losses,
+        optimisation=optimisation,
+        record={
+            "stage": "pre-training",
+            "settings": {"plugin": shape.model_dump(), "passages": passages.model_dump()},
+            "data": describe_texts(texts),
+        },
+        output=output,
+        half=half,
+        origin=origin or Origin(),
+        replace=replace,
+        restart=restart,
+        progress=progress or Progress(),
+    )
+
+
+def new_plugin(backbone: Backbone, shape: PluginShape, ratio: int, seed: int) -> CompressionPlugin:
+    """A plugin where training starts."""
+    size = backbone.info.size
+    config = PluginConfig(
+        ratio=ratio,
+        hidden_size=size.hidden_size,
+        bottleneck_size=shape.bottleneck_size,
+        num_layers=size.num_layers,
+        masking=shape.masking,
+        backbone=identity_of(backbone),
+    )
+    plugin = CompressionPlugin(config).initialise(seed, shape.start)
+    if not shape.decompression:
+        for layer in plugin.layer_plugins():
+            for parameter in layer.decompress.parameters():
+                parameter.requires_grad_(False).zero_()
+    return plugin

@@ -1,0 +1,144 @@
+"""Labelled examples as batches."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from variator_export.core.errors import UserError
+from variator_export.data.examples import Examples
+from variator_export.model.backbone import Backbone
+from variator_export.model.tokenizer import TextEncoder, TokenRow, pad_rows
+from variator_export.training.trainer import Batch
+
+# Batches of similar length are cut from this many shuffled batches at a time.
+_GROUP = 50
+
+Item = tuple[TokenRow, int]
+
+
+class InOrder:
+    """A map-style data set: the examples as they are."""
+
+    def __init__(self, rows: Sequence[TokenRow], labels: Sequence[int]) -> None:
+        self._rows = rows
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Item:
+        """A row and its class index; -1 if it has none."""
+        return self._rows[index], self._labels[index]
+
+
+class Shuffled(InOrder):
+    """Epoch after epoch in another order, texts of similar length in one batch.
+
+    Item i is a function of the seed and i alone, so that a resumed or distributed run sees the same.
+
+    Args:
+        rows: The examples.
+        labels: Their class indices.
+        batch_size: Rows of one batch, over all processes.
+        num_batches: How many batches there are.
+        seed: Of the order.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[TokenRow],
+        labels: Sequence[int],
+        *,
+        batch_size: int,
+        num_batches: int,
+        seed: int,
+    ) -> None:
+        super().__init__(rows, labels)
+        self._batch_size = batch_size
+        self._num_batches = num_batches
+        self._seed = seed
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def __len__(self) -> int:
+        return self._batch_size * self._num_batches
+
+    def __getitem__(self, index: int) -> Item:
+        """Item `index`."""
+        epoch, place = divmod(index, len(self._rows))
+        return super().__getitem__(int(self._order(epoch)[place]))
+
+    def _make_order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self._seed, epoch])
+        order = rng.permutation(len(self._rows))
+        lengths = np.array([len(row.ids) for row in self._rows])
+        size, group = self._batch_size, self._batch_size * _GROUP
+        blocks = [order[i : i + group] for i in range(0, len(order), group)]
+        sorted_blocks = [block[np.argsort(lengths[block], kind="stable")] for block in blocks]
+        batches = [block[i : i + size] for block in sorted_blocks for i in range(0, len(block), size)]
+        return np.concatenate([batches[i] for i in rng.permutation(len(batches))])
+
+
+def encode_examples(examples: Examples, encoder: TextEncoder, max_tokens: int | None) -> list[TokenRow]:
+    """Token rows; longer texts are cut at `max_tokens`."""
+    return encoder.token_rows(examples.texts, max_tokens, pairs=examples.pairs, truncate=True)
+
+
+def class_indices(examples: Examples, label2id: Mapping[str, int]) -> list[int]:
+    """The class index of each example; -1 for all where no labels were read.
+
+    Raises:
+        UserError: A label is none of the classifier's.
+    """
+    if examples.targets is None:
+        return [-1] * len(examples)
+    indices = []
+    for place, label in zip(examples.places, examples.targets, strict=True):
+        if label not in label2id:
+            raise UserError(
+                f"{place}: the label {label!r} is none of the classifier's: {', '.join(label2id)}.",
+                "Correct it, or name the right column: --label-column",
+            )
+        indices.append(label2id[label])
+    return indices
+
+
+def collate_items(backbone: Backbone, *, with_labels: bool) -> Callable[[Sequence[Item]], Batch]:
+    """Makes batches, with `labels` (B,) if asked for."""
+    names, pad = backbone.spec.family.inputs, backbone.pad_token_id
+
+    def collate(items: Sequence[Item]) -> Batch:
+        arrays = pad_rows([row for row, _ in items], names, pad)
+        batch: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if with_labels:
+            batch["labels"] = torch.tensor([label for _, label in items])
+        return batch
+
+    return collate
+
+
+def divide(examples: Examples, held_out: float, seed: int) -> tuple[Examples, Examples]:
+    """Cut off a random share of the examples.
+
+    Raises:
+        UserError: One of the parts would be empty.
+    """
+    count = round(len(examples) * held_out)
+    if not 0 < count < len(examples):
+        raise UserError(
+            f"{examples.name} has {len(examples)} examples: a share of {held_out:g} to hold out leaves one "
+            "part empty.",
+            "Give more data, another --held-out, or a file of its own with --validation.",
+        )
+    order = np.random.default_rng(seed).permutation(len(examples))
+    return examples.select(sorted(order[count:].tolist())), examples.select(sorted(order[:count].tolist()))
+
+
+def describe_examples(*parts: tuple[str, Examples]) -> list[dict[str, Any]]:
+    """For `plugin_config.json`: what was read, and what for."""
+    return [
+        {"name": part.name, "sha256": part.sha256, "used_for": use, "examples": len(part)}
+        for use, part in parts
+    ]
