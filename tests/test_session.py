@@ -8,18 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import BLOCK
 
 from variator_export import Bundle, UserError
-
-# What an image that builds and serves engines does not have.
-BLOCK = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript"):
-            raise ModuleNotFoundError(f"{name} is blocked", name=name)
-sys.meta_path.insert(0, Blocker())
-"""
 
 
 def _inputs(bundle: Bundle, *texts: str) -> dict[str, np.ndarray]:

@@ -53,18 +53,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def backbone_folder(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[[str], Path]) -> Path:
-    """The small BERT as a sentence-transformers folder with mean pooling."""
-    folder = tmp_path_factory.mktemp("backbones") / "small"
-    shutil.copytree(small_model("bert"), folder)
-    modules = [{"type": "models.Transformer", "path": ""}, {"type": "models.Pooling", "path": "1_Pooling"}]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    return folder
-
-
 def _load(folder: Path) -> Backbone:
     info = read_backbone_info(resolve_source(str(folder)))
     return load_backbone(info, TextEncoder(folder).pad_token_id)
@@ -86,10 +74,10 @@ def _pretrain(folder: Path, texts: str, output: Path, **options: Any) -> Trained
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, texts: str) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path, texts: str) -> Path:
     """Plugins of ratio 2 and 4 for the small BERT, not to be changed."""
     output = tmp_path_factory.mktemp("trained") / "plugins"
-    _pretrain(backbone_folder, texts, output)
+    _pretrain(embedding_model, texts, output)
     return output
 
 
@@ -105,9 +93,9 @@ def _assert_same_plugins(first: Path, second: Path) -> None:
 
 
 def test_the_loss_falls_and_the_folder_says_how_it_was_made(
-    tmp_path: Path, backbone_folder: Path, texts: str
+    tmp_path: Path, embedding_model: Path, texts: str
 ) -> None:
-    result = _pretrain(backbone_folder, texts, tmp_path / "plugins", optimisation={"steps": 60})
+    result = _pretrain(embedding_model, texts, tmp_path / "plugins", optimisation={"steps": 60})
     held_out = result.history.held_out
     assert held_out[-1].metrics["ratio-4"] < 0.9 * held_out[0].metrics["ratio-4"]
     assert list(result.folders) == ["ratio-2", "ratio-4"]
@@ -124,7 +112,7 @@ def test_the_loss_falls_and_the_folder_says_how_it_was_made(
     assert config.training["settings"]["losses"]["embedding"] == 1.0
     assert {source["name"] for source in config.training["data"]} >= {"bundle.txt", "recipes.txt"}
     assert config.backbone is not None
-    assert config.backbone.weights_sha256 == resolve_source(str(backbone_folder)).weights_sha256
+    assert config.backbone.weights_sha256 == resolve_source(str(embedding_model)).weights_sha256
     assert {array.dtype for array in _tensors(folder).values()} == {np.dtype(np.float16)}
     card = (folder / "README.md").read_text()
     assert "ratio 4" in card
@@ -133,16 +121,16 @@ def test_the_loss_falls_and_the_folder_says_how_it_was_made(
 
 
 def test_ratios_of_one_run_do_not_depend_on_each_other(
-    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path
+    tmp_path: Path, embedding_model: Path, texts: str, trained: Path
 ) -> None:
-    alone = _pretrain(backbone_folder, texts, tmp_path / "alone", shape={"ratios": (4,)})
+    alone = _pretrain(embedding_model, texts, tmp_path / "alone", shape={"ratios": (4,)})
     found, expected = _tensors(alone.folders["ratio-4"]), _tensors(trained / "ratio-4")
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6)
 
 
-def test_the_backbone_stays_as_it_is(tmp_path: Path, backbone_folder: Path, texts: str) -> None:
-    backbone = _load(backbone_folder)
+def test_the_backbone_stays_as_it_is(tmp_path: Path, embedding_model: Path, texts: str) -> None:
+    backbone = _load(embedding_model)
     before = {name: tensor.clone() for name, tensor in backbone.state.items()}
     pretrain(
         backbone,
@@ -172,10 +160,10 @@ def _environment() -> dict[str, str]:
 
 
 def test_a_run_that_was_killed_goes_on_and_ends_the_same(
-    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path
+    tmp_path: Path, embedding_model: Path, texts: str, trained: Path
 ) -> None:
     output = tmp_path / "plugins"
-    command = [sys.executable, "-m", "variator_export", *_command(backbone_folder, texts, output)]
+    command = [sys.executable, "-m", "variator_export", *_command(embedding_model, texts, output)]
     checkpoint = tmp_path / ".plugins.training" / "checkpoint-4" / "trainer_state.json"
     process = subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120
@@ -192,7 +180,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(
-    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, embedding_model: Path, texts: str, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from variator_export.training import plugin_run
 
@@ -202,16 +190,16 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(
     with monkeypatch.context() as patch:
         patch.setattr(plugin_run, "save_plugin", fail)
         with pytest.raises(KeyboardInterrupt):
-            _pretrain(backbone_folder, texts, tmp_path / "plugins")
+            _pretrain(embedding_model, texts, tmp_path / "plugins")
     checkpoints = tmp_path / ".plugins.training"
     state = checkpoints / "checkpoint-12" / "trainer_state.json"
     state.write_text(state.read_text()[:100])
-    _pretrain(backbone_folder, texts, tmp_path / "plugins")
+    _pretrain(embedding_model, texts, tmp_path / "plugins")
     _assert_same_plugins(tmp_path / "plugins", trained)
 
 
 def test_an_unfinished_run_of_another_command_is_not_continued(
-    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path
+    tmp_path: Path, embedding_model: Path, texts: str, trained: Path
 ) -> None:
     output = tmp_path / "plugins"
     checkpoints = tmp_path / ".plugins.training"
@@ -220,21 +208,21 @@ def test_an_unfinished_run_of_another_command_is_not_continued(
         json.dumps({"identity": "x", "settings": {"settings": {"optimisation": {"steps": 99}}}})
     )
     with pytest.raises(UserError, match=r"settings\.optimisation\.steps was 99 and is 12") as error:
-        _pretrain(backbone_folder, texts, output)
+        _pretrain(embedding_model, texts, output)
     assert error.value.hint is not None
     assert "--restart" in error.value.hint
-    _pretrain(backbone_folder, texts, output, restart=True)
+    _pretrain(embedding_model, texts, output, restart=True)
     _assert_same_plugins(output, trained)
 
 
 def test_two_processes_give_what_one_gives(
-    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path
+    tmp_path: Path, embedding_model: Path, texts: str, trained: Path
 ) -> None:
     output = tmp_path / "plugins"
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
     launch += "--dynamo_backend no -m variator_export"
     result = subprocess.run(
-        [sys.executable, "-m", *launch.split(), *_command(backbone_folder, texts, output)],
+        [sys.executable, "-m", *launch.split(), *_command(embedding_model, texts, output)],
         env=_environment(),
         capture_output=True,
         text=True,
@@ -251,19 +239,19 @@ def test_two_processes_give_what_one_gives(
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(
-    tmp_path: Path, backbone_folder: Path, texts: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, embedding_model: Path, texts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from variator_export.training import trainer
 
     monkeypatch.setattr(trainer, "num_processes", lambda: 3)
     with pytest.raises(UserError, match="cannot be shared evenly by 3 processes") as error:
-        _pretrain(backbone_folder, texts, tmp_path / "plugins")
+        _pretrain(embedding_model, texts, tmp_path / "plugins")
     assert error.value.hint == "--batch-size 3"
 
 
-def test_training_stops_early_and_keeps_the_best(tmp_path: Path, backbone_folder: Path, texts: str) -> None:
+def test_training_stops_early_and_keeps_the_best(tmp_path: Path, embedding_model: Path, texts: str) -> None:
     result = _pretrain(
-        backbone_folder,
+        embedding_model,
         texts,
         tmp_path / "plugins",
         optimisation={"steps": 400, "learning_rate": 0.5, "schedule": "constant", "patience": 2},
@@ -274,10 +262,10 @@ def test_training_stops_early_and_keeps_the_best(tmp_path: Path, backbone_folder
     assert result.losses["ratio-4"] == best.metrics["ratio-4"]
 
 
-def test_a_run_that_diverges_says_so(tmp_path: Path, backbone_folder: Path, texts: str) -> None:
+def test_a_run_that_diverges_says_so(tmp_path: Path, embedding_model: Path, texts: str) -> None:
     with pytest.raises(UserError, match="diverged") as error:
         _pretrain(
-            backbone_folder,
+            embedding_model,
             texts,
             tmp_path / "plugins",
             optimisation={"learning_rate": 1e30, "warmup_steps": 0},
@@ -288,21 +276,21 @@ def test_a_run_that_diverges_says_so(tmp_path: Path, backbone_folder: Path, text
 
 
 def test_what_is_there_is_not_replaced_unasked(
-    tmp_path: Path, backbone_folder: Path, texts: str, trained: Path
+    tmp_path: Path, embedding_model: Path, texts: str, trained: Path
 ) -> None:
     with pytest.raises(UserError, match="is there already"):
-        _pretrain(backbone_folder, texts, trained)
+        _pretrain(embedding_model, texts, trained)
     (tmp_path / "thesis.txt").write_text("Ten years of work.")
     with pytest.raises(UserError, match="nothing that a training run wrote"):
-        _pretrain(backbone_folder, texts, tmp_path, replace=True)
+        _pretrain(embedding_model, texts, tmp_path, replace=True)
     assert (tmp_path / "thesis.txt").exists()
 
 
 def test_a_plugin_without_decompression_stays_without(
-    tmp_path: Path, backbone_folder: Path, texts: str
+    tmp_path: Path, embedding_model: Path, texts: str
 ) -> None:
     result = _pretrain(
-        backbone_folder, texts, tmp_path / "plugins", shape={"ratios": (2,), "decompression": False}
+        embedding_model, texts, tmp_path / "plugins", shape={"ratios": (2,), "decompression": False}
     )
     for name, array in _tensors(result.folders["ratio-2"]).items():
         assert array.any() == ("compress.weight" in name or "compress.bias" in name), name
@@ -316,24 +304,24 @@ def test_a_plugin_without_decompression_stays_without(
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
-    tmp_path: Path, backbone_folder: Path, texts: str, options: dict[str, Any], expected: str
+    tmp_path: Path, embedding_model: Path, texts: str, options: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        _pretrain(backbone_folder, texts, tmp_path / "plugins", **options)
+        _pretrain(embedding_model, texts, tmp_path / "plugins", **options)
     assert expected in error.value.message
 
 
-def test_too_little_text_is_refused(tmp_path: Path, backbone_folder: Path) -> None:
+def test_too_little_text_is_refused(tmp_path: Path, embedding_model: Path) -> None:
     (tmp_path / "a.txt").write_text("Short. Very short.")
     with pytest.raises(UserError, match="tokens to train on"):
-        _pretrain(backbone_folder, str(tmp_path / "a.txt"), tmp_path / "plugins")
+        _pretrain(embedding_model, str(tmp_path / "a.txt"), tmp_path / "plugins")
     (tmp_path / "b.jsonl").write_text('{"text": "One sentence with no end"}\n' * 9)
     with pytest.raises(UserError, match="No document is long enough to hold out its end"):
-        _pretrain(backbone_folder, str(tmp_path / "b.jsonl"), tmp_path / "plugins")
+        _pretrain(embedding_model, str(tmp_path / "b.jsonl"), tmp_path / "plugins")
 
 
-def test_passages_are_the_same_for_a_seed_and_cut_from_the_text(backbone_folder: Path, texts: str) -> None:
-    encoder = TextEncoder(backbone_folder)
+def test_passages_are_the_same_for_a_seed_and_cut_from_the_text(embedding_model: Path, texts: str) -> None:
+    encoder = TextEncoder(embedding_model)
     train, held_out = tokenize_documents(read_texts([texts]), encoder, PASSAGES)
     assert sum(len(d.ids) for d in held_out) < 0.2 * sum(len(d.ids) for d in train)
 
@@ -379,12 +367,12 @@ def _task(path: Path, count: int = 64) -> Path:
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:
+def classifier(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> Path:
     """The small BERT, fine-tuned to tell two words apart."""
     folder = tmp_path_factory.mktemp("task")
     examples = read_examples(str(_task(folder / "train.tsv")), Columns("sentence"))
     result = finetune(
-        resolve_source(str(backbone_folder)),
+        resolve_source(str(embedding_model)),
         examples,
         examples,
         folder / "classifier",

@@ -69,7 +69,11 @@ def evaluate_command(
     if card and not all((path / "plugin_config.json").is_file() for path in paths):
         raise UsageError("--card writes into plugin folders; a bundle has no model cards.", "Leave it out.")
     from variator_export.data.examples import Columns, read_examples
+    from variator_export.model.plugin_card import check_card, write_quality
 
+    if card:
+        for path in paths:
+            check_card(path)
     examples = read_examples(data, Columns(text_column, pair_column, label_column, header))
     printer = Output(format)
     progress = ConsoleProgress(printer)
@@ -86,8 +90,6 @@ def evaluate_command(
     finally:
         progress.close()
     if card:
-        from variator_export.training.model_card import write_quality
-
         markdown = quality_markdown(quality)
         for path in paths:
             write_quality(path, markdown)

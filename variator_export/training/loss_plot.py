@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from variator_export.training.trainer import History
 
-PLOT_NAME = "loss.svg"
 # Fixed, so that equal losses give equal bytes; text as text keeps the file small.
 _STYLE: Any = {"svg.hashsalt": "variator-export", "svg.fonttype": "none"}
 

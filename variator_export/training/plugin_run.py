@@ -17,6 +17,7 @@ from variator_export.core.progress import Progress
 from variator_export.core.store import exclusive, publish, writing_to
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
+from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME, plugin_card
 from variator_export.model.plugin_file import (
     CONFIG_NAME,
     BackboneIdentity,
@@ -27,8 +28,7 @@ from variator_export.model.plugin_file import (
 )
 from variator_export.model.tokenizer import TokenRow, pad_rows
 from variator_export.training.distillation import Distillation
-from variator_export.training.loss_plot import PLOT_NAME, save_loss_plot
-from variator_export.training.model_card import CARD_NAME, plugin_card
+from variator_export.training.loss_plot import save_loss_plot
 from variator_export.training.settings import Losses, Optimisation
 from variator_export.training.trainer import Batch, History, device, fit, is_main_process, num_processes
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from variator_export.core.errors import UserError
 from variator_export.model.plugin_file import PluginConfig
-from variator_export.training.loss_plot import PLOT_NAME
 
 CARD_NAME = "README.md"
+PLOT_NAME = "loss.svg"
 _QUALITY_BEGIN, _QUALITY_END = "<!-- quality: begin -->", "<!-- quality: end -->"
+_QUALITY = re.compile(re.escape(_QUALITY_BEGIN) + ".*?" + re.escape(_QUALITY_END), re.DOTALL)
 _NOT_MEASURED = "Not measured yet: `variator-export evaluate` does it, and `--card` writes the result here."
 
 
@@ -89,7 +90,19 @@ def write_quality(folder: Path, markdown: str) -> None:
     """Put measured quality into a plugin's card, in the place of what stands there.
 
     Raises:
-        UserError: The folder has no card, or one without the place for it.
+        UserError: As `check_card`.
+    """
+    path = check_card(folder)
+    block = f"{_QUALITY_BEGIN}\n{markdown.strip()}\n{_QUALITY_END}"
+    text = _QUALITY.sub(lambda _: block, path.read_text(encoding="utf-8"), count=1)
+    path.write_text(text, encoding="utf-8")
+
+
+def check_card(folder: Path) -> Path:
+    """The card of a plugin folder.
+
+    Raises:
+        UserError: The folder has no card, or one without the place for measured quality.
     """
     path = folder / CARD_NAME
     if not path.is_file():
@@ -97,11 +110,8 @@ def write_quality(folder: Path, markdown: str) -> None:
             f"{folder} has no {CARD_NAME} to write the quality into.",
             "Leave --card out, or take a plugin that `variator-export train` wrote.",
         )
-    text = path.read_text(encoding="utf-8")
-    pattern = re.compile(re.escape(_QUALITY_BEGIN) + ".*?" + re.escape(_QUALITY_END), re.DOTALL)
-    if not pattern.search(text):
+    if not _QUALITY.search(path.read_text(encoding="utf-8")):
         raise UserError(
             f"{path} has no place for the quality.", f"Add the lines {_QUALITY_BEGIN} and {_QUALITY_END}."
         )
-    block = f"{_QUALITY_BEGIN}\n{markdown.strip()}\n{_QUALITY_END}"
-    path.write_text(pattern.sub(lambda _: block, text, count=1), encoding="utf-8")
+    return path

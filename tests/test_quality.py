@@ -1,0 +1,256 @@
+"""Quality: the metrics, and `evaluate` on real models, eager and exported."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import BLOCK, plugin_for
+
+from variator_export.cli.main import app
+from variator_export.core.errors import NumbersDisagreeError, UsageError, UserError
+from variator_export.core.recipe import Recipe
+from variator_export.data.examples import Columns, Examples, read_examples
+from variator_export.engines.eager import EagerModel
+from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
+from variator_export.model.plugin_file import save_plugin
+from variator_export.model.source import resolve_source
+from variator_export.model.tokenizer import TextEncoder
+from variator_export.pipeline.build import build
+from variator_export.pipeline.evaluate import evaluate
+from variator_export.stages.quality import (
+    classification_metrics,
+    embedding_metrics,
+    relative_loss,
+    retrieval_recall,
+    similarity_metrics,
+)
+
+PAIRS = Path(__file__).parent / "data" / "sentence_pairs.tsv"
+COLUMNS = Columns("first", "second", "score")
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Examples:
+    """Sentence pairs written for these tests."""
+    return read_examples(str(PAIRS), COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> dict[int, Path]:
+    """Random plugins for the small embedding model, by ratio."""
+    info = read_backbone_info(resolve_source(str(embedding_model)))
+    backbone = load_backbone(info, TextEncoder(embedding_model).pad_token_id)
+    folders = {}
+    for ratio in (2, 4):
+        folders[ratio] = tmp_path_factory.mktemp("plugins") / f"ratio-{ratio}"
+        save_plugin(plugin_for(backbone, ratio), folders[ratio])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def embedding_bundle(
+    tmp_path_factory: pytest.TempPathFactory, embedding_model: Path, plugins: dict[int, Path]
+) -> Path:
+    """A bundle of the small embedding model with its plugins."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "small",
+            "backbone": {"source": str(embedding_model)},
+            "plugins": [{"source": str(folder)} for folder in plugins.values()],
+            "speed": None,
+        }
+    )
+    return build(recipe, tmp_path_factory.mktemp("bundles") / "small").bundle
+
+
+def test_classification_metrics_by_hand() -> None:
+    logits = np.array([[2.0, 1.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    plain = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    found = classification_metrics(logits, plain, [0, 1, 1, 1])
+    assert found == pytest.approx({"accuracy": 0.75, "f1": 0.8, "agreement": 0.75})
+    three = classification_metrics(np.eye(3), np.eye(3), [0, 1, 1])
+    assert three["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_similarity_is_a_rank_correlation() -> None:
+    first = np.tile([1.0, 0.0], (4, 1))
+    second = np.array([[1.0, 0.1], [1.0, 0.5], [1.0, 1.0], [1.0, 9.0]])
+    assert similarity_metrics(first, second * 7, [5, 3, 2, 0])["spearman"] == pytest.approx(1)
+    assert similarity_metrics(first, second, [0, 2, 3, 5])["spearman"] == pytest.approx(-1)
+
+
+def test_recall_counts_the_neighbours_that_stay() -> None:
+    angles = np.linspace(0, np.pi / 2, 40)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert retrieval_recall(circle, circle) == 1.0
+    shuffled = circle[np.random.default_rng(0).permutation(40)]
+    found = retrieval_recall(shuffled, circle)
+    assert found is not None
+    assert found < 0.5
+    assert retrieval_recall(circle[:10], circle[:10]) is None
+    metrics = embedding_metrics(-circle * 3, circle)
+    assert metrics["cosine"] == pytest.approx(-1)
+    assert metrics["recall_at_10"] == 1.0
+
+
+def test_a_loss_relative_to_nothing_is_none() -> None:
+    assert relative_loss({"accuracy": 0.6}, {"accuracy": 0.8}, "accuracy") == pytest.approx(0.25)
+    assert relative_loss({"accuracy": 0.6}, {"accuracy": 0.0}, "accuracy") is None
+
+
+def test_every_ratio_is_measured_eager_and_exported_and_they_agree(
+    embedding_bundle: Path, embedding_model: Path, pairs: Examples
+) -> None:
+    quality = evaluate([embedding_bundle], pairs)
+    assert quality.task == "similarity"
+    assert [(row.variant, row.runtime) for row in quality.rows] == [
+        (f"ratio-{k}", runtime) for runtime in ("eager", "onnxruntime") for k in (1, 2, 4)
+    ]
+    eager, exported = quality.rows[:3], quality.rows[3:]
+    for first, second in zip(eager, exported, strict=True):
+        assert first.metrics == pytest.approx(second.metrics, abs=1e-6)
+    assert quality.rows[0].metrics["cosine"] == pytest.approx(1)
+    assert quality.rows[0].relative_loss == 0
+    assert set(quality.agreement) == {"ratio-1", "ratio-2", "ratio-4"}
+    # Against the definition, each text on its own.
+    info = read_backbone_info(resolve_source(str(embedding_model)))
+    encoder = TextEncoder(embedding_model)
+    model = EagerModel(load_backbone(info, encoder.pad_token_id), None)
+    assert pairs.pairs is not None
+    embeddings = [
+        model.run(encoder.encode([text], info.spec.family.inputs, None))["sentence_embedding"][0]
+        for text in (*pairs.texts, *pairs.pairs)
+    ]
+    expected = similarity_metrics(np.array(embeddings[:30]), np.array(embeddings[30:]), pairs.scores())
+    assert quality.rows[0].metrics["spearman"] == pytest.approx(expected["spearman"], abs=1e-6)
+    stored = json.loads((embedding_bundle / "reports" / "quality.json").read_text())
+    assert next(iter(stored.values()))["rows"][0]["variant"] == "ratio-1"
+
+
+def test_plugin_folders_are_exported_and_measured_the_same(
+    embedding_bundle: Path, embedding_model: Path, plugins: dict[int, Path], pairs: Examples
+) -> None:
+    quality = evaluate(list(plugins.values()), pairs, backbone=str(embedding_model))
+    assert quality.rows == evaluate([embedding_bundle], pairs).rows
+    with pytest.raises(UserError, match="which says not where it is") as error:
+        evaluate([plugins[2]], pairs)
+    assert error.value.hint == "Give the backbone: --backbone SRC"
+    with pytest.raises(UserError, match="neither a bundle nor a plugin folder"):
+        evaluate([PAIRS.parent], pairs)
+
+
+def test_two_plugins_of_one_ratio_are_told_apart(
+    tmp_path: Path, embedding_model: Path, plugins: dict[int, Path], pairs: Examples
+) -> None:
+    shutil.copytree(plugins[2], tmp_path / "other")
+    quality = evaluate(
+        [plugins[2], tmp_path / "other"], pairs, backbone=str(embedding_model), runtimes=("onnxruntime",)
+    )
+    assert [row.variant for row in quality.rows] == ["ratio-1", "1-ratio-2", "2-other"]
+
+
+def test_a_graph_that_computes_something_else_fails(
+    embedding_bundle: Path, pairs: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = EagerModel.run
+
+    def slightly_off(self: EagerModel, inputs: Any) -> Any:
+        return {name: values * 1.001 for name, values in run(self, inputs).items()}
+
+    monkeypatch.setattr(EagerModel, "run", slightly_off)
+    with pytest.raises(NumbersDisagreeError, match="the graph's sentence_embedding is not eager PyTorch's"):
+        evaluate([embedding_bundle], pairs)
+
+
+def test_a_bundle_of_another_backbone_is_not_compared_with_this_one(
+    embedding_bundle: Path, pairs: Examples, load_model: Callable[[str], Backbone]
+) -> None:
+    other = str(load_model("minilm").info.source.folder)
+    with pytest.raises(UserError, match="are not those that the bundle was built from"):
+        evaluate([embedding_bundle], pairs, backbone=other)
+
+
+def test_the_graphs_alone_need_no_torch(embedding_bundle: Path) -> None:
+    code = BLOCK + "from variator_export.cli.main import main; main()"
+    arguments = ["evaluate", str(embedding_bundle), "--data", str(PAIRS), "--runtime", "onnxruntime"]
+    arguments += ["--text-column", "first", "--pair-column", "second", "--label-column", "score"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--format", "json"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert [row["ratio"] for row in document["rows"]] == [1, 2, 4]
+    assert document["agreement"] == {}
+
+
+def test_the_task_follows_model_and_data(embedding_bundle: Path, small_bundle: Path, pairs: Examples) -> None:
+    texts = read_examples(str(PAIRS), Columns("first", None, None))
+    quality = evaluate([embedding_bundle], texts, runtimes=("onnxruntime",))
+    assert quality.task == "embedding"
+    # 15 different texts, each twice.
+    assert quality.rows[1].metrics["recall_at_10"] != 1.0
+    with pytest.raises(UserError, match="needs the output sentence_embedding"):
+        evaluate([small_bundle], texts, runtimes=("onnxruntime",))
+    with pytest.raises(UserError, match="needs the output logits"):
+        evaluate([embedding_bundle], pairs, task="classification", runtimes=("onnxruntime",))
+    with pytest.raises(UserError, match="needs labels or scores"):
+        evaluate([embedding_bundle], texts, task="similarity", runtimes=("onnxruntime",))
+    scored = read_examples(str(PAIRS), Columns("first", None, "score"))
+    with pytest.raises(UserError, match="needs pairs of texts"):
+        evaluate([embedding_bundle], scored, task="similarity", runtimes=("onnxruntime",))
+
+
+def test_a_classifier_is_measured_by_its_own_labels(
+    tmp_path: Path, small_model: Callable[[str], Path]
+) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "classifier",
+            "backbone": {"source": str(small_model("bert-classifier"))},
+            "plugins": [{"ratio": 2, "initialise": {}}],
+            "speed": None,
+        }
+    )
+    bundle = build(recipe, tmp_path / "bundle").bundle
+    data = tmp_path / "dev.tsv"
+    data.write_text("text\tlabel\nfine\tLABEL_0\nnot so\tLABEL_2\nhm\tLABEL_1\n")
+    quality = evaluate([bundle], read_examples(str(data), Columns()))
+    assert quality.task == "classification"
+    assert quality.rows[0].metrics["agreement"] == 1.0
+    assert 0 <= float(quality.rows[0].metrics["accuracy"] or 0) <= 1
+    data.write_text("text\tlabel\nfine\tLABEL_0\nnot so\tgood\n")
+    with pytest.raises(UserError, match="line 3: the label 'good' is none of the classifier's: LABEL_0"):
+        evaluate([bundle], read_examples(str(data), Columns()))
+
+
+def test_the_result_is_written_into_model_cards(
+    tmp_path: Path, embedding_model: Path, embedding_bundle: Path, plugins: dict[int, Path]
+) -> None:
+    folder = tmp_path / "plugin"
+    shutil.copytree(plugins[2], folder)
+    card = folder / "README.md"
+    arguments = ["evaluate", str(folder), "--backbone", str(embedding_model), "--data", str(PAIRS)]
+    arguments += ["--text-column", "first", "--pair-column", "second", "--label-column", "score", "--card"]
+    with pytest.raises(UserError, match=r"has no README\.md"):
+        app(arguments, standalone_mode=False)
+    card.write_text("# Mine\n<!-- quality: begin -->\nold\n<!-- quality: end -->\nrest\n")
+    app(arguments, standalone_mode=False)
+    text = card.read_text()
+    assert "old" not in text
+    assert "| ratio-2 |" in text
+    assert text.startswith("# Mine")
+    assert text.endswith("rest\n")
+    card.write_text("# Mine\n")
+    with pytest.raises(UserError, match="no place for the quality"):
+        app(arguments, standalone_mode=False)
+    with pytest.raises(UsageError, match="a bundle has no model cards"):
+        app(
+            ["evaluate", str(embedding_bundle), "--data", str(PAIRS), "--text-column", "first", "--card"],
+            standalone_mode=False,
+        )
