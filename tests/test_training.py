@@ -323,7 +323,9 @@ def test_too_little_text_is_refused(tmp_path: Path, embedding_model: Path) -> No
 def test_passages_are_the_same_for_a_seed_and_cut_from_the_text(embedding_model: Path, texts: str) -> None:
     encoder = TextEncoder(embedding_model)
     train, held_out = tokenize_documents(read_texts([texts]), encoder, PASSAGES)
-    assert sum(len(d.ids) for d in held_out) < 0.2 * sum(len(d.ids) for d in train)
+    assert sum(len(d.ids) for p in held_out for d in p.documents) < 0.2 * sum(
+        len(d.ids) for p in train for d in p.documents
+    )
 
     def make(seed: int, noise: float = 0.0) -> list[list[int]]:
         settings = PASSAGES.model_copy(update={"noise": noise})
@@ -333,13 +335,32 @@ def test_passages_are_the_same_for_a_seed_and_cut_from_the_text(embedding_model:
     rows = make(0)
     assert rows == make(0) != make(1)
     assert all(row[0] == 101 and row[-1] == 102 and len(row) <= 24 for row in rows)
-    whole = " ".join(f" {' '.join(map(str, d.ids))} " for d in train)
+    whole = " ".join(f" {' '.join(map(str, d.ids))} " for p in train for d in p.documents)
     assert all(f" {' '.join(map(str, row[1:-1]))} " in whole for row in rows)
     changed = [
         (a, b) for x, y in zip(rows, make(0, noise=0.2), strict=True) for a, b in zip(x, y, strict=True)
     ]
     share = sum(a != b for a, b in changed) / len(changed)
     assert 0.1 < share < 0.3
+
+
+def test_text_is_mixed_by_shares(tmp_path: Path, embedding_model: Path, texts: str) -> None:
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps({"text": f"Number {i}."}) + "\n" for i in range(200)))
+    encoder = TextEncoder(embedding_model)
+    number = encoder.plain_ids(["number"])[0][0]
+    train, held_out = tokenize_documents(read_texts([texts, f"{short}@0.75"]), encoder, PASSAGES)
+    # Of many short documents some are held out whole.
+    assert [len(pool.documents) for pool in (train[1], held_out[1])] == [180, 20]
+    passages = Passages(train, encoder, PASSAGES, batch_size=2, num_batches=400, seed=0)
+    share = sum(row.ids[1] == number and len(row.ids) < 8 for row in passages) / len(passages)
+    assert 0.7 < share < 0.8
+    with pytest.raises(UserError, match=r"add up to 1\.5"):
+        read_texts([f"{texts}@0.75", f"{short}@0.75"])
+    with pytest.raises(UserError, match="leave something"):
+        read_texts([texts, f"{short}@1"])
+    with pytest.raises(UserError, match="not between 0 and 1"):
+        read_texts([f"{short}@2"])
 
 
 def test_padding_counts_in_no_loss() -> None:

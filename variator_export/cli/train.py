@@ -26,7 +26,9 @@ def pretrain_command(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SRC", help="Plain text: .txt, .jsonl, a folder, or datasets:NAME; may be repeated."
+            metavar="SRC[@SHARE]",
+            help="Plain text: .txt, .jsonl, a folder, or datasets:NAME, and the share of passages that come "
+            "from it; may be repeated.",
         ),
     ] = None,
     ratio: Annotated[

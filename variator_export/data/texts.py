@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from variator_export.core.errors import UserError
@@ -21,11 +21,15 @@ class TextSource:
         name: The file's name without its folder, or the data set as it was asked for.
         sha256: Of the file, or of what was read of the data set.
         documents: Texts of any length; passages never span two of them.
+        share: The share of passages that come from what was given together with this; None: what is left.
+        group: Which of the given sources it belongs to.
     """
 
     name: str
     sha256: str
     documents: tuple[str, ...]
+    share: float | None = None
+    group: int = 0
 
     @property
     def num_characters(self) -> int:
@@ -37,18 +41,23 @@ def read_texts(sources: Sequence[str], text_field: str = "text") -> list[TextSou
     """Read text in the order in which it is given; a folder's files in the order of their names.
 
     Args:
-        sources: Files (`.txt`: one document; `.jsonl`: one in each line), folders, or `datasets:NAME`.
+        sources: Files (`.txt`: one document; `.jsonl`: one in each line), folders, or `datasets:NAME`. Each
+            may end in `@SHARE`, the share of all passages that come from it, between 0 and 1; what is left
+            comes from those without, by their number of sentences.
         text_field: Which field of `.jsonl` lines and which column of data sets holds the text.
 
     Raises:
         UserError: Something cannot be read, has no text, or is given twice; names the file and the line.
     """
     found: list[TextSource] = []
-    for source in sources:
+    for group, given in enumerate(sources):
+        source, share = _share(given)
         if is_dataset(source):
-            found.append(_read_dataset(source, text_field))
+            read = [_read_dataset(source, text_field)]
         else:
-            found += [_read_file(path, text_field) for path in _files(Path(source))]
+            read = [_read_file(path, text_field) for path in _files(Path(source))]
+        found += [replace(text, share=share, group=group) for text in read]
+    _check_shares([_share(given)[1] for given in sources])
     seen: dict[str, str] = {}
     for text in found:
         if text.sha256 in seen:
@@ -58,6 +67,31 @@ def read_texts(sources: Sequence[str], text_field: str = "text") -> list[TextSou
             )
         seen[text.sha256] = text.name
     return found
+
+
+def _share(source: str) -> tuple[str, float | None]:
+    """A source and its share. A file whose own name holds an @ is taken as it is."""
+    name, separator, text = source.rpartition("@")
+    if not separator or Path(source).exists():
+        return source, None
+    try:
+        share = float(text)
+    except ValueError:
+        return source, None
+    if not 0 < share <= 1:
+        raise UserError(f"The share of {source} is not between 0 and 1.", f"--text {name}@0.5")
+    return name, share
+
+
+def _check_shares(shares: Sequence[float | None]) -> None:
+    total = sum(share for share in shares if share is not None)
+    whole = None not in shares
+    if (whole and abs(total - 1) > 1e-6) or (not whole and total >= 1):
+        raise UserError(
+            f"The shares of the text add up to {total:g}.",
+            "They must add up to 1"
+            + ("." if whole else ", and leave something for the text without a share."),
+        )
 
 
 def _files(path: Path) -> list[Path]:

@@ -35,41 +35,79 @@ class TokenizedDocument:
     starts: np.ndarray
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Documents whose passages are drawn together.
+
+    Attributes:
+        documents: At least one.
+        share: The share of batches that are drawn from it; None: what the others leave.
+    """
+
+    documents: tuple[TokenizedDocument, ...]
+    share: float | None
+
+
 def tokenize_documents(
     sources: Sequence[TextSource], encoder: TextEncoder, settings: PassageSettings
-) -> tuple[list[TokenizedDocument], list[TokenizedDocument]]:
-    """Tokenize documents; the end of each is held out.
+) -> tuple[list[Pool], list[Pool]]:
+    """Tokenize documents and hold some out.
+
+    Of a source of many documents some are held out whole, in regular steps; of the others the end of each.
 
     Returns:
-        What to train on, and what is held out. Documents too short to be divided are only trained on.
+        What to train on, and what is held out. Sources without a share are one pool.
 
     Raises:
         UserError: There is less text than one of the longest passages.
     """
-    train, held_out = [], []
+    train: dict[int | None, list[TokenizedDocument]] = {}
+    held_out: dict[int | None, list[TokenizedDocument]] = {}
+    shares: dict[int | None, float | None] = {}
     for source in sources:
-        for document in source.documents:
-            whole = _tokenize(document, encoder)
-            if whole is None:
-                continue
-            cut = int(len(whole.starts) * (1 - settings.held_out))
-            if 0 < cut < len(whole.starts):
-                first, last = _divide(whole, cut)
-                train.append(first)
-                held_out.append(last)
-            else:
-                train.append(whole)
-    total = sum(len(document.ids) for document in train)
+        pool = None if source.share is None else source.group
+        shares[pool] = source.share
+        first, last = _hold_out(source, encoder, settings.held_out)
+        train.setdefault(pool, []).extend(first)
+        held_out.setdefault(pool, []).extend(last)
+    total = sum(len(document.ids) for pool in train.values() for document in pool)
     if total < settings.max_tokens:
         raise UserError(
             f"The text has {total} tokens to train on; one passage alone may have {settings.max_tokens}.",
             "Give more text, or shorter passages: --max-tokens",
         )
-    if not held_out:
+    if not all(held_out.values()):
         raise UserError(
             "No document is long enough to hold out its end, on which the loss is looked at.",
-            "Give longer documents (several sentences each), or hold out more: --held-out 0.2",
+            "Give longer documents (several sentences each), more of them, or hold out more: --held-out 0.2",
         )
+    return _pools(train, shares), _pools(held_out, shares)
+
+
+def _pools(
+    documents: dict[int | None, list[TokenizedDocument]], shares: dict[int | None, float | None]
+) -> list[Pool]:
+    return [Pool(tuple(found), shares[pool]) for pool, found in documents.items()]
+
+
+def _hold_out(
+    source: TextSource, encoder: TextEncoder, share: float
+) -> tuple[list[TokenizedDocument], list[TokenizedDocument]]:
+    """What of one source is trained on, and what is held out."""
+    found = [whole for whole in (_tokenize(d, encoder) for d in source.documents) if whole is not None]
+    step = round(1 / share)
+    if len(found) >= 2 * step:
+        kept = [document for index, document in enumerate(found) if index % step]
+        return kept, found[::step]
+    train, held_out = [], []
+    for document in found:
+        cut = int(len(document.starts) * (1 - share))
+        if 0 < cut < len(document.starts):
+            first, last = _divide(document, cut)
+            train.append(first)
+            held_out.append(last)
+        else:
+            train.append(document)
     return train, held_out
 
 
@@ -93,11 +131,27 @@ def _divide(document: TokenizedDocument, sentence: int) -> tuple[TokenizedDocume
     )
 
 
+class _Drawer:
+    """Draws passages from the documents of one pool; every sentence is equally likely to start one."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._ids = [document.ids for document in pool.documents]
+        counts = [len(document.starts) for document in pool.documents]
+        self._document = np.repeat(np.arange(len(counts)), counts)
+        self._start = np.concatenate([document.starts for document in pool.documents])
+
+    def draw(self, rng: np.random.Generator, length: int) -> np.ndarray:
+        """Up to `length` token ids."""
+        sentence = int(rng.integers(len(self._start)))
+        start = int(self._start[sentence])
+        return self._ids[self._document[sentence]][start : start + length]
+
+
 class Passages:
     """A map-style data set of passages, drawn with replacement.
 
     Args:
-        documents: The text.
+        pools: The text. A batch is drawn from one of them.
         encoder: Its tokenizer, for the special tokens around a passage.
         settings: Length and noise of passages.
         batch_size: Passages that share a length.
@@ -107,7 +161,7 @@ class Passages:
 
     def __init__(
         self,
-        documents: Sequence[TokenizedDocument],
+        pools: Sequence[Pool],
         encoder: TextEncoder,
         settings: PassageSettings,
         *,
@@ -115,10 +169,9 @@ class Passages:
         num_batches: int,
         seed: int,
     ) -> None:
-        self._ids = [document.ids for document in documents]
-        # Every sentence is equally likely to start a passage.
-        self._document = np.repeat(np.arange(len(documents)), [len(d.starts) for d in documents])
-        self._start = np.concatenate([document.starts for document in documents])
+        self._drawers = [_Drawer(pool) for pool in pools]
+        left = 1 - sum(pool.share or 0 for pool in pools)
+        self._shares = np.cumsum([left if pool.share is None else pool.share for pool in pools])
         self._before, self._after = encoder.frame()
         self._vocabulary = encoder.word_ids()
         self._settings = settings
@@ -136,11 +189,9 @@ class Passages:
         """Passage `index`, special tokens around it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
+        length, drawer = self._batch(index // self._batch_size)
         rng = np.random.default_rng([self._seed, 1, index])
-        room = max(1, self._length(index // self._batch_size) - len(self._before) - len(self._after))
-        sentence = int(rng.integers(len(self._start)))
-        start = int(self._start[sentence])
-        ids = self._ids[self._document[sentence]][start : start + room]
+        ids = drawer.draw(rng, max(1, length - len(self._before) - len(self._after)))
         if self._settings.noise:
             share = rng.uniform(0, 2 * self._settings.noise)
             strangers = self._vocabulary[rng.integers(len(self._vocabulary), size=len(ids))]
@@ -148,11 +199,16 @@ class Passages:
         whole = [*self._before, *cast(list[int], ids.tolist()), *self._after]
         return TokenRow(whole, [0] * len(whole))
 
-    def _length(self, batch: int) -> int:
-        """Tokens of the passages of one batch: log-uniform, so that short ones are as frequent as long."""
+    def _batch(self, batch: int) -> tuple[int, _Drawer]:
+        """Tokens of the passages of one batch, and where they come from.
+
+        The length is log-uniform, so that short passages are as frequent as long ones.
+        """
         low, high = self._settings.min_tokens, self._settings.max_tokens
         rng = np.random.default_rng([self._seed, 0, batch])
-        return round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+        length = round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+        pool = min(int(np.searchsorted(self._shares, rng.random(), side="right")), len(self._drawers) - 1)
+        return length, self._drawers[pool]
 
 
 def describe_texts(sources: Sequence[TextSource]) -> list[dict[str, Any]]:
@@ -161,6 +217,7 @@ def describe_texts(sources: Sequence[TextSource]) -> list[dict[str, Any]]:
         {
             "name": source.name,
             "sha256": source.sha256,
+            "share": source.share,
             "documents": len(source.documents),
             "characters": source.num_characters,
         }

@@ -137,7 +137,7 @@ class PretrainPreset(_Part):
 # `default`: what was measured to be better at equal steps (docs/quality.md).
 PRETRAIN_PRESETS = {
     "default": PretrainPreset(
-        start="teacher",
+        start="paper",
         bottleneck_size=64,
         masking="exclude-padding",
         losses=Losses(hidden=1.0, embedding=1.0),
