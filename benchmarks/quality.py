@@ -25,12 +25,13 @@ from variator_export.core.recipe import load_recipe
 from variator_export.data.examples import Columns, Examples, read_examples
 from variator_export.data.texts import read_texts
 from variator_export.model.backbone import load_backbone, read_backbone_info
-from variator_export.model.plugin_file import load_plugin_config
+from variator_export.model.plugin_file import Plugin, load_plugin, load_plugin_config, save_plugin
 from variator_export.model.source import BackboneSource, resolve_source
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.pipeline.evaluate import evaluate
 from variator_export.training.adapt import adapt
 from variator_export.training.finetune import finetune, steps_for_epochs
+from variator_export.training.plugin_run import identity_of
 from variator_export.training.precision import choose_precision
 from variator_export.training.pretrain import new_plugin, pretrain
 from variator_export.training.settings import (
@@ -42,6 +43,7 @@ from variator_export.training.settings import (
 )
 
 RATIOS = (2, 4, 8)
+SHIPPED = "shipped"
 SEED = 0
 PAPER, DEFAULT = PRETRAIN_PRESETS["paper"], PRETRAIN_PRESETS["default"]
 
@@ -144,6 +146,8 @@ class Bench:
 
     def pretrained(self, name: str) -> Path:
         """The plugins of one setting."""
+        if name == SHIPPED:
+            return Path(__file__).parent.parent / "recipes" / "minilm"
         output = self.work / "pretrained" / name.replace(" ", "-").replace(",", "")
         if output.exists():
             return output
@@ -220,6 +224,7 @@ class Bench:
         results = {}
         for way, plugins, adapted in (
             ("pre-trained and adapted", "default", True),
+            ("the shipped plugins, adapted", SHIPPED, True),
             ("no adaptation", "default", False),
             ("no pre-training", None, True),
             ("no decompression", "no decompression", True),
@@ -246,7 +251,10 @@ class Bench:
         start = self.pretrained(plugins) if plugins else self._untrained(folder)
         folders = {f"ratio-{k}": start / f"ratio-{k}" for k in RATIOS}
         output = folder / way.replace(" ", "-")
-        if not output.exists():
+        if not adapted:
+            for name, plugin in folders.items():
+                self._for_backbone(plugin, source, output / name)
+        elif not output.exists():
             adapt(
                 self.backbone(source),
                 folders,
@@ -254,14 +262,13 @@ class Bench:
                 output,
                 losses=Losses(hidden=1.0, logits=0.1),
                 optimisation=Optimisation(
-                    steps=self.adaptation_steps if adapted else 1,
+                    steps=self.adaptation_steps,
                     batch_size=32,
-                    # One step at this rate changes nothing: the same plugins, for this backbone.
-                    learning_rate=1e-3 if adapted else 1e-30,
+                    learning_rate=1e-3,
                     warmup_steps=0,
                     seed=SEED,
                     precision=self.precision,
-                    eval_every=max(1, self.adaptation_steps // 4) if adapted else 1,
+                    eval_every=max(1, self.adaptation_steps // 4),
                 ),
                 progress=Printed(),
             )
@@ -278,10 +285,14 @@ class Bench:
             if row.runtime == "onnxruntime"
         }
 
+    def _for_backbone(self, plugin: Path, source: BackboneSource, output: Path) -> None:
+        """The same plugin, said to be for another backbone: what the ablation without adaptation measures."""
+        read = load_plugin(plugin)
+        identity = identity_of(self.backbone(source))
+        save_plugin(Plugin(read.config.model_copy(update={"backbone": identity}), read.tensors), output)
+
     def _untrained(self, folder: Path) -> Path:
         """Plugins where training starts, for the ablation without pre-training."""
-        from variator_export.model.plugin_file import save_plugin
-
         output = folder / "untrained"
         shape = PluginShape(ratios=RATIOS, masking=DEFAULT.masking, start=DEFAULT.start)
         for ratio in RATIOS:
