@@ -12,8 +12,32 @@ import variator_export
 
 PACKAGE = Path(variator_export.__file__).parent
 # From low to high; `bundle` is what users of a finished bundle open.
-LAYERS = ["core", "model", "graph", "engines", "bundle", "stages", "pipeline", "cli"]
-HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "tensorrt_rtx"}
+LAYERS = [
+    "core",
+    "data",
+    "model",
+    "graph",
+    "engines",
+    "bundle",
+    "stages",
+    "training",
+    "pipeline",
+    "cli",
+]
+HEAVY = {
+    "accelerate",
+    "datasets",
+    "matplotlib",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "scipy",
+    "sklearn",
+    "tensorrt_rtx",
+    "torch",
+    "transformers",
+}
 
 
 def _imports(path: Path) -> set[str]:

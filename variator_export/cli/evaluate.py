@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.table import Table
 
-from variator_export.cli import train_options as options
+from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError
 from variator_export.pipeline.evaluate import MAIN_METRIC, Quality, QualityRow, evaluate

@@ -5,8 +5,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from variator_export.cli.options import BackboneOption, OutputOption, choose, default_backbone
 from variator_export.cli.output import Format, Output
-from variator_export.cli.train_options import BackboneOption, OutputOption, choose, default_backbone
 from variator_export.core.environment import require
 from variator_export.core.errors import UserError
 from variator_export.core.store import exclusive, publish

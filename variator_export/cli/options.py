@@ -1,4 +1,4 @@
-"""The options that the commands of `train` share."""
+"""Options that several commands share, and what is made of their values."""
 
 import shlex
 import sys

@@ -1,0 +1,118 @@
+"""`variator-export train adapt`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from variator_export.cli import options
+from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.cli.train import common
+from variator_export.core.errors import UsageError
+
+
+def adapt_command(
+    output: options.OutputOption,
+    data: options.DataOption,
+    backbone: Annotated[
+        str, typer.Option(metavar="SRC", help="The task's model, for example from `train finetune`.")
+    ],
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]DIR", help="A plugin to train further; may be repeated."),
+    ] = None,
+    text_column: options.TextColumnOption = "text",
+    pair_column: options.PairColumnOption = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The column of the label; only for --loss label=WEIGHT."),
+    ] = None,
+    header: options.HeaderOption = True,
+    validation: options.ValidationOption = None,
+    held_out: options.HeldOutOption = 0.05,
+    max_tokens: options.MaxTokensOption = 128,
+    loss: options.LossOption = None,
+    steps: options.StepsOption = 1000,
+    batch_size: options.BatchOption = 32,
+    learning_rate: options.RateOption = 1e-5,
+    schedule: options.ScheduleOption = "constant",
+    warmup_steps: options.WarmupOption = 0,
+    seed: options.SeedOption = 0,
+    precision: options.PrecisionOption = "auto",
+    eval_every: options.EvalOption = 100,
+    patience: options.PatienceOption = None,
+    dtype: options.DtypeOption = "float16",
+    terms: options.TermsOption = None,
+    replace: options.ReplaceOption = False,
+    restart: options.RestartOption = False,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
+) -> None:
+    """Train plugins further for a task, on a backbone that was tuned for it.
+
+    The loss is the paper's (`--loss hidden=1`) and needs no labels. The learning rate of the paper, 1e-5, is
+    for tens of thousands of steps; short runs want a higher one.
+
+    **Examples**
+
+    `variator-export train adapt --backbone ./sst2 --plugin plugins/ratio-4 --data train.tsv --text-column
+    sentence --output sst2-plugins`
+    """
+    if not plugin:
+        raise UsageError(
+            "There is no plugin to train.", "Give --plugin DIR, from `train pretrain` or `import`."
+        )
+    options.require_training()
+    from variator_export.model.plugin_file import load_plugin_config
+    from variator_export.training.adapt import adapt
+    from variator_export.training.settings import Losses
+
+    optimisation = common.optimisation_of(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        seed=seed,
+        precision=precision,
+        eval_every=eval_every,
+        patience=patience,
+    )
+    losses = options.checked(Losses, {"hidden": 0.0, **options.parse_losses(loss)} if loss else {})
+    folders: dict[str, Path] = {}
+    for item in plugin:
+        name, separator, folder = item.partition("=")
+        path = Path(folder) if separator and not Path(item).exists() else Path(item)
+        key = name if path != Path(item) else f"ratio-{load_plugin_config(path).ratio}"
+        if key in folders:
+            raise UsageError(f"Two plugins have the name {key}.", "Name them apart: --plugin NAME=DIR")
+        folders[key] = path
+    if losses.label and label_column is None:
+        raise UsageError("--loss label needs labels.", "Give --label-column NAME.")
+    train, look = common.examples_of(
+        data,
+        validation,
+        held_out,
+        seed,
+        {"text": text_column, "pair": pair_column, "target": label_column, "header": header},
+    )
+    printer = Output(format)
+    progress = ConsoleProgress(printer)
+    try:
+        result = adapt(
+            common.load(backbone),
+            folders,
+            train,
+            look,
+            output,
+            losses=losses,
+            optimisation=optimisation,
+            max_tokens=max_tokens,
+            half=options.choose("--dtype", dtype, ("float16", "float32")) == "float16",
+            origin=common.origin_of(terms),
+            replace=replace,
+            restart=restart,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    common.print_plugins(printer, result)

@@ -1,0 +1,72 @@
+"""What the commands of `train` share beside their options."""
+
+from typing import TYPE_CHECKING, Any
+
+from variator_export.cli import options
+from variator_export.cli.output import Output
+
+if TYPE_CHECKING:
+    from variator_export.training.plugin_run import TrainedPlugins
+
+
+def optimisation_of(**values: Any) -> Any:
+    """How parameters move (`training.settings.Optimisation`), from options by their names."""
+    from variator_export.training.precision import choose_precision
+    from variator_export.training.settings import Optimisation
+
+    options.choose("--precision", values["precision"], ("auto", "float32", "bfloat16"))
+    return options.checked(Optimisation, {**values, "precision": choose_precision(values["precision"])})
+
+
+def load(source: str | None) -> Any:
+    """A loaded backbone; None: that of the default recipe."""
+    from variator_export.model.backbone import load_backbone, read_backbone_info
+    from variator_export.model.source import resolve_source
+    from variator_export.model.tokenizer import TextEncoder
+
+    found = resolve_source(source or options.default_backbone())
+    return load_backbone(read_backbone_info(found), TextEncoder(found.folder).pad_token_id)
+
+
+def examples_of(
+    data: str, validation: str | None, held_out: float, seed: int, columns: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The examples to train on and those to look at the loss on."""
+    from variator_export.data.examples import Columns, read_examples
+    from variator_export.training.task_data import divide
+
+    read = read_examples(data, Columns(**columns))
+    if read.targets is not None:
+        read.classes()  # refuses a single class
+    if validation is not None:
+        return read, read_examples(validation, Columns(**columns))
+    return divide(read, held_out, seed)
+
+
+def origin_of(terms: str | None) -> Any:
+    """Where the run comes from: this command."""
+    from variator_export.training.plugin_run import Origin
+
+    return Origin(options.command_line(), terms)
+
+
+def is_main() -> bool:
+    """Whether this process prints the result."""
+    from variator_export.training.trainer import is_main_process
+
+    return is_main_process()
+
+
+def print_plugins(printer: Output, result: "TrainedPlugins") -> None:
+    """Print where the plugins are."""
+    if not is_main():
+        return
+    if printer.is_json:
+        plugins = {
+            name: {"folder": str(folder), "held_out_loss": result.losses[name]}
+            for name, folder in result.folders.items()
+        }
+        printer.document({"plugins": plugins, "steps": result.history.steps})
+        return
+    for name, folder in result.folders.items():
+        printer.text(f"{name}: held-out loss {result.losses[name]:.5f}: {folder}")

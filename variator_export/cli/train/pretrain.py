@@ -1,0 +1,160 @@
+"""`variator-export train pretrain`."""
+
+from typing import Annotated
+
+import typer
+
+from variator_export.cli import options
+from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.cli.train import common
+from variator_export.core.errors import UsageError
+from variator_export.pipeline.plan import parse_ratio
+
+
+def pretrain_command(
+    output: options.OutputOption,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SRC[@SHARE]",
+            help="Plain text: .txt, .jsonl, a folder, or datasets:NAME, and the share of passages that come "
+            "from it; may be repeated.",
+        ),
+    ] = None,
+    ratio: Annotated[
+        list[str] | None, typer.Option(metavar="K", help="A ratio to train a plugin for; may be repeated.")
+    ] = None,
+    backbone: options.BackboneOption = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Where the other options start: default, or paper: its own setting."
+        ),
+    ] = "default",
+    steps: options.StepsOption = 4000,
+    batch_size: options.BatchOption = 32,
+    learning_rate: options.RateOption = None,
+    schedule: options.ScheduleOption = "linear",
+    warmup_steps: options.WarmupOption = 50,
+    loss: options.LossOption = None,
+    bottleneck_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Width of the decompression layer's bottleneck.")
+    ] = None,
+    masking: Annotated[
+        str | None, typer.Option(metavar="MODE", help="none, as in the paper's code, or exclude-padding.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="S", help="Where plugins start: paper, or teacher: closer to it.")
+    ] = None,
+    decompression: Annotated[
+        bool, typer.Option("--decompression/--no-decompression", help="Leave it out only for an ablation.")
+    ] = True,
+    min_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of the shortest passages.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of the longest passages.")
+    ] = None,
+    noise: Annotated[
+        float | None, typer.Option(metavar="X", help="Share of tokens replaced by random ones.")
+    ] = None,
+    held_out: options.HeldOutOption = 0.02,
+    held_out_passages: Annotated[
+        int, typer.Option(metavar="N", help="How many passages of the held-out text to look at.")
+    ] = 512,
+    text_field: Annotated[
+        str, typer.Option(metavar="NAME", help="The field or column of the text in .jsonl and data sets.")
+    ] = "text",
+    seed: options.SeedOption = 0,
+    precision: options.PrecisionOption = "auto",
+    eval_every: options.EvalOption = 200,
+    patience: options.PatienceOption = None,
+    dtype: options.DtypeOption = "float16",
+    terms: options.TermsOption = None,
+    replace: options.ReplaceOption = False,
+    restart: options.RestartOption = False,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
+) -> None:
+    """Train plugins for a pretrained backbone from plain text, without labels.
+
+    The teacher is the backbone without plugins; several ratios share its forward pass. A run that was killed
+    goes on when the same command is given again. On several GPUs or machines: `accelerate launch --multi_gpu
+    -m variator_export train pretrain ...`.
+
+    **Examples**
+
+    `variator-export train pretrain --text novels/ --ratio 2 --ratio 4 --output plugins`
+
+    `variator-export train pretrain --text a.jsonl --ratio 4 --preset paper --backbone ./my-bert --output p`
+    """
+    if not text:
+        raise UsageError("There is no text to train on.", "Give --text SRC: a file, a folder, datasets:NAME.")
+    if not ratio:
+        raise UsageError("There is no ratio to train a plugin for.", "Give, for example, --ratio 4.")
+    options.require_training()
+    from variator_export.data.texts import read_texts
+    from variator_export.training.pretrain import pretrain
+    from variator_export.training.settings import (
+        PRETRAIN_PRESETS,
+        Losses,
+        PassageSettings,
+        PluginShape,
+    )
+
+    base = PRETRAIN_PRESETS[options.choose("--preset", preset, tuple(PRETRAIN_PRESETS))]
+    ratios = tuple(dict.fromkeys(parse_ratio(k) for k in ratio))
+    shape = options.checked(
+        PluginShape,
+        {
+            "ratios": ratios,
+            "bottleneck_size": bottleneck_size or base.bottleneck_size,
+            "masking": masking or base.masking,
+            "start": start or base.start,
+            "decompression": decompression,
+        },
+    )
+    losses = options.checked(Losses, {"hidden": 0.0, **options.parse_losses(loss)}) if loss else base.losses
+    passages = options.checked(
+        PassageSettings,
+        {
+            "min_tokens": base.passages.min_tokens if min_tokens is None else min_tokens,
+            "max_tokens": base.passages.max_tokens if max_tokens is None else max_tokens,
+            "noise": base.passages.noise if noise is None else noise,
+            "held_out": held_out,
+            "held_out_passages": held_out_passages,
+        },
+    )
+    optimisation = common.optimisation_of(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate or base.learning_rate,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        seed=seed,
+        precision=precision,
+        eval_every=eval_every,
+        patience=patience,
+    )
+    printer = Output(format)
+    loaded = common.load(backbone)
+    if not loss and losses.embedding and loaded.pooling is None:
+        losses = losses.model_copy(update={"embedding": 0.0})  # the preset's term for sentence embeddings
+    progress = ConsoleProgress(printer)
+    try:
+        result = pretrain(
+            loaded,
+            read_texts(text, text_field),
+            output,
+            shape=shape,
+            losses=losses,
+            passages=passages,
+            optimisation=optimisation,
+            half=options.choose("--dtype", dtype, ("float16", "float32")) == "float16",
+            origin=common.origin_of(terms),
+            replace=replace,
+            restart=restart,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    common.print_plugins(printer, result)
