@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_disk import run_on_small_disk
 
 from variator_export.cli.main import app
 from variator_export.core.errors import UserError
@@ -196,6 +197,20 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(
     state.write_text(state.read_text()[:100])
     _pretrain(embedding_model, texts, tmp_path / "plugins")
     _assert_same_plugins(tmp_path / "plugins", trained)
+
+
+@pytest.mark.parametrize("size", ["40k", "130k"])
+def test_a_full_disk_is_said_in_words(tmp_path: Path, embedding_model: Path, texts: str, size: str) -> None:
+    command = " ".join(_command(embedding_model, texts, Path("$DISK/plugins")))
+    result = run_on_small_disk(
+        f"OMP_NUM_THREADS=1 python -m variator_export {command}; echo exit $?",
+        tmp_path / "disk",
+        size=size,
+    )
+    assert "exit 1" in result.stdout, result.stderr
+    assert "no space left on device" in result.stderr
+    assert "goes on from the last whole checkpoint" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_an_unfinished_run_of_another_command_is_not_continued(

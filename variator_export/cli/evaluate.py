@@ -1,6 +1,5 @@
 """`variator-export evaluate`."""
 
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -9,6 +8,7 @@ from rich.table import Table
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError
+from variator_export.core.recipe import plugin_folder
 from variator_export.pipeline.evaluate import MAIN_METRIC, Quality, QualityRow, evaluate
 
 _RUNTIMES = ("both", "eager", "onnxruntime")
@@ -16,7 +16,7 @@ _RUNTIMES = ("both", "eager", "onnxruntime")
 
 def evaluate_command(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE_OR_PLUGIN...", help="One bundle, or plugin folders.")
+        list[str], typer.Argument(metavar="BUNDLE_OR_PLUGIN...", help="One bundle, or plugin folders.")
     ],
     data: options.DataOption,
     text_column: options.TextColumnOption = "text",
@@ -64,22 +64,23 @@ def evaluate_command(
     `variator-export evaluate artifacts/minilm --data queries.jsonl --runtime onnxruntime` needs no torch.
     """
     options.choose("--runtime", runtime, _RUNTIMES)
+    folders = [plugin_folder(path) for path in paths]
     if task is not None:
         options.choose("--task", task, tuple(MAIN_METRIC))
-    if card and not all((path / "plugin_config.json").is_file() for path in paths):
+    if card and not all((path / "plugin_config.json").is_file() for path in folders):
         raise UsageError("--card writes into plugin folders; a bundle has no model cards.", "Leave it out.")
     from variator_export.data.examples import Columns, read_examples
     from variator_export.model.plugin_card import check_card, write_quality
 
     if card:
-        for path in paths:
+        for path in folders:
             check_card(path)
     examples = read_examples(data, Columns(text_column, pair_column, label_column, header))
     printer = Output(format)
     progress = ConsoleProgress(printer)
     try:
         quality = evaluate(
-            paths,
+            folders,
             examples,
             task=cast(Any, task),
             backbone=backbone,
@@ -91,7 +92,7 @@ def evaluate_command(
         progress.close()
     if card:
         markdown = quality_markdown(quality)
-        for path in paths:
+        for path in folders:
             write_quality(path, markdown)
     if printer.is_json:
         printer.document(quality.as_dict())

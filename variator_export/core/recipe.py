@@ -13,6 +13,8 @@ from variator_export.core.errors import UserError
 from variator_export.core.validation import describe_validation_error
 
 DEFAULT_RECIPE = "minilm"
+# Before the path of a plugin that comes with the package's recipes.
+RECIPES_PREFIX = "recipes:"
 TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 Target = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
@@ -60,7 +62,7 @@ class PluginRecipe(_Part):
     Attributes:
         name: The variant's name; None: `ratio-K`.
         ratio: Its ratio; may be left out for a folder, which says it itself.
-        source: A folder with `plugin_config.json` and `plugin.safetensors`.
+        source: A folder with `plugin_config.json` and `plugin.safetensors` (`plugin_folder`).
         initialise: How to make one instead.
     """
 
@@ -224,6 +226,28 @@ def shipped_recipes() -> list[str]:
     )
 
 
+def plugin_folder(source: str) -> Path:
+    """The folder of a plugin: `recipes:PATH` for one that comes with the package, else a path.
+
+    Raises:
+        UserError: The package has no such plugin.
+    """
+    if not source.startswith(RECIPES_PREFIX):
+        return Path(source).expanduser()
+    # A folder on disk: the package says that it cannot run from an archive (pyproject.toml, zip-safe).
+    recipes = Path(str(_shipped()))
+    name = source.removeprefix(RECIPES_PREFIX)
+    there = sorted(
+        path.parent.relative_to(recipes).as_posix() for path in recipes.glob("*/*/plugin.safetensors")
+    )
+    if name not in there:
+        raise UserError(
+            f"The package has no plugin {source}.",
+            f"Choose one of: {', '.join(RECIPES_PREFIX + other for other in there)}.",
+        )
+    return recipes / name
+
+
 def _shipped() -> Any:
     return resources.files("variator_export.recipes")
 
@@ -245,4 +269,6 @@ def _relative(recipe: Recipe, folder: Path | None) -> Recipe:
 
 
 def _below(folder: Path, source: str) -> str:
+    if source.startswith(RECIPES_PREFIX):
+        return source
     return os.path.normpath(folder / Path(source).expanduser())

@@ -2,13 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import Manifest
-from variator_export.core.recipe import PluginRecipe, Recipe
+from variator_export.core.recipe import PluginRecipe, Recipe, plugin_folder
 from variator_export.core.validation import describe_validation_error
 from variator_export.model.plugin_file import load_plugin_config
 
@@ -149,13 +148,13 @@ def _keep_trained(asked: tuple[PluginRecipe, ...], old: Manifest) -> None:
 
 
 def _is_trained(plugin: PluginRecipe) -> bool:
-    return plugin.source is not None and load_plugin_config(Path(plugin.source)).training is not None
+    return plugin.source is not None and load_plugin_config(plugin_folder(plugin.source)).training is not None
 
 
 def _with_name(plugin: PluginRecipe) -> PluginRecipe:
     ratio = plugin.ratio
     if plugin.source is not None:
-        found = load_plugin_config(Path(plugin.source)).ratio
+        found = load_plugin_config(plugin_folder(plugin.source)).ratio
         if ratio is not None and found != ratio:
             raise UserError(
                 f"The plugin {plugin.source} has ratio {found}; the recipe says {ratio}.",

@@ -7,6 +7,7 @@ from variator_export.core.bundle_files import WEIGHTS_NAME
 from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import write_json
+from variator_export.core.recipe import plugin_folder
 from variator_export.core.tolerances import TOLERANCES
 from variator_export.model.plugin_file import (
     CONFIG_NAME,
@@ -46,7 +47,7 @@ def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
         # The bundle's own copy is the plugin now; its source may be gone.
         depends_on = workshop.old.manifest.steps.get(name, {})
     elif recipe.source is not None:
-        depends_on = {"sha256": plugin_sha256(Path(recipe.source))}
+        depends_on = {"sha256": plugin_sha256(plugin_folder(recipe.source))}
     else:
         assert recipe.initialise is not None
         depends_on = {
@@ -60,7 +61,7 @@ def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
 
     def make() -> None:
         if recipe.source is not None:
-            source = Path(recipe.source)
+            source = plugin_folder(recipe.source)
             check_plugin_fits(load_plugin(source).config, context, recipe.source)
             for path in plugin_files(source):
                 shutil.copyfile(path, target / path.name)

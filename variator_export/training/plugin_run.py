@@ -190,7 +190,8 @@ def publishing(output: Path, *, replace: bool, restart: bool) -> Iterator[tuple[
             f"{output} holds files but nothing that a training run wrote.",
             "Choose another folder with --output; nothing in this one was touched.",
         )
-    with exclusive(output) as staging, writing_to(output):
+    state = "What was there is unchanged, and the same command goes on from the last whole checkpoint."
+    with exclusive(output) as staging, writing_to(output, state):
         if restart:
             shutil.rmtree(checkpoints, ignore_errors=True)
         yield staging, checkpoints

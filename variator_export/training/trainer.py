@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -151,7 +152,11 @@ def fit(
         progress.note(f"continuing from step {int(last.name.rpartition('-')[2])} ({last})")
     with _quiet(), progress.bar("training", settings.steps) as advance:
         trainer.add_callback(_Bar(advance))
-        trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+        except (RuntimeError, SafetensorError) as error:
+            _refuse_full_disk(folder, 16 * sum(p.numel() for p in parameters), error)
+            raise
     return _history(trainer.state)
 
 
@@ -329,6 +334,22 @@ def _last_checkpoint(folder: Path) -> Path | None:
             json.loads((path / _STATE_NAME).read_text(encoding="utf-8"))
             return path
     return None
+
+
+def _refuse_full_disk(folder: Path, num_bytes: int, error: Exception) -> None:
+    """Raise the operating system's own error if a checkpoint cannot be written.
+
+    torch and safetensors say that a disk is full in errors that could be anything.
+    """
+    probe = folder / "probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(num_bytes))
+    except OSError as refusal:
+        raise refusal from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def _history(state: Any) -> History:

@@ -9,6 +9,7 @@ from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.cli.train import common
 from variator_export.core.errors import UsageError
+from variator_export.core.recipe import plugin_folder
 
 
 def adapt_command(
@@ -81,8 +82,9 @@ def adapt_command(
     folders: dict[str, Path] = {}
     for item in plugin:
         name, separator, folder = item.partition("=")
-        path = Path(folder) if separator and not Path(item).exists() else Path(item)
-        key = name if path != Path(item) else f"ratio-{load_plugin_config(path).ratio}"
+        is_named = separator and not Path(item).exists()
+        path = plugin_folder(folder if is_named else item)
+        key = name if is_named else f"ratio-{load_plugin_config(path).ratio}"
         if key in folders:
             raise UsageError(f"Two plugins have the name {key}.", "Name them apart: --plugin NAME=DIR")
         folders[key] = path
