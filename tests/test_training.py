@@ -20,6 +20,7 @@ from variator_export.cli.main import app
 from variator_export.core.errors import UserError
 from variator_export.data.examples import Columns, read_examples
 from variator_export.data.texts import read_texts
+from variator_export.model.augmented import PlainModel
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin_file import load_plugin, load_plugin_config
 from variator_export.model.source import resolve_source
@@ -119,6 +120,38 @@ def test_the_loss_falls_and_the_folder_says_how_it_was_made(
     assert "ratio 4" in card
     assert config.training["data"][0]["sha256"][:16] in card
     assert not list(tmp_path.glob(".plugins.training"))
+
+
+@pytest.mark.parametrize("name", ["bert-classifier", "t5-v1.0", "t5-v1.1"])
+def test_every_family_can_be_trained(
+    tmp_path: Path, texts: str, small_model: Callable[[str], Path], name: str
+) -> None:
+    result = _pretrain(
+        small_model(name),
+        texts,
+        tmp_path / "plugins",
+        losses=Losses(hidden=1.0, layers=0.1),
+        optimisation={"steps": 40, "eval_every": 10},
+    )
+    held_out = result.history.held_out
+    assert held_out[-1].metrics["ratio-2"] < held_out[0].metrics["ratio-2"]
+
+
+def test_the_teacher_is_the_backbone_itself(
+    embedding_model: Path, small_model: Callable[[str], Path]
+) -> None:
+    """Hidden states come out of the place that the loss means: the last is what the head gets."""
+    for folder in (embedding_model, small_model("t5-v1.1")):
+        backbone = _load(folder)
+        encoder = TextEncoder(folder)
+        rows = encoder.encode(["The ferry leaves at seven."], backbone.spec.family.inputs, None)
+        found = PlainModel(backbone)(
+            {name: torch.from_numpy(array) for name, array in rows.items()}, hidden_states=True
+        )
+        layers = backbone.info.size.num_layers
+        assert torch.equal(found[f"hidden_states.{layers - 1}"], found["last_hidden_state"])
+        assert f"hidden_states.{layers}" not in found
+        assert not torch.equal(found["hidden_states.0"], found["hidden_states.1"])
 
 
 def test_ratios_of_one_run_do_not_depend_on_each_other(
