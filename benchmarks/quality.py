@@ -31,7 +31,6 @@ from variator_export.model.tokenizer import TextEncoder
 from variator_export.pipeline.evaluate import evaluate
 from variator_export.training.adapt import adapt
 from variator_export.training.finetune import finetune, steps_for_epochs
-from variator_export.training.plugin_run import identity_of
 from variator_export.training.precision import choose_precision
 from variator_export.training.pretrain import new_plugin, pretrain
 from variator_export.training.settings import (
@@ -288,7 +287,7 @@ class Bench:
     def _for_backbone(self, plugin: Path, source: BackboneSource, output: Path) -> None:
         """The same plugin, said to be for another backbone: what the ablation without adaptation measures."""
         read = load_plugin(plugin)
-        identity = identity_of(self.backbone(source))
+        identity = self.backbone(source).info.identity
         save_plugin(Plugin(read.config.model_copy(update={"backbone": identity}), read.tensors), output)
 
     def _untrained(self, folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """Quality: the metrics, and `evaluate` on real models, eager and exported."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.pipeline.build import build
-from variator_export.pipeline.evaluate import evaluate
+from variator_export.pipeline.evaluate import evaluate, store_quality
 from variator_export.stages.quality import (
     classification_metrics,
     embedding_metrics,
@@ -129,8 +130,35 @@ def test_every_ratio_is_measured_eager_and_exported_and_they_agree(
     ]
     expected = similarity_metrics(np.array(embeddings[:30]), np.array(embeddings[30:]), pairs.scores())
     assert quality.rows[0].metrics["spearman"] == pytest.approx(expected["spearman"], abs=1e-6)
-    stored = json.loads((embedding_bundle / "reports" / "quality.json").read_text())
-    assert next(iter(stored.values()))["rows"][0]["variant"] == "ratio-1"
+
+
+def test_results_are_kept_in_the_bundle_as_long_as_they_are_of_its_graphs(
+    embedding_bundle: Path, pairs: Examples, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(embedding_bundle, bundle)
+    report = bundle / "reports" / "quality.json"
+    quality = evaluate([bundle], pairs, runtimes=("onnxruntime",))
+    other = evaluate([bundle], pairs, task="embedding", runtimes=("onnxruntime",))
+    store_quality(bundle, quality)
+    store_quality(bundle, other)
+    store_quality(bundle, quality)
+    assert sorted(entry["task"] for entry in json.loads(report.read_text()).values()) == [
+        "embedding",
+        "similarity",
+    ]
+    store_quality(bundle, dataclasses.replace(quality, graphs={"ratio-1": "another"}))
+    assert len(json.loads(report.read_text())) == 1
+    report.write_text("{")
+    with pytest.raises(UserError, match="is not valid JSON") as error:
+        store_quality(bundle, quality)
+    assert error.value.hint == f"Remove the broken report: rm '{report}'"
+
+
+def test_equal_texts_have_no_rank_correlation() -> None:
+    ones = np.ones((3, 2))
+    assert similarity_metrics(ones, ones, [1, 2, 3]) == {"spearman": None}
+    assert relative_loss({"spearman": None}, {"spearman": 0.8}, "spearman") is None
 
 
 def test_plugin_folders_are_exported_and_measured_the_same(
@@ -143,6 +171,10 @@ def test_plugin_folders_are_exported_and_measured_the_same(
     assert error.value.hint == "Give the backbone: --backbone SRC"
     with pytest.raises(UserError, match="neither a bundle nor a plugin folder"):
         evaluate([PAIRS.parent], pairs)
+    with pytest.raises(UserError, match="of which one is evaluated at a time"):
+        evaluate([plugins[2], embedding_bundle], pairs)
+    with pytest.raises(UserError, match="--backbone would not be used"):
+        evaluate([embedding_bundle], pairs, backbone="x", runtimes=("onnxruntime",))
 
 
 def test_two_plugins_of_one_ratio_are_told_apart(

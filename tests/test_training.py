@@ -25,7 +25,7 @@ from variator_export.model.backbone import Backbone, load_backbone, read_backbon
 from variator_export.model.plugin_file import load_plugin, load_plugin_config
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
-from variator_export.training import losses
+from variator_export.training import losses, trainer
 from variator_export.training.adapt import adapt
 from variator_export.training.finetune import finetune
 from variator_export.training.passages import Passages, tokenize_documents
@@ -179,6 +179,19 @@ def test_the_backbone_stays_as_it_is(tmp_path: Path, embedding_model: Path, text
         assert torch.equal(tensor, before[name]), name
 
 
+def _interrupt(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], object]) -> None:
+    """Break a run off after a step, as Ctrl-C does."""
+
+    def break_off(_self: object, _args: object, state: Any, *_: object, **__: object) -> None:
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Bar, "on_step_end", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
 def _command(folder: Path, texts: str, output: Path, steps: int = 12) -> list[str]:
     return (
         f"train pretrain --backbone {folder} --text {texts} --ratio 2 --ratio 4 --bottleneck-size 8 "
@@ -247,20 +260,83 @@ def test_a_full_disk_is_said_in_words(tmp_path: Path, embedding_model: Path, tex
 
 
 def test_an_unfinished_run_of_another_command_is_not_continued(
-    tmp_path: Path, embedding_model: Path, texts: str, trained: Path
+    tmp_path: Path, embedding_model: Path, texts: str, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "plugins"
-    checkpoints = tmp_path / ".plugins.training"
-    checkpoints.mkdir()
-    (checkpoints / "run.json").write_text(
-        json.dumps({"identity": "x", "settings": {"settings": {"optimisation": {"steps": 99}}}})
-    )
-    with pytest.raises(UserError, match=r"settings\.optimisation\.steps was 99 and is 12") as error:
+    _interrupt(monkeypatch, 10, lambda: _pretrain(embedding_model, texts, output, optimisation={"steps": 99}))
+    with pytest.raises(UserError, match=r": settings\.optimisation\.steps was 99 and is 12\.") as error:
         _pretrain(embedding_model, texts, output)
     assert error.value.hint is not None
     assert "--restart" in error.value.hint
     _pretrain(embedding_model, texts, output, restart=True)
     _assert_same_plugins(output, trained)
+    # A run that did not come to its first checkpoint stands in nobody's way.
+    _interrupt(
+        monkeypatch,
+        2,
+        lambda: _pretrain(embedding_model, texts, output, optimisation={"steps": 99}, replace=True),
+    )
+    _pretrain(embedding_model, texts, output, replace=True)
+    _assert_same_plugins(output, trained)
+
+
+def test_early_stopping_is_the_same_after_a_kill(
+    tmp_path: Path, embedding_model: Path, texts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"steps": 100, "learning_rate": 0.3, "schedule": "constant", "patience": 3, "eval_every": 3}
+
+    def run(name: str) -> TrainedPlugins:
+        return _pretrain(embedding_model, texts, tmp_path / name, optimisation=options)
+
+    unbroken = run("unbroken").history
+    assert unbroken.steps < 100
+    _interrupt(monkeypatch, unbroken.steps - 1, lambda: run("killed"))
+    assert run("killed").history == unbroken
+    _assert_same_plugins(tmp_path / "killed", tmp_path / "unbroken")
+
+
+def test_fine_tuning_and_adaptation_go_on_after_a_kill(
+    tmp_path: Path, embedding_model: Path, classifier: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = read_examples(str(_task(tmp_path / "train.tsv")), Columns("sentence"))
+    optimisation = Optimisation(steps=12, batch_size=8, learning_rate=1e-3, warmup_steps=0, eval_every=4)
+
+    def run(name: str) -> None:
+        source = resolve_source(str(embedding_model))
+        finetune(source, examples, examples, tmp_path / f"model-{name}", optimisation=optimisation)
+        adapt(
+            _load(classifier),
+            {"ratio-2": trained / "ratio-2", "ratio-4": trained / "ratio-4"},
+            examples,
+            examples,
+            tmp_path / f"plugins-{name}",
+            losses=Losses(),
+            optimisation=optimisation,
+        )
+
+    run("unbroken")
+    _interrupt(monkeypatch, 7, lambda: run("killed"))
+    run("killed")
+    first, second = (tmp_path / f"model-{name}" / "model.safetensors" for name in ("unbroken", "killed"))
+    assert first.read_bytes() == second.read_bytes()
+    _assert_same_plugins(tmp_path / "plugins-unbroken", tmp_path / "plugins-killed")
+
+
+def test_a_run_on_another_column_is_another_run(
+    tmp_path: Path, embedding_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train.tsv"
+    path.write_text("x\ty\tlabel\n" + "".join(f"one {i}\ttwo {i}\t{i % 2}\n" for i in range(20)))
+    optimisation = Optimisation(steps=12, batch_size=4, learning_rate=1e-3, warmup_steps=0, eval_every=4)
+
+    def run(column: str) -> None:
+        examples = read_examples(str(path), Columns(column))
+        source = resolve_source(str(embedding_model))
+        finetune(source, examples, examples, tmp_path / "model", optimisation=optimisation)
+
+    _interrupt(monkeypatch, 6, lambda: run("x"))
+    with pytest.raises(UserError, match="unfinished run of another command: data was"):
+        run("y")
 
 
 def test_two_processes_give_what_one_gives(
@@ -289,8 +365,6 @@ def test_two_processes_give_what_one_gives(
 def test_a_batch_that_processes_cannot_share_is_refused(
     tmp_path: Path, embedding_model: Path, texts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from variator_export.training import trainer
-
     monkeypatch.setattr(trainer, "num_processes", lambda: 3)
     with pytest.raises(UserError, match="cannot be shared evenly by 3 processes") as error:
         _pretrain(embedding_model, texts, tmp_path / "plugins")
@@ -329,9 +403,32 @@ def test_what_is_there_is_not_replaced_unasked(
     with pytest.raises(UserError, match="is there already"):
         _pretrain(embedding_model, texts, trained)
     (tmp_path / "thesis.txt").write_text("Ten years of work.")
-    with pytest.raises(UserError, match="nothing that a training run wrote"):
+    with pytest.raises(UserError, match="holds files that no training run wrote"):
         _pretrain(embedding_model, texts, tmp_path, replace=True)
     assert (tmp_path / "thesis.txt").exists()
+    mixed = tmp_path / "mixed"
+    shutil.copytree(trained, mixed)
+    (mixed / "ratio-2" / "notes.txt").write_text("Mine.")
+    with pytest.raises(UserError, match="holds files that no training run wrote"):
+        _pretrain(embedding_model, texts, mixed, replace=True)
+    (mixed / "ratio-2" / "notes.txt").unlink()
+    _pretrain(embedding_model, texts, mixed, replace=True, optimisation={"steps": 2})
+    with pytest.raises(UserError, match="is a file"):
+        _pretrain(embedding_model, texts, tmp_path / "thesis.txt", replace=True)
+
+
+def test_a_run_does_not_replace_what_it_reads(tmp_path: Path, classifier: Path, trained: Path) -> None:
+    plugins, model = tmp_path / "plugins", tmp_path / "model"
+    shutil.copytree(trained, plugins)
+    shutil.copytree(classifier, model)
+    data = _task(tmp_path / "train.tsv")
+    for output in (plugins, model):
+        command = (
+            f"train adapt --backbone {model} --plugin {plugins}/ratio-2 --data {data} --text-column sentence"
+        )
+        with pytest.raises(UserError, match="which the run reads"):
+            app([*command.split(), "--output", str(output), "--replace"], standalone_mode=False)
+    assert (model / "model.safetensors").is_file()
 
 
 def test_a_plugin_without_decompression_stays_without(
@@ -342,6 +439,27 @@ def test_a_plugin_without_decompression_stays_without(
     )
     for name, array in _tensors(result.folders["ratio-2"]).items():
         assert array.any() == ("compress.weight" in name or "compress.bias" in name), name
+    adapted = _pretrain_further(result.folders["ratio-2"], embedding_model, texts, tmp_path / "adapted")
+    for name, array in _tensors(adapted).items():
+        assert array.any() == ("compress.weight" in name or "compress.bias" in name), name
+
+
+def _pretrain_further(plugin: Path, backbone: Path, texts: str, output: Path) -> Path:
+    lines = read_texts([texts])[0].documents[0].splitlines()
+    data = output.parent / "lines.tsv"
+    data.write_text("text\n" + "\n".join(line.replace("\t", " ") for line in lines if line.strip()) + "\n")
+    examples = read_examples(str(data), Columns(target=None))
+    result = adapt(
+        _load(backbone),
+        {"ratio-2": plugin},
+        examples,
+        examples,
+        output,
+        losses=Losses(),
+        optimisation=Optimisation(steps=4, batch_size=4, learning_rate=1e-2, warmup_steps=0),
+        max_tokens=24,
+    )
+    return result.folders["ratio-2"]
 
 
 @pytest.mark.parametrize(
@@ -392,11 +510,26 @@ def test_passages_are_the_same_for_a_seed_and_cut_from_the_text(embedding_model:
     assert 0.1 < share < 0.3
 
 
+def test_tokens_are_those_of_the_whole_text(tmp_path: Path, embedding_model: Path) -> None:
+    text = '"I will go." She left. (Maybe.) Then\n\nA heading\n\nThe end; really: yes!'
+    (tmp_path / "a.txt").write_text(text * 40)
+    encoder = TextEncoder(embedding_model)
+    train, held_out = tokenize_documents(read_texts([str(tmp_path / "a.txt")]), encoder, PASSAGES)
+    documents = [train[0].documents[0], held_out[0].documents[0]]
+    joined = [i for document in documents for i in document.ids.tolist()]
+    assert joined == encoder.plain([text * 40])[0][0]
+    first = documents[0]
+    ends = {int(first.ids[start - 1]) for start in first.starts[1:]}
+    marks = {encoder.plain([mark])[0][0][0] for mark in '".);:!'}
+    assert ends <= marks | {encoder.plain(["then"])[0][0][0], encoder.plain(["heading"])[0][0][0]}
+    assert len(first.starts) > 100
+
+
 def test_text_is_mixed_by_shares(tmp_path: Path, embedding_model: Path, texts: str) -> None:
     short = tmp_path / "short.jsonl"
     short.write_text("".join(json.dumps({"text": f"Number {i}."}) + "\n" for i in range(200)))
     encoder = TextEncoder(embedding_model)
-    number = encoder.plain_ids(["number"])[0][0]
+    number = encoder.plain(["number"])[0][0][0]
     train, held_out = tokenize_documents(read_texts([texts, f"{short}@0.75"]), encoder, PASSAGES)
     # Of many short documents some are held out whole.
     assert [len(pool.documents) for pool in (train[1], held_out[1])] == [180, 20]
@@ -416,9 +549,37 @@ def test_padding_counts_in_no_loss() -> None:
     student, teacher = (torch.randn(2, 5, 3, generator=generator) for _ in range(2))
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     expected = 0.5 * ((student - teacher)[0, :3].square().mean() + (student - teacher)[1].square().mean())
-    assert losses.hidden_loss(student, teacher, mask) == pytest.approx(float(expected), rel=1e-6)
+    assert float(losses.hidden_loss(student, teacher, mask).mean()) == pytest.approx(
+        float(expected), rel=1e-6
+    )
     student[0, 3:] = 1e6
-    assert losses.hidden_loss(student, teacher, mask) == pytest.approx(float(expected), rel=1e-6)
+    assert float(losses.hidden_loss(student, teacher, mask).mean()) == pytest.approx(
+        float(expected), rel=1e-6
+    )
+
+
+def test_no_row_depends_on_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 5, 3, generator=generator) for _ in range(2))
+    teacher[2] *= 100
+    mask = torch.ones(4, 5)
+    labels = torch.tensor([0, 2, 1, 1])
+    whole = [
+        losses.hidden_loss(student, teacher, mask),
+        losses.relative_hidden_loss(student, teacher, mask),
+        losses.embedding_loss(student[:, 0], teacher[:, 0]),
+        losses.logits_loss(student[:, 0], teacher[:, 0]),
+        losses.label_loss(student[:, 0], labels),
+    ]
+    alone = [
+        losses.hidden_loss(student[1:2], teacher[1:2], mask[:1]),
+        losses.relative_hidden_loss(student[1:2], teacher[1:2], mask[:1]),
+        losses.embedding_loss(student[1:2, 0], teacher[1:2, 0]),
+        losses.logits_loss(student[1:2, 0], teacher[1:2, 0]),
+        losses.label_loss(student[1:2, 0], labels[1:2]),
+    ]
+    for first, second in zip(whole, alone, strict=True):
+        torch.testing.assert_close(first[1:2], second)
 
 
 # A task that a small model learns: which of two words is in the text.
@@ -498,7 +659,11 @@ def test_adaptation_refuses_what_does_not_fit(tmp_path: Path, classifier: Path, 
         ([*plugin, "--loss", "hidden=0"], "every term of the loss has the weight 0"),
         ([*plugin, "--held-out", "0.001"], "leaves one part empty"),
         ([*plugin, "--loss", "embedding=1"], "declares no pooling"),
-        ([*plugin, "--steps", "0"], "'steps' is 0"),
+        ([*plugin, "--learning-rate", "0"], "--learning-rate is 0"),
+        ([*plugin, "--held-out", "0.9"], "is not more than 0 and at most 0.5"),
+        ([*plugin, "--loss", "hidden="], "is no number"),
+        (["--plugin", f"a/b={trained / 'ratio-2'}"], "cannot name a plugin"),
+        ([*plugin, "--loss", "layers=1"], "whose plugin would not be trained"),
         ([*plugin, "--precision", "int8"], "--precision 'int8' is none of"),
     ]:
         with pytest.raises(UserError) as error:

@@ -75,6 +75,11 @@ def test_an_imported_plugin_computes_what_the_papers_code_computes(tmp_path: Pat
         torch.testing.assert_close(found.view(3, 8, D), expected, rtol=0, atol=1e-6)
 
 
+def test_parameters_are_tensors(tmp_path: Path) -> None:
+    state = {name: torch.nn.Parameter(tensor) for name, tensor in _upstream_state().items()}
+    assert read_upstream(_save(tmp_path / "k4.pkl", state), SIZE, BACKBONE).config.ratio == K
+
+
 def test_half_precision_is_kept_or_widened_on_request(tmp_path: Path) -> None:
     path = _save(tmp_path / "k4.pkl", _upstream_state())
     kept, wide = read_upstream(path, SIZE, BACKBONE), read_upstream(path, SIZE, BACKBONE, "float32")
@@ -106,6 +111,8 @@ def test_a_file_with_code_in_it_is_refused_and_runs_nothing(tmp_path: Path) -> N
         with pytest.raises(UserError, match="holds only tensors") as error:
             read_upstream(file, SIZE, BACKBONE)
         assert "Nothing in it was run" in error.value.message
+        # torch's own message says how to run it all the same.
+        assert "weights_only" not in str(error.value)
     assert not marker.exists()
     pickle.loads(plain.read_bytes())
     assert marker.exists()  # it would have
@@ -133,6 +140,15 @@ def _without(key: str) -> dict[str, Tensor]:
         ([torch.zeros(1)], "holds a list, not a state dict"),
         ({}, "holds no tensors"),
         (
+            {**_upstream_state(), "mux_layer.0.mux_layer.bias": torch.zeros(K, dtype=torch.complex64)},
+            "is a tensor of torch.complex64",
+        ),
+        (
+            {**_upstream_state(), "mux_layer.0.mux_layer.bias": torch.zeros(K).to_sparse()},
+            "torch.sparse_coo on cpu",
+        ),
+        ({**_upstream_state(), "mux_layer.00.mux_layer.bias": torch.zeros(K)}, "the key 'mux_layer.00."),
+        (
             {**_upstream_state(), "mux_layer.0.mux_layer.bias": torch.full((K,), float("nan"))},
             "layer 0, compress.bias holds values that are NaN",
         ),
@@ -150,7 +166,10 @@ def test_a_checkpoint_that_is_no_plugin_of_this_backbone_is_refused(
 def test_a_truncated_missing_or_too_large_file_is_refused(tmp_path: Path) -> None:
     path = _save(tmp_path / "k4.pkl", _upstream_state())
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(UserError, match="holds only tensors"):
+    with pytest.raises(UserError, match=r"is no whole file of torch\.save"):
+        read_upstream(path, SIZE, BACKBONE)
+    path.write_text("Dear sir or madam")
+    with pytest.raises(UserError, match="Nothing in it was run"):
         read_upstream(path, SIZE, BACKBONE)
     with pytest.raises(UserError, match="There is no file"):
         read_upstream(tmp_path / "missing.pkl", SIZE, BACKBONE)
@@ -175,7 +194,7 @@ def test_the_command_writes_a_plugin_folder_and_keeps_what_is_there(
         app([*arguments, "--output", str(output)], standalone_mode=False)
     assert error.value.hint is not None
     assert "--replace" in error.value.hint
-    with pytest.raises(UserError, match="is there already and holds no plugin"):
+    with pytest.raises(UserError, match="is there already and holds more than a plugin"):
         app([*arguments, "--output", str(tmp_path), "--replace"], standalone_mode=False)
     app([*arguments, "--output", str(output), "--replace", "--dtype", "float32"], standalone_mode=False)
     assert (output / "plugin.safetensors").read_bytes() != before

@@ -8,8 +8,9 @@ from rich.table import Table
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError
+from variator_export.core.manifest import is_bundle
 from variator_export.core.recipe import plugin_folder
-from variator_export.pipeline.evaluate import MAIN_METRIC, Quality, QualityRow, evaluate
+from variator_export.pipeline.evaluate import MAIN_METRIC, Quality, QualityRow, evaluate, store_quality
 
 _RUNTIMES = ("both", "eager", "onnxruntime")
 
@@ -42,7 +43,8 @@ def evaluate_command(
         str, typer.Option(metavar="R", help="both (and their outputs must agree), eager or onnxruntime.")
     ] = "both",
     max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Cut longer texts; default: at the model's limit.")
+        int | None,
+        typer.Option(min=3, metavar="N", help="Cut longer texts; default: at the model's limit."),
     ] = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the result into the model cards of the plugin folders.")
@@ -96,7 +98,14 @@ def evaluate_command(
             write_quality(path, markdown)
     if printer.is_json:
         printer.document(quality.as_dict())
-        return
+    else:
+        _print(printer, quality)
+    if is_bundle(folders[0]):
+        # After it was shown: a bundle that cannot be written loses nothing.
+        store_quality(folders[0], quality)
+
+
+def _print(printer: Output, quality: Quality) -> None:
     printer.table(_table(quality))
     for variant, deviation in quality.agreement.items():
         printer.hint(

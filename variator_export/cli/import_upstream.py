@@ -38,23 +38,21 @@ def import_command(
     for module in ("torch", "transformers"):
         require(module, "export", "Importing a checkpoint")
     from variator_export.model.backbone import read_backbone_info
-    from variator_export.model.plugin_file import CONFIG_NAME, BackboneIdentity, save_plugin
+    from variator_export.model.plugin_card import is_plugin_folder
+    from variator_export.model.plugin_file import save_plugin
     from variator_export.model.source import resolve_source
     from variator_export.model.upstream import read_upstream
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        is_plugin = (output / CONFIG_NAME).is_file()
+        is_plugin = output.is_dir() and is_plugin_folder(output)
         if not (replace and is_plugin):
             raise UserError(
-                f"{output} is there already" + ("." if is_plugin else " and holds no plugin."),
+                f"{output} is there already" + ("." if is_plugin else " and holds more than a plugin."),
                 "Replace the plugin with --replace." if is_plugin else "Choose another folder with --output.",
             )
     source = resolve_source(backbone or default_backbone())
     info = read_backbone_info(source)
-    identity = BackboneIdentity(
-        model_type=info.spec.family.name, name=source.label, weights_sha256=source.weights_sha256
-    )
-    plugin = read_upstream(upstream, info.size, identity, cast(Any, dtype))
+    plugin = read_upstream(upstream, info.size, info.identity, cast(Any, dtype))
     with exclusive(output) as staging:
         save_plugin(plugin, staging)
         publish(staging, output)
@@ -66,4 +64,6 @@ def import_command(
         )
     else:
         printer.text(f"plugin of ratio {config.ratio}, bottleneck {config.bottleneck_size}: {output}")
-        printer.hint(f"next: variator-export evaluate {output}, or build --plugin {output}")
+        printer.hint(
+            f"next: variator-export build --backbone {source.name} --plugin {output} --output BUNDLE"
+        )

@@ -40,6 +40,7 @@ app.add_typer(train_app, name="train")
 
 _REFUSALS = {
     errno.EACCES: "Run as a user who may read it.",
+    errno.ENAMETOOLONG: "Give a shorter name.",
     errno.ENOSPC: "Free some space, or write somewhere else.",
 }
 

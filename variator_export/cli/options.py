@@ -1,5 +1,6 @@
 """Options that several commands share, and what is made of their values."""
 
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,15 @@ from variator_export.core.errors import UsageError
 from variator_export.core.recipe import DEFAULT_RECIPE, load_recipe
 from variator_export.core.validation import describe_validation_error, nearest
 
+# The fields of training.settings.Losses, which is not imported here: it is not needed for --help.
 LOSS_TERMS = ("hidden", "layers", "embedding", "logits", "label")
+
+
+def _share(value: float) -> float:
+    if not 0 < value <= 0.5:
+        raise UsageError(f"--held-out {value:g} is not more than 0 and at most 0.5.", "--held-out 0.05")
+    return value
+
 
 BackboneOption = Annotated[
     str | None,
@@ -25,9 +34,11 @@ BackboneOption = Annotated[
     ),
 ]
 OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write.")]
-StepsOption = Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps of the optimizer.")]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", min=1, metavar="N", help="Steps of the optimizer.")
+]
 BatchOption = Annotated[
-    int, typer.Option("--batch-size", metavar="N", help="Texts in each step, over all processes.")
+    int, typer.Option("--batch-size", min=1, metavar="N", help="Texts in each step, over all processes.")
 ]
 RateOption = Annotated[
     float | None, typer.Option("--learning-rate", metavar="X", help="The highest learning rate.")
@@ -36,9 +47,11 @@ ScheduleOption = Annotated[
     str | None, typer.Option("--schedule", metavar="S", help="Of the learning rate: linear or constant.")
 ]
 WarmupOption = Annotated[
-    int, typer.Option("--warmup-steps", metavar="N", help="Steps in which the learning rate rises.")
+    int, typer.Option("--warmup-steps", min=0, metavar="N", help="Steps in which the learning rate rises.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Of everything random.")
+]
 PrecisionOption = Annotated[
     str,
     typer.Option(
@@ -50,12 +63,15 @@ PrecisionOption = Annotated[
 EvalOption = Annotated[
     int,
     typer.Option(
-        "--eval-every", metavar="N", help="Steps between two looks at held-out data, with a checkpoint."
+        "--eval-every",
+        min=1,
+        metavar="N",
+        help="Steps between two looks at held-out data, with a checkpoint.",
     ),
 ]
 PatienceOption = Annotated[
     int | None,
-    typer.Option("--patience", metavar="N", help="Stop after N looks without a better loss."),
+    typer.Option("--patience", min=1, metavar="N", help="Stop after N looks without a better loss."),
 ]
 LossOption = Annotated[
     list[str] | None,
@@ -77,10 +93,13 @@ RestartOption = Annotated[
     bool, typer.Option("--restart", help="Drop an unfinished run instead of going on with it.")
 ]
 HeldOutOption = Annotated[
-    float, typer.Option("--held-out", metavar="X", help="Share of the data on which the loss is looked at.")
+    float,
+    typer.Option(
+        "--held-out", callback=_share, metavar="X", help="Share of the data on which the loss is looked at."
+    ),
 ]
 MaxTokensOption = Annotated[
-    int, typer.Option("--max-tokens", metavar="N", help="Longer texts are cut at this many tokens.")
+    int, typer.Option("--max-tokens", min=3, metavar="N", help="Longer texts are cut at this many tokens.")
 ]
 
 DataOption = Annotated[
@@ -132,8 +151,9 @@ def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         words = describe_validation_error(error, model)
+        options = re.sub(r"'([a-z_]+)'", lambda match: "--" + match[1].replace("_", "-"), words)
         raise UsageError(
-            f"The options do not fit: {words}", "Correct the option of that name; --help lists them all."
+            f"The options do not fit: {options}", "Correct the option that is named; --help lists them all."
         ) from error
 
 
@@ -145,7 +165,7 @@ def parse_losses(texts: list[str] | None) -> dict[str, float]:
     """
     weights: dict[str, float] = {}
     for text in texts or ():
-        term, _, weight = text.partition("=")
+        term, separator, weight = text.partition("=")
         if term not in LOSS_TERMS:
             guess = nearest(term, list(LOSS_TERMS))
             raise UsageError(
@@ -155,7 +175,7 @@ def parse_losses(texts: list[str] | None) -> dict[str, float]:
         if term in weights:
             raise UsageError(f"The loss term {term} was given twice.", "Give it once.")
         try:
-            weights[term] = float(weight or 1)
+            weights[term] = float(weight) if separator else 1.0
         except ValueError:
             raise UsageError(f"The weight of --loss {text} is no number.", f"--loss {term}=1") from None
     return weights

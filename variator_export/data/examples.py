@@ -1,7 +1,6 @@
 """Labelled examples: TSV, CSV and JSONL files, and data sets by name."""
 
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file, sha256_json
 from variator_export.core.validation import nearest
 from variator_export.data.hub_dataset import is_dataset, read_dataset
+from variator_export.data.json_lines import json_rows
 from variator_export.data.lines import read_lines
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
@@ -42,6 +42,7 @@ class Examples:
     Attributes:
         name: The file's name without its folder, or the data set as it was asked for.
         sha256: Of the file, or of what was read of the data set.
+        columns: Where they were read.
         texts: One for each example.
         pairs: The second texts; None: there are none.
         targets: Class labels or scores as they are written; None: none were asked for.
@@ -50,6 +51,7 @@ class Examples:
 
     name: str
     sha256: str
+    columns: Columns
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None
     targets: tuple[str, ...] | None
@@ -94,8 +96,24 @@ class Examples:
                 "nothing to learn.",
                 "Check the label column, and that the file was not cut from sorted data.",
             )
-        is_number = all(label.removeprefix("-").isdigit() for label in found)
+        is_number = all(label.removeprefix("-").isdecimal() for label in found)
         return sorted(found, key=int) if is_number else sorted(found)
+
+    def class_indices(self, label2id: Mapping[str, int]) -> list[int]:
+        """The class index of each example.
+
+        Raises:
+            UserError: A label is none of the classifier's.
+        """
+        indices = []
+        for place, label in zip(self.places, self.targets or (), strict=True):
+            if label not in label2id:
+                raise UserError(
+                    f"{place}: the label {label!r} is none of the classifier's: {', '.join(label2id)}.",
+                    "Correct it, or name the right column with --label-column.",
+                )
+            indices.append(int(label2id[label]))
+        return indices
 
     def select(self, indices: Sequence[int]) -> "Examples":
         """Some of the examples, in the given order."""
@@ -106,6 +124,7 @@ class Examples:
         return Examples(
             self.name,
             self.sha256,
+            self.columns,
             tuple(self.texts[i] for i in indices),
             pick(self.pairs),
             pick(self.targets),
@@ -125,13 +144,14 @@ def read_examples(source: str, columns: Columns) -> Examples:
     Raises:
         UserError: Something cannot be read, a column is missing, or a value is; names file and line.
     """
+    if not columns.header and (is_dataset(source) or source.endswith(".jsonl")):
+        raise UserError(f"{source} is no table: its columns have names.", "Leave --no-header out.")
     if is_dataset(source):
-        read = read_dataset(source)
-        _check_columns(source, columns, read.columns)
+        wanted = [c for c in (columns.text, columns.pair, columns.target) if c]
+        read = read_dataset(source, wanted, "--text-column, --pair-column or --label-column")
         rows: Iterator[tuple[str, Mapping[str, Any]]] = (
             (f"{source}, row {number}", row) for number, row in enumerate(read.rows, start=1)
         )
-        wanted = [c for c in (columns.text, columns.pair, columns.target) if c]
         digest = sha256_json([[str(row[c]) for c in wanted] for row in read.rows])
         return _collect(source, digest, rows, columns)
     path = Path(source)
@@ -176,7 +196,9 @@ def _collect(
 
     texts = column_of(columns.text)
     assert texts is not None
-    return Examples(name, sha256, texts, column_of(columns.pair), column_of(columns.target), tuple(places))
+    return Examples(
+        name, sha256, columns, texts, column_of(columns.pair), column_of(columns.target), tuple(places)
+    )
 
 
 def _table_rows(
@@ -196,7 +218,8 @@ def _table_rows(
             fields = next(reader, None)
         except csv.Error as error:
             raise UserError(
-                f"{path}, line {reader.line_num}: {error}.", "Correct the quotation marks there."
+                f"{path}, line {reader.line_num}: {error}.",
+                "Correct the quotation marks or the stray carriage return there.",
             ) from error
         if fields is None:
             return
@@ -223,16 +246,7 @@ def _table_rows(
 
 
 def _json_rows(path: Path, lines: Sequence[str], columns: Columns) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(lines, start=1):
-        place = f"{path}, line {number}"
-        if not line.strip():
-            raise UserError(f"{place} is empty.", "Remove the line.")
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place} is no JSON: {error}.", "Correct or remove the line.") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{place} is no JSON object.", 'Write {"text": "...", "label": "..."}.')
+    for place, row in json_rows(path, lines):
         _check_columns(place, columns, tuple(row))
         yield place, row
 

@@ -16,14 +16,10 @@ class DatasetRows:
 
     Attributes:
         name: As it was asked for, with configuration and split.
-        fingerprint: What `datasets` calls the state of the data.
-        columns: The names of the columns.
         rows: A mapping by column for each row. Class labels have their names.
     """
 
     name: str
-    fingerprint: str
-    columns: tuple[str, ...]
     rows: Sequence[Mapping[str, Any]]
 
 
@@ -32,11 +28,16 @@ def is_dataset(source: str) -> bool:
     return source.startswith(PREFIX)
 
 
-def read_dataset(source: str) -> DatasetRows:
+def read_dataset(source: str, columns: Sequence[str], option: str) -> DatasetRows:
     """Read `datasets:NAME[,CONFIG],SPLIT`; the split defaults to `train`.
 
+    Args:
+        source: What to read.
+        columns: Which columns of it.
+        option: The option that names a column, for messages.
+
     Raises:
-        UserError: The library is not installed, or it cannot find or read the data set.
+        UserError: The library is not installed, it cannot find or read the data set, or a column is missing.
     """
     require("datasets", "train", "Reading a data set by its name")
     import datasets
@@ -58,14 +59,24 @@ def read_dataset(source: str) -> DatasetRows:
             f"datasets {datasets.__version__} cannot read {source}: {type(error).__name__}: {error}",
             "Check the name, the split and the network, or give a local file instead.",
         ) from error
-    labels = {name: f for name, f in found.features.items() if isinstance(f, datasets.ClassLabel)}
-    rows = [
-        {
-            column: labels[column].int2str(value) if column in labels and value is not None else value
-            for column, value in row.items()
-        }
-        for row in found
-    ]
+    for column in columns:
+        if column not in found.column_names:
+            raise UserError(
+                f"{source} has no column {column!r}; it has {', '.join(found.column_names)}.",
+                f"Name the right one with {option}.",
+            )
+    chosen = found.select_columns(list(dict.fromkeys(columns)))
+    labels = {
+        n: feature for n, feature in chosen.features.items() if isinstance(feature, datasets.ClassLabel)
+    }
+    rows = [{n: _value(value, labels.get(n)) for n, value in row.items()} for row in chosen]
     if not rows:
         raise UserError(f"{source} has no rows.", "Choose another split.")
-    return DatasetRows(source, str(found._fingerprint), tuple(found.column_names), rows)
+    return DatasetRows(source, rows)
+
+
+def _value(value: Any, label: Any) -> Any:
+    """A class by its name; test splits write -1 for a class that is not told."""
+    if label is None or value is None:
+        return value
+    return label.int2str(value) if value >= 0 else None

@@ -1,13 +1,14 @@
 """Plain text for pre-training: `.txt` and `.jsonl` files, folders of them, data sets by name."""
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file, sha256_json
 from variator_export.data.hub_dataset import is_dataset, read_dataset
+from variator_export.data.json_lines import json_rows
 from variator_export.data.lines import read_lines
 
 SUFFIXES = (".txt", ".jsonl")
@@ -52,6 +53,8 @@ def read_texts(sources: Sequence[str], text_field: str = "text") -> list[TextSou
     found: list[TextSource] = []
     for group, given in enumerate(sources):
         source, share = _share(given)
+        if not source:
+            raise UserError("A text has no name.", "Give --text SRC: a file, a folder, or datasets:NAME.")
         if is_dataset(source):
             read = [_read_dataset(source, text_field)]
         else:
@@ -121,33 +124,25 @@ def _read_file(path: Path, text_field: str) -> TextSource:
 
 
 def _documents(path: Path, lines: Sequence[str], text_field: str) -> Iterable[str]:
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            raise UserError(f"{where} is empty.", "Remove the line.")
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is no JSON: {error}.", "Correct or remove the line.") from error
-        if not isinstance(value, dict) or not isinstance(value.get(text_field), str):
-            fields = ", ".join(value) if isinstance(value, dict) else type(value).__name__
-            raise UserError(
-                f"{where} has no text in the field {text_field!r}; found: {fields}.",
-                "Name the field that holds the text: --text-field NAME",
-            )
-        if not value[text_field].strip():
-            raise UserError(f"{where} has an empty text.", "Remove the line.")
-        yield value[text_field]
+    for place, row in json_rows(path, lines):
+        yield _text(place, row, text_field)
+
+
+def _text(place: str, row: Mapping[str, Any], text_field: str) -> str:
+    value = row.get(text_field)
+    if not isinstance(value, str):
+        raise UserError(
+            f"{place} has no text in the field {text_field!r}; found: {', '.join(row)}.",
+            "Name the field that holds the text: --text-field NAME",
+        )
+    if not value.strip():
+        raise UserError(f"{place} has an empty text.", "Remove it.")
+    return value
 
 
 def _read_dataset(source: str, text_field: str) -> TextSource:
-    read = read_dataset(source)
-    if text_field not in read.columns:
-        raise UserError(
-            f"{source} has no column {text_field!r}; it has {', '.join(read.columns)}.",
-            "Name the column that holds the text: --text-field NAME",
-        )
-    documents = tuple(str(row[text_field]) for row in read.rows if row[text_field])
-    if not documents:
-        raise UserError(f"{source} has no text in the column {text_field!r}.", "Name another column.")
+    read = read_dataset(source, (text_field,), "--text-field")
+    documents = tuple(
+        _text(f"{source}, row {number}", row, text_field) for number, row in enumerate(read.rows, start=1)
+    )
     return TextSource(source, sha256_json(list(documents)), documents)

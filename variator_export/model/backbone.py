@@ -18,6 +18,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
 from variator_export.model.families import find_architecture
 from variator_export.model.families.base import Architecture
+from variator_export.model.plugin_file import BackboneIdentity
 from variator_export.model.pooling import PoolingSpec, read_pooling
 from variator_export.model.source import BackboneSource
 
@@ -39,6 +40,14 @@ class BackboneInfo:
     spec: Architecture
     config: Any
     pooling: PoolingSpec | None
+
+    @property
+    def identity(self) -> BackboneIdentity:
+        """How plugin files name it."""
+        source = self.source
+        return BackboneIdentity(
+            model_type=self.spec.family.name, name=source.label, weights_sha256=source.weights_sha256
+        )
 
     @property
     def size(self) -> EncoderSize:
@@ -161,7 +170,7 @@ def load_classifier(source: BackboneSource, labels: Sequence[str], pad_token_id:
 def _load(info: BackboneInfo, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     model_class = getattr(transformers, info.spec.name)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             return model_class.from_pretrained(
                 info.source.folder,
                 local_files_only=True,
@@ -207,7 +216,7 @@ def _checked(info: BackboneInfo, model: Any, loading: Mapping[str, Any], pad_tok
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No bar and no report of unused tensors; missing ones are an error of ours."""
     logging = transformers.utils.logging
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from variator_export.core.errors import UserError
-from variator_export.model.plugin_file import PluginConfig
+from variator_export.model.plugin_file import CONFIG_NAME, TENSORS_NAME, PluginConfig
 
 CARD_NAME = "README.md"
 PLOT_NAME = "loss.svg"
@@ -72,6 +72,13 @@ def plugin_card(config: PluginConfig) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def is_plugin_folder(folder: Path) -> bool:
+    """Whether a folder holds a plugin and nothing besides that `train` or `import` did not write."""
+    if not (folder / CONFIG_NAME).is_file():
+        return False
+    return {path.name for path in folder.iterdir()} <= {CONFIG_NAME, TENSORS_NAME, CARD_NAME, PLOT_NAME}
 
 
 def _data_table(data: Sequence[dict[str, Any]]) -> list[str]:

@@ -126,13 +126,8 @@ class TextEncoder:
             raise UserError("One text was given where several are expected.", "Give a list: [text].")
         if not texts:
             raise UserError("There is no text to encode.", "Give at least one text.")
-        for row, text in enumerate(texts):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"Text {row + 1} is no valid Unicode: {error}.", "Give UTF-8 text."
-                ) from error
+        _check_unicode(texts)
+        _check_unicode(pairs or ())
         if truncate and max_length is not None:
             self._tokenizer.enable_truncation(max_length)
         items = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
@@ -148,9 +143,15 @@ class TextEncoder:
                 )
         return [TokenRow(encoding.ids, encoding.type_ids) for encoding in encodings]
 
-    def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts without the special tokens that stand around them."""
-        return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    def plain(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Texts without the special tokens around them: token ids, and where each starts in characters.
+
+        Raises:
+            UserError: A text is no valid Unicode.
+        """
+        _check_unicode(texts)
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [(encoding.ids, [start for start, _ in encoding.offsets]) for encoding in encodings]
 
     def frame(self) -> tuple[list[int], list[int]]:
         """The special tokens that stand before and after a text."""
@@ -162,6 +163,14 @@ class TextEncoder:
         """The ids of the vocabulary, ascending, without reserved tokens ([CLS], <pad>, [unused7])."""
         vocabulary = self._tokenizer.get_vocab()
         return np.array(sorted(i for token, i in vocabulary.items() if not _RESERVED.fullmatch(token)))
+
+
+def _check_unicode(texts: Sequence[str]) -> None:
+    for row, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"Text {row + 1} is no valid Unicode: {error}.", "Give UTF-8 text.") from error
 
 
 def pad_rows(rows: Sequence[TokenRow], inputs: Sequence[str], pad_token_id: int) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ Keys and formulas: thunlp/Compression-Plugin at b1216c0, `variator/model/muxT5.p
 file is a pickled state dict in float16; only tensors are read from it, and nothing in it is run.
 """
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,13 @@ import torch
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
-from variator_export.model.plugin_file import BackboneIdentity, Plugin, PluginConfig, tensor_name
+from variator_export.model.plugin_file import (
+    BackboneIdentity,
+    Plugin,
+    PluginConfig,
+    layer_shapes,
+    tensor_name,
+)
 
 UpstreamDtype = Literal["as-is", "float16", "float32"]
 
@@ -28,7 +35,10 @@ _KINDS = {
     "demux_adapter.w_out.weight": "decompress.up.weight",
     "demux_adapter.w_out.bias": "decompress.up.bias",
 }
-_KEY = re.compile(r"mux_layer\.(\d+)\.(" + "|".join(map(re.escape, _KINDS)) + ")")
+_KEY = re.compile(r"mux_layer\.(0|[1-9]\d*)\.(" + "|".join(map(re.escape, _KINDS)) + ")")
+# What torch names when it refuses to read something.
+_REFUSED = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|Unsupported operand) ([\w.]+)")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _EXAMPLE = "mux_layer.0.mux_layer.weight"
 
 
@@ -60,8 +70,8 @@ def read_upstream(
             array = _as_type(path, tensor, dtype)
             if not np.isfinite(array).all():
                 raise UserError(
-                    f"{path}: layer {layer}, {kind} holds values that are too large for float16.",
-                    "--dtype float32",
+                    f"{path}: layer {layer}, {kind} holds values that are too large for {array.dtype}.",
+                    "Take another checkpoint, or --dtype float32 where it was float16.",
                 )
             tensors[tensor_name(layer, kind)] = array
     return Plugin(config, tensors)
@@ -73,11 +83,16 @@ def _load(path: Path) -> Mapping[str, Any]:
     try:
         # Tensors and plain containers only: a pickle could run any code.
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zipfile and torch each raise their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except pickle.UnpicklingError as error:
+        found = _REFUSED.search(str(error))
+        what = f"it names {found[1]}" if found else "it is no pickle of tensors alone"
         raise UserError(
-            f"{path} is no checkpoint that holds only tensors: {reason} Nothing in it was run.",
-            "Save the state dict alone: torch.save({name: tensor}), or copy the file again if it is cut.",
+            f"{path} is no checkpoint that holds only tensors: {what}. Nothing in it was run.",
+            "If you trust it, save its state dict alone: torch.save({name: tensor, ...}, PATH)",
+        ) from error
+    except Exception as error:  # zipfile, pickle and torch each raise their own on bytes that are cut
+        raise UserError(
+            f"{path} is no whole file of torch.save. Nothing in it was run.", "Copy or download it again."
         ) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(
@@ -89,7 +104,13 @@ def _load(path: Path) -> Mapping[str, Any]:
             raise UserError(
                 f"{path}: {key} is a {type(value).__name__}, not a tensor.", "Take the state dict alone."
             )
-    return content
+        if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _DTYPES:
+            raise UserError(
+                f"{path}: {key} is a tensor of {value.dtype}, {value.layout} on {value.device.type}; "
+                "a plugin is of dense floating-point numbers.",
+                "Save it again as float16 or float32.",
+            )
+    return {key: value.detach() for key, value in content.items()}
 
 
 def _by_layer(path: Path, state: Mapping[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
@@ -130,14 +151,21 @@ def _config(
     first = layers[0]
     k, d = first["compress.bias"].numel(), size.hidden_size
     m = first["decompress.down.bias"].numel()
-    shapes = {
-        "compress.weight": (k, k * d),
-        "compress.bias": (k,),
-        "decompress.down.weight": (m, 2 * d),
-        "decompress.down.bias": (m,),
-        "decompress.up.weight": (d, m),
-        "decompress.up.bias": (d,),
-    }
+    if k < 2 or m < 1:
+        raise UserError(
+            f"{path} has the ratio {k} and the bottleneck {m}: there is nothing that it could do.",
+            "Take another checkpoint.",
+        )
+    config = PluginConfig(
+        ratio=k,
+        hidden_size=d,
+        bottleneck_size=m,
+        num_layers=size.num_layers,
+        masking="none",  # the paper's code has no other
+        backbone=backbone,
+        training={"stage": "imported", "file": path.name, "sha256": sha256_file(path)},
+    )
+    shapes = layer_shapes(config)
     for layer, kinds in layers.items():
         for kind, shape in shapes.items():
             found = tuple(kinds[kind].shape)
@@ -147,17 +175,7 @@ def _config(
                     f"bottleneck {m} for hidden size {d} has {shape}.",
                     "Take the backbone that the checkpoint was made for, or another checkpoint.",
                 )
-    if k < 2:
-        raise UserError(f"{path} has the ratio {k}, which compresses nothing.", "Take another checkpoint.")
-    return PluginConfig(
-        ratio=k,
-        hidden_size=d,
-        bottleneck_size=m,
-        num_layers=size.num_layers,
-        masking="none",  # the paper's code has no other
-        backbone=backbone,
-        training={"stage": "imported", "file": path.name, "sha256": sha256_file(path)},
-    )
+    return config
 
 
 def _as_type(path: Path, tensor: torch.Tensor, dtype: UpstreamDtype) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Quality of every ratio against the uncompressed backbone, in eager PyTorch and through exported graphs."""
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from variator_export.core.json_file import read_json_object, write_json
 from variator_export.core.manifest import is_bundle
 from variator_export.core.progress import Progress
 from variator_export.core.recipe import BackboneRecipe, PluginRecipe, Recipe
+from variator_export.core.store import writing_to
 from variator_export.core.tolerances import TOLERANCES
 from variator_export.data.examples import Examples
 from variator_export.engines.base import Runner
@@ -26,6 +26,7 @@ from variator_export.model.source import PACKAGE_PREFIX, resolve_source
 from variator_export.model.tokenizer import TokenRow, pad_rows
 from variator_export.pipeline.build import build
 from variator_export.pipeline.plan import BASELINE
+from variator_export.pipeline.workshop import PART_SUFFIX
 from variator_export.stages.compare import deviation
 from variator_export.stages.quality import (
     classification_metrics,
@@ -74,12 +75,14 @@ class Quality:
         rows: By ratio and runtime, ratio 1 first.
         agreement: The deviation of the exported graph's outputs from eager's, by variant; empty unless both
             ran.
+        graphs: The sha256 of each variant's graph.
     """
 
     task: Task
     data: Mapping[str, Any]
     rows: tuple[QualityRow, ...]
     agreement: Mapping[str, Mapping[str, Any]]
+    graphs: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -116,11 +119,17 @@ def evaluate(
         require(module, "evaluate", "Evaluating quality")
     if "eager" in runtimes:
         require_export()
+    elif backbone is not None and is_bundle(paths[0]):
+        raise UserError(
+            "A bundle's graphs hold their backbone: --backbone would not be used.", "Leave it out."
+        )
     progress = progress or Progress()
     with _bundle(paths, backbone, progress) as bundle:
         entry = bundle.manifest.backbone
         chosen = task or _task(entry.outputs, examples)
         output = _check(chosen, entry.outputs, examples, entry.source)
+        labels = _labels(bundle, examples) if chosen == "classification" else []
+        scores = examples.scores() if chosen == "similarity" else []
         rows, order = _encode(bundle, examples, max_tokens)
         found: Outputs = {
             (variant.name, runtime): _run(runner, output, rows, order, bundle, progress, f"{name} {runtime}")
@@ -132,13 +141,16 @@ def evaluate(
             for variant in bundle.manifest.variants
             if len(runtimes) > 1
         }
-        labels = _labels(bundle, examples) if chosen == "classification" else []
-        result_rows = _rows(bundle, chosen, runtimes, found, examples, labels)
-        data = {"name": examples.name, "sha256": examples.sha256, "examples": len(examples)}
-        quality = Quality(chosen, data, tuple(result_rows), agreement)
-        if is_bundle(paths[0]):
-            _store(bundle.path, quality)
-        return quality
+        result_rows = _rows(bundle, chosen, runtimes, found, examples, labels, scores)
+        data = {
+            "name": examples.name,
+            "sha256": examples.sha256,
+            "columns": asdict(examples.columns),
+            "examples": len(examples),
+            "max_tokens": max_tokens,
+        }
+        graphs = {v.name: bundle.manifest.files[v.graphs["model"]].sha256 for v in bundle.manifest.variants}
+        return Quality(chosen, data, tuple(result_rows), agreement, graphs)
 
 
 @contextmanager
@@ -147,6 +159,8 @@ def _bundle(paths: Sequence[Path], backbone: str | None, progress: Progress) -> 
         yield Bundle.load(paths[0])
         return
     for path in paths:
+        if is_bundle(path):
+            raise UserError(f"{path} is a bundle, of which one is evaluated at a time.", "Give it alone.")
         if not (path / CONFIG_NAME).is_file():
             raise UserError(
                 f"{path} is neither a bundle nor a plugin folder.",
@@ -279,16 +293,7 @@ def _agree(variant: str, output: str, found: Outputs) -> dict[str, Any]:
 
 def _labels(bundle: Bundle, examples: Examples) -> list[int]:
     config = read_json_object(bundle.file("config.json"), "Build the bundle again.")
-    label2id = config.get("label2id") or {}
-    assert examples.targets is not None
-    unknown = sorted({label for label in examples.targets if label not in label2id})
-    if unknown:
-        place = examples.places[examples.targets.index(unknown[0])]
-        raise UserError(
-            f"{place}: the label {unknown[0]!r} is none of the classifier's: {', '.join(label2id)}.",
-            "Name the right column with --label-column.",
-        )
-    return [int(label2id[label]) for label in examples.targets]
+    return examples.class_indices(config.get("label2id") or {})
 
 
 def _rows(
@@ -298,8 +303,8 @@ def _rows(
     found: Outputs,
     examples: Examples,
     labels: Sequence[int],
+    scores: Sequence[float],
 ) -> Iterator[QualityRow]:
-    scores = examples.scores() if task == "similarity" else []
     variants = sorted(bundle.manifest.variants, key=lambda v: (v.ratio, v.name))
     count = len(examples)
     # Equal texts are one text: among its nearest others a copy would always stay.
@@ -328,13 +333,24 @@ def _distinct(texts: Sequence[str]) -> list[int]:
     return list(first.values())
 
 
-def _store(bundle: Path, quality: Quality) -> None:
-    """Keep the result in the bundle, one for each data set and task; not part of what its manifest hashes."""
+def store_quality(bundle: Path, quality: Quality) -> None:
+    """Keep a result in its bundle; reports are not part of what the manifest hashes.
+
+    One is kept for each task, data set and setting. Those of graphs that the bundle no longer has go.
+
+    Raises:
+        UserError: The bundle cannot be written, or its report is broken.
+    """
     path = bundle / QUALITY_REPORT
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        reports = content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        reports = {}
-    key = sha256_json([quality.task, quality.data["sha256"], quality.data["examples"]])
-    write_json(path, {**reports, key: quality.as_dict()})
+    reports = read_json_object(path, f"Remove the broken report: rm '{path}'") if path.exists() else {}
+    kept = {
+        key: report
+        for key, report in reports.items()
+        if isinstance(report, dict) and report.get("graphs") == quality.graphs
+    }
+    key = sha256_json([quality.task, quality.data])
+    state = "The quality was measured; its report is not stored."
+    with writing_to(bundle, state):
+        unfinished = path.with_name(path.name + PART_SUFFIX)
+        write_json(unfinished, {**kept, key: quality.as_dict()})
+        unfinished.replace(path)

@@ -12,7 +12,6 @@ from variator_export.core.tolerances import TOLERANCES
 from variator_export.model.plugin_file import (
     CONFIG_NAME,
     TENSORS_NAME,
-    BackboneIdentity,
     PluginConfig,
     load_plugin,
     null_plugin,
@@ -90,11 +89,7 @@ def _initialise(context: BuildContext, plan: VariantPlan, target: Path) -> None:
         bottleneck_size=options.bottleneck_size,
         masking=options.masking,
         seed=options.seed,
-        backbone=BackboneIdentity(
-            model_type=context.info.spec.family.name,
-            name=context.source.label,
-            weights_sha256=context.source.weights_sha256,
-        ),
+        backbone=context.info.identity,
     )
     save_plugin(plugin, target)
 

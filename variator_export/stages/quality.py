@@ -54,11 +54,15 @@ def embedding_metrics(embeddings: np.ndarray, uncompressed: np.ndarray) -> dict[
     }
 
 
-def similarity_metrics(first: np.ndarray, second: np.ndarray, scores: Sequence[float]) -> dict[str, float]:
-    """Spearman's rank correlation of the cosines of two (N, d) with N scores."""
+def similarity_metrics(
+    first: np.ndarray, second: np.ndarray, scores: Sequence[float]
+) -> dict[str, float | None]:
+    """Spearman's rank correlation of the cosines of two (N, d) with N scores; None if all are equal."""
     from scipy.stats import spearmanr
 
     cosines = (_normalised(first) * _normalised(second)).sum(-1)
+    if np.ptp(cosines) == 0:
+        return {"spearman": None}
     return {"spearman": float(spearmanr(cosines, scores).statistic)}
 
 
@@ -80,8 +84,8 @@ def retrieval_recall(embeddings: np.ndarray, uncompressed: np.ndarray) -> float 
 
 def relative_loss(metrics: Mapping[str, Any], uncompressed: Mapping[str, Any], name: str) -> float | None:
     """The share of a metric that is lost; None where the uncompressed model has 0 or nothing."""
-    whole = uncompressed.get(name)
-    return None if not whole else 1 - float(metrics[name]) / float(whole)
+    whole, left = uncompressed.get(name), metrics.get(name)
+    return None if not whole or left is None else 1 - float(left) / float(whole)
 
 
 def _nearest(vectors: np.ndarray, rows: slice) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """Stage two of the paper: plugins for a backbone that was tuned for a task."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,6 @@ from variator_export.model.tokenizer import TextEncoder
 from variator_export.training.plugin_run import (
     Origin,
     TrainedPlugins,
-    identity_of,
     load_trained,
     train_plugins,
 )
@@ -22,11 +22,13 @@ from variator_export.training.settings import Losses, Optimisation
 from variator_export.training.task_data import (
     InOrder,
     Shuffled,
-    class_indices,
     collate_items,
     describe_examples,
     encode_examples,
 )
+
+# As variants are named (core.recipe).
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def adapt(
@@ -65,6 +67,12 @@ def adapt(
     Raises:
         UserError: A plugin does not fit the backbone, a label is missing or unknown; see `train_plugins`.
     """
+    for name in plugins:
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"{name!r} cannot name a plugin: its folder has this name.",
+                "Use letters, digits, '-', '_' and '.', and begin with a letter or a digit.",
+            )
     modules = {name: _load(folder, backbone) for name, folder in plugins.items()}
     parents = {
         name: {
@@ -84,7 +92,7 @@ def adapt(
     limit = min(max_tokens, backbone.max_length or max_tokens)
 
     def items(examples: Examples) -> tuple[Any, list[int]]:
-        labels = class_indices(examples, label2id) if with_labels else [-1] * len(examples)
+        labels = examples.class_indices(label2id) if with_labels else [-1] * len(examples)
         return encode_examples(examples, encoder, limit), labels
 
     return train_plugins(
@@ -115,6 +123,7 @@ def adapt(
         replace=replace,
         restart=restart,
         progress=progress or Progress(),
+        inputs=list(plugins.values()),
     )
 
 
@@ -129,6 +138,6 @@ def _load(folder: Path, backbone: Backbone) -> CompressionPlugin:
         )
     # From here on it is for this backbone.
     module.config = PluginConfig.model_validate(
-        {**config.model_dump(), "backbone": identity_of(backbone).model_dump()}
+        {**config.model_dump(), "backbone": backbone.info.identity.model_dump()}
     )
     return module

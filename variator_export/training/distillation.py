@@ -11,7 +11,7 @@ from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.training import losses
 from variator_export.training.settings import Losses
-from variator_export.training.trainer import TrainedModule
+from variator_export.training.trained_module import TrainedModule
 
 
 class Distillation(TrainedModule):
@@ -32,9 +32,10 @@ class Distillation(TrainedModule):
     def __init__(self, backbone: Backbone, plugins: Mapping[str, CompressionPlugin], weights: Losses) -> None:
         super().__init__()
         check_losses(backbone, weights)
-        self.plugins = nn.ModuleDict(plugins)
+        self.plugins = nn.ModuleList(plugins.values())
         self.weights = weights
         self.metric_names = tuple(plugins)
+        self.num_loss_metrics = len(plugins)
         self.clipped = tuple(plugins.values())
         self.num_layers = backbone.info.size.num_layers
         # Not registered: see above.
@@ -53,8 +54,8 @@ class Distillation(TrainedModule):
             inputs: int64 (B, S) by the backbone's input names.
 
         Returns:
-            `loss`: the sum over the plugins, each of which depends on its own alone. `metrics`: that of each
-            plugin, (number of plugins,), without gradient.
+            `loss`: the mean over the rows, summed over the plugins, each of which depends on its own alone.
+            `metrics`: of each row and plugin, (B, number of plugins), without gradient.
         """
         with torch.no_grad():
             expected = self.teacher(inputs, hidden_states=True)
@@ -62,20 +63,20 @@ class Distillation(TrainedModule):
             self._loss(model(inputs, hidden_states=True), expected, inputs["attention_mask"], labels)
             for model in self.students.values()
         ]
-        stacked = torch.stack(each)
-        return {"loss": stacked.sum(), "metrics": stacked.detach()}
+        stacked = torch.stack(each, dim=-1)
+        return {"loss": stacked.mean(0).sum(), "metrics": stacked.detach()}
 
     def _loss(
         self, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], mask: Tensor, labels: Tensor | None
     ) -> Tensor:
         names = [f"{HIDDEN_STATES_PREFIX}{layer}" for layer in range(self.num_layers)]
         weights = self.weights
-        total = mask.new_zeros((), dtype=torch.float32)
+        total = mask.new_zeros(mask.shape[0], dtype=torch.float32)
         if weights.hidden:
             total = total + weights.hidden * losses.hidden_loss(found[names[-1]], expected[names[-1]], mask)
         if weights.layers:
             others = [losses.relative_hidden_loss(found[n], expected[n], mask) for n in names[:-1]]
-            total = total + weights.layers * torch.stack(others).mean()
+            total = total + weights.layers * torch.stack(others).mean(0)
         if weights.embedding:
             name = "sentence_embedding"
             total = total + weights.embedding * losses.embedding_loss(found[name], expected[name])
@@ -93,7 +94,7 @@ def check_losses(backbone: Backbone, weights: Losses) -> None:
     if weights.embedding and backbone.pooling is None:
         raise UserError(
             f"The loss term embedding needs a sentence embedding; {source} declares no pooling.",
-            "Leave it out (--loss embedding=0), or add the files of sentence-transformers (modules.json).",
+            "Choose other terms (--loss hidden=1), or add the files of sentence-transformers (modules.json).",
         )
     for term in ("logits", "label"):
         if getattr(weights, term) and "logits" not in backbone.spec.outputs:
@@ -101,6 +102,11 @@ def check_losses(backbone: Backbone, weights: Losses) -> None:
                 f"The loss term {term} needs a classifier; {source} is a {name} without logits.",
                 "Leave it out, or fine-tune a classifier first: variator-export train finetune",
             )
+    if not any((weights.hidden, weights.embedding, weights.logits, weights.label)):
+        raise UserError(
+            "The loss term layers looks at every layer but the last, whose plugin would not be trained.",
+            "Add a term that does: --loss hidden=1 --loss layers=1",
+        )
     if weights.layers and backbone.info.size.num_layers < 2:
         raise UserError(
             "The loss term layers compares every layer but the last; this backbone has only one.",

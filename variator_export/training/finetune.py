@@ -7,35 +7,28 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from variator_export.core.environment import versions
 from variator_export.core.json_file import write_json
 from variator_export.core.progress import Progress
 from variator_export.data.examples import Examples
-from variator_export.model.backbone import Backbone, load_classifier
+from variator_export.model.backbone import Backbone, load_classifier, quiet_transformers
 from variator_export.model.source import BackboneSource
 from variator_export.model.tokenizer import TOKENIZER_FILES, TextEncoder
-from variator_export.training.plugin_run import RUN_DISTRIBUTIONS, Origin, publishing
+from variator_export.training.checkpoints import History
+from variator_export.training.losses import label_loss
+from variator_export.training.plugin_run import RECORD_NAME, RUN_DISTRIBUTIONS, Origin, publishing
+from variator_export.training.processes import device, is_main_process, num_processes
 from variator_export.training.settings import Optimisation
 from variator_export.training.task_data import (
     InOrder,
     Shuffled,
-    class_indices,
     collate_items,
     describe_examples,
     encode_examples,
 )
-from variator_export.training.trainer import (
-    History,
-    TrainedModule,
-    device,
-    fit,
-    is_main_process,
-    num_processes,
-)
-
-RECORD_NAME = "training.json"
+from variator_export.training.trained_module import TrainedModule
+from variator_export.training.trainer import fit
 
 
 @dataclass(frozen=True)
@@ -57,6 +50,7 @@ class FinetunedModel:
 
 class _Classifier(TrainedModule):
     metric_names = ("cross_entropy", "accuracy")
+    num_loss_metrics = 1
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -64,11 +58,11 @@ class _Classifier(TrainedModule):
         self.clipped = (self.model,)
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy with class indices (B,), and accuracy."""
+        """Cross-entropy with class indices (B,), and whether the arg-max is right."""
         logits = self.model(**inputs)["logits"].float()
-        loss = functional.cross_entropy(logits, labels)
-        accuracy = (logits.argmax(-1) == labels).float().mean()
-        return {"loss": loss, "metrics": torch.stack([loss.detach(), accuracy])}
+        each = label_loss(logits, labels)
+        right = (logits.argmax(-1) == labels).float()
+        return {"loss": each.mean(), "metrics": torch.stack([each.detach(), right], dim=-1)}
 
 
 def finetune(
@@ -110,18 +104,21 @@ def finetune(
     origin = origin or Origin()
 
     def items(examples: Examples) -> tuple[Any, list[int]]:
-        return encode_examples(examples, encoder, limit), class_indices(examples, label2id)
+        return encode_examples(examples, encoder, limit), examples.class_indices(label2id)
 
     data = describe_examples(("training", train), ("held out", held_out))
     record = {
         "stage": "fine-tuning",
         "backbone": {"name": source.label, "weights_sha256": source.weights_sha256},
         "settings": {"max_tokens": limit, "optimisation": optimisation.model_dump()},
+        "labels": labels,
         "data": data,
         "processes": num_processes(),
     }
     output = output.absolute()
-    with publishing(output, replace=replace, restart=restart) as (staging, checkpoints):
+    progress = progress if progress is not None and is_main_process() else Progress()
+    inputs = [source.folder]
+    with publishing(output, replace=replace, restart=restart, inputs=inputs) as (staging, checkpoints):
         module = _Classifier(backbone).to(device())
         history = fit(
             module,
@@ -139,11 +136,12 @@ def finetune(
             optimisation,
             checkpoints,
             record,
-            progress or Progress(),
+            progress,
         )
         best = history.best().metrics
         if is_main_process():
-            cast(Any, backbone.model).save_pretrained(staging)
+            with quiet_transformers():
+                cast(Any, backbone.model).save_pretrained(staging)
             for name in TOKENIZER_FILES:
                 if (source.folder / name).is_file():
                     shutil.copyfile(source.folder / name, staging / name)

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from variator_export.training.trainer import History
+from variator_export.training.checkpoints import History
 
 # Fixed, so that equal losses give equal bytes; text as text keeps the file small.
 _STYLE: Any = {"svg.hashsalt": "variator-export", "svg.fonttype": "none"}

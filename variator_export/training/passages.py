@@ -17,9 +17,8 @@ from variator_export.data.texts import TextSource
 from variator_export.model.tokenizer import TextEncoder, TokenRow
 from variator_export.training.settings import PassageSettings
 
-# After the end of a sentence, with what closes a quotation; also a heading or a paragraph.
-_BOUNDARY = re.compile(r"(?<=[.!?;:])[\"'”’)\]]*\s+|\s*\n\s*\n\s*")
-_SENTENCES_AT_A_TIME = 4096
+# What ends where a sentence starts: the end of one, with what closes a quotation, or an empty line.
+_BOUNDARY = re.compile(r"[.!?;:][\"'”’)\]]*\s+|\n\s*\n\s*")
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,12 @@ def _hold_out(
     source: TextSource, encoder: TextEncoder, share: float
 ) -> tuple[list[TokenizedDocument], list[TokenizedDocument]]:
     """What of one source is trained on, and what is held out."""
-    found = [whole for whole in (_tokenize(d, encoder) for d in source.documents) if whole is not None]
-    step = round(1 / share)
+    found = [
+        _document(text, *tokens)
+        for text, tokens in zip(source.documents, encoder.plain(source.documents), strict=True)
+        if tokens[0]
+    ]
+    step = max(2, round(1 / share))
     if len(found) >= 2 * step:
         kept = [document for index, document in enumerate(found) if index % step]
         return kept, found[::step]
@@ -111,16 +114,11 @@ def _hold_out(
     return train, held_out
 
 
-def _tokenize(document: str, encoder: TextEncoder) -> TokenizedDocument | None:
-    sentences = [s for s in _BOUNDARY.split(document) if s and not s.isspace()]
-    ids: list[int] = []
-    starts: list[int] = []
-    for block in range(0, len(sentences), _SENTENCES_AT_A_TIME):
-        for sentence in encoder.plain_ids(sentences[block : block + _SENTENCES_AT_A_TIME]):
-            if sentence:
-                starts.append(len(ids))
-                ids.extend(sentence)
-    return TokenizedDocument(np.array(ids, np.int32), np.array(starts, np.int64)) if ids else None
+def _document(text: str, ids: Sequence[int], places: Sequence[int]) -> TokenizedDocument:
+    """Tokens of a document; its sentences start at the first token after a boundary."""
+    boundaries = [0, *(match.end() for match in _BOUNDARY.finditer(text))]
+    starts = np.unique(np.searchsorted(np.array(places), boundaries, side="left"))
+    return TokenizedDocument(np.array(ids, np.int32), starts[starts < len(ids)].astype(np.int64))
 
 
 def _divide(document: TokenizedDocument, sentence: int) -> tuple[TokenizedDocument, TokenizedDocument]:

@@ -13,25 +13,28 @@ from torch.utils.data import Dataset
 
 from variator_export.core.environment import DISTRIBUTION, versions
 from variator_export.core.errors import UserError
+from variator_export.core.hashing import code_digest
 from variator_export.core.progress import Progress
 from variator_export.core.store import exclusive, publish, writing_to
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
-from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME, plugin_card
+from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME, is_plugin_folder, plugin_card
 from variator_export.model.plugin_file import (
-    CONFIG_NAME,
-    BackboneIdentity,
     Plugin,
     PluginConfig,
     load_plugin,
     save_plugin,
 )
 from variator_export.model.tokenizer import TokenRow, pad_rows
+from variator_export.training.checkpoints import History
 from variator_export.training.distillation import Distillation
 from variator_export.training.loss_plot import save_loss_plot
+from variator_export.training.processes import device, is_main_process, num_processes
 from variator_export.training.settings import Losses, Optimisation
-from variator_export.training.trainer import Batch, History, device, fit, is_main_process, num_processes
+from variator_export.training.trainer import Batch, fit
 
+# What fine-tuning writes beside the model.
+RECORD_NAME = "training.json"
 # What can change the result of a run.
 RUN_DISTRIBUTIONS = (DISTRIBUTION, "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
@@ -64,14 +67,6 @@ class TrainedPlugins:
     history: History
 
 
-def identity_of(backbone: Backbone) -> BackboneIdentity:
-    """The backbone as plugin files name it."""
-    source = backbone.info.source
-    return BackboneIdentity(
-        model_type=backbone.spec.family.name, name=source.label, weights_sha256=source.weights_sha256
-    )
-
-
 def collate_rows(backbone: Backbone) -> Callable[[Sequence[TokenRow]], Batch]:
     """Makes batches of token rows, padded on the right to the longest."""
     names, pad = backbone.spec.family.inputs, backbone.pad_token_id
@@ -98,6 +93,7 @@ def train_plugins(
     replace: bool,
     restart: bool,
     progress: Progress,
+    inputs: Sequence[Path] = (),
 ) -> TrainedPlugins:
     """Train plugins and publish a folder OUTPUT/NAME for each.
 
@@ -116,9 +112,12 @@ def train_plugins(
         replace: Whether plugins that are there may be replaced.
         restart: Whether to drop an unfinished run instead of going on with it.
         progress: Is told the losses.
+        inputs: What the run reads besides the backbone, which it must not replace.
     """
     output = output.absolute()
-    with publishing(output, replace=replace, restart=restart) as (staging, checkpoints):
+    progress = progress if is_main_process() else Progress()
+    inputs = (*inputs, backbone.info.source.folder)
+    with publishing(output, replace=replace, restart=restart, inputs=inputs) as (staging, checkpoints):
         backbone.model.to(device())
         module = Distillation(backbone, plugins, losses)
         settings = {
@@ -127,7 +126,7 @@ def train_plugins(
             "optimisation": optimisation.model_dump(),
         }
         record = {**record, "settings": settings}
-        identity = {**record, "backbone": identity_of(backbone).model_dump(), "processes": num_processes()}
+        identity = {**record, "backbone": backbone.info.identity.model_dump(), "processes": num_processes()}
         history = fit(module, train, held_out, collate, optimisation, checkpoints, identity, progress)
         best = history.best().metrics
         if is_main_process():
@@ -143,6 +142,7 @@ def train_plugins(
                     "processes": num_processes(),
                     "device": device().type,
                     "versions": versions(*RUN_DISTRIBUTIONS),
+                    "code": code_digest(),
                 }
                 training["parent"] = (record.get("parents") or {}).get(name)
                 training.pop("parents", None)
@@ -168,11 +168,42 @@ def _write(
     save_loss_plot(history, [name], folder / PLOT_NAME)
 
 
+def check_output(output: Path, *, replace: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuse an output that holds something that must not be replaced; before anything slow."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file.", "Choose a folder with --output.")
+    for path in inputs:
+        if path.resolve().is_relative_to(output.resolve()):
+            raise UserError(
+                f"The output {output} holds {path}, which the run reads.",
+                "Choose another folder with --output.",
+            )
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not _is_replaceable(output):
+        raise UserError(
+            f"{output} holds files that no training run wrote.",
+            "Choose another folder with --output; nothing in this one was touched.",
+        )
+    if not replace:
+        raise UserError(
+            f"{output} is there already.", "Choose another folder with --output, or replace it: --replace"
+        )
+
+
 @contextmanager
-def publishing(output: Path, *, replace: bool, restart: bool) -> Iterator[tuple[Path, Path]]:
+def publishing(
+    output: Path, *, replace: bool, restart: bool, inputs: Sequence[Path] = ()
+) -> Iterator[tuple[Path, Path]]:
     """A staging folder that becomes the output at the end, and a folder for checkpoints that a kill leaves.
 
     Only the main process publishes. Whatever is in the output stays until the new one is whole.
+
+    Args:
+        output: The folder.
+        replace: Whether what an earlier run wrote there may be replaced.
+        restart: Whether to drop an unfinished run.
+        inputs: What the run reads, which it must not replace.
 
     Raises:
         UserError: The output holds something that must not be replaced, or cannot be written.
@@ -181,15 +212,7 @@ def publishing(output: Path, *, replace: bool, restart: bool) -> Iterator[tuple[
     if not is_main_process():
         yield output, checkpoints
         return
-    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not replace)):
-        raise UserError(
-            f"{output} is there already.", "Choose another folder with --output, or replace it: --replace"
-        )
-    if output.is_dir() and any(output.iterdir()) and not _is_ours(output):
-        raise UserError(
-            f"{output} holds files but nothing that a training run wrote.",
-            "Choose another folder with --output; nothing in this one was touched.",
-        )
+    check_output(output, replace=replace, inputs=inputs)
     state = "What was there is unchanged, and the same command goes on from the last whole checkpoint."
     with exclusive(output) as staging, writing_to(output, state):
         if restart:
@@ -199,12 +222,26 @@ def publishing(output: Path, *, replace: bool, restart: bool) -> Iterator[tuple[
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder holds plugins or a model, and nothing would be lost that is not one."""
-    return (folder / "config.json").is_file() or any(folder.glob(f"*/{CONFIG_NAME}"))
+def _is_replaceable(output: Path) -> bool:
+    """Whether a folder holds what a run wrote, and nothing that would be lost besides."""
+    if (output / RECORD_NAME).is_file():
+        return all(path.is_file() for path in output.iterdir())
+    return all(is_plugin_folder(path) for path in output.iterdir())
 
 
 def load_trained(folder: Path) -> CompressionPlugin:
-    """A plugin as modules to be trained further."""
-    module = CompressionPlugin.from_file(load_plugin(folder))
-    return module.requires_grad_(True)
+    """A plugin as modules to be trained further.
+
+    One that was trained without a decompression layer (all of its tensors are 0) stays without.
+    """
+    module = CompressionPlugin.from_file(load_plugin(folder)).requires_grad_(True)
+    if not any(p.any() for layer in module.layer_plugins() for p in layer.decompress.parameters()):
+        leave_out_decompression(module)
+    return module
+
+
+def leave_out_decompression(plugin: CompressionPlugin) -> None:
+    """Set the decompression layers to 0 and keep them from being trained: an ablation."""
+    for layer in plugin.layer_plugins():
+        for parameter in layer.decompress.parameters():
+            parameter.requires_grad_(False).zero_()

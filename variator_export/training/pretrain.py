@@ -1,5 +1,6 @@
 """Stage one of the paper: plugins for a pretrained backbone, from plain text without labels."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +16,9 @@ from variator_export.training.passages import Passages, describe_texts, tokenize
 from variator_export.training.plugin_run import (
     Origin,
     TrainedPlugins,
+    check_output,
     collate_rows,
-    identity_of,
+    leave_out_decompression,
     train_plugins,
 )
 from variator_export.training.settings import Losses, Optimisation, PassageSettings, PluginShape
@@ -57,7 +59,14 @@ def pretrain(
         UserError: The text is too short, passages are longer than the backbone allows, or the output or the
             losses do not fit; see `train_plugins`.
     """
+    check_output(output.absolute(), replace=replace)  # before the text is tokenized
     limit = backbone.max_length
+    if max(shape.ratios) > passages.max_tokens:
+        raise UserError(
+            f"The ratio {max(shape.ratios)} is more than the {passages.max_tokens} tokens of the longest "
+            "passages.",
+            "Choose a smaller ratio, or longer passages: --max-tokens",
+        )
     if limit is not None and passages.max_tokens > limit:
         raise UserError(
             f"Passages of {passages.max_tokens} tokens are longer than the backbone's limit of {limit}.",
@@ -90,8 +99,8 @@ def pretrain(
                 held_out,
                 encoder,
                 quiet,
-                batch_size=min(size, passages.held_out_passages),
-                num_batches=max(1, passages.held_out_passages // size),
+                batch_size=size,
+                num_batches=math.ceil(passages.held_out_passages / size),
                 seed=optimisation.seed,
             ),
         ),
@@ -121,11 +130,9 @@ def new_plugin(backbone: Backbone, shape: PluginShape, ratio: int, seed: int) ->
         bottleneck_size=shape.bottleneck_size,
         num_layers=size.num_layers,
         masking=shape.masking,
-        backbone=identity_of(backbone),
+        backbone=backbone.info.identity,
     )
     plugin = CompressionPlugin(config).initialise(seed, shape.start)
     if not shape.decompression:
-        for layer in plugin.layer_plugins():
-            for parameter in layer.decompress.parameters():
-                parameter.requires_grad_(False).zero_()
+        leave_out_decompression(plugin)
     return plugin

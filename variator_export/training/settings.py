@@ -63,7 +63,7 @@ class Optimisation(_Part):
     warmup_steps: int = Field(default=50, ge=0)
     weight_decay: float = Field(default=1e-5, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(default=10.0, gt=0, allow_inf_nan=False)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     precision: Precision = "float32"
     eval_every: int = Field(default=200, ge=1)
     patience: int | None = Field(default=None, ge=1)
@@ -82,7 +82,7 @@ class PluginShape(_Part):
     """
 
     ratios: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)
-    bottleneck_size: int = Field(default=64, ge=1)
+    bottleneck_size: int = Field(default=64, ge=1, le=65536)
     masking: Masking = "none"
     start: Start = "paper"
     decompression: bool = True
@@ -103,7 +103,7 @@ class PassageSettings(_Part):
     min_tokens: int = Field(default=8, ge=3)
     max_tokens: int = Field(default=128, ge=3)
     noise: float = Field(default=0.0, ge=0, le=0.5)
-    held_out: float = Field(default=0.02, gt=0, lt=1)
+    held_out: float = Field(default=0.02, gt=0, le=0.5)
     held_out_passages: int = Field(default=512, ge=1)
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """Labelled examples as batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -86,25 +87,6 @@ def encode_examples(examples: Examples, encoder: TextEncoder, max_tokens: int | 
     return encoder.token_rows(examples.texts, max_tokens, pairs=examples.pairs, truncate=True)
 
 
-def class_indices(examples: Examples, label2id: Mapping[str, int]) -> list[int]:
-    """The class index of each example; -1 for all where no labels were read.
-
-    Raises:
-        UserError: A label is none of the classifier's.
-    """
-    if examples.targets is None:
-        return [-1] * len(examples)
-    indices = []
-    for place, label in zip(examples.places, examples.targets, strict=True):
-        if label not in label2id:
-            raise UserError(
-                f"{place}: the label {label!r} is none of the classifier's: {', '.join(label2id)}.",
-                "Correct it, or name the right column: --label-column",
-            )
-        indices.append(label2id[label])
-    return indices
-
-
 def collate_items(backbone: Backbone, *, with_labels: bool) -> Callable[[Sequence[Item]], Batch]:
     """Makes batches, with `labels` (B,) if asked for."""
     names, pad = backbone.spec.family.inputs, backbone.pad_token_id
@@ -139,6 +121,12 @@ def divide(examples: Examples, held_out: float, seed: int) -> tuple[Examples, Ex
 def describe_examples(*parts: tuple[str, Examples]) -> list[dict[str, Any]]:
     """For `plugin_config.json`: what was read, and what for."""
     return [
-        {"name": part.name, "sha256": part.sha256, "used_for": use, "examples": len(part)}
+        {
+            "name": part.name,
+            "sha256": part.sha256,
+            "columns": asdict(part.columns),
+            "used_for": use,
+            "examples": len(part),
+        }
         for use, part in parts
     ]

@@ -1,16 +1,11 @@
 """The training loop: transformers' Trainer, with what this project needs of it fixed in one place.
 
-Whatever is trained is a module whose forward gives `loss`, a mean over the rows of a batch, and `metrics`,
-one such mean for each of its `metric_names`. Then a batch spread over processes gives what it gives in one.
+What is trained is a `TrainedModule`.
 """
 
 import contextlib
-import json
-import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,77 +16,27 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from variator_export.core.errors import UserError
-from variator_export.core.hashing import sha256_json
-from variator_export.core.json_file import read_json_object, write_json
 from variator_export.core.progress import Progress
+from variator_export.model.backbone import quiet_transformers
+from variator_export.training.checkpoints import (
+    History,
+    claim,
+    history_of,
+    is_finished,
+    is_out_of_patience,
+    last_checkpoint,
+    load_best,
+    loss_point,
+    read_state,
+    step_of,
+)
+from variator_export.training.processes import is_main_process, num_processes
 from variator_export.training.settings import Optimisation
+from variator_export.training.trained_module import TrainedModule
 
-RUN_NAME = "run.json"
-_STATE_NAME = "trainer_state.json"
 _LOG_EVERY = 10
 
 Batch = dict[str, Tensor]
-
-
-class TrainedModule(nn.Module):
-    """What `fit` trains: see the head of this file."""
-
-    # The Trainer is not to scale the loss by the number of labels: it is a mean already.
-    accepts_loss_kwargs = False
-    metric_names: tuple[str, ...]
-    # The groups whose gradients are clipped apart.
-    clipped: tuple[nn.Module, ...]
-
-
-@dataclass(frozen=True)
-class LossPoint:
-    """One look at the held-out data.
-
-    Attributes:
-        step: After how many steps.
-        metrics: By name, with `loss`.
-    """
-
-    step: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class History:
-    """What happened in a run.
-
-    Attributes:
-        steps: Steps made; fewer than asked for if it stopped early.
-        best_step: The step whose parameters were kept.
-        train: (step, loss) at regular intervals, a mean since the last.
-        held_out: Looks at the held-out data, in order.
-    """
-
-    steps: int
-    best_step: int
-    train: tuple[tuple[int, float], ...]
-    held_out: tuple[LossPoint, ...]
-
-    def best(self) -> LossPoint:
-        """The look at the parameters that were kept."""
-        return next(point for point in self.held_out if point.step == self.best_step)
-
-
-def device() -> torch.device:
-    """Where this process trains."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-def num_processes() -> int:
-    """How many processes train together (`accelerate launch`)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this process writes files and talks."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def fit(
@@ -106,7 +51,8 @@ def fit(
 ) -> History:
     """Train a module in place, and leave it with the parameters of the best look at the held-out data.
 
-    A run that was killed goes on where its last checkpoint was and ends with the same parameters.
+    A run that was killed goes on where its last checkpoint was and ends with the same parameters. Only the
+    main process is to be given a progress that says anything.
 
     Args:
         module: What to train.
@@ -122,11 +68,17 @@ def fit(
         UserError: The folder holds a run with another identity, the batch does not divide by the number of
             processes, or the loss is no number.
     """
-    arguments = _arguments(settings, folder, _per_process(settings.batch_size))
+    batch_size = _per_process(settings.batch_size)
+    arguments = _arguments(settings, folder, batch_size)
     # The others look for checkpoints after the main process has dropped what is not to be continued.
     with arguments.main_process_first(local=False, desc="claim the run"):
-        _claim(folder, identity)
-        last = _last_checkpoint(folder)
+        if is_main_process():
+            claim(folder, identity)
+        last = last_checkpoint(folder)
+    state = read_state(last) if last is not None else None
+    if state is not None and is_finished(state, settings):
+        load_best(module, folder, state)
+        return history_of(module, state)
     parameters = [p for p in module.parameters() if p.requires_grad]
     # Adam with weight decay in the gradient, as the paper's code has it; not AdamW.
     optimizer = torch.optim.Adam(
@@ -140,24 +92,23 @@ def fit(
         eval_dataset=held_out,
         data_collator=cast(Any, collate),
         optimizers=(optimizer, scheduler),
-        compute_metrics=_Averages(module.metric_names),
-        callbacks=[_Watch(settings, progress)],
+        compute_metrics=_Averages(module),
+        callbacks=[_Watch(module, settings, progress)],
     )
     # Progress and metrics are ours to print.
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
-    if settings.patience is not None:
-        trainer.add_callback(transformers.EarlyStoppingCallback(settings.patience))
     if last is not None:
-        progress.note(f"continuing from step {int(last.name.rpartition('-')[2])} ({last})")
-    with _quiet(), progress.bar("training", settings.steps) as advance:
+        progress.note(f"continuing from step {step_of(last)} ({last})")
+    with quiet_transformers(), progress.bar("training", settings.steps) as advance:
         trainer.add_callback(_Bar(advance))
         try:
             trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
         except (RuntimeError, SafetensorError) as error:
+            _refuse_out_of_memory(settings, error)
             _refuse_full_disk(folder, 16 * sum(p.numel() for p in parameters), error)
             raise
-    return _history(trainer.state)
+    return history_of(module, vars(trainer.state))
 
 
 class _Trainer(transformers.Trainer):
@@ -168,40 +119,39 @@ class _Trainer(transformers.Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The metrics of a batch, once for each of its rows, so that batches of any size average right."""
+        """The metrics of each row. No loss: the Trainer would average batches, whatever their size."""
         del prediction_loss_only, ignore_keys
         inputs = self._prepare_inputs(inputs)
-        rows = next(iter(inputs.values())).shape[0]
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs)
-        metrics = outputs["metrics"].float().unsqueeze(0).expand(rows, -1).contiguous()
-        return outputs["loss"].detach().float(), metrics, torch.zeros(rows, device=metrics.device)
+            metrics = model(**inputs)["metrics"].float()
+        return None, metrics, torch.zeros(metrics.shape[0], device=metrics.device)
 
 
 class _Averages:
-    """Means of the metrics over the held-out data."""
+    """Means of the metrics over the held-out data, by number: a name might mean something to the Trainer."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
+    def __init__(self, module: TrainedModule) -> None:
+        self._num_loss_metrics = module.num_loss_metrics
 
     def __call__(self, found: Any) -> dict[str, float]:
         means = found.predictions.astype("float64").mean(axis=0)
-        return dict(zip(self.names, map(float, means), strict=True))
+        loss = float(means[: self._num_loss_metrics].sum())
+        return {"loss": loss, **{f"metric_{index}": float(mean) for index, mean in enumerate(means)}}
 
 
 class _Watch(transformers.TrainerCallback):
-    """Clips gradients, refuses a loss that is no number, tells the held-out losses."""
+    """Clips gradients, refuses a loss that is no number, tells the held-out losses, stops early."""
 
-    def __init__(self, settings: Optimisation, progress: Progress) -> None:
+    def __init__(self, module: TrainedModule, settings: Optimisation, progress: Progress) -> None:
+        self._module = module
         self._settings = settings
         self._progress = progress
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **context: Any) -> None:
         """Clip each part apart: plugins that are trained together do not depend on each other."""
         del args, control
-        module = context["model"]
-        module = getattr(module, "module", module)
-        for part in module.clipped:
+        del context
+        for part in self._module.clipped:
             norm = nn.utils.clip_grad_norm_(part.parameters(), self._settings.max_grad_norm)
             if not torch.isfinite(norm):
                 raise UserError(
@@ -211,16 +161,13 @@ class _Watch(transformers.TrainerCallback):
                 )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        """Tell the metrics."""
-        del args, control
-        metrics = {
-            name.removeprefix("eval_"): value
-            for name, value in context["metrics"].items()
-            if name.startswith("eval_") and not name.endswith(("runtime", "per_second"))
-        }
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "loss")
-        if state.is_world_process_zero:
-            self._progress.note(f"step {state.global_step}: on held-out data {shown}")
+        """Tell the metrics, and stop where patience is at its end."""
+        del args
+        point = loss_point(self._module, {**context["metrics"], "step": state.global_step})
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in point.metrics.items() if name != "loss")
+        self._progress.note(f"step {state.global_step}: on held-out data {shown}")
+        if is_out_of_patience(state.log_history, self._settings):
+            control.should_training_stop = True
 
 
 class _Bar(transformers.TrainerCallback):
@@ -292,48 +239,13 @@ def _schedule(settings: Optimisation) -> Callable[[int], float]:
     return share
 
 
-def _claim(folder: Path, identity: Any) -> None:
-    """Refuse to go on with a run that another command began."""
-    if not is_main_process():
-        return
-    wanted = {"identity": sha256_json(identity), "settings": identity}
-    path = folder / RUN_NAME
-    if path.exists():
-        found = read_json_object(path, f"Remove {folder} to start afresh.")
-        if found.get("identity") != wanted["identity"]:
-            raise UserError(
-                f"{folder} holds an unfinished run of another command: {_difference(found, wanted)}.",
-                "Repeat that command to finish it, choose another --output, or drop it with --restart.",
-            )
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(path, wanted)
-
-
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    old, new = _flat(found.get("settings")), _flat(wanted["settings"])
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in names[:3])
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    return {
-        name: leaf
-        for key, inner in value.items()
-        for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
-    }
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The last one that was written whole: its state is written last."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in reversed(found):
-        with contextlib.suppress(OSError, ValueError):
-            json.loads((path / _STATE_NAME).read_text(encoding="utf-8"))
-            return path
-    return None
+def _refuse_out_of_memory(settings: Optimisation, error: Exception) -> None:
+    """Say in words that memory is short; on a CPU torch has no error of its own for it."""
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        raise UserError(
+            f"The memory does not suffice for batches of {settings.batch_size} texts.",
+            "Take a smaller --batch-size or shorter texts (--max-tokens), with --restart, or more processes.",
+        ) from error
 
 
 def _refuse_full_disk(folder: Path, num_bytes: int, error: Exception) -> None:
@@ -344,42 +256,9 @@ def _refuse_full_disk(folder: Path, num_bytes: int, error: Exception) -> None:
     probe = folder / "probe"
     try:
         with probe.open("wb") as file:
-            file.write(bytes(num_bytes))
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
     except OSError as refusal:
         raise refusal from error
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
-
-
-def _history(state: Any) -> History:
-    train = tuple((int(e["step"]), float(e["loss"])) for e in state.log_history if "loss" in e)
-    held_out = tuple(
-        LossPoint(
-            int(entry["step"]),
-            {
-                name.removeprefix("eval_"): float(value)
-                for name, value in entry.items()
-                if name.startswith("eval_") and not name.endswith(("runtime", "per_second"))
-            },
-        )
-        for entry in state.log_history
-        if "eval_loss" in entry
-    )
-    if not held_out or not all(math.isfinite(v) for point in held_out for v in point.metrics.values()):
-        raise UserError(
-            "The loss on the held-out data is no number: the run diverged.",
-            "Start again with a lower learning rate (--learning-rate, --restart).",
-        )
-    return History(int(state.global_step), int(state.best_global_step), train, held_out)
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

@@ -65,6 +65,7 @@ def adapt_command(
     options.require_training()
     from variator_export.model.plugin_file import load_plugin_config
     from variator_export.training.adapt import adapt
+    from variator_export.training.plugin_run import check_output
     from variator_export.training.settings import Losses
 
     optimisation = common.optimisation_of(
@@ -78,6 +79,8 @@ def adapt_command(
         eval_every=eval_every,
         patience=patience,
     )
+    half = options.choose("--dtype", dtype, ("float16", "float32")) == "float16"
+    check_output(output, replace=replace)
     losses = options.checked(Losses, {"hidden": 0.0, **options.parse_losses(loss)} if loss else {})
     folders: dict[str, Path] = {}
     for item in plugin:
@@ -109,7 +112,7 @@ def adapt_command(
             losses=losses,
             optimisation=optimisation,
             max_tokens=max_tokens,
-            half=options.choose("--dtype", dtype, ("float16", "float32")) == "float16",
+            half=half,
             origin=common.origin_of(terms),
             replace=replace,
             restart=restart,

@@ -52,7 +52,7 @@ def origin_of(terms: str | None) -> Any:
 
 def is_main() -> bool:
     """Whether this process prints the result."""
-    from variator_export.training.trainer import is_main_process
+    from variator_export.training.processes import is_main_process
 
     return is_main_process()
 

@@ -22,7 +22,9 @@ def finetune_command(
     validation: options.ValidationOption = None,
     held_out: options.HeldOutOption = 0.05,
     max_tokens: options.MaxTokensOption = 128,
-    epochs: Annotated[float, typer.Option(metavar="X", help="How often the data is gone over.")] = 3.0,
+    epochs: Annotated[
+        float, typer.Option(min=1e-6, max=1e6, metavar="X", help="How often the data is gone over.")
+    ] = 3.0,
     steps: options.StepsOption = None,
     batch_size: options.BatchOption = 32,
     learning_rate: options.RateOption = 5e-5,
@@ -48,11 +50,13 @@ def finetune_command(
     options.require_training()
     from variator_export.model.source import resolve_source
     from variator_export.training.finetune import finetune, steps_for_epochs
+    from variator_export.training.plugin_run import check_output
 
+    check_output(output, replace=replace)
     columns = {"text": text_column, "pair": pair_column, "target": label_column, "header": header}
     train, look = common.examples_of(data, validation, held_out, seed, columns)
     optimisation = common.optimisation_of(
-        steps=steps or steps_for_epochs(train, batch_size, epochs),
+        steps=steps_for_epochs(train, batch_size, epochs) if steps is None else steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         schedule="linear",

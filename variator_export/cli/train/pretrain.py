@@ -93,6 +93,7 @@ def pretrain_command(
         raise UsageError("There is no ratio to train a plugin for.", "Give, for example, --ratio 4.")
     options.require_training()
     from variator_export.data.texts import read_texts
+    from variator_export.training.plugin_run import check_output
     from variator_export.training.pretrain import pretrain
     from variator_export.training.settings import (
         PRETRAIN_PRESETS,
@@ -107,9 +108,9 @@ def pretrain_command(
         PluginShape,
         {
             "ratios": ratios,
-            "bottleneck_size": bottleneck_size or base.bottleneck_size,
-            "masking": masking or base.masking,
-            "start": start or base.start,
+            "bottleneck_size": base.bottleneck_size if bottleneck_size is None else bottleneck_size,
+            "masking": base.masking if masking is None else masking,
+            "start": base.start if start is None else start,
             "decompression": decompression,
         },
     )
@@ -127,7 +128,7 @@ def pretrain_command(
     optimisation = common.optimisation_of(
         steps=steps,
         batch_size=batch_size,
-        learning_rate=learning_rate or base.learning_rate,
+        learning_rate=base.learning_rate if learning_rate is None else learning_rate,
         schedule=schedule,
         warmup_steps=warmup_steps,
         seed=seed,
@@ -135,6 +136,8 @@ def pretrain_command(
         eval_every=eval_every,
         patience=patience,
     )
+    half = options.choose("--dtype", dtype, ("float16", "float32")) == "float16"
+    check_output(output, replace=replace)
     printer = Output(format)
     loaded = common.load(backbone)
     if not loss and losses.embedding and loaded.pooling is None:
@@ -149,7 +152,7 @@ def pretrain_command(
             losses=losses,
             passages=passages,
             optimisation=optimisation,
-            half=options.choose("--dtype", dtype, ("float16", "float32")) == "float16",
+            half=half,
             origin=common.origin_of(terms),
             replace=replace,
             restart=restart,

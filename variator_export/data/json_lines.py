@@ -1,0 +1,27 @@
+"""JSON Lines: an object in each line."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from variator_export.core.errors import UserError
+
+
+def json_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The object of each line, and where it stands.
+
+    Raises:
+        UserError: A line is empty, no JSON, or no object.
+    """
+    for number, line in enumerate(lines, start=1):
+        place = f"{path}, line {number}"
+        if not line.strip():
+            raise UserError(f"{place} is empty.", "Remove the line.")
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place} is no JSON: {error}.", "Correct or remove the line.") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{place} is no JSON object.", 'Write {"text": "..."}, one object in each line.')
+        yield place, row

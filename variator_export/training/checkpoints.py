@@ -1,0 +1,149 @@
+"""The folder of an unfinished run: whose it is, where it was, and what happened so far."""
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from variator_export.core.errors import UserError
+from variator_export.core.hashing import sha256_json
+from variator_export.core.json_file import read_json_object, write_json
+from variator_export.training.settings import Optimisation
+from variator_export.training.trained_module import TrainedModule
+
+_RUN_NAME = "run.json"
+_STATE_NAME = "trainer_state.json"
+_DIVERGED = "Start again with a lower learning rate (--learning-rate, --restart)."
+
+
+@dataclass(frozen=True)
+class LossPoint:
+    """One look at the held-out data.
+
+    Attributes:
+        step: After how many steps.
+        metrics: By name, with `loss`.
+    """
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened in a run.
+
+    Attributes:
+        steps: Steps made; fewer than asked for if it stopped early.
+        best_step: The step whose parameters were kept.
+        held_out: Looks at the held-out data, in order.
+    """
+
+    steps: int
+    best_step: int
+    held_out: tuple[LossPoint, ...]
+
+    def best(self) -> LossPoint:
+        """The look at the parameters that were kept."""
+        return next(point for point in self.held_out if point.step == self.best_step)
+
+
+def claim(folder: Path, identity: Any) -> None:
+    """Make the folder this run's.
+
+    Raises:
+        UserError: It holds checkpoints of a run that another command began.
+    """
+    settings = json.loads(json.dumps(identity))
+    wanted = {"identity": sha256_json(settings), "settings": settings}
+    path = folder / _RUN_NAME
+    # Nothing is lost of a run that did not come to its first checkpoint.
+    if path.exists() and last_checkpoint(folder) is not None:
+        found = read_json_object(path, f"Drop the run with --restart, or remove {folder}.")
+        if found.get("identity") != wanted["identity"]:
+            raise UserError(
+                f"{folder} holds an unfinished run of another command: {_difference(found, wanted)}.",
+                "Repeat that command to finish it, choose another --output, or drop it with --restart.",
+            )
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(path, wanted)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last one that was written whole: its state is written last."""
+    for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            read_state(path)
+            return path
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """After how many steps a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The Trainer's state in a checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8"))
+    return state
+
+
+def is_out_of_patience(log: Sequence[Mapping[str, Any]], settings: Optimisation) -> bool:
+    """Whether so many looks in a row, the last ones, saw no better loss that a run stops."""
+    if settings.patience is None:
+        return False
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= settings.patience
+
+
+def is_finished(state: Mapping[str, Any], settings: Optimisation) -> bool:
+    """Whether a run was killed after its last step, before it was published."""
+    return state["global_step"] >= settings.steps or is_out_of_patience(state["log_history"], settings)
+
+
+def load_best(module: TrainedModule, folder: Path, state: Mapping[str, Any]) -> None:
+    """Give a module the parameters of the best look at the held-out data."""
+    weights = folder / f"checkpoint-{state['best_global_step']}" / "model.safetensors"
+    module.load_state_dict(load_file(weights))
+
+
+def history_of(module: TrainedModule, state: Mapping[str, Any]) -> History:
+    """What happened, from the Trainer's state.
+
+    Raises:
+        UserError: A loss is no number.
+    """
+    held_out = tuple(loss_point(module, entry) for entry in state["log_history"] if "eval_loss" in entry)
+    if not held_out or not all(math.isfinite(v) for point in held_out for v in point.metrics.values()):
+        raise UserError("The loss on the held-out data is no number: the run diverged.", _DIVERGED)
+    return History(int(state["global_step"]), int(state["best_global_step"]), held_out)
+
+
+def loss_point(module: TrainedModule, entry: Mapping[str, Any]) -> LossPoint:
+    """A look at the held-out data, from the Trainer's log."""
+    metrics = {name: float(entry[f"eval_metric_{index}"]) for index, name in enumerate(module.metric_names)}
+    return LossPoint(int(entry["step"]), {**metrics, "loss": float(entry["eval_loss"])})
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    old, new = _flat(found.get("settings")), _flat(wanted["settings"])
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in names[:3])
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {
+        name: leaf
+        for key, inner in value.items()
+        for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
+    }
