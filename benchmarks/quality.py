@@ -72,7 +72,7 @@ class Ablation:
     with_sts: bool = True
 
 
-# At equal steps for each. The first is the paper's; the others change one thing of the default.
+# At equal steps for each. The first two are the paper's; the others change one thing of the default.
 ABLATIONS = {
     "paper": Ablation(PAPER),
     "paper, short passages": Ablation(PAPER, {"passages": DEFAULT.passages}),
@@ -128,9 +128,23 @@ class Bench:
         self.data, self.work = data, work
         self.steps, self.batch_size, self.adaptation_steps = steps, batch_size, adaptation_steps
         self.precision = choose_precision("auto")
+        self._refuse_other_settings()
         self.source = resolve_source(load_recipe("minilm").backbone.source)
         if not (work / "sts").exists():
             split(data / "STS-B/train.tsv", work / "sts")
+
+    def _refuse_other_settings(self) -> None:
+        """Results of other settings are not reused."""
+        settings = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "adaptation_steps": self.adaptation_steps,
+            "precision": self.precision,
+        }
+        path = self.work / "settings.json"
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+            raise SystemExit(f"{self.work} holds results of other settings; give another --work.")
+        write_json(path, settings)
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gave, now or in an earlier run."""

@@ -28,9 +28,15 @@ COMMANDS = {
                        "--noise", "--held-out", "--text-field", "--seed", "--precision", "--eval-every",
                        "--patience", "--dtype", "--terms", "--replace", "--restart", "--format", "--help"},
     "train adapt": {"--backbone", "--plugin", "--data", "--text-column", "--pair-column", "--label-column",
-                    "--no-header", "--validation", "--held-out", "--loss", "--steps", "--output", "--help"},
+                    "--no-header", "--validation", "--held-out", "--max-tokens", "--loss", "--steps",
+                    "--batch-size", "--learning-rate", "--schedule", "--warmup-steps", "--seed",
+                    "--precision", "--eval-every", "--patience", "--dtype", "--terms", "--replace",
+                    "--restart", "--format", "--output", "--help"},
     "train finetune": {"--backbone", "--data", "--text-column", "--pair-column", "--label-column", "--epochs",
-                       "--no-header", "--validation", "--held-out", "--steps", "--output", "--help"},
+                       "--no-header", "--validation", "--held-out", "--max-tokens", "--steps",
+                       "--batch-size", "--learning-rate", "--warmup-steps", "--seed", "--precision",
+                       "--eval-every", "--patience", "--terms", "--replace", "--restart", "--format",
+                       "--output", "--help"},
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from variator_export.training.passages import Passages, tokenize_documents
 from variator_export.training.plugin_run import TrainedPlugins
 from variator_export.training.pretrain import pretrain
 from variator_export.training.settings import Losses, Optimisation, PassageSettings, PluginShape
+from variator_export.training.task_data import divide
 
 REPOSITORY = Path(__file__).parent.parent
 PASSAGES = PassageSettings(min_tokens=6, max_tokens=24, held_out=0.1, held_out_passages=32)
@@ -657,7 +658,7 @@ def test_adaptation_refuses_what_does_not_fit(tmp_path: Path, classifier: Path, 
         ([*plugin, "--loss", "lable=1"], "no loss term 'lable'"),
         ([*plugin, "--loss", "hidden=much"], "is no number"),
         ([*plugin, "--loss", "hidden=0"], "every term of the loss has the weight 0"),
-        ([*plugin, "--held-out", "0.001"], "leaves one part empty"),
+        ([*plugin, "--held-out", "0.001"], "is nothing to look at"),
         ([*plugin, "--loss", "embedding=1"], "declares no pooling"),
         ([*plugin, "--learning-rate", "0"], "--learning-rate is 0"),
         ([*plugin, "--held-out", "0.9"], "is not more than 0 and at most 0.5"),
@@ -696,6 +697,22 @@ def test_adaptation_knows_the_labels_of_its_classifier(
             losses=Losses(label=1),
             optimisation=Optimisation(steps=1, batch_size=2, learning_rate=1e-3),
         )
+
+
+def test_every_class_is_trained_on(tmp_path: Path) -> None:
+    data = tmp_path / "train.tsv"
+    labels = ["common"] * 90 + ["rare"] * 9 + ["single"]
+    data.write_text("text\tlabel\n" + "".join(f"text {i}\t{label}\n" for i, label in enumerate(labels)))
+    train, held_out = divide(read_examples(str(data), Columns()), 0.2, seed=0)
+    assert train.targets is not None
+    assert held_out.targets is not None
+    assert {label: train.targets.count(label) for label in set(labels)} == {
+        "common": 72,
+        "rare": 7,
+        "single": 1,
+    }
+    assert set(held_out.texts) | set(train.texts) == {f"text {i}" for i in range(100)}
+    assert not set(held_out.texts) & set(train.texts)
 
 
 def test_a_family_without_a_classifier_cannot_be_fine_tuned(

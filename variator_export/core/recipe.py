@@ -243,7 +243,7 @@ def plugin_folder(source: str) -> Path:
     if name not in there:
         raise UserError(
             f"The package has no plugin {source}.",
-            f"Choose one of: {', '.join(RECIPES_PREFIX + other for other in there)}.",
+            f"It has: {', '.join(RECIPES_PREFIX + other for other in there) or 'none'}.",
         )
     return recipes / name
 

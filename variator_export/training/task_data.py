@@ -102,20 +102,26 @@ def collate_items(backbone: Backbone, *, with_labels: bool) -> Callable[[Sequenc
 
 
 def divide(examples: Examples, held_out: float, seed: int) -> tuple[Examples, Examples]:
-    """Cut off a random share of the examples.
+    """Cut off a random share of the examples; where they have labels, of each class.
 
     Raises:
-        UserError: One of the parts would be empty.
+        UserError: Nothing would be held out.
     """
-    count = round(len(examples) * held_out)
-    if not 0 < count < len(examples):
+    groups: dict[str, list[int]] = {}
+    for index in np.random.default_rng(seed).permutation(len(examples)).tolist():
+        groups.setdefault(examples.targets[index] if examples.targets else "", []).append(index)
+    chosen: set[int] = set()
+    for group in groups.values():
+        # One of each class at least is trained on.
+        chosen.update(group[: min(round(len(group) * held_out), len(group) - 1)])
+    if not chosen:
         raise UserError(
-            f"{examples.name} has {len(examples)} examples: a share of {held_out:g} to hold out leaves one "
-            "part empty.",
-            "Give more data, another --held-out, or a file of its own with --validation.",
+            f"{examples.name} has {len(examples)} examples: a share of {held_out:g} of each class is "
+            "nothing to look at.",
+            "Give more data, a larger --held-out, or a file of its own with --validation.",
         )
-    order = np.random.default_rng(seed).permutation(len(examples))
-    return examples.select(sorted(order[count:].tolist())), examples.select(sorted(order[:count].tolist()))
+    train = [index for index in range(len(examples)) if index not in chosen]
+    return examples.select(train), examples.select(sorted(chosen))
 
 
 def describe_examples(*parts: tuple[str, Examples]) -> list[dict[str, Any]]:
