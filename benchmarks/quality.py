@@ -33,6 +33,7 @@ from variator_export.training.adapt import adapt
 from variator_export.training.finetune import finetune, steps_for_epochs
 from variator_export.training.precision import choose_precision
 from variator_export.training.pretrain import new_plugin, pretrain
+from variator_export.training.run import Run
 from variator_export.training.settings import (
     PRETRAIN_PRESETS,
     Losses,
@@ -172,7 +173,7 @@ class Bench:
         pretrain(
             self.backbone(self.source),
             read_texts(texts),
-            output,
+            Run(output, progress=Printed()),
             shape=PluginShape(
                 ratios=RATIOS,
                 bottleneck_size=preset.bottleneck_size,
@@ -190,7 +191,6 @@ class Bench:
                 precision=self.precision,
                 eval_every=max(1, self.steps // 4),
             ),
-            progress=Printed(),
         )
         return output
 
@@ -220,7 +220,7 @@ class Bench:
             finetune(
                 self.source,
                 *cut,
-                folder / "backbone",
+                Run(folder / "backbone", progress=Printed()),
                 optimisation=Optimisation(
                     steps=steps_for_epochs(cut[0], 32, TASKS[name].epochs),
                     batch_size=32,
@@ -232,7 +232,6 @@ class Bench:
                     precision=self.precision,
                     eval_every=200,
                 ),
-                progress=Printed(),
             )
         results = {}
         for way, plugins, adapted in (
@@ -272,7 +271,7 @@ class Bench:
                 self.backbone(source),
                 folders,
                 *cut,
-                output,
+                Run(output, progress=Printed()),
                 losses=Losses(hidden=1.0, logits=0.1),
                 optimisation=Optimisation(
                     steps=self.adaptation_steps,
@@ -283,7 +282,6 @@ class Bench:
                     precision=self.precision,
                     eval_every=max(1, self.adaptation_steps // 4),
                 ),
-                progress=Printed(),
             )
         quality = evaluate(
             [output / f"ratio-{k}" for k in RATIOS],

@@ -16,12 +16,15 @@ PAGE = REPOSITORY / "docs" / "quality.md"
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
-def page(text: str, quality: dict[str, Any], shipped: dict[str, Any]) -> str:
+NOT_MEASURED = ["Not measured yet."]
+
+
+def page(text: str, shipped: list[dict[str, Any]], quality: dict[str, Any] | None) -> str:
     """The page with its tables made anew."""
     tables = {
-        "shipped": _shipped_table(shipped),
-        "pretraining": _pretraining_table(quality["pretraining"]),
-        "tasks": _tasks_table(quality["tasks"]),
+        "shipped": [line for result in shipped for line in _shipped_table(result)],
+        "pretraining": _pretraining_table(quality["pretraining"]) if quality else NOT_MEASURED,
+        "tasks": _tasks_table(quality["tasks"]) if quality else NOT_MEASURED,
     }
     for name, lines in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
@@ -35,7 +38,9 @@ def page(text: str, quality: dict[str, Any], shipped: dict[str, Any]) -> str:
 
 def _shipped_table(shipped: dict[str, Any]) -> list[str]:
     rows = [row for row in shipped["rows"] if row["runtime"] == "onnxruntime"]
-    return _table(
+    data = shipped["data"]
+    title = f"`{data['name']}`, {data['examples']} pairs (sha256 `{data['sha256'][:16]}…`):"
+    table = _table(
         ["ratio", "Spearman", "lost", "cosine", "5th percentile", "recall@10"],
         (
             [
@@ -47,6 +52,7 @@ def _shipped_table(shipped: dict[str, Any]) -> list[str]:
             for row in rows
         ),
     )
+    return [title, "", *table, ""]
 
 
 def _pretraining_table(results: dict[str, Any]) -> list[str]:
@@ -81,9 +87,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def current() -> str:
     """The page as the committed results make it."""
-    quality = json.loads((RESULTS / "quality-cpu.json").read_text(encoding="utf-8"))
-    shipped = json.loads((RESULTS / "minilm-sts-dev.json").read_text(encoding="utf-8"))
-    return page(PAGE.read_text(encoding="utf-8"), quality, shipped)
+    shipped = json.loads((RESULTS / "minilm-quality.json").read_text(encoding="utf-8"))
+    path = RESULTS / "quality-cpu.json"
+    quality = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return page(PAGE.read_text(encoding="utf-8"), shipped, quality)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,13 @@ from variator_export.model.backbone import Backbone, load_backbone, read_backbon
 from variator_export.model.plugin_file import load_plugin, load_plugin_config
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
-from variator_export.training import losses, trainer
+from variator_export.training import losses, plugin_run, trainer
 from variator_export.training.adapt import adapt
 from variator_export.training.finetune import finetune
 from variator_export.training.passages import Passages, tokenize_documents
 from variator_export.training.plugin_run import TrainedPlugins
 from variator_export.training.pretrain import pretrain
+from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation, PassageSettings, PluginShape
 from variator_export.training.task_data import divide
 
@@ -64,10 +65,11 @@ def _load(folder: Path) -> Backbone:
 def _pretrain(folder: Path, texts: str, output: Path, **options: Any) -> TrainedPlugins:
     optimisation = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2, "eval_every": 4}
     shape = {"ratios": (2, 4), "bottleneck_size": 8}
+    run = {name: options.pop(name) for name in ("replace", "restart") if name in options}
     return pretrain(
         _load(folder),
         read_texts([texts]),
-        output,
+        Run(output, **run),
         shape=PluginShape(**(shape | options.pop("shape", {}))),
         losses=options.pop("losses", Losses(hidden=1.0, layers=0.1, embedding=1.0)),
         passages=options.pop("passages", PASSAGES),
@@ -170,7 +172,7 @@ def test_the_backbone_stays_as_it_is(tmp_path: Path, embedding_model: Path, text
     pretrain(
         backbone,
         read_texts([texts]),
-        tmp_path / "plugins",
+        Run(tmp_path / "plugins"),
         shape=PluginShape(ratios=(2,)),
         losses=Losses(),
         passages=PASSAGES,
@@ -230,8 +232,6 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(
 def test_a_checkpoint_that_was_cut_off_is_passed_over(
     tmp_path: Path, embedding_model: Path, texts: str, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from variator_export.training import plugin_run
-
     def fail(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -304,13 +304,13 @@ def test_fine_tuning_and_adaptation_go_on_after_a_kill(
 
     def run(name: str) -> None:
         source = resolve_source(str(embedding_model))
-        finetune(source, examples, examples, tmp_path / f"model-{name}", optimisation=optimisation)
+        finetune(source, examples, examples, Run(tmp_path / f"model-{name}"), optimisation=optimisation)
         adapt(
             _load(classifier),
             {"ratio-2": trained / "ratio-2", "ratio-4": trained / "ratio-4"},
             examples,
             examples,
-            tmp_path / f"plugins-{name}",
+            Run(tmp_path / f"plugins-{name}"),
             losses=Losses(),
             optimisation=optimisation,
         )
@@ -333,7 +333,7 @@ def test_a_run_on_another_column_is_another_run(
     def run(column: str) -> None:
         examples = read_examples(str(path), Columns(column))
         source = resolve_source(str(embedding_model))
-        finetune(source, examples, examples, tmp_path / "model", optimisation=optimisation)
+        finetune(source, examples, examples, Run(tmp_path / "model"), optimisation=optimisation)
 
     _interrupt(monkeypatch, 6, lambda: run("x"))
     with pytest.raises(UserError, match="unfinished run of another command: data was"):
@@ -380,7 +380,7 @@ def test_training_stops_early_and_keeps_the_best(tmp_path: Path, embedding_model
         optimisation={"steps": 400, "learning_rate": 0.5, "schedule": "constant", "patience": 2},
     )
     assert result.history.steps < 400
-    best = min(result.history.held_out, key=lambda point: point.metrics["loss"])
+    best = min(result.history.held_out, key=lambda point: point.loss)
     assert result.history.best_step == best.step
     assert result.losses["ratio-4"] == best.metrics["ratio-4"]
 
@@ -455,7 +455,7 @@ def _pretrain_further(plugin: Path, backbone: Path, texts: str, output: Path) ->
         {"ratio-2": plugin},
         examples,
         examples,
-        output,
+        Run(output),
         losses=Losses(),
         optimisation=Optimisation(steps=4, batch_size=4, learning_rate=1e-2, warmup_steps=0),
         max_tokens=24,
@@ -606,7 +606,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) 
         resolve_source(str(embedding_model)),
         examples,
         examples,
-        folder / "classifier",
+        Run(folder / "classifier"),
         optimisation=Optimisation(
             steps=60, batch_size=16, learning_rate=3e-3, warmup_steps=0, eval_every=20, weight_decay=0.0
         ),
@@ -693,7 +693,7 @@ def test_adaptation_knows_the_labels_of_its_classifier(
             {"ratio-2": trained / "ratio-2"},
             examples,
             examples,
-            tmp_path / "out",
+            Run(tmp_path / "out"),
             losses=Losses(label=1),
             optimisation=Optimisation(steps=1, batch_size=2, learning_rate=1e-3),
         )

@@ -3,28 +3,24 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
 from variator_export.core.errors import UserError
-from variator_export.core.progress import Progress
 from variator_export.data.examples import Examples
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_file import PluginConfig, load_plugin_config, plugin_sha256
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.training.plugin_run import (
-    Origin,
     TrainedPlugins,
     load_trained,
     train_plugins,
 )
+from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation
 from variator_export.training.task_data import (
-    InOrder,
-    Shuffled,
     collate_items,
     describe_examples,
-    encode_examples,
+    task_data,
 )
 
 # As variants are named (core.recipe).
@@ -36,16 +32,11 @@ def adapt(
     plugins: Mapping[str, Path],
     train: Examples,
     held_out: Examples,
-    output: Path,
+    run: Run,
     *,
     losses: Losses,
     optimisation: Optimisation,
     max_tokens: int = 128,
-    half: bool = True,
-    origin: Origin | None = None,
-    replace: bool = False,
-    restart: bool = False,
-    progress: Progress | None = None,
 ) -> TrainedPlugins:
     """Train plugins further on a task; the folders are OUTPUT/NAME.
 
@@ -54,15 +45,10 @@ def adapt(
         plugins: The folders of trained plugins by name, all in one run.
         train: Texts of the task. Labels are needed for the loss term `label` only.
         held_out: Texts to look at the loss on.
-        output: Where the plugins go.
+        run: Where the plugins go.
         losses: The terms of the loss.
         optimisation: How parameters move.
         max_tokens: Longer texts are cut.
-        half: Write float16, or else float32.
-        origin: For those who want to repeat it.
-        replace: Replace what an earlier run wrote there.
-        restart: Drop an unfinished run instead of going on with it.
-        progress: Is told the losses.
 
     Raises:
         UserError: A plugin does not fit the backbone, a label is missing or unknown; see `train_plugins`.
@@ -87,27 +73,18 @@ def adapt(
         raise UserError(
             "The loss term label needs labels; the data was read without them.", "Give --label-column NAME."
         )
-    label2id = getattr(backbone.info.config, "label2id", {}) if with_labels else {}
-    encoder = TextEncoder(backbone.info.source.folder)
     limit = min(max_tokens, backbone.max_length or max_tokens)
-
-    def items(examples: Examples) -> tuple[Any, list[int]]:
-        labels = examples.class_indices(label2id) if with_labels else [-1] * len(examples)
-        return encode_examples(examples, encoder, limit), labels
-
     return train_plugins(
         backbone,
         modules,
-        cast(
-            Any,
-            Shuffled(
-                *items(train),
-                batch_size=optimisation.batch_size,
-                num_batches=optimisation.steps,
-                seed=optimisation.seed,
-            ),
+        *task_data(
+            train,
+            held_out,
+            TextEncoder(backbone.info.source.folder),
+            max_tokens=limit,
+            label2id=getattr(backbone.info.config, "label2id", {}) if with_labels else None,
+            optimisation=optimisation,
         ),
-        cast(Any, InOrder(*items(held_out))),
         collate_items(backbone, with_labels=with_labels),
         losses=losses,
         optimisation=optimisation,
@@ -117,12 +94,7 @@ def adapt(
             "data": describe_examples(("training", train), ("held out", held_out)),
             "parents": parents,
         },
-        output=output,
-        half=half,
-        origin=origin or Origin(),
-        replace=replace,
-        restart=restart,
-        progress=progress or Progress(),
+        run=run,
         inputs=list(plugins.values()),
     )
 

@@ -28,10 +28,12 @@ class LossPoint:
 
     Attributes:
         step: After how many steps.
-        metrics: By name, with `loss`.
+        loss: The sum that the step to keep is chosen by.
+        metrics: By name.
     """
 
     step: int
+    loss: float
     metrics: dict[str, float]
 
 
@@ -122,7 +124,7 @@ def history_of(module: TrainedModule, state: Mapping[str, Any]) -> History:
         UserError: A loss is no number.
     """
     held_out = tuple(loss_point(module, entry) for entry in state["log_history"] if "eval_loss" in entry)
-    if not held_out or not all(math.isfinite(v) for point in held_out for v in point.metrics.values()):
+    if not held_out or not all(math.isfinite(point.loss) for point in held_out):
         raise UserError("The loss on the held-out data is no number: the run diverged.", _DIVERGED)
     return History(int(state["global_step"]), int(state["best_global_step"]), held_out)
 
@@ -130,7 +132,7 @@ def history_of(module: TrainedModule, state: Mapping[str, Any]) -> History:
 def loss_point(module: TrainedModule, entry: Mapping[str, Any]) -> LossPoint:
     """A look at the held-out data, from the Trainer's log."""
     metrics = {name: float(entry[f"eval_metric_{index}"]) for index, name in enumerate(module.metric_names)}
-    return LossPoint(int(entry["step"]), {**metrics, "loss": float(entry["eval_loss"])})
+    return LossPoint(int(entry["step"]), float(entry["eval_loss"]), metrics)
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:

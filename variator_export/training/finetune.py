@@ -8,24 +8,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from variator_export.core.environment import versions
 from variator_export.core.json_file import write_json
-from variator_export.core.progress import Progress
 from variator_export.data.examples import Examples
 from variator_export.model.backbone import Backbone, load_classifier, quiet_transformers
 from variator_export.model.source import BackboneSource
 from variator_export.model.tokenizer import TOKENIZER_FILES, TextEncoder
 from variator_export.training.checkpoints import History
 from variator_export.training.losses import label_loss
-from variator_export.training.plugin_run import RECORD_NAME, RUN_DISTRIBUTIONS, Origin, publishing
 from variator_export.training.processes import device, is_main_process, num_processes
+from variator_export.training.run import RECORD_NAME, Run
 from variator_export.training.settings import Optimisation
 from variator_export.training.task_data import (
-    InOrder,
-    Shuffled,
     collate_items,
     describe_examples,
-    encode_examples,
+    task_data,
 )
 from variator_export.training.trained_module import TrainedModule
 from variator_export.training.trainer import fit
@@ -69,14 +65,10 @@ def finetune(
     source: BackboneSource,
     train: Examples,
     held_out: Examples,
-    output: Path,
+    run: Run,
     *,
     optimisation: Optimisation,
     max_tokens: int = 128,
-    origin: Origin | None = None,
-    replace: bool = False,
-    restart: bool = False,
-    progress: Progress | None = None,
 ) -> FinetunedModel:
     """Train a classifier and every weight of the encoder under it; write a folder as transformers saves it.
 
@@ -84,13 +76,9 @@ def finetune(
         source: A pretrained encoder of a family that has a classifier.
         train: Texts or pairs with labels.
         held_out: Examples to look at the loss on; the parameters with the lowest are kept.
-        output: The folder to write.
+        run: Where the model goes.
         optimisation: How parameters move.
         max_tokens: Longer texts are cut.
-        origin: For those who want to repeat it.
-        replace: Replace what an earlier run wrote there.
-        restart: Drop an unfinished run instead of going on with it.
-        progress: Is told the losses.
 
     Raises:
         UserError: The family has no classifier, there is one class only, or a held-out label is unknown.
@@ -99,44 +87,31 @@ def finetune(
     encoder = TextEncoder(source.folder)
     torch.manual_seed(optimisation.seed)  # of the new head
     backbone = load_classifier(source, labels, encoder.pad_token_id)
-    label2id = {label: index for index, label in enumerate(labels)}
     limit = min(max_tokens, backbone.max_length or max_tokens)
-    origin = origin or Origin()
-
-    def items(examples: Examples) -> tuple[Any, list[int]]:
-        return encode_examples(examples, encoder, limit), examples.class_indices(label2id)
-
-    data = describe_examples(("training", train), ("held out", held_out))
     record = {
         "stage": "fine-tuning",
         "backbone": {"name": source.label, "weights_sha256": source.weights_sha256},
         "settings": {"max_tokens": limit, "optimisation": optimisation.model_dump()},
         "labels": labels,
-        "data": data,
-        "processes": num_processes(),
+        "data": describe_examples(("training", train), ("held out", held_out)),
     }
-    output = output.absolute()
-    progress = progress if progress is not None and is_main_process() else Progress()
-    inputs = [source.folder]
-    with publishing(output, replace=replace, restart=restart, inputs=inputs) as (staging, checkpoints):
+    with run.publishing([source.folder]) as (staging, checkpoints):
         module = _Classifier(backbone).to(device())
         history = fit(
             module,
-            cast(
-                Any,
-                Shuffled(
-                    *items(train),
-                    batch_size=optimisation.batch_size,
-                    num_batches=optimisation.steps,
-                    seed=optimisation.seed,
-                ),
+            *task_data(
+                train,
+                held_out,
+                encoder,
+                max_tokens=limit,
+                label2id={label: index for index, label in enumerate(labels)},
+                optimisation=optimisation,
             ),
-            cast(Any, InOrder(*items(held_out))),
             collate_items(backbone, with_labels=True),
             optimisation,
             checkpoints,
-            record,
-            progress,
+            {**record, "processes": num_processes()},
+            run.listener(),
         )
         best = history.best().metrics
         if is_main_process():
@@ -145,17 +120,9 @@ def finetune(
             for name in TOKENIZER_FILES:
                 if (source.folder / name).is_file():
                     shutil.copyfile(source.folder / name, staging / name)
-            result = {
-                "held_out": best,
-                "steps": history.steps,
-                "best_step": history.best_step,
-                "command": origin.command,
-                "terms": origin.terms,
-                "device": device().type,
-                "versions": versions(*RUN_DISTRIBUTIONS),
-            }
-            write_json(staging / RECORD_NAME, {**record, **result})
-    return FinetunedModel(output, tuple(labels), best["accuracy"], history)
+            result = {"held_out": best, "steps": history.steps, "best_step": history.best_step}
+            write_json(staging / RECORD_NAME, {**record, **result, **run.record()})
+    return FinetunedModel(run.output, tuple(labels), best["accuracy"], history)
 
 
 def steps_for_epochs(examples: Examples, batch_size: int, epochs: float) -> int:

@@ -1,55 +1,25 @@
 """What pre-training and adaptation share: from plugins and batches to published plugin folders."""
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from variator_export.core.environment import DISTRIBUTION, versions
-from variator_export.core.errors import UserError
-from variator_export.core.hashing import code_digest
-from variator_export.core.progress import Progress
-from variator_export.core.store import exclusive, publish, writing_to
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
-from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME, is_plugin_folder, plugin_card
-from variator_export.model.plugin_file import (
-    Plugin,
-    PluginConfig,
-    load_plugin,
-    save_plugin,
-)
+from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME, plugin_card
+from variator_export.model.plugin_file import Plugin, PluginConfig, load_plugin, save_plugin
 from variator_export.model.tokenizer import TokenRow, pad_rows
 from variator_export.training.checkpoints import History
 from variator_export.training.distillation import Distillation
 from variator_export.training.loss_plot import save_loss_plot
 from variator_export.training.processes import device, is_main_process, num_processes
+from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation
 from variator_export.training.trainer import Batch, fit
-
-# What fine-tuning writes beside the model.
-RECORD_NAME = "training.json"
-# What can change the result of a run.
-RUN_DISTRIBUTIONS = (DISTRIBUTION, "torch", "transformers", "accelerate", "tokenizers", "numpy")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a run comes from, for those who want to repeat it.
-
-    Attributes:
-        command: The command line; None: called from Python.
-        terms: Under which terms the data may be used, in the user's words; None: not stated.
-    """
-
-    command: str | None = None
-    terms: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +57,7 @@ def train_plugins(
     losses: Losses,
     optimisation: Optimisation,
     record: Mapping[str, Any],
-    output: Path,
-    half: bool,
-    origin: Origin,
-    replace: bool,
-    restart: bool,
-    progress: Progress,
+    run: Run,
     inputs: Sequence[Path] = (),
 ) -> TrainedPlugins:
     """Train plugins and publish a folder OUTPUT/NAME for each.
@@ -106,18 +71,10 @@ def train_plugins(
         losses: The terms of the loss.
         optimisation: How parameters move.
         record: What else decides the run; goes into `plugin_config.json` with the rest.
-        output: The folder to publish.
-        half: Whether to write float16 instead of float32.
-        origin: For those who want to repeat it.
-        replace: Whether plugins that are there may be replaced.
-        restart: Whether to drop an unfinished run instead of going on with it.
-        progress: Is told the losses.
+        run: Where the folders go.
         inputs: What the run reads besides the backbone, which it must not replace.
     """
-    output = output.absolute()
-    progress = progress if is_main_process() else Progress()
-    inputs = (*inputs, backbone.info.source.folder)
-    with publishing(output, replace=replace, restart=restart, inputs=inputs) as (staging, checkpoints):
+    with run.publishing((*inputs, backbone.info.source.folder)) as (staging, checkpoints):
         backbone.model.to(device())
         module = Distillation(backbone, plugins, losses)
         settings = {
@@ -127,7 +84,7 @@ def train_plugins(
         }
         record = {**record, "settings": settings}
         identity = {**record, "backbone": backbone.info.identity.model_dump(), "processes": num_processes()}
-        history = fit(module, train, held_out, collate, optimisation, checkpoints, identity, progress)
+        history = fit(module, train, held_out, collate, optimisation, checkpoints, identity, run.listener())
         best = history.best().metrics
         if is_main_process():
             for name, plugin in plugins.items():
@@ -136,97 +93,19 @@ def train_plugins(
                     "loss": best[name],
                     "steps": history.steps,
                     "best_step": history.best_step,
-                    "command": origin.command,
-                    "terms": origin.terms,
-                    **{key: value for key, value in record.items() if key != "stage"},
-                    "processes": num_processes(),
-                    "device": device().type,
-                    "versions": versions(*RUN_DISTRIBUTIONS),
-                    "code": code_digest(),
+                    "settings": settings,
+                    "data": record["data"],
+                    "parent": (record.get("parents") or {}).get(name),
+                    **run.record(),
                 }
-                training["parent"] = (record.get("parents") or {}).get(name)
-                training.pop("parents", None)
-                _write(plugin, training, history, name, staging / name, half=half)
-    folders = {name: output / name for name in plugins}
+                config = PluginConfig.model_validate({**plugin.config.model_dump(), "training": training})
+                tensors = {key: array.astype(run.dtype) for key, array in plugin.to_file().tensors.items()}
+                folder = staging / name
+                save_plugin(Plugin(config, tensors), folder)
+                (folder / CARD_NAME).write_text(plugin_card(config), encoding="utf-8")
+                save_loss_plot(history, [name], folder / PLOT_NAME)
+    folders = {name: run.output / name for name in plugins}
     return TrainedPlugins(folders, {name: best[name] for name in plugins}, history)
-
-
-def _write(
-    plugin: CompressionPlugin,
-    training: dict[str, Any],
-    history: History,
-    name: str,
-    folder: Path,
-    *,
-    half: bool,
-) -> None:
-    config = PluginConfig.model_validate({**plugin.config.model_dump(), "training": training})
-    dtype = np.float16 if half else np.float32
-    tensors = {key: array.astype(dtype) for key, array in plugin.to_file().tensors.items()}
-    save_plugin(Plugin(config, tensors), folder)
-    (folder / CARD_NAME).write_text(plugin_card(config), encoding="utf-8")
-    save_loss_plot(history, [name], folder / PLOT_NAME)
-
-
-def check_output(output: Path, *, replace: bool, inputs: Sequence[Path] = ()) -> None:
-    """Refuse an output that holds something that must not be replaced; before anything slow."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file.", "Choose a folder with --output.")
-    for path in inputs:
-        if path.resolve().is_relative_to(output.resolve()):
-            raise UserError(
-                f"The output {output} holds {path}, which the run reads.",
-                "Choose another folder with --output.",
-            )
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not _is_replaceable(output):
-        raise UserError(
-            f"{output} holds files that no training run wrote.",
-            "Choose another folder with --output; nothing in this one was touched.",
-        )
-    if not replace:
-        raise UserError(
-            f"{output} is there already.", "Choose another folder with --output, or replace it: --replace"
-        )
-
-
-@contextmanager
-def publishing(
-    output: Path, *, replace: bool, restart: bool, inputs: Sequence[Path] = ()
-) -> Iterator[tuple[Path, Path]]:
-    """A staging folder that becomes the output at the end, and a folder for checkpoints that a kill leaves.
-
-    Only the main process publishes. Whatever is in the output stays until the new one is whole.
-
-    Args:
-        output: The folder.
-        replace: Whether what an earlier run wrote there may be replaced.
-        restart: Whether to drop an unfinished run.
-        inputs: What the run reads, which it must not replace.
-
-    Raises:
-        UserError: The output holds something that must not be replaced, or cannot be written.
-    """
-    checkpoints = output.parent / f".{output.name}.training"
-    if not is_main_process():
-        yield output, checkpoints
-        return
-    check_output(output, replace=replace, inputs=inputs)
-    state = "What was there is unchanged, and the same command goes on from the last whole checkpoint."
-    with exclusive(output) as staging, writing_to(output, state):
-        if restart:
-            shutil.rmtree(checkpoints, ignore_errors=True)
-        yield staging, checkpoints
-        publish(staging, output)
-        shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def _is_replaceable(output: Path) -> bool:
-    """Whether a folder holds what a run wrote, and nothing that would be lost besides."""
-    if (output / RECORD_NAME).is_file():
-        return all(path.is_file() for path in output.iterdir())
-    return all(is_plugin_folder(path) for path in output.iterdir())
 
 
 def load_trained(folder: Path) -> CompressionPlugin:

@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from variator_export.core.errors import UserError
-from variator_export.core.progress import Progress
 from variator_export.data.texts import TextSource
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
@@ -14,52 +12,41 @@ from variator_export.model.plugin_file import PluginConfig
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.training.passages import Passages, describe_texts, tokenize_documents
 from variator_export.training.plugin_run import (
-    Origin,
     TrainedPlugins,
-    check_output,
     collate_rows,
     leave_out_decompression,
     train_plugins,
 )
+from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation, PassageSettings, PluginShape
 
 
 def pretrain(
     backbone: Backbone,
     texts: Sequence[TextSource],
-    output: Path,
+    run: Run,
     *,
     shape: PluginShape,
     losses: Losses,
     passages: PassageSettings,
     optimisation: Optimisation,
-    half: bool = True,
-    origin: Origin | None = None,
-    replace: bool = False,
-    restart: bool = False,
-    progress: Progress | None = None,
 ) -> TrainedPlugins:
     """Train one plugin for each ratio, all in one run; the folders are OUTPUT/ratio-K.
 
     Args:
         backbone: The teacher, and what the plugins are put into. Its weights stay as they are.
         texts: Plain text.
-        output: Where the plugins go.
+        run: Where the plugins go.
         shape: What is trained.
         losses: The terms of the loss.
         passages: How text is cut.
         optimisation: How parameters move.
-        half: Write float16, or else float32.
-        origin: For those who want to repeat it.
-        replace: Replace what an earlier run wrote there.
-        restart: Drop an unfinished run instead of going on with it.
-        progress: Is told the losses.
 
     Raises:
         UserError: The text is too short, passages are longer than the backbone allows, or the output or the
             losses do not fit; see `train_plugins`.
     """
-    check_output(output.absolute(), replace=replace)  # before the text is tokenized
+    run.check_output()  # before the text is tokenized
     limit = backbone.max_length
     if max(shape.ratios) > passages.max_tokens:
         raise UserError(
@@ -112,12 +99,7 @@ def pretrain(
             "settings": {"plugin": shape.model_dump(), "passages": passages.model_dump()},
             "data": describe_texts(texts),
         },
-        output=output,
-        half=half,
-        origin=origin or Origin(),
-        replace=replace,
-        restart=restart,
-        progress=progress or Progress(),
+        run=run,
     )
 
 

@@ -1,17 +1,19 @@
 """Labelled examples as batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from variator_export.core.errors import UserError
 from variator_export.data.examples import Examples
 from variator_export.model.backbone import Backbone
 from variator_export.model.tokenizer import TextEncoder, TokenRow, pad_rows
+from variator_export.training.settings import Optimisation
 from variator_export.training.trainer import Batch
 
 # Batches of similar length are cut from this many shuffled batches at a time.
@@ -20,7 +22,7 @@ _GROUP = 50
 Item = tuple[TokenRow, int]
 
 
-class InOrder:
+class InOrder(Dataset[Item]):
     """A map-style data set: the examples as they are."""
 
     def __init__(self, rows: Sequence[TokenRow], labels: Sequence[int]) -> None:
@@ -82,9 +84,37 @@ class Shuffled(InOrder):
         return np.concatenate([batches[i] for i in rng.permutation(len(batches))])
 
 
-def encode_examples(examples: Examples, encoder: TextEncoder, max_tokens: int | None) -> list[TokenRow]:
-    """Token rows; longer texts are cut at `max_tokens`."""
-    return encoder.token_rows(examples.texts, max_tokens, pairs=examples.pairs, truncate=True)
+def task_data(
+    train: Examples,
+    held_out: Examples,
+    encoder: TextEncoder,
+    *,
+    max_tokens: int,
+    label2id: Mapping[str, int] | None,
+    optimisation: Optimisation,
+) -> tuple[Dataset[Item], Dataset[Item]]:
+    """What to train on and what to look at the loss on, as token rows.
+
+    Args:
+        train: The examples to train on.
+        held_out: Those to look at.
+        encoder: The tokenizer.
+        max_tokens: Longer texts are cut.
+        label2id: The class index of each label; None: labels are not needed.
+        optimisation: Says how many batches there are, of what size.
+    """
+
+    def encode(examples: Examples) -> tuple[list[TokenRow], list[int]]:
+        rows = encoder.token_rows(examples.texts, max_tokens, pairs=examples.pairs, truncate=True)
+        return rows, [-1] * len(rows) if label2id is None else examples.class_indices(label2id)
+
+    shuffled = Shuffled(
+        *encode(train),
+        batch_size=optimisation.batch_size,
+        num_batches=optimisation.steps,
+        seed=optimisation.seed,
+    )
+    return shuffled, InOrder(*encode(held_out))
 
 
 def collate_items(backbone: Backbone, *, with_labels: bool) -> Callable[[Sequence[Item]], Batch]:

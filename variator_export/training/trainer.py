@@ -164,7 +164,7 @@ class _Watch(transformers.TrainerCallback):
         """Tell the metrics, and stop where patience is at its end."""
         del args
         point = loss_point(self._module, {**context["metrics"], "step": state.global_step})
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in point.metrics.items() if name != "loss")
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in point.metrics.items())
         self._progress.note(f"step {state.global_step}: on held-out data {shown}")
         if is_out_of_patience(state.log_history, self._settings):
             control.should_training_stop = True

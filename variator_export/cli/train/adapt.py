@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from variator_export.cli import options
-from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.cli.output import Format, Output
 from variator_export.cli.train import common
 from variator_export.core.errors import UsageError
 from variator_export.core.recipe import plugin_folder
@@ -65,7 +65,6 @@ def adapt_command(
     options.require_training()
     from variator_export.model.plugin_file import load_plugin_config
     from variator_export.training.adapt import adapt
-    from variator_export.training.plugin_run import check_output
     from variator_export.training.settings import Losses
 
     optimisation = common.optimisation_of(
@@ -79,8 +78,6 @@ def adapt_command(
         eval_every=eval_every,
         patience=patience,
     )
-    half = options.choose("--dtype", dtype, ("float16", "float32")) == "float16"
-    check_output(output, replace=replace)
     losses = options.checked(Losses, {"hidden": 0.0, **options.parse_losses(loss)} if loss else {})
     folders: dict[str, Path] = {}
     for item in plugin:
@@ -93,31 +90,16 @@ def adapt_command(
         folders[key] = path
     if losses.label and label_column is None:
         raise UsageError("--loss label needs labels.", "Give --label-column NAME.")
-    train, look = common.examples_of(
-        data,
-        validation,
-        held_out,
-        seed,
-        {"text": text_column, "pair": pair_column, "target": label_column, "header": header},
-    )
+    columns = {"text": text_column, "pair": pair_column, "target": label_column, "header": header}
     printer = Output(format)
-    progress = ConsoleProgress(printer)
-    try:
+    with common.running(printer, output, replace=replace, restart=restart, terms=terms, dtype=dtype) as run:
         result = adapt(
             common.load(backbone),
             folders,
-            train,
-            look,
-            output,
+            *common.examples_of(data, validation, held_out, seed, columns),
+            run,
             losses=losses,
             optimisation=optimisation,
             max_tokens=max_tokens,
-            half=half,
-            origin=common.origin_of(terms),
-            replace=replace,
-            restart=restart,
-            progress=progress,
         )
-    finally:
-        progress.close()
     common.print_plugins(printer, result)

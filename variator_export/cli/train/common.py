@@ -1,12 +1,16 @@
 """What the commands of `train` share beside their options."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from variator_export.cli import options
-from variator_export.cli.output import Output
+from variator_export.cli.output import ConsoleProgress, Output
 
 if TYPE_CHECKING:
     from variator_export.training.plugin_run import TrainedPlugins
+    from variator_export.training.run import Run
 
 
 def optimisation_of(**values: Any) -> Any:
@@ -43,11 +47,40 @@ def examples_of(
     return divide(read, held_out, seed)
 
 
-def origin_of(terms: str | None) -> Any:
-    """Where the run comes from: this command."""
-    from variator_export.training.plugin_run import Origin
+@contextmanager
+def running(
+    printer: Output,
+    output: Path,
+    *,
+    replace: bool,
+    restart: bool,
+    terms: str | None,
+    dtype: str = "float16",
+) -> Iterator["Run"]:
+    """This command as a run, whose output may be written; the terminal is left as it was.
 
-    return Origin(options.command_line(), terms)
+    Raises:
+        UsageError: There is no such type.
+        UserError: The output holds something that must not be replaced.
+    """
+    from variator_export.training.run import Run
+
+    options.choose("--dtype", dtype, ("float16", "float32"))
+    progress = ConsoleProgress(printer)
+    run = Run(
+        output=output,
+        dtype=cast(Any, dtype),
+        replace=replace,
+        restart=restart,
+        command=options.command_line(),
+        terms=terms,
+        progress=progress,
+    )
+    run.check_output()
+    try:
+        yield run
+    finally:
+        progress.close()
 
 
 def is_main() -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from variator_export.cli import options
-from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.cli.output import Format, Output
 from variator_export.cli.train import common
 
 
@@ -50,41 +50,32 @@ def finetune_command(
     options.require_training()
     from variator_export.model.source import resolve_source
     from variator_export.training.finetune import finetune, steps_for_epochs
-    from variator_export.training.plugin_run import check_output
 
-    check_output(output, replace=replace)
     columns = {"text": text_column, "pair": pair_column, "target": label_column, "header": header}
-    train, look = common.examples_of(data, validation, held_out, seed, columns)
-    optimisation = common.optimisation_of(
-        steps=steps_for_epochs(train, batch_size, epochs) if steps is None else steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        schedule="linear",
-        warmup_steps=warmup_steps,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        seed=seed,
-        precision=precision,
-        eval_every=eval_every,
-        patience=patience,
-    )
     printer = Output(format)
-    progress = ConsoleProgress(printer)
-    try:
+    with common.running(printer, output, replace=replace, restart=restart, terms=terms) as run:
+        train, look = common.examples_of(data, validation, held_out, seed, columns)
+        optimisation = common.optimisation_of(
+            steps=steps_for_epochs(train, batch_size, epochs) if steps is None else steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            schedule="linear",
+            warmup_steps=warmup_steps,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            seed=seed,
+            precision=precision,
+            eval_every=eval_every,
+            patience=patience,
+        )
         result = finetune(
             resolve_source(backbone or options.default_backbone()),
             train,
             look,
-            output,
+            run,
             optimisation=optimisation,
             max_tokens=max_tokens,
-            origin=common.origin_of(terms),
-            replace=replace,
-            restart=restart,
-            progress=progress,
         )
-    finally:
-        progress.close()
     if not common.is_main():
         return
     if printer.is_json:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from variator_export.cli import options
-from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.cli.output import Format, Output
 from variator_export.cli.train import common
 from variator_export.core.errors import UsageError
 from variator_export.pipeline.plan import parse_ratio
@@ -93,7 +93,6 @@ def pretrain_command(
         raise UsageError("There is no ratio to train a plugin for.", "Give, for example, --ratio 4.")
     options.require_training()
     from variator_export.data.texts import read_texts
-    from variator_export.training.plugin_run import check_output
     from variator_export.training.pretrain import pretrain
     from variator_export.training.settings import (
         PRETRAIN_PRESETS,
@@ -136,28 +135,18 @@ def pretrain_command(
         eval_every=eval_every,
         patience=patience,
     )
-    half = options.choose("--dtype", dtype, ("float16", "float32")) == "float16"
-    check_output(output, replace=replace)
     printer = Output(format)
-    loaded = common.load(backbone)
-    if not loss and losses.embedding and loaded.pooling is None:
-        losses = losses.model_copy(update={"embedding": 0.0})  # the preset's term for sentence embeddings
-    progress = ConsoleProgress(printer)
-    try:
+    with common.running(printer, output, replace=replace, restart=restart, terms=terms, dtype=dtype) as run:
+        loaded = common.load(backbone)
+        if not loss and losses.embedding and loaded.pooling is None:
+            losses = losses.model_copy(update={"embedding": 0.0})  # the preset's, for sentence embeddings
         result = pretrain(
             loaded,
             read_texts(text, text_field),
-            output,
+            run,
             shape=shape,
             losses=losses,
             passages=passages,
             optimisation=optimisation,
-            half=half,
-            origin=common.origin_of(terms),
-            replace=replace,
-            restart=restart,
-            progress=progress,
         )
-    finally:
-        progress.close()
     common.print_plugins(printer, result)
