@@ -468,6 +468,8 @@ def _pretrain_further(plugin: Path, backbone: Path, texts: str, output: Path) ->
     [
         ({"passages": PassageSettings(max_tokens=65)}, "longer than the backbone's limit of 64"),
         ({"losses": Losses(hidden=0, logits=1)}, "needs a classifier"),
+        ({"losses": Losses(label=1)}, "which plain text does not have"),
+        ({"shape": {"ratios": (32,)}}, "more than the 24 tokens of the longest"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
@@ -644,6 +646,32 @@ def test_plugins_are_adapted_to_a_task_with_and_without_labels(
     for name in ("ratio-2", "slow"):
         first, second = _tensors(tmp_path / "plain" / name), _tensors(tmp_path / "labelled" / name)
         assert any(not np.array_equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", "There is no text to train on"),
+        ("--text {texts}", "There is no ratio"),
+        ("--text {texts} --ratio 1", "Ratio 1 compresses nothing"),
+        ("--text {texts} --ratio x", "The ratio 'x' is no whole number"),
+        ("--text {texts} --ratio 2 --preset papr", "--preset 'papr' is none of default, paper"),
+        ("--text {texts} --ratio 2 --masking some", "--masking is 'some'"),
+        ("--text {texts} --ratio 2 --min-tokens 40 --max-tokens 30", "min_tokens 40 is more than"),
+        ("--text {texts} --ratio 2 --noise 0.9", "--noise is 0.9"),
+        ("--text {texts} --ratio 2 --loss nothing=1", "no loss term 'nothing'"),
+        ("--text {texts} --ratio 2 --loss hidden --loss hidden=2", "was given twice"),
+        ("--text {texts} --ratio 2 --dtype int8", "--dtype 'int8' is none of float16, float32"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_read(
+    tmp_path: Path, texts: str, arguments: str, expected: str
+) -> None:
+    command = ["train", "pretrain", *arguments.format(texts=texts).split(), "--output", str(tmp_path / "out")]
+    with pytest.raises(UserError) as error:
+        app(command, standalone_mode=False)
+    assert expected in error.value.message
+    assert error.value.hint
 
 
 def test_adaptation_refuses_what_does_not_fit(tmp_path: Path, classifier: Path, trained: Path) -> None:

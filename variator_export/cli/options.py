@@ -151,7 +151,7 @@ def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         words = describe_validation_error(error, model)
-        options = re.sub(r"'([a-z_]+)'", lambda match: "--" + match[1].replace("_", "-"), words)
+        options = re.sub(r"'([a-z_]+)'(?= is )", lambda match: "--" + match[1].replace("_", "-"), words)
         raise UsageError(
             f"The options do not fit: {options}", "Correct the option that is named; --help lists them all."
         ) from error

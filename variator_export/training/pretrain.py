@@ -47,6 +47,11 @@ def pretrain(
             losses do not fit; see `train_plugins`.
     """
     run.check_output()  # before the text is tokenized
+    if losses.label:
+        raise UserError(
+            "The loss term label needs labels, which plain text does not have.",
+            "Leave it out, or use `train adapt` with a table.",
+        )
     limit = backbone.max_length
     if max(shape.ratios) > passages.max_tokens:
         raise UserError(

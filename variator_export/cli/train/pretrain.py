@@ -103,6 +103,8 @@ def pretrain_command(
 
     base = PRETRAIN_PRESETS[options.choose("--preset", preset, tuple(PRETRAIN_PRESETS))]
     ratios = tuple(dict.fromkeys(parse_ratio(k) for k in ratio))
+    if 1 in ratios:
+        raise UsageError("Ratio 1 compresses nothing and has no plugin.", "Give ratios of 2 or more.")
     shape = options.checked(
         PluginShape,
         {
