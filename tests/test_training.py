@@ -30,6 +30,7 @@ from variator_export.training.adapt import adapt
 from variator_export.training.finetune import finetune
 from variator_export.training.passages import Passages, tokenize_documents
 from variator_export.training.plugin_run import TrainedPlugins
+from variator_export.training.precision import choose_precision
 from variator_export.training.pretrain import pretrain
 from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation, PassageSettings, PluginShape
@@ -138,6 +139,28 @@ def test_every_family_can_be_trained(
     )
     held_out = result.history.held_out
     assert held_out[-1].metrics["ratio-2"] < held_out[0].metrics["ratio-2"]
+
+
+def test_bfloat16_trains_nearly_the_same_in_float32_parameters(
+    tmp_path: Path, embedding_model: Path, texts: str, trained: Path
+) -> None:
+    output = tmp_path / "plugins"
+    result = _pretrain(embedding_model, texts, output, optimisation={"precision": "bfloat16"})
+    single = load_plugin_config(trained / "ratio-4").training
+    assert single is not None
+    assert result.losses["ratio-4"] == pytest.approx(single["loss"], rel=0.05)
+    assert result.losses["ratio-4"] != single["loss"]
+    # A step of bfloat16 at 1 is 0.008: parameters kept in it would hardly move.
+    half = _tensors(output / "ratio-4")["layers.0.compress.weight"]
+    assert not np.array_equal(half, torch.from_numpy(half.copy()).bfloat16().half().numpy())
+
+
+def test_auto_precision_is_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    for supported, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert choose_precision("auto") == expected
+        assert choose_precision("float32") == "float32"
 
 
 def test_the_teacher_is_the_backbone_itself(
