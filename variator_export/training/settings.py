@@ -134,7 +134,7 @@ class PretrainPreset(_Part):
 
 
 # `paper`: what the authors' code does, as far as it applies to an encoder alone; passages of one length.
-# `default`: what was measured to be better at equal steps (docs/quality.md).
+# `default`: chosen by runs of 400 steps of equally many tokens; docs/quality.md has what was measured since.
 PRETRAIN_PRESETS = {
     "default": PretrainPreset(
         start="paper",
