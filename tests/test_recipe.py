@@ -20,7 +20,8 @@ def test_the_default_recipe_comes_with_the_package_and_pins_its_backbone() -> No
     assert "minilm" in shipped_recipes()
     recipe = load_recipe("minilm")
     assert recipe.backbone.sha256 == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    assert [plugin.ratio for plugin in recipe.plugins] == [2, 4, 8]
+    assert [plugin.ratio for plugin in select_plugins(recipe)] == [2, 4, 8]
+    assert [plugin.source for plugin in recipe.plugins] == [f"recipes:minilm/ratio-{k}" for k in (2, 4, 8)]
 
 
 @pytest.mark.parametrize("name", ["any-ratio", "ratio-1", "ratio-4"])

@@ -1,0 +1,67 @@
+"""The plugins that come with the default recipe, on sentence pairs written for these tests."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from variator_export.core.errors import UserError
+from variator_export.core.recipe import load_recipe, plugin_folder
+from variator_export.data.examples import Columns, read_examples
+from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
+from variator_export.model.plugin_file import load_plugin
+from variator_export.pipeline.evaluate import evaluate
+
+PAIRS = Path(__file__).parent / "data" / "sentence_pairs.tsv"
+RATIOS = (2, 4, 8)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_a_shipped_plugin_says_how_it_was_made(ratio: int) -> None:
+    folder = plugin_folder(f"recipes:minilm/ratio-{ratio}")
+    plugin = load_plugin(folder)
+    assert plugin.config.ratio == ratio
+    assert {array.dtype for array in plugin.tensors.values()} == {np.dtype(np.float16)}
+    backbone = plugin.config.backbone
+    assert backbone is not None
+    assert backbone.weights_sha256 == load_recipe("minilm").backbone.sha256
+    training = plugin.config.training
+    assert training is not None
+    assert training["command"].startswith("variator-export train pretrain")
+    assert training["terms"]
+    card = (folder / CARD_NAME).read_text()
+    assert training["command"] in card
+    assert all(source["name"] in card for source in training["data"])
+    assert f"| ratio-{ratio} |" in card  # its measured quality
+    assert (folder / PLOT_NAME).is_file()
+
+
+def test_shipped_plugins_keep_what_the_model_says(minilm_bundle: Path) -> None:
+    examples = read_examples(str(PAIRS), Columns("first", "second", "score"))
+    quality = evaluate([minilm_bundle], examples)
+    assert set(quality.agreement) == {"ratio-1", *(f"ratio-{k}" for k in RATIOS)}
+    found = {row.ratio: row for row in quality.rows if row.runtime == "onnxruntime"}
+    # An untrained plugin of ratio 4 has a cosine of 0.3 and loses half of the correlation.
+    for ratio, cosine, lost in ((2, 0.93, 0.05), (4, 0.88, 0.08), (8, 0.84, 0.12)):
+        assert float(found[ratio].metrics["cosine"] or 0) >= cosine
+        assert float(found[ratio].relative_loss or 0) <= lost
+    assert found[1].relative_loss == 0
+
+
+def test_a_plugin_that_is_not_shipped_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UserError, match="The package has no plugin recipes:minilm/ratio-3") as error:
+        plugin_folder("recipes:minilm/ratio-3")
+    assert "recipes:minilm/ratio-4" in str(error.value)
+    with pytest.raises(UserError, match="The package has no plugin"):
+        plugin_folder("recipes:../minilm")
+
+
+def test_the_page_of_quality_is_made_of_the_committed_results() -> None:
+    code = (
+        "import quality_page; assert quality_page.current() == quality_page.PAGE.read_text(encoding='utf-8')"
+    )
+    folder = Path(__file__).parent.parent / "benchmarks"
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, "python benchmarks/quality_page.py writes it\n" + result.stderr
