@@ -16,8 +16,9 @@ from variator_export.cli.inspect import inspect_command
 from variator_export.cli.output import Format, Output
 from variator_export.cli.run import run_command
 from variator_export.cli.train import train_app
+from variator_export.core import interrupts
 from variator_export.core.environment import DISTRIBUTION, installed_version
-from variator_export.core.errors import EXIT_BUG, UserError
+from variator_export.core.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 
 app = typer.Typer(
     name="variator-export",
@@ -62,8 +63,19 @@ def _options(
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    interrupts.install()
     try:
         app()
+    except Exception as error:
+        # A library may have made an error of its own of it.
+        if interrupts.was_interrupted():
+            sys.exit(EXIT_INTERRUPTED)
+        _end(error)
+
+
+def _end(raised: Exception) -> NoReturn:
+    try:
+        raise raised
     except UserError as error:
         _output().error(error)
         sys.exit(error.exit_code)

@@ -37,3 +37,4 @@ class NumbersDisagreeError(UserError):
 
 
 EXIT_BUG = 70
+EXIT_INTERRUPTED = 130

@@ -9,6 +9,7 @@ from typing import Any
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
+from variator_export.core.interrupts import raise_if_interrupted
 from variator_export.core.manifest import MANIFEST_NAME, FileEntry, Manifest
 from variator_export.core.progress import Progress, StepReport
 from variator_export.core.store import publish
@@ -57,6 +58,7 @@ class Workshop:
         Returns:
             Whether it was reused.
         """
+        raise_if_interrupted()
         depends_on = dict(depends_on)
         self.steps[name] = depends_on
         why = self._why_not_reused(name, depends_on, outputs)
@@ -117,6 +119,7 @@ class Workshop:
         if self.old is not None:
             self._carry_over(self.old)
         (self.staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        raise_if_interrupted()
         publish(self.staging, bundle)
         return True
 
