@@ -41,6 +41,7 @@ from variator_export.training.settings import (
     PluginShape,
     PretrainPreset,
 )
+from variator_export.training.task_data import divide
 
 RATIOS = (2, 4, 8)
 SHIPPED = "shipped"
@@ -299,21 +300,20 @@ class Bench:
     def _for_backbone(self, plugin: Path, source: BackboneSource, output: Path) -> None:
         """The same plugin, said to be for another backbone: what the ablation without adaptation measures."""
         read = load_plugin(plugin)
-        identity = self.backbone(source).info.identity
+        identity = read_backbone_info(source).identity
         save_plugin(Plugin(read.config.model_copy(update={"backbone": identity}), read.tensors), output)
 
     def _untrained(self, folder: Path) -> Path:
         """Plugins where training starts, for the ablation without pre-training."""
         output = folder / "untrained"
         shape = PluginShape(ratios=RATIOS, masking=DEFAULT.masking, start=DEFAULT.start)
+        backbone = self.backbone(self.source)
         for ratio in RATIOS:
-            plugin = new_plugin(self.backbone(self.source), shape, ratio, SEED)
+            plugin = new_plugin(backbone, shape, ratio, SEED)
             save_plugin(plugin.to_file(), output / f"ratio-{ratio}")
         return output
 
     def _examples(self, name: str) -> tuple[Examples, Examples]:
-        from variator_export.training.task_data import divide
-
         task = TASKS[name]
         train = read_examples(str(self.data / task.train), task.columns)
         if task.dev is None:
@@ -322,8 +322,6 @@ class Bench:
 
     def _cut(self, train: Examples) -> tuple[Examples, Examples]:
         """What is trained on, and what the loss is looked at on; the held-out data of the task is neither."""
-        from variator_export.training.task_data import divide
-
         return divide(train, min(0.1, 500 / len(train)), SEED)
 
 

@@ -73,23 +73,16 @@ def main() -> None:
         _end(error)
 
 
-def _end(raised: Exception) -> NoReturn:
-    try:
-        raise raised
-    except UserError as error:
-        _output().error(error)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in _REFUSALS:
-            _report_bug()
+def _end(error: Exception) -> NoReturn:
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
         if error.filename is None:
             sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - nothing more can be written to it
         where = error.filename or "standard output"
-        refused = UserError(f"{where}: {(error.strerror or 'refused').lower()}.", _REFUSALS[error.errno])
-        _output().error(refused)
-        sys.exit(refused.exit_code)
-    except Exception:
+        error = UserError(f"{where}: {(error.strerror or 'refused').lower()}.", _REFUSALS[error.errno])
+    if not isinstance(error, UserError):
         _report_bug()
+    _output().error(error)
+    sys.exit(error.exit_code)
 
 
 def _report_bug() -> NoReturn:

@@ -150,9 +150,9 @@ def read_examples(source: str, columns: Columns) -> Examples:
         wanted = [c for c in (columns.text, columns.pair, columns.target) if c]
         read = read_dataset(source, wanted, "--text-column, --pair-column or --label-column")
         rows: Iterator[tuple[str, Mapping[str, Any]]] = (
-            (f"{source}, row {number}", row) for number, row in enumerate(read.rows, start=1)
+            (f"{source}, row {number}", row) for number, row in enumerate(read, start=1)
         )
-        digest = sha256_json([[str(row[c]) for c in wanted] for row in read.rows])
+        digest = sha256_json([[str(row[c]) for c in wanted] for row in read])
         return _collect(source, digest, rows, columns)
     path = Path(source)
     if not path.is_file():

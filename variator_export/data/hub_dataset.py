@@ -1,7 +1,6 @@
 """Rows of a data set that the `datasets` library reads: from the hub, its cache, or a local folder."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from variator_export.core.environment import require
@@ -10,26 +9,15 @@ from variator_export.core.errors import UserError
 PREFIX = "datasets:"
 
 
-@dataclass(frozen=True)
-class DatasetRows:
-    """The rows of one split.
-
-    Attributes:
-        name: As it was asked for, with configuration and split.
-        rows: A mapping by column for each row. Class labels have their names.
-    """
-
-    name: str
-    rows: Sequence[Mapping[str, Any]]
-
-
 def is_dataset(source: str) -> bool:
     """Whether a source is `datasets:NAME[,CONFIG][,SPLIT]`."""
     return source.startswith(PREFIX)
 
 
-def read_dataset(source: str, columns: Sequence[str], option: str) -> DatasetRows:
-    """Read `datasets:NAME[,CONFIG],SPLIT`; the split defaults to `train`.
+def read_dataset(source: str, columns: Sequence[str], option: str) -> list[dict[str, Any]]:
+    """The rows of `datasets:NAME[,CONFIG],SPLIT`, by column; the split defaults to `train`.
+
+    Class labels have their names.
 
     Args:
         source: What to read.
@@ -72,7 +60,7 @@ def read_dataset(source: str, columns: Sequence[str], option: str) -> DatasetRow
     rows = [{n: _value(value, labels.get(n)) for n, value in row.items()} for row in chosen]
     if not rows:
         raise UserError(f"{source} has no rows.", "Choose another split.")
-    return DatasetRows(source, rows)
+    return rows
 
 
 def _value(value: Any, label: Any) -> Any:

@@ -51,8 +51,8 @@ def read_texts(sources: Sequence[str], text_field: str = "text") -> list[TextSou
         UserError: Something cannot be read, has no text, or is given twice; names the file and the line.
     """
     found: list[TextSource] = []
-    for group, given in enumerate(sources):
-        source, share = _share(given)
+    shared = [_share(given) for given in sources]
+    for group, (source, share) in enumerate(shared):
         if not source:
             raise UserError("A text has no name.", "Give --text SRC: a file, a folder, or datasets:NAME.")
         if is_dataset(source):
@@ -60,7 +60,7 @@ def read_texts(sources: Sequence[str], text_field: str = "text") -> list[TextSou
         else:
             read = [_read_file(path, text_field) for path in _files(Path(source))]
         found += [replace(text, share=share, group=group) for text in read]
-    _check_shares([_share(given)[1] for given in sources])
+    _check_shares([share for _, share in shared])
     seen: dict[str, str] = {}
     for text in found:
         if text.sha256 in seen:
@@ -141,8 +141,8 @@ def _text(place: str, row: Mapping[str, Any], text_field: str) -> str:
 
 
 def _read_dataset(source: str, text_field: str) -> TextSource:
-    read = read_dataset(source, (text_field,), "--text-field")
+    rows = read_dataset(source, (text_field,), "--text-field")
     documents = tuple(
-        _text(f"{source}, row {number}", row, text_field) for number, row in enumerate(read.rows, start=1)
+        _text(f"{source}, row {number}", row, text_field) for number, row in enumerate(rows, start=1)
     )
     return TextSource(source, sha256_json(list(documents)), documents)

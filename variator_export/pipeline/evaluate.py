@@ -132,9 +132,9 @@ def evaluate(
         scores = examples.scores() if chosen == "similarity" else []
         rows, order = _encode(bundle, examples, max_tokens)
         found: Outputs = {
-            (variant.name, runtime): _run(runner, output, rows, order, bundle, progress, f"{name} {runtime}")
+            (name, runtime): _run(runner, output, rows, order, bundle, progress, f"{name} {runtime}")
             for runtime in runtimes
-            for name, variant, runner in _runners(bundle, runtime, backbone)
+            for name, runner in _runners(bundle, runtime, backbone)
         }
         agreement = {
             variant.name: _agree(variant.name, output, found)
@@ -232,12 +232,12 @@ def _encode(
 
 def _runners(
     bundle: Bundle, runtime: EvaluationRuntime, backbone: str | None
-) -> Iterator[tuple[str, Any, Runner]]:
+) -> Iterator[tuple[str, Runner]]:
     """One after the other: a session holds memory."""
     variants = sorted(bundle.manifest.variants, key=lambda v: (v.ratio, v.name))
     if runtime == "onnxruntime":
         for variant in variants:
-            yield variant.name, variant, bundle.session("onnxruntime", variant.name)
+            yield variant.name, bundle.session("onnxruntime", variant.name)
         return
     from variator_export.engines.eager import EagerModel
     from variator_export.model.backbone import load_backbone, read_backbone_info
@@ -253,7 +253,7 @@ def _runners(
     loaded = load_backbone(read_backbone_info(source, entry.architecture), bundle.text_encoder().pad_token_id)
     for variant in variants:
         plugin = load_plugin(bundle.path / variant.plugin.folder) if variant.plugin else None
-        yield variant.name, variant, EagerModel(loaded, plugin)
+        yield variant.name, EagerModel(loaded, plugin)
 
 
 def _run(

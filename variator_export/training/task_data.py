@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 from variator_export.core.errors import UserError
 from variator_export.data.examples import Examples
 from variator_export.model.backbone import Backbone
-from variator_export.model.tokenizer import TextEncoder, TokenRow, pad_rows
+from variator_export.model.tokenizer import TextEncoder, TokenRow
+from variator_export.training.plugin_run import collate_rows
 from variator_export.training.settings import Optimisation
 from variator_export.training.trainer import Batch
 
@@ -119,11 +120,10 @@ def task_data(
 
 def collate_items(backbone: Backbone, *, with_labels: bool) -> Callable[[Sequence[Item]], Batch]:
     """Makes batches, with `labels` (B,) if asked for."""
-    names, pad = backbone.spec.family.inputs, backbone.pad_token_id
+    collate_texts = collate_rows(backbone)
 
     def collate(items: Sequence[Item]) -> Batch:
-        arrays = pad_rows([row for row, _ in items], names, pad)
-        batch: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch = collate_texts([row for row, _ in items])
         if with_labels:
             batch["labels"] = torch.tensor([label for _, label in items])
         return batch

@@ -149,8 +149,7 @@ class _Watch(transformers.TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **context: Any) -> None:
         """Clip each part apart: plugins that are trained together do not depend on each other."""
-        del args, control
-        del context
+        del args, control, context
         for part in self._module.clipped:
             norm = nn.utils.clip_grad_norm_(part.parameters(), self._settings.max_grad_norm)
             if not torch.isfinite(norm):
