@@ -175,7 +175,7 @@ class Bench:
             self.backbone(self.source),
             read_texts(texts),
             Run(output, progress=Printed()),
-            shape=PluginShape(
+            plugins=PluginShape(
                 ratios=RATIOS,
                 bottleneck_size=preset.bottleneck_size,
                 masking=preset.masking,

@@ -71,7 +71,7 @@ def _pretrain(folder: Path, texts: str, output: Path, **options: Any) -> Trained
         _load(folder),
         read_texts([texts]),
         Run(output, **run),
-        shape=PluginShape(**(shape | options.pop("shape", {}))),
+        plugins=PluginShape(**(shape | options.pop("shape", {}))),
         losses=options.pop("losses", Losses(hidden=1.0, layers=0.1, embedding=1.0)),
         passages=options.pop("passages", PASSAGES),
         optimisation=Optimisation(**(optimisation | options.pop("optimisation", {}))),
@@ -196,7 +196,7 @@ def test_the_backbone_stays_as_it_is(tmp_path: Path, embedding_model: Path, text
         backbone,
         read_texts([texts]),
         Run(tmp_path / "plugins"),
-        shape=PluginShape(ratios=(2,)),
+        plugins=PluginShape(ratios=(2,)),
         losses=Losses(),
         passages=PASSAGES,
         optimisation=Optimisation(steps=2, batch_size=2, learning_rate=1e-2, warmup_steps=0),
@@ -671,11 +671,46 @@ def test_plugins_are_adapted_to_a_task_with_and_without_labels(
         assert any(not np.array_equal(first[key], second[key]) for key in first)
 
 
+def test_plugins_are_trained_further_on_other_text(
+    tmp_path: Path, embedding_model: Path, trained: Path
+) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text((REPOSITORY / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    command = (
+        f"train pretrain --text {text} --plugin {trained}/ratio-2 --plugin slow={trained}/ratio-4 "
+        f"--backbone {embedding_model} --min-tokens 6 --max-tokens 24 --held-out 0.2 --held-out-passages 16 "
+        "--batch-size 8 --precision float32 --dtype float32 --warmup-steps 0 --learning-rate 1e-2"
+    ).split()
+    still = tmp_path / "still"
+    still_command = [*command, "--steps", "1", "--output", str(still)]
+    still_command[still_command.index("1e-2")] = "1e-12"
+    app(still_command, standalone_mode=False)
+    for name, begun in (("ratio-2", "ratio-2"), ("slow", "ratio-4")):  # it begins with what was given
+        found, expected = _tensors(still / name), _tensors(trained / begun)
+        for key, array in expected.items():
+            np.testing.assert_allclose(found[key], array.astype(np.float32), rtol=0, atol=1e-9)
+    further = tmp_path / "further"
+    app([*command, "--steps", "40", "--eval-every", "10", "--output", str(further)], standalone_mode=False)
+    before, after = load_plugin_config(still / "slow").training, load_plugin_config(further / "slow").training
+    assert before is not None
+    assert after is not None
+    assert after["loss"] < 0.9 * before["loss"]
+    assert after["parent"]["training"]["steps"] == 12
+    assert load_plugin_config(further / "slow").bottleneck_size == 8
+    card = (further / "slow" / "README.md").read_text(encoding="utf-8")
+    assert "mine.txt" in card.split("## The run before")[0]
+    assert "12 steps of 4 texts" in card.split("## The run before")[1]
+    assert "recipes.txt" in card.split("## The run before")[1]  # what the plugin learnt from stays named
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ("", "There is no text to train on"),
         ("--text {texts}", "There is no ratio"),
+        ("--text {texts} --plugin p --masking none", "--masking is for new plugins"),
+        ("--text {texts} --plugin p --ratio 2", "--ratio is for new plugins"),
+        ("--text {texts} --plugin nowhere", "nowhere"),
         ("--text {texts} --ratio 1", "Ratio 1 compresses nothing"),
         ("--text {texts} --ratio x", "The ratio 'x' is no whole number"),
         ("--text {texts} --ratio 2 --preset papr", "--preset 'papr' is none of default, paper"),

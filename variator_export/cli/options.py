@@ -33,6 +33,10 @@ BackboneOption = Annotated[
         help="The model: a folder, or package:DISTRIBUTION/PATH; default: that of the default recipe.",
     ),
 ]
+PluginsOption = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="[NAME=]DIR", help="A plugin to train further; may be repeated."),
+]
 OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write.")]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", min=1, metavar="N", help="Steps of the optimizer.")

@@ -1,7 +1,7 @@
 """The README.md of a plugin: what it is, how it was made, what it is worth."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,6 @@ def plugin_card(config: PluginConfig) -> str:
     training = config.training
     assert training is not None
     backbone = config.backbone.name if config.backbone is not None and config.backbone.name else "unknown"
-    settings = training["settings"]
-    optimisation = settings["optimisation"]
-    losses = ", ".join(f"{name} x {weight:g}" for name, weight in settings["losses"].items() if weight)
     lines = [
         "---",
         "library_name: variator-export",
@@ -48,13 +45,28 @@ def plugin_card(config: PluginConfig) -> str:
         "",
         "## Training",
         "",
+        *_run_lines(training),
+        f"![losses]({PLOT_NAME})",
+        "",
+        "## Data",
+        "",
+        *_data_lines(training),
+        *_parent_lines(training),
+    ]
+    return "\n".join(lines)
+
+
+def _run_lines(training: Mapping[str, Any]) -> list[str]:
+    """How one run went."""
+    settings = training["settings"]
+    optimisation = settings["optimisation"]
+    losses = ", ".join(f"{name} x {weight:g}" for name, weight in settings["losses"].items() if weight)
+    return [
         f"Stage: {training['stage']}. Loss: {losses}. {training['steps']} steps of "
         f"{optimisation['batch_size']} texts, learning rate {optimisation['learning_rate']:g} "
         f"({optimisation['schedule']}), seed {optimisation['seed']}, matrix products in "
         f"{optimisation['precision']}. Held-out loss {training['loss']:.5g} at step {training['best_step']}, "
-        "whose parameters these are.",
-        "",
-        f"![losses]({PLOT_NAME})",
+        "whose parameters were kept.",
         "",
         "The command, with which the run can be repeated:",
         "",
@@ -64,14 +76,30 @@ def plugin_card(config: PluginConfig) -> str:
         "",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in training["versions"].items()) + ".",
         "",
-        "## Data",
-        "",
-        f"Terms: {training['terms'] or 'not stated'}.",
-        "",
-        *_data_table(training["data"]),
-        "",
     ]
-    return "\n".join(lines)
+
+
+def _data_lines(training: Mapping[str, Any]) -> list[str]:
+    """What one run read."""
+    return [f"Terms: {training['terms'] or 'not stated'}.", "", *_data_table(training["data"]), ""]
+
+
+def _parent_lines(training: Mapping[str, Any]) -> list[str]:
+    """How what this run began with was made, and what that began with, newest first."""
+    lines: list[str] = []
+    while (parent := training.get("parent")) is not None:
+        lines += ["## The run before", "", f"It began as the plugin `{parent['sha256'][:16]}…`.", ""]
+        earlier = parent["training"]
+        if earlier is None or "settings" not in earlier:  # made elsewhere, or imported
+            source = f"imported from {earlier['file']}" if earlier and "file" in earlier else "not made here"
+            return [*lines, f"That one was {source}; how it was trained is not known.", ""]
+        lines += _run_lines(earlier)
+        if all(earlier[key] == training[key] for key in ("data", "terms")):
+            lines += ["The data was the same.", ""]
+        else:
+            lines += _data_lines(earlier)
+        training = earlier
+    return lines
 
 
 def is_plugin_folder(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME, plugin_card
-from variator_export.model.plugin_file import Plugin, PluginConfig, load_plugin, save_plugin
+from variator_export.model.plugin_file import Plugin, PluginConfig, save_plugin
 from variator_export.model.tokenizer import TokenRow, pad_rows
 from variator_export.training.checkpoints import History
 from variator_export.training.distillation import Distillation
@@ -106,21 +106,3 @@ def train_plugins(
                 save_loss_plot(history, [name], folder / PLOT_NAME)
     folders = {name: run.output / name for name in plugins}
     return TrainedPlugins(folders, {name: best[name] for name in plugins}, history)
-
-
-def load_trained(folder: Path) -> CompressionPlugin:
-    """A plugin as modules to be trained further.
-
-    One that was trained without a decompression layer (all of its tensors are 0) stays without.
-    """
-    module = CompressionPlugin.from_file(load_plugin(folder)).requires_grad_(True)
-    if not any(p.any() for layer in module.layer_plugins() for p in layer.decompress.parameters()):
-        leave_out_decompression(module)
-    return module
-
-
-def leave_out_decompression(plugin: CompressionPlugin) -> None:
-    """Set the decompression layers to 0 and keep them from being trained: an ablation."""
-    for layer in plugin.layer_plugins():
-        for parameter in layer.decompress.parameters():
-            parameter.requires_grad_(False).zero_()

@@ -1,7 +1,8 @@
 """Stage one of the paper: plugins for a pretrained backbone, from plain text without labels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from variator_export.core.errors import UserError
@@ -10,13 +11,9 @@ from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_file import PluginConfig
 from variator_export.model.tokenizer import TextEncoder
+from variator_export.training.given_plugins import GivenPlugins, leave_out_decompression, load_given
 from variator_export.training.passages import Passages, describe_texts, tokenize_documents
-from variator_export.training.plugin_run import (
-    TrainedPlugins,
-    collate_rows,
-    leave_out_decompression,
-    train_plugins,
-)
+from variator_export.training.plugin_run import TrainedPlugins, collate_rows, train_plugins
 from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation, PassageSettings, PluginShape
 
@@ -26,25 +23,26 @@ def pretrain(
     texts: Sequence[TextSource],
     run: Run,
     *,
-    shape: PluginShape,
+    plugins: PluginShape | Mapping[str, Path],
     losses: Losses,
     passages: PassageSettings,
     optimisation: Optimisation,
 ) -> TrainedPlugins:
-    """Train one plugin for each ratio, all in one run; the folders are OUTPUT/ratio-K.
+    """Train plugins from plain text, all in one run; the folders are OUTPUT/NAME.
 
     Args:
         backbone: The teacher, and what the plugins are put into. Its weights stay as they are.
         texts: Plain text.
         run: Where the plugins go.
-        shape: What is trained.
+        plugins: New ones, one for each ratio, named ratio-K; or the folders of plugins to train further, by
+            name.
         losses: The terms of the loss.
         passages: How text is cut.
         optimisation: How parameters move.
 
     Raises:
-        UserError: The text is too short, passages are longer than the backbone allows, or the output or the
-            losses do not fit; see `train_plugins`.
+        UserError: The text is too short, passages are longer than the backbone allows, a plugin does not fit
+            the backbone, or the output or the losses do not fit; see `train_plugins`.
     """
     run.check_output()  # before the text is tokenized
     if losses.label:
@@ -52,11 +50,16 @@ def pretrain(
             "The loss term label needs labels, which plain text does not have.",
             "Leave it out, or use `train adapt` with a table.",
         )
+    given = (
+        _new(backbone, plugins, optimisation.seed)
+        if isinstance(plugins, PluginShape)
+        else load_given(plugins, backbone)
+    )
     limit = backbone.max_length
-    if max(shape.ratios) > passages.max_tokens:
+    highest = max(plugin.config.ratio for plugin in given.modules.values())
+    if highest > passages.max_tokens:
         raise UserError(
-            f"The ratio {max(shape.ratios)} is more than the {passages.max_tokens} tokens of the longest "
-            "passages.",
+            f"The ratio {highest} is more than the {passages.max_tokens} tokens of the longest passages.",
             "Choose a smaller ratio, or longer passages: --max-tokens",
         )
     if limit is not None and passages.max_tokens > limit:
@@ -67,13 +70,10 @@ def pretrain(
     encoder = TextEncoder(backbone.info.source.folder)
     train, held_out = tokenize_documents(texts, encoder, passages)
     size = optimisation.batch_size
-    plugins = {
-        f"ratio-{ratio}": new_plugin(backbone, shape, ratio, optimisation.seed) for ratio in shape.ratios
-    }
     quiet = passages.model_copy(update={"noise": 0.0})
     return train_plugins(
         backbone,
-        plugins,
+        given.modules,
         cast(
             Any,
             Passages(
@@ -101,10 +101,21 @@ def pretrain(
         optimisation=optimisation,
         record={
             "stage": "pre-training",
-            "settings": {"plugin": shape.model_dump(), "passages": passages.model_dump()},
+            "settings": {
+                "plugin": plugins.model_dump() if isinstance(plugins, PluginShape) else None,
+                "passages": passages.model_dump(),
+            },
             "data": describe_texts(texts),
+            "parents": given.parents,
         },
         run=run,
+        inputs=() if isinstance(plugins, PluginShape) else list(plugins.values()),
+    )
+
+
+def _new(backbone: Backbone, shape: PluginShape, seed: int) -> GivenPlugins:
+    return GivenPlugins(
+        {f"ratio-{ratio}": new_plugin(backbone, shape, ratio, seed) for ratio in shape.ratios}, {}
     )
 
 

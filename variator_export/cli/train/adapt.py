@@ -1,6 +1,5 @@
 """`variator-export train adapt`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +8,6 @@ from variator_export.cli import options
 from variator_export.cli.output import Format, Output
 from variator_export.cli.train import common
 from variator_export.core.errors import UsageError
-from variator_export.core.recipe import plugin_folder
 
 
 def adapt_command(
@@ -18,10 +16,7 @@ def adapt_command(
     backbone: Annotated[
         str, typer.Option(metavar="SRC", help="The task's model, for example from `train finetune`.")
     ],
-    plugin: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[NAME=]DIR", help="A plugin to train further; may be repeated."),
-    ] = None,
+    plugin: options.PluginsOption = None,
     text_column: options.TextColumnOption = "text",
     pair_column: options.PairColumnOption = None,
     label_column: Annotated[
@@ -63,7 +58,6 @@ def adapt_command(
             "There is no plugin to train.", "Give --plugin DIR, from `train pretrain` or `import`."
         )
     options.require_training()
-    from variator_export.model.plugin_file import load_plugin_config
     from variator_export.training.adapt import adapt
     from variator_export.training.settings import Losses
 
@@ -79,15 +73,7 @@ def adapt_command(
         patience=patience,
     )
     losses = options.checked(Losses, {"hidden": 0.0, **options.parse_losses(loss)} if loss else {})
-    folders: dict[str, Path] = {}
-    for item in plugin:
-        name, separator, folder = item.partition("=")
-        is_named = separator and not Path(item).exists()
-        path = plugin_folder(folder if is_named else item)
-        key = name if is_named else f"ratio-{load_plugin_config(path).ratio}"
-        if key in folders:
-            raise UsageError(f"Two plugins have the name {key}.", "Name them apart: --plugin NAME=DIR")
-        folders[key] = path
+    folders = common.plugin_folders(plugin)
     if losses.label and label_column is None:
         raise UsageError("--loss label needs labels.", "Give --label-column NAME.")
     columns = {"text": text_column, "pair": pair_column, "target": label_column, "header": header}

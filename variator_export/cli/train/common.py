@@ -1,12 +1,13 @@
 """What the commands of `train` share beside their options."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Output
+from variator_export.core.errors import UsageError
 
 if TYPE_CHECKING:
     from variator_export.training.plugin_run import TrainedPlugins
@@ -30,6 +31,28 @@ def load(source: str | None) -> Any:
 
     found = resolve_source(source or options.default_backbone())
     return load_backbone(read_backbone_info(found), TextEncoder(found.folder).pad_token_id)
+
+
+def plugin_folders(plugins: Sequence[str]) -> dict[str, Path]:
+    """The folders of plugins to train further, by name: that of `NAME=DIR`, or ratio-K.
+
+    Raises:
+        UsageError: Two have the same name.
+        UserError: There is no such plugin.
+    """
+    from variator_export.core.recipe import plugin_folder
+    from variator_export.model.plugin_file import load_plugin_config
+
+    folders: dict[str, Path] = {}
+    for plugin in plugins:
+        name, separator, folder = plugin.partition("=")
+        is_named = separator and not Path(plugin).exists()
+        path = plugin_folder(folder if is_named else plugin)
+        key = name if is_named else f"ratio-{load_plugin_config(path).ratio}"
+        if key in folders:
+            raise UsageError(f"Two plugins have the name {key}.", "Name them apart: --plugin NAME=DIR")
+        folders[key] = path
+    return folders
 
 
 def examples_of(

@@ -1,5 +1,6 @@
 """`variator-export train pretrain`."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ def pretrain_command(
     ratio: Annotated[
         list[str] | None, typer.Option(metavar="K", help="A ratio to train a plugin for; may be repeated.")
     ] = None,
+    plugin: options.PluginsOption = None,
     backbone: options.BackboneOption = None,
     preset: Annotated[
         str,
@@ -47,8 +49,9 @@ def pretrain_command(
         str | None, typer.Option(metavar="S", help="Where plugins start: paper, or teacher: closer to it.")
     ] = None,
     decompression: Annotated[
-        bool, typer.Option("--decompression/--no-decompression", help="Leave it out only for an ablation.")
-    ] = True,
+        bool | None,
+        typer.Option("--decompression/--no-decompression", help="Leave it out only for an ablation."),
+    ] = None,
     min_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens of the shortest passages.")
     ] = None,
@@ -75,7 +78,7 @@ def pretrain_command(
     restart: options.RestartOption = False,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Train plugins for a pretrained backbone from plain text, without labels.
+    """Train plugins from plain text, without labels: new ones, or given ones further (on your own texts).
 
     The teacher is the backbone without plugins; several ratios share its forward pass. A run that was killed
     goes on when the same command is given again. On several GPUs or machines: `accelerate launch --multi_gpu
@@ -86,11 +89,29 @@ def pretrain_command(
     `variator-export train pretrain --text novels/ --ratio 2 --ratio 4 --output plugins`
 
     `variator-export train pretrain --text a.jsonl --ratio 4 --preset paper --backbone ./my-bert --output p`
+
+    `variator-export train pretrain --text mine.txt --plugin recipes:minilm/ratio-4 --steps 500 --output mine`
     """
     if not text:
         raise UsageError("There is no text to train on.", "Give --text SRC: a file, a folder, datasets:NAME.")
-    if not ratio:
-        raise UsageError("There is no ratio to train a plugin for.", "Give, for example, --ratio 4.")
+    if not ratio and not plugin:
+        raise UsageError(
+            "There is no ratio to train a plugin for.",
+            "Give, for example, --ratio 4, or a plugin to train further: --plugin DIR",
+        )
+    of_new_plugins = {
+        "--ratio": ratio,
+        "--bottleneck-size": bottleneck_size,
+        "--masking": masking,
+        "--start": start,
+        "--decompression": decompression,
+    }
+    given = [name for name, value in of_new_plugins.items() if value is not None]
+    if plugin and given:
+        raise UsageError(
+            f"{given[0]} is for new plugins; those of --plugin stay of the shape that they have.",
+            f"Leave out {given[0]} or --plugin.",
+        )
     options.require_training()
     from variator_export.data.texts import read_texts
     from variator_export.training.pretrain import pretrain
@@ -102,18 +123,19 @@ def pretrain_command(
     )
 
     base = PRETRAIN_PRESETS[options.choose("--preset", preset, tuple(PRETRAIN_PRESETS))]
-    ratios = tuple(dict.fromkeys(parse_ratio(k) for k in ratio))
-    if 1 in ratios:
-        raise UsageError("Ratio 1 compresses nothing and has no plugin.", "Give ratios of 2 or more.")
-    shape = options.checked(
-        PluginShape,
-        {
-            "ratios": ratios,
-            "bottleneck_size": base.bottleneck_size if bottleneck_size is None else bottleneck_size,
-            "masking": base.masking if masking is None else masking,
-            "start": base.start if start is None else start,
-            "decompression": decompression,
-        },
+    plugins = (
+        common.plugin_folders(plugin)
+        if plugin
+        else options.checked(
+            PluginShape,
+            {
+                "ratios": _ratios(ratio or ()),
+                "bottleneck_size": base.bottleneck_size if bottleneck_size is None else bottleneck_size,
+                "masking": base.masking if masking is None else masking,
+                "start": base.start if start is None else start,
+                "decompression": decompression is not False,
+            },
+        )
     )
     losses = options.checked(Losses, {"hidden": 0.0, **options.parse_losses(loss)}) if loss else base.losses
     passages = options.checked(
@@ -146,9 +168,16 @@ def pretrain_command(
             loaded,
             read_texts(text, text_field),
             run,
-            shape=shape,
+            plugins=plugins,
             losses=losses,
             passages=passages,
             optimisation=optimisation,
         )
     common.print_plugins(printer, result)
+
+
+def _ratios(values: Sequence[str]) -> tuple[int, ...]:
+    ratios = tuple(dict.fromkeys(parse_ratio(k) for k in values))
+    if 1 in ratios:
+        raise UsageError("Ratio 1 compresses nothing and has no plugin.", "Give ratios of 2 or more.")
+    return ratios

@@ -1,0 +1,77 @@
+"""Plugins that were trained before and are trained further."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from variator_export.core.errors import UserError
+from variator_export.model.backbone import Backbone
+from variator_export.model.plugin import CompressionPlugin
+from variator_export.model.plugin_file import PluginConfig, load_plugin, load_plugin_config, plugin_sha256
+
+# As variants are named (core.recipe).
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class GivenPlugins:
+    """Plugins to train further.
+
+    Attributes:
+        modules: By name, for the backbone that they were loaded for.
+        parents: What each was, for `plugin_config.json`: name, digest, and how it was trained.
+    """
+
+    modules: Mapping[str, CompressionPlugin]
+    parents: Mapping[str, dict[str, Any]]
+
+
+def load_given(folders: Mapping[str, Path], backbone: Backbone) -> GivenPlugins:
+    """Load plugins to train them further on a backbone, which may be tuned from the one they were for.
+
+    Raises:
+        UserError: A name cannot be a folder's, or a plugin cannot be read or does not fit the backbone.
+    """
+    for name in folders:
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"{name!r} cannot name a plugin: its folder has this name.",
+                "Use letters, digits, '-', '_' and '.', and begin with a letter or a digit.",
+            )
+    modules = {name: _load(folder, backbone) for name, folder in folders.items()}
+    parents = {
+        name: {
+            "name": name,
+            "sha256": plugin_sha256(folder),
+            "training": load_plugin_config(folder).training,
+        }
+        for name, folder in folders.items()
+    }
+    return GivenPlugins(modules, parents)
+
+
+def _load(folder: Path, backbone: Backbone) -> CompressionPlugin:
+    module = CompressionPlugin.from_file(load_plugin(folder)).requires_grad_(True)
+    size, config = backbone.info.size, module.config
+    if (config.num_layers, config.hidden_size) != (size.num_layers, size.hidden_size):
+        raise UserError(
+            f"The plugin {folder} is for {config.num_layers} layers of hidden size {config.hidden_size}; "
+            f"{backbone.info.source.name} has {size.num_layers} of {size.hidden_size}.",
+            "Give plugins that were pre-trained for the model that this backbone was tuned from.",
+        )
+    if not any(p.any() for layer in module.layer_plugins() for p in layer.decompress.parameters()):
+        leave_out_decompression(module)  # it was trained without, and stays so
+    # From here on it is for this backbone.
+    module.config = PluginConfig.model_validate(
+        {**config.model_dump(), "backbone": backbone.info.identity.model_dump()}
+    )
+    return module
+
+
+def leave_out_decompression(plugin: CompressionPlugin) -> None:
+    """Set the decompression layers to 0 and keep them from being trained: an ablation."""
+    for layer in plugin.layer_plugins():
+        for parameter in layer.decompress.parameters():
+            parameter.requires_grad_(False).zero_()
