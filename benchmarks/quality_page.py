@@ -24,7 +24,7 @@ def page(text: str, shipped: list[dict[str, Any]], quality: dict[str, Any] | Non
     tables = {
         "shipped": [line for result in shipped for line in _shipped_table(result)],
         "pretraining": _pretraining_table(quality["pretraining"]) if quality else NOT_MEASURED,
-        "tasks": _tasks_table(quality["tasks"]) if quality else NOT_MEASURED,
+        "tasks": _tasks_table(quality["tasks"]) if quality and quality["tasks"] else NOT_MEASURED,
     }
     for name, lines in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
