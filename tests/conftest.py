@@ -15,7 +15,7 @@ import transformers
 from variator_export.core.recipe import Recipe, load_recipe
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin import initialise_plugin
-from variator_export.model.plugin_file import BackboneIdentity, Plugin
+from variator_export.model.plugin_file import BackboneIdentity, Plugin, save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.pipeline.build import build
@@ -173,3 +173,31 @@ def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default recipe's bundle with every ratio and engine, without the measurement."""
     recipe = load_recipe("minilm").model_copy(update={"speed": None})
     return build(recipe, tmp_path_factory.mktemp("bundles") / "minilm").bundle
+
+
+@pytest.fixture(scope="session")
+def embedding_plugins(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> dict[int, Path]:
+    """Random plugins for the small embedding model, by ratio."""
+    info = read_backbone_info(resolve_source(str(embedding_model)))
+    backbone = load_backbone(info, TextEncoder(embedding_model).pad_token_id)
+    folders = {}
+    for ratio in (2, 4):
+        folders[ratio] = tmp_path_factory.mktemp("plugins") / f"ratio-{ratio}"
+        save_plugin(plugin_for(backbone, ratio), folders[ratio])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def embedding_bundle(
+    tmp_path_factory: pytest.TempPathFactory, embedding_model: Path, embedding_plugins: dict[int, Path]
+) -> Path:
+    """A bundle of the small embedding model with its plugins, whose reports may be changed."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "small",
+            "backbone": {"source": str(embedding_model)},
+            "plugins": [{"source": str(folder)} for folder in embedding_plugins.values()],
+            "speed": None,
+        }
+    )
+    return build(recipe, tmp_path_factory.mktemp("bundles") / "small").bundle

@@ -17,6 +17,8 @@ COMMANDS = {
         "--ratio", "--backbone", "--plugin", "--target", "--precision", "--output", "--replace", "--speed",
         "--no-speed", "--format", "--help",
     },
+    "verify": {"--ratio", "--variant", "--reference", "--backbone", "--quick", "--bisect", "--reproduction",
+               "--junit", "--summary", "--format", "--help"},
     "run": {"--text", "--ratio", "--variant", "--target", "--truncate", "--format", "--help"},
     "inspect": {"--format", "--help"},
     "evaluate": {"--data", "--text-column", "--pair-column", "--label-column", "--no-header", "--task",

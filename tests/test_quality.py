@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BLOCK, plugin_for
+from conftest import BLOCK
 
 from variator_export.cli.main import app
 from variator_export.core.errors import NumbersDisagreeError, UsageError, UserError
@@ -19,7 +19,6 @@ from variator_export.core.recipe import Recipe
 from variator_export.data.examples import Columns, Examples, read_examples
 from variator_export.engines.eager import EagerModel
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
-from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.pipeline.build import build
@@ -40,34 +39,6 @@ COLUMNS = Columns("first", "second", "score")
 def pairs() -> Examples:
     """Sentence pairs written for these tests."""
     return read_examples(str(PAIRS), COLUMNS)
-
-
-@pytest.fixture(scope="module")
-def plugins(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> dict[int, Path]:
-    """Random plugins for the small embedding model, by ratio."""
-    info = read_backbone_info(resolve_source(str(embedding_model)))
-    backbone = load_backbone(info, TextEncoder(embedding_model).pad_token_id)
-    folders = {}
-    for ratio in (2, 4):
-        folders[ratio] = tmp_path_factory.mktemp("plugins") / f"ratio-{ratio}"
-        save_plugin(plugin_for(backbone, ratio), folders[ratio])
-    return folders
-
-
-@pytest.fixture(scope="module")
-def embedding_bundle(
-    tmp_path_factory: pytest.TempPathFactory, embedding_model: Path, plugins: dict[int, Path]
-) -> Path:
-    """A bundle of the small embedding model with its plugins."""
-    recipe = Recipe.model_validate(
-        {
-            "name": "small",
-            "backbone": {"source": str(embedding_model)},
-            "plugins": [{"source": str(folder)} for folder in plugins.values()],
-            "speed": None,
-        }
-    )
-    return build(recipe, tmp_path_factory.mktemp("bundles") / "small").bundle
 
 
 def test_classification_metrics_by_hand() -> None:
@@ -162,27 +133,30 @@ def test_equal_texts_have_no_rank_correlation() -> None:
 
 
 def test_plugin_folders_are_exported_and_measured_the_same(
-    embedding_bundle: Path, embedding_model: Path, plugins: dict[int, Path], pairs: Examples
+    embedding_bundle: Path, embedding_model: Path, embedding_plugins: dict[int, Path], pairs: Examples
 ) -> None:
-    quality = evaluate(list(plugins.values()), pairs, backbone=str(embedding_model))
+    quality = evaluate(list(embedding_plugins.values()), pairs, backbone=str(embedding_model))
     assert quality.rows == evaluate([embedding_bundle], pairs).rows
     with pytest.raises(UserError, match="which says not where it is") as error:
-        evaluate([plugins[2]], pairs)
+        evaluate([embedding_plugins[2]], pairs)
     assert error.value.hint == "Give the backbone: --backbone SRC"
     with pytest.raises(UserError, match="neither a bundle nor a plugin folder"):
         evaluate([PAIRS.parent], pairs)
     with pytest.raises(UserError, match="of which one is evaluated at a time"):
-        evaluate([plugins[2], embedding_bundle], pairs)
+        evaluate([embedding_plugins[2], embedding_bundle], pairs)
     with pytest.raises(UserError, match="--backbone would not be used"):
         evaluate([embedding_bundle], pairs, backbone="x", runtimes=("onnxruntime",))
 
 
 def test_two_plugins_of_one_ratio_are_told_apart(
-    tmp_path: Path, embedding_model: Path, plugins: dict[int, Path], pairs: Examples
+    tmp_path: Path, embedding_model: Path, embedding_plugins: dict[int, Path], pairs: Examples
 ) -> None:
-    shutil.copytree(plugins[2], tmp_path / "other")
+    shutil.copytree(embedding_plugins[2], tmp_path / "other")
     quality = evaluate(
-        [plugins[2], tmp_path / "other"], pairs, backbone=str(embedding_model), runtimes=("onnxruntime",)
+        [embedding_plugins[2], tmp_path / "other"],
+        pairs,
+        backbone=str(embedding_model),
+        runtimes=("onnxruntime",),
     )
     assert [row.variant for row in quality.rows] == ["ratio-1", "1-ratio-2", "2-other"]
 
@@ -262,10 +236,10 @@ def test_a_classifier_is_measured_by_its_own_labels(
 
 
 def test_the_result_is_written_into_model_cards(
-    tmp_path: Path, embedding_model: Path, embedding_bundle: Path, plugins: dict[int, Path]
+    tmp_path: Path, embedding_model: Path, embedding_bundle: Path, embedding_plugins: dict[int, Path]
 ) -> None:
     folder = tmp_path / "plugin"
-    shutil.copytree(plugins[2], folder)
+    shutil.copytree(embedding_plugins[2], folder)
     card = folder / "README.md"
     arguments = ["evaluate", str(folder), "--backbone", str(embedding_model), "--data", str(PAIRS)]
     arguments += ["--text-column", "first", "--pair-column", "second", "--label-column", "score", "--card"]

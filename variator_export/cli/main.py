@@ -16,6 +16,7 @@ from variator_export.cli.inspect import inspect_command
 from variator_export.cli.output import Format, Output
 from variator_export.cli.run import run_command
 from variator_export.cli.train import train_app
+from variator_export.cli.verify import verify_command
 from variator_export.core import interrupts
 from variator_export.core.environment import DISTRIBUTION, installed_version
 from variator_export.core.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
@@ -32,6 +33,7 @@ app = typer.Typer(
     "3 numbers disagree; 70 a bug of ours; 130 interrupted.",
 )
 app.command("build")(build_command)
+app.command("verify")(verify_command)
 app.command("run")(run_command)
 app.command("inspect")(inspect_command)
 app.command("evaluate")(evaluate_command)

@@ -48,9 +48,17 @@ def install_command(extra: str) -> str:
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
+def is_importable(module: str) -> bool:
+    """Whether a module can be imported, as far as can be seen without doing it."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
+
+
 def require(module: str, extra: str, purpose: str) -> None:
     """Raise a `UserError` naming the install command if a module is missing."""
-    if find_spec(module) is None:
+    if not is_importable(module):
         raise UserError(
             f"{purpose} needs the Python package {module.split('.')[0]}, which is not installed here.",
             f"Install it with: {install_command(extra)}",

@@ -39,5 +39,10 @@ def read_json_object(path: Path, hint: str) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON document; makes the folder."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(content, encoding="utf-8")

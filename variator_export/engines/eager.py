@@ -14,13 +14,16 @@ from variator_export.model.plugin_file import Plugin
 
 
 class EagerModel:
-    """A backbone with a plugin, or without one (ratio 1), float32 on the CPU.
+    """A backbone with a plugin, or without one (ratio 1), in the backbone's type, on the CPU.
 
     Args:
         backbone: The loaded backbone; left as it is.
         plugin: None: the backbone itself.
         attention: transformers' implementation of the attention. `eager` is the reference for numbers;
             `sdpa` is faster and what a user would run.
+
+    Attributes:
+        transformer: The transformers model inside, with the plugin in its place.
     """
 
     def __init__(
@@ -29,12 +32,12 @@ class EagerModel:
         self._model: AugmentedModel | PlainModel
         if plugin is None:
             self._model = PlainModel(backbone)
-            transformer: Any = self._model.model
+            self.transformer: Any = self._model.model
         else:
-            self._model = AugmentedModel(backbone, CompressionPlugin.from_file(plugin))
-            transformer = self._model.windowed.model
+            self._model = AugmentedModel(backbone, CompressionPlugin.from_file(plugin).to(backbone.dtype))
+            self.transformer = self._model.windowed.model
         if attention == "sdpa":
-            transformer.set_attn_implementation("sdpa")
+            self.transformer.set_attn_implementation("sdpa")
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run once; int64 inputs (B, S)."""

@@ -18,24 +18,27 @@ from variator_export.model.plugin_file import load_plugin, null_plugin, stack_fo
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
 
 
-def _open(graph: Path, threads: int | None) -> Any:
+def _open(graph: Path | bytes, threads: int | None, weights: Path | None = None) -> Any:
     require_onnxruntime()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     if threads is not None:
         options.intra_op_num_threads = threads
+    name = "a graph in memory" if isinstance(graph, bytes) else graph
     try:
         return onnxruntime.InferenceSession(
-            str(graph),
+            graph if isinstance(graph, bytes) else str(graph),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=_SLOWER_FUSIONS,
         )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         raise UserError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}",
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {error}",
             "Build the bundle again from its recipe with this version.",
         ) from error
 
@@ -56,15 +59,21 @@ class OnnxRuntimeGraph:
     """A graph of one ratio, or an any-ratio graph together with the plugin that it is to run.
 
     Args:
-        graph: The ONNX file.
+        graph: The ONNX file, or its content.
         extra: Inputs that stay the same from call to call (`plugin_file.stack_for_graph`).
         threads: Of one operator; None: all cores.
+        weights: The folder of the weights that a graph given by its content points into.
     """
 
     def __init__(
-        self, graph: Path, extra: Mapping[str, np.ndarray] | None = None, *, threads: int | None = None
+        self,
+        graph: Path | bytes,
+        extra: Mapping[str, np.ndarray] | None = None,
+        *,
+        threads: int | None = None,
+        weights: Path | None = None,
     ) -> None:
-        self._session = _open(graph, threads)
+        self._session = _open(graph, threads, weights)
         self._extra = dict(extra or {})
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:

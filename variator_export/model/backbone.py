@@ -1,6 +1,7 @@
 """Loading a pretrained transformer."""
 
 import contextlib
+import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,7 +63,7 @@ class BackboneInfo:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded backbone, float32, eager attention, frozen."""
+    """A loaded backbone, eager attention, frozen; float32 unless it was `converted`."""
 
     info: BackboneInfo
     model: nn.Module
@@ -87,6 +88,15 @@ class Backbone:
     def state(self) -> Mapping[str, torch.Tensor]:
         """Its state dict."""
         return self.model.state_dict()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return next(self.model.parameters()).dtype
+
+    def converted(self, dtype: torch.dtype) -> "Backbone":
+        """A copy whose weights have another type."""
+        return dataclasses.replace(self, model=copy.deepcopy(self.model).to(dtype))
 
 
 def read_backbone_info(source: BackboneSource, architecture: str | None = None) -> BackboneInfo:

@@ -189,7 +189,7 @@ def worst_finding(bundle: Path, variant: str) -> dict[str, Any] | None:
     """The largest deviation in a variant's verification report; None if the report is not there."""
     try:
         report = json.loads((bundle / steps.report_path(variant)).read_text(encoding="utf-8"))
-        found: dict[str, Any] = max(report["findings"], key=lambda f: f["relative_frobenius"])
+        found: dict[str, Any] = max(report["findings"], key=lambda f: f["used"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a report is not part of the bundle
     return found

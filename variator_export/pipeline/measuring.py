@@ -59,7 +59,7 @@ def _measure(
     from variator_export.graph.macs import analytic_macs, graph_macs
     from variator_export.stages.speed import Subject, measure_speed, speed_inputs
 
-    context.release_sessions()
+    context.release_verification()
     files = BundleFiles(bundle)
     size: EncoderSize = context.info.size
     limit = context.info.max_length

@@ -8,7 +8,6 @@ from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import write_json
 from variator_export.core.recipe import plugin_folder
-from variator_export.core.tolerances import TOLERANCES
 from variator_export.model.plugin_file import (
     CONFIG_NAME,
     TENSORS_NAME,
@@ -22,6 +21,7 @@ from variator_export.model.plugin_file import (
 )
 from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
 from variator_export.pipeline.plan import VariantPlan
+from variator_export.stages.budget import MULTIPLE
 
 
 def copy_backbone_files(context: BuildContext) -> None:
@@ -191,7 +191,7 @@ def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
         "graph": workshop.sha256(f"{plan.name}.onnx"),
         "backbone": context.backbone_key,
         "cases": recipe.verify.model_dump(mode="json"),
-        "tolerance": vars(TOLERANCES[recipe.precision]),
+        "allowed": MULTIPLE,
         "onnxruntime": versions(require_onnxruntime()),
         "made_by": context.made_by,
     }
@@ -212,7 +212,8 @@ def report_path(variant: str) -> str:
 def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
     from variator_export.engines.onnxruntime import OnnxRuntimeGraph
     from variator_export.stages.cases import make_cases
-    from variator_export.stages.verify import eager_outputs, save_reference, verify_graph
+    from variator_export.stages.reference import EAGER, eager_reference, save_reference
+    from variator_export.stages.verify import refuse_failures, verify_graph
 
     info, recipe, staging = context.info, context.recipe, context.workshop.staging
     cases = make_cases(
@@ -234,19 +235,19 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
     }
     findings = []
     with context.workshop.progress.bar(f"verify {plan.name}", len(cases) * (1 + len(graphs))) as advance:
-        expected = eager_outputs(context.eager(plan), cases, advance)
+        reference = eager_reference(
+            context.eager(plan, exact=True), context.eager(plan), cases, recipe.precision, advance
+        )
         for name, graph in graphs.items():
-            findings += verify_graph(
-                name, graph, cases, expected, ratio=plan.ratio, precision=recipe.precision, progress=advance
-            )
-    save_reference(cases, expected, staging / output)
+            findings += verify_graph(name, graph, reference, advance)
+    refuse_failures(findings, plan.name, plan.ratio)
+    save_reference(reference, staging / output)
     write_json(
         staging / report_path(plan.name),
         {
             "variant": plan.name,
             "precision": recipe.precision,
-            "reference": "eager PyTorch, float32, CPU",
-            "tolerance": vars(TOLERANCES[recipe.precision]),
+            "reference": EAGER,
             "findings": [finding.as_dict() for finding in findings],
         },
     )

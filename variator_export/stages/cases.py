@@ -19,6 +19,23 @@ DEFAULT_TEXTS = (
     "def mean(values): return sum(values) / len(values)  # fails on an empty list",
     "Ça coûte 12,50 € – naïve façade, Zürich, 東京, здравствуйте!",
 )
+# Empty, blank, one token, invisible, composed of several code points, right to left, no letters, control
+# codes.
+UNUSUAL_TEXTS = (
+    "",
+    " \t\n ",
+    "a",
+    "\u200b\u200d\u2060",
+    "e\u0301\u0323" * 12,
+    "👩\u200d👩\u200d👧\u200d👦 🏳️\u200d🌈 ¯\\_(ツ)_/¯",
+    "مرحبا بالعالم، שלום עולם",
+    "ａｂｃ ﷽ 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 ﬃ ½ ①",
+    "\x01\x02\x7f\ufffd\ufeff",
+    "." * 60,
+)
+REAL_TEXT = "real text"
+# Cases up to this length go into the bundle.
+_STORED_LENGTH = 37
 # Stands in for the limit of a model that has none.
 _UNLIMITED = 512
 
@@ -36,6 +53,15 @@ class Case:
     name: str
     inputs: Arrays
     stored: bool = False
+
+    @property
+    def judged_rows(self) -> np.ndarray:
+        """The rows whose outputs are compared, bool (B,): those with at least one token.
+
+        Attention over nothing is not defined: runtimes give such a row what they like. It must be finite and
+        must leave the other rows alone.
+        """
+        return np.asarray(self.inputs["attention_mask"].any(axis=-1))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -75,26 +101,34 @@ def make_cases(
     vocab_size: int,
     max_length: int | None,
     texts: Sequence[str] = (),
+    shapes: Sequence[tuple[int, int]] = (),
     seed: int = 0,
 ) -> list[Case]:
     """The cases of one ratio.
 
-    Lengths are 1, k-1, k, k+1, a prime, the model's limit and one less; batches are 1 to 4, most with rows of
-    different length. Equal arguments give equal cases.
+    Real text and unusual text; random tokens in lengths 1, k-1, k, k+1, a prime, the model's limit and one
+    less, in batches of 1 to 4, most with rows of different length; a batch with a row that is all padding.
+    Equal arguments give equal cases.
+
+    Args:
+        encoder: The backbone's tokenizer.
+        inputs: Names of the model's inputs.
+        ratio: k.
+        vocab_size: Of the model.
+        max_length: The model's limit in tokens; None: there is none.
+        texts: Real texts; empty: those that come with the package.
+        shapes: More shapes (batch_size, sequence_length), as far as the model's limit allows them.
+        seed: Of the random tokens.
     """
     rng = np.random.default_rng([seed, ratio])
-    cases = [
-        Case(
-            "real text",
-            encode_texts(encoder, inputs, texts, vocab_size=vocab_size, max_length=max_length),
-            stored=True,
-        ),
-    ]
+    real = encode_texts(encoder, inputs, texts, vocab_size=vocab_size, max_length=max_length)
+    unusual = encoder.encode(UNUSUAL_TEXTS, inputs, max_length, truncate=True)
+    cases = [Case(REAL_TEXT, real, stored=True), Case("unusual text", unusual, stored=True)]
     limit = max_length if max_length is not None else _UNLIMITED
-    grid = [(1, 1), (4, ratio - 1), (1, ratio), (3, ratio + 1), (3, 37), (2, limit - 1), (1, limit)]
-    for batch, length in dict.fromkeys((b, n) for b, n in grid if 1 <= n <= limit):
-        lengths = rng.integers(1, length + 1, batch)
-        lengths[0] = length
+    grid = [(1, 1), (4, ratio - 1), (1, ratio), (3, ratio + 1), (3, 37), (2, limit - 1), (1, limit), *shapes]
+
+    def random_case(name: str, lengths: np.ndarray, length: int) -> Case:
+        batch = len(lengths)
         ids = rng.integers(0, vocab_size, (batch, length))
         keep = np.arange(length) < lengths[:, None]
         arrays = {name: np.zeros((batch, length), np.int64) for name in inputs}
@@ -102,5 +136,12 @@ def make_cases(
         arrays["attention_mask"][:] = keep
         if "token_type_ids" in arrays:
             arrays["token_type_ids"][:] = keep & (np.arange(length) > length // 2)
-        cases.append(Case(f"{batch}x{length}", arrays, stored=length <= 37))
+        return Case(name, arrays, stored=length <= _STORED_LENGTH)
+
+    for batch, length in dict.fromkeys((b, n) for b, n in grid if 1 <= n <= limit):
+        lengths = rng.integers(1, length + 1, batch)
+        lengths[0] = length
+        cases.append(random_case(f"{batch}x{length}", lengths, length))
+    length = min(2 * ratio + 1, limit)
+    cases.append(random_case("a row of padding", np.array([length, 0, max(1, length - ratio)]), length))
     return cases

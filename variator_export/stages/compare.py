@@ -1,12 +1,10 @@
-"""How far one array is from another, and whether that is within a tolerance."""
+"""How far one array is from another."""
 
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-
-from variator_export.core.tolerances import Tolerance
 
 
 @dataclass(frozen=True)
@@ -15,54 +13,87 @@ class Deviation:
 
     Attributes:
         max_abs: Largest absolute difference.
-        max_abs_over_scale: The same over the largest absolute value of the reference, or 1 if that is larger.
+        mean_abs: Mean absolute difference.
+        p999_abs: 99.9th percentile of the absolute differences.
         relative_frobenius: Norm of the difference over the norm of the reference (over 1 if that is zero).
         cosine: Between the two, as flat vectors; 1 if both are zero.
-        finite: Whether both hold only finite numbers. If not, the others are None: NaN never passes.
+        scale: The largest absolute value of the reference; 1 if it is zero everywhere.
+        finite: Whether both hold only finite numbers. If not, all other fields are NaN, which is within no
+            limit.
     """
 
-    max_abs: float | None
-    max_abs_over_scale: float | None
-    relative_frobenius: float | None
-    cosine: float | None
+    max_abs: float
+    mean_abs: float
+    p999_abs: float
+    relative_frobenius: float
+    cosine: float
+    scale: float
     finite: bool
 
-    def within(self, tolerance: Tolerance) -> bool:
-        """Whether it is allowed."""
-        if self.max_abs_over_scale is None or self.relative_frobenius is None or self.cosine is None:
-            return False
-        return (
-            self.relative_frobenius <= tolerance.relative_frobenius
-            and self.max_abs_over_scale <= tolerance.max_abs_over_scale
-            and self.cosine >= 1 - tolerance.cosine
-        )
-
     def as_dict(self) -> dict[str, Any]:
-        """For a report."""
-        return asdict(self)
+        """For a report: JSON has no NaN."""
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in asdict(self).items()
+        }
 
     def __str__(self) -> str:
         if not self.finite:
             return "NaN or infinite values"
         return (
-            f"relative Frobenius error {self.relative_frobenius:.2e}, max absolute error {self.max_abs:.2e}, "
-            f"cosine {self.cosine:.9f}"
+            f"relative Frobenius error {self.relative_frobenius:.2e}, max absolute error {self.max_abs:.2e} "
+            f"(largest value {self.scale:.2e}), cosine {self.cosine:.9f}"
         )
 
 
 def deviation(found: np.ndarray, expected: np.ndarray) -> Deviation:
-    """Compare two arrays of one shape."""
+    """Compare two arrays of one shape. Empty ones do not deviate."""
     a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return Deviation(None, None, None, None, finite=False)
-    max_abs = float(np.abs(a - b).max(initial=0.0))
+        nan = math.nan
+        return Deviation(nan, nan, nan, nan, nan, nan, finite=False)
+    difference = np.abs(a - b)
     norm_a, norm_b = math.sqrt(float(a @ a)), math.sqrt(float(b @ b))
-    difference = math.sqrt(float((a - b) @ (a - b)))
     cosine = float(a @ b) / (norm_a * norm_b) if norm_a and norm_b else float(norm_a == norm_b)
     return Deviation(
-        max_abs=max_abs,
-        max_abs_over_scale=max_abs / max(1.0, float(np.abs(b).max(initial=0.0))),
-        relative_frobenius=difference / (norm_b or 1.0),
+        max_abs=float(difference.max(initial=0.0)),
+        mean_abs=float(difference.mean()) if difference.size else 0.0,
+        p999_abs=float(np.quantile(difference, 0.999)) if difference.size else 0.0,
+        relative_frobenius=math.sqrt(float(difference @ difference)) / (norm_b or 1.0),
         cosine=min(cosine, 1.0),
+        scale=float(np.abs(b).max(initial=0.0)) or 1.0,
         finite=True,
     )
+
+
+def argmax_agreement(found: np.ndarray, expected: np.ndarray) -> float:
+    """The share of rows (..., C) whose largest value is at the same place."""
+    return float((found.argmax(-1) == expected.argmax(-1)).mean())
+
+
+def rank_correlation(found: np.ndarray, expected: np.ndarray) -> float | None:
+    """Spearman's correlation of the cosines between all pairs of rows (B, d); None for fewer than 3 rows.
+
+    A search ranks by these cosines. Pairs that tie share their rank.
+    """
+    if len(expected) < 3:
+        return None
+    a, b = _ranks(_pair_cosines(found)), _ranks(_pair_cosines(expected))
+    same = float(np.array_equal(a, b))
+    a, b = a - a.mean(), b - b.mean()
+    norm = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / norm if norm else same
+
+
+def _pair_cosines(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    unit = rows / np.where(norms > 0, norms, 1.0)
+    return np.asarray((unit @ unit.T)[np.triu_indices(len(rows), 1)])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0, ties averaged."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts + 1) / 2)[inverse])

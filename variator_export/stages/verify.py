@@ -1,124 +1,196 @@
-"""Verification: a graph against eager PyTorch, on every case, every output."""
+"""Verification: a graph or an engine against its reference, on every case, every output."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from variator_export.core.errors import NumbersDisagreeError, UserError
-from variator_export.core.tolerances import TOLERANCES
-from variator_export.engines.base import Arrays, Runner
-from variator_export.stages.cases import Case
-from variator_export.stages.compare import Deviation, deviation
+from variator_export.engines.base import Runner
+from variator_export.stages.budget import MULTIPLE, Budget
+from variator_export.stages.compare import Deviation, argmax_agreement, deviation, rank_correlation
+from variator_export.stages.reference import Expected
+
+REFERENCE = "agrees with eager PyTorch"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a graph.
+
+    Attributes:
+        graph: The file that runs.
+        check: What must hold.
+        case: The case's name.
+        input_shape: (batch_size, sequence_length) of the case.
+        output: The output's name.
+    """
+
+    graph: str
+    check: str
+    case: str
+    input_shape: tuple[int, int]
+    output: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.graph}, {self.check}, case {self.case}, input shape {self.input_shape}, "
+            f"output {self.output}"
+        )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The deviation of one output in one case."""
+    """An answer.
 
-    graph: str
-    case: str
-    output: str
-    shape: tuple[int, ...]
-    deviation: Deviation
+    Attributes:
+        question: To what.
+        base_error: What eager PyTorch itself is off by in this precision.
+        deviation: From what was expected; None where there was nothing to compare.
+        used: The smallest multiple of the base error that would have passed; None where none would.
+        allowed: The multiple that is allowed.
+        problem: What is wrong where numbers do not say it.
+        ran: Whether the graph ran at all.
+        agreement: For logits the share of rows with the same class, for sentence embeddings the rank
+            correlation of the cosines of all pairs; None for others.
+    """
+
+    question: Question
+    base_error: Budget
+    deviation: Deviation | None
+    used: float | None
+    allowed: float = MULTIPLE
+    problem: str | None = None
+    ran: bool = True
+    agreement: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within the limit."""
+        return self.problem is None and self.used is not None and self.used <= self.allowed
+
+    @property
+    def badness(self) -> float:
+        """For finding the worst of several."""
+        return math.inf if self.used is None else self.used
 
     def as_dict(self) -> dict[str, Any]:
         """For a report."""
         return {
-            "graph": self.graph,
-            "case": self.case,
-            "output": self.output,
-            "shape": list(self.shape),
-            **self.deviation.as_dict(),
+            **asdict(self.question),
+            "passed": self.passed,
+            "used": self.used,
+            "allowed": self.allowed,
+            "problem": self.problem,
+            **(self.deviation.as_dict() if self.deviation else {}),
+            "base_error": asdict(self.base_error),
+            "agreement": self.agreement,
         }
 
-
-def eager_outputs(
-    reference: Runner, cases: Sequence[Case], progress: Callable[[], None] = lambda: None
-) -> list[Arrays]:
-    """What eager PyTorch gives in every case.
-
-    Raises:
-        UserError: It gives NaN or infinite values.
-    """
-    outputs = []
-    for case in cases:
-        found = reference.run(case.inputs)
-        for name, values in found.items():
-            if not np.isfinite(values).all():
-                raise UserError(
-                    f"Eager PyTorch itself gives NaN or infinite values in {name}, case {case.name}, input "
-                    f"shape {case.shape}: there is nothing to compare a graph with.",
-                    "Check the weights of the backbone and of the plugin.",
-                )
-        outputs.append(found)
-        progress()
-    return outputs
+    def __str__(self) -> str:
+        if self.problem is not None:
+            return f"{self.question}: {self.problem}"
+        limit = self.allowed * self.base_error.relative_frobenius
+        return (
+            f"{self.question}: {self.deviation}: {self.used:.3g} times the rounding error of eager PyTorch, "
+            f"of which {self.allowed:g} are allowed (relative Frobenius error {limit:.1e})"
+        )
 
 
 def verify_graph(
-    name: str,
-    graph: Runner,
-    cases: Sequence[Case],
-    expected: Sequence[Arrays],
-    *,
-    ratio: int,
-    precision: str,
+    graph: str,
+    runner: Runner,
+    reference: Sequence[Expected],
     progress: Callable[[], None] = lambda: None,
 ) -> list[Finding]:
     """Compare a graph with its reference.
 
     Args:
-        name: The graph's file name.
-        graph: Runs it.
-        cases: The inputs.
-        expected: The reference's outputs, one for each case.
-        ratio: For messages.
-        precision: Chooses the tolerance.
+        graph: Its name.
+        runner: Runs it.
+        reference: What is expected.
+        progress: Called after each case.
 
     Returns:
         One finding for each case and output.
-
-    Raises:
-        NumbersDisagreeError: An output is missing, has another shape, or misses its tolerance.
     """
-    findings = []
-    for case, reference in zip(cases, expected, strict=True):
-        found = graph.run(case.inputs)
-        for output, values in reference.items():
-            where = f"{name} (ratio {ratio}), case {case.name}, input shape {case.shape}, output {output}"
-            if output not in found or found[output].shape != values.shape:
-                shape = found[output].shape if output in found else "missing"
-                raise NumbersDisagreeError(
-                    f"{where}: the graph gives shape {shape}, eager PyTorch {values.shape}. "
-                    "It was not published.",
-                    "This is a fault of the export: please report it with the recipe.",
-                )
-            result = Finding(name, case.name, output, values.shape, deviation(found[output], values))
-            if not result.deviation.within(TOLERANCES[precision]):
-                limit = TOLERANCES[precision]
-                raise NumbersDisagreeError(
-                    f"{where}: {result.deviation}. Allowed in {precision}: relative Frobenius error "
-                    f"{limit.relative_frobenius:.0e}, max absolute error {limit.max_abs_over_scale:.0e} of "
-                    "the largest value. It was not published.",
-                    "If the backbone or plugin holds very large values, check them; otherwise this is a "
-                    "fault of the export: please report it with the recipe.",
-                )
-            findings.append(result)
+    findings: list[Finding] = []
+    for expected in reference:
+        case, budgets = expected.case, expected.budgets
+        questions = {
+            output: Question(graph, REFERENCE, case.name, case.shape, output) for output in expected.outputs
+        }
+        try:
+            found = runner.run(case.inputs)
+        except UserError as error:
+            findings += [failure(q, budgets[output], error.message) for output, q in questions.items()]
+        else:
+            findings += [
+                judge(q, found.get(output), expected.outputs[output], budgets[output], case.judged_rows)
+                for output, q in questions.items()
+            ]
         progress()
     return findings
 
 
-def save_reference(cases: Sequence[Case], expected: Sequence[Arrays], path: Path) -> None:
-    """Store the small cases with their eager outputs, so that a machine without torch can verify."""
-    tensors: dict[str, np.ndarray] = {}
-    for case, outputs in zip(cases, expected, strict=True):
-        if not case.stored:
-            continue
-        tensors |= {f"{case.name}/inputs/{name}": array for name, array in case.inputs.items()}
-        tensors |= {f"{case.name}/outputs/{name}": array for name, array in outputs.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}))
+def failure(question: Question, budget: Budget, problem: str) -> Finding:
+    """The answer where the graph does not run."""
+    return Finding(question, budget, None, None, problem=problem, ran=False)
+
+
+def judge(
+    question: Question,
+    found: np.ndarray | None,
+    expected: np.ndarray,
+    budget: Budget,
+    rows: np.ndarray | slice = slice(None),
+) -> Finding:
+    """Judge one output: it must be there, of the right shape, finite, and near enough.
+
+    Args:
+        question: What is asked.
+        found: The output; None: it is missing.
+        expected: What it should be.
+        budget: Its base error.
+        rows: Of those alone it is asked whether they are near enough.
+    """
+    problem = None
+    if found is None:
+        problem = "the output is missing"
+    elif found.shape != expected.shape:
+        problem = f"the output has the shape {found.shape}; expected is {expected.shape}"
+    elif not np.isfinite(found).all():
+        problem = "the output holds NaN or infinite values"
+    if found is None or problem is not None:
+        return Finding(question, budget, None, None, problem=problem)
+    values, wanted = found[rows], expected[rows]
+    result = deviation(values, wanted)
+    agreement = _agreement(question.output, values, wanted)
+    return Finding(question, budget, result, budget.used(result), agreement=agreement)
+
+
+def refuse_failures(findings: Sequence[Finding], variant: str, ratio: int) -> None:
+    """End a build whose graphs do not compute what eager computes.
+
+    Raises:
+        NumbersDisagreeError: A finding is outside its limit; the message is of the worst.
+    """
+    failed = [finding for finding in findings if not finding.passed]
+    if failed:
+        worst = max(failed, key=lambda finding: finding.badness)
+        raise NumbersDisagreeError(
+            f"{variant} (ratio {ratio}): {worst}. {len(failed)} of {len(findings)} checks failed; nothing "
+            "was published.",
+            "If the backbone or plugin holds very large values, check them; otherwise this is a fault of the "
+            "export: please report it with the recipe.",
+        )
+
+
+def _agreement(output: str, found: np.ndarray, expected: np.ndarray) -> float | None:
+    if not len(expected):
+        return None
+    if output == "logits" and expected.ndim > 1:
+        return argmax_agreement(found, expected)
+    return rank_correlation(found, expected) if output == "sentence_embedding" else None

@@ -1,0 +1,277 @@
+"""Verification: a correct bundle passes, every planted fault is caught, and what is told is true."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from conftest import BLOCK
+from planted_faults import FAULTS, plant
+
+from variator_export.bundle import Bundle
+from variator_export.cli.main import app
+from variator_export.core.errors import NumbersDisagreeError, UserError
+from variator_export.core.hashing import sha256_file
+from variator_export.core.manifest import MANIFEST_NAME
+from variator_export.pipeline.eager_bundle import EagerBundle
+from variator_export.pipeline.verify import STORED, Verification, verify
+from variator_export.stages.budget import EPSILON, Budget, make_budgets
+from variator_export.stages.compare import argmax_agreement, deviation, rank_correlation
+from variator_export.stages.reference import load_reference
+
+WRONG_RATIO = "a plugin of the wrong ratio"
+PAGE = Path(__file__).parent.parent / "docs" / "verification.md"
+
+
+@pytest.fixture
+def faulty(embedding_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the small embedding model's bundle, to be damaged."""
+    shutil.copytree(embedding_bundle, tmp_path / "faulty")
+    return tmp_path / "faulty"
+
+
+def _sign(bundle: Path) -> None:
+    """Write hashes of the files as they are now, as a faulty export would."""
+    path = bundle / MANIFEST_NAME
+    manifest = json.loads(path.read_text())
+    for name, entry in manifest["files"].items():
+        entry["sha256"] = sha256_file(bundle / name)
+        entry["size_bytes"] = (bundle / name).stat().st_size
+    path.write_text(json.dumps(manifest))
+
+
+def _failed_checks(result: Verification) -> set[str]:
+    return {finding.question.check for finding in result.failures}
+
+
+@pytest.mark.parametrize("reference", ["eager", "stored"])
+def test_a_correct_bundle_passes(embedding_bundle: Path, reference: Any) -> None:
+    result = verify(embedding_bundle, reference=reference, profile_shapes=False)
+    assert result.failures == []
+    assert set(result.findings) == {"ratio-1", "ratio-2", "ratio-4"}
+    checks = {(f.question.graph, f.question.check, f.question.output) for f in result.findings["ratio-4"]}
+    assert len(checks) == 2 * 5 * 2  # both graphs, five checks, two outputs
+    # The limit is no loose one: eager's own rounding and the graph's are of one size.
+    worst = max(f.badness for found in result.findings.values() for f in found)
+    assert 0.3 < worst <= 4
+
+
+def test_the_profile_of_the_engines_is_verified_too(embedding_bundle: Path) -> None:
+    result = verify(embedding_bundle, [4], reference="eager")
+    shapes = {f.question.input_shape for f in result.findings["ratio-4"]}
+    assert (
+        1,
+        1,
+    ) in shapes  # the profile's smallest; (8, 128) and (32, 512) are over this model's limit of 64
+    assert max(length for _, length in shapes) == 64
+
+
+@pytest.mark.parametrize("name", [*FAULTS, WRONG_RATIO])
+def test_a_planted_fault_is_caught_and_found(faulty: Path, tmp_path: Path, name: str) -> None:
+    if name == WRONG_RATIO:
+        shutil.copyfile(faulty / "ratio-2.onnx", faulty / "ratio-4.onnx")
+    else:
+        plant(FAULTS[name], faulty / "ratio-4.onnx")
+    _sign(faulty)
+    checks, module = _published()[name]
+    stored = verify(faulty, [4], reference="stored")
+    folder = tmp_path / "reproduction"
+    result = verify(faulty, [4], reference="eager", profile_shapes=False, reproduction=folder)
+    for verification in (stored, result):
+        assert {finding.question.graph for finding in verification.failures} == {"ratio-4.onnx"}
+        assert _failed_checks(verification) == checks
+    if module == "it does not run":
+        assert not result.bisections
+        assert "Got invalid dimensions" in (result.failures[0].problem or "")
+        return
+    (bisection,) = result.bisections
+    if bisection.first is None:
+        assert module == "none: behind the last"
+        assert not folder.exists()
+        return
+    assert bisection.first.module == module.strip("`")
+    script = [sys.executable, "reproduce.py"]
+    where = folder / "ratio-4" / "ratio-4.onnx"
+    shown = subprocess.run(script, cwd=where, capture_output=True, text=True, check=False)
+    if name == WRONG_RATIO:
+        assert "the graph gives the shape (1, 2, 32), eager PyTorch (1, 1, 32)" in shown.stderr
+        return
+    error, limit = (float(number) for number in re.findall(r"(?:error|allowed:) (\S+)", shown.stdout))
+    assert error > 100 * limit
+
+
+def test_changed_weights_are_caught_in_every_graph(faulty: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(faulty / "weights.safetensors")
+    tensors["encoder.layer.0.intermediate.dense.weight"] *= np.float32(1.01)
+    save_file(tensors, faulty / "weights.safetensors")
+    _sign(faulty)
+    for reference in ("eager", "stored"):
+        result = verify(faulty, reference=reference, profile_shapes=False)
+        graphs = {finding.question.graph for finding in result.failures}
+        assert graphs == {"ratio-1.onnx", "ratio-2.onnx", "ratio-4.onnx", "any-ratio.onnx"}
+
+
+def _published() -> dict[str, tuple[set[str], str]]:
+    """The table in the docs: what catches which fault, and the module that is named."""
+    page = PAGE.read_text(encoding="utf-8").split("## What is caught")[1]
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
+    return {fault: (set(checks.split("; ")), module) for fault, checks, module in rows}
+
+
+def test_every_fault_of_the_page_is_planted() -> None:
+    assert _published().keys() - {"fault"} == {*FAULTS, WRONG_RATIO}
+
+
+def test_every_module_of_a_correct_graph_is_within_its_budget(embedding_bundle: Path, tmp_path: Path) -> None:
+    opened = Bundle.load(embedding_bundle)
+    eager = EagerBundle(opened, None, profile_shapes=False)
+    for variant in opened.manifest.variants:
+        result = verify(embedding_bundle, [variant.name], reference="stored")
+        wrong = [dataclasses.replace(f, problem="x") for f in result.findings[variant.name]]
+        bisections = eager.bisect(variant, wrong, tmp_path)
+        assert [b.graph for b in bisections] == [f"{variant.name}.onnx", "any-ratio.onnx"]
+        for bisection in bisections:
+            assert bisection.first is None, str(bisection)
+            assert len(bisection.modules) > 30
+            assert "no module leaves its budget, the last being encoder" in str(bisection)
+
+
+def test_the_command_says_what_failed_and_ends_with_3(
+    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(FAULTS["swapped halves of the decompression matrix"], faulty / "ratio-4.onnx")
+    _sign(faulty)
+    junit, summary = tmp_path / "out" / "junit.xml", tmp_path / "summary.md"
+    command = ["verify", str(faulty), "--reference", "stored", "--ratio", "4"]
+    command += ["--junit", str(junit), "--summary", str(summary), "--format", "json"]
+    code = app(command, standalone_mode=False)
+    assert code == NumbersDisagreeError.exit_code
+    document = json.loads(capsys.readouterr().out)
+    assert document["passed"] is False
+    assert document["reference"] == STORED
+    assert json.loads((faulty / "reports" / "verification.json").read_text()) == document
+    suites = ElementTree.parse(junit).getroot()
+    failures = suites.findall(".//failure")
+    assert int(suites.get("failures", "0")) == len(failures) > 0
+    assert "times the rounding error of eager PyTorch, of which 4 are allowed" in (failures[0].text or "")
+    assert "checks FAILED" in summary.read_text()
+    again = ["verify", str(faulty), "--ratio", "4", "--quick", "--bisect"]
+    again += ["--reproduction", str(tmp_path / "fault")]
+    assert app(again, standalone_mode=False) == NumbersDisagreeError.exit_code
+    shown = capsys.readouterr()
+    assert "FAILED: ratio-4.onnx, agrees with eager PyTorch" in shown.err
+    module = "encoder.layer.1.intermediate.plugin.decompress"
+    assert f"the first module that leaves its budget is {module}: relative Frobenius error" in shown.err
+    assert (
+        json.loads((faulty / "reports" / "verification.json").read_text())["bisections"][0]["first"] == module
+    )
+    with pytest.raises(UserError, match="holds files already"):
+        app(again, standalone_mode=False)
+
+
+def test_it_needs_neither_torch_nor_transformers(embedding_bundle: Path) -> None:
+    code = BLOCK + "from variator_export.cli.main import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "verify", str(embedding_bundle)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert STORED in result.stdout
+
+
+def test_a_bundle_that_cannot_be_written_is_verified_all_the_same(
+    faulty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from variator_export.pipeline import verify as module
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(faulty / "reports"))
+
+    monkeypatch.setattr(module, "write_json", full)
+    assert app(["verify", str(faulty), "--reference", "stored"], standalone_mode=False) is None
+    assert "the report of it is not stored" in capsys.readouterr().err
+
+
+def test_a_reference_of_another_kind_is_refused(faulty: Path) -> None:
+    (faulty / "reference" / "ratio-4.safetensors").write_bytes(b"12345678" * 4)
+    _sign(faulty)
+    with pytest.raises(UserError, match="is no stored reference"):
+        verify(faulty, [4], reference="stored")
+    with pytest.raises(UserError, match="does not use a backbone"):
+        app(["verify", str(faulty), "--reference", "stored", "--backbone", "x"], standalone_mode=False)
+
+
+def test_the_weights_of_the_backbone_must_be_those_of_the_bundle(
+    embedding_bundle: Path, load_model: Callable[[str], Any]
+) -> None:
+    other = str(load_model("minilm").info.source.folder)
+    with pytest.raises(UserError, match="are not those that the bundle was built from"):
+        verify(embedding_bundle, backbone=other)
+    with pytest.raises(UserError, match="The backbone is not there") as error:
+        verify(embedding_bundle, backbone="nowhere")
+    assert "--reference stored" in str(error.value.hint)
+
+
+def test_the_stored_reference_is_what_was_computed(embedding_bundle: Path) -> None:
+    stored = load_reference(embedding_bundle / "reference" / "ratio-2.safetensors")
+    for expected in stored:
+        assert expected.case.inputs["input_ids"].dtype == np.int64
+        assert expected.outputs["last_hidden_state"].dtype == np.float64
+        for budget in expected.budgets.values():
+            assert EPSILON["float32"] <= budget.relative_frobenius < 1e-4
+
+
+def test_budgets_by_hand() -> None:
+    expected = np.array([1.0, -4.0])
+    cases = [{"y": deviation(expected + error, expected)} for error in (0.0, 1e-5, 4e-3)]
+    exact, usual, rough = (case["y"] for case in make_budgets(cases, "float32"))
+    assert exact == usual  # eager was exact by chance: the median holds
+    assert usual.max_abs == pytest.approx(1e-5 / 4)
+    assert rough.max_abs == pytest.approx(4e-3 / 4)  # and does not widen the others
+    found = deviation(expected + np.array([0.0, 3e-5]), expected)
+    assert usual.used(found) == pytest.approx(3.0)
+    assert usual.allows(found)
+    assert not usual.allows(found, 2.9)
+    silent = make_budgets([{"y": deviation(expected, expected)}], "float16")[0]["y"]
+    assert silent == Budget(2.0**-10, 2.0**-10, 2.0**-10)
+
+
+def test_nan_and_zero_in_deviations() -> None:
+    zero, nan = np.zeros(3), np.array([0.0, np.nan, 1.0])
+    budget = Budget(1.0, 1.0, 1.0)
+    for bad in (nan, np.array([0.0, np.inf, 1.0])):
+        for pair in ((bad, zero), (zero, bad)):
+            assert not budget.allows(deviation(*pair), 1e300)
+            json.dumps(deviation(*pair).as_dict(), allow_nan=False)
+    same = deviation(zero, zero)
+    assert (same.relative_frobenius, same.cosine, same.scale) == (0.0, 1.0, 1.0)
+    assert deviation(np.ones(3), zero).relative_frobenius == pytest.approx(3**0.5)
+    assert deviation(np.ones((0, 4)), np.ones((0, 4))).max_abs == 0.0
+
+
+def test_agreement_by_hand() -> None:
+    from scipy.stats import spearmanr
+
+    assert argmax_agreement(np.array([[1, 2], [2, 1]]), np.array([[1, 2], [1, 2]])) == 0.5
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
+    upper = np.triu_indices(6, 1)
+    cosines = [(x @ x.T / np.outer(*[np.linalg.norm(x, axis=1)] * 2))[upper] for x in (a, b)]
+    assert rank_correlation(a, b) == pytest.approx(spearmanr(*cosines).statistic)
+    assert rank_correlation(a, a * 3) == pytest.approx(1.0)
+    assert rank_correlation(np.zeros((4, 2)), np.zeros((4, 2))) == 1.0
+    assert rank_correlation(a[:2], b[:2]) is None
+    twice = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    assert rank_correlation(twice, twice) == pytest.approx(1.0)

@@ -1,0 +1,61 @@
+"""A verification as files that other programs read: JUnit XML and Markdown."""
+
+from xml.etree import ElementTree
+
+from variator_export.pipeline.verify import Verification
+
+
+def junit_xml(result: Verification) -> str:
+    """One test suite for each variant, one test case for each finding."""
+    root = ElementTree.Element("testsuites", name=f"variator-export verify {result.bundle.name}")
+    for variant, findings in result.findings.items():
+        failed = [finding for finding in findings if not finding.passed]
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=variant,
+            tests=str(len(findings)),
+            failures=str(len(failed)),
+            errors="0",
+            skipped="0",
+            timestamp=result.verified_at,
+        )
+        for finding in findings:
+            question = finding.question
+            case = ElementTree.SubElement(
+                suite,
+                "testcase",
+                classname=f"{variant}.{question.graph}",
+                name=f"{question.check}: {question.case}: {question.output}",
+            )
+            if not finding.passed:
+                failure = ElementTree.SubElement(case, "failure", message=finding.problem or "out of limit")
+                failure.text = str(finding)
+    for element in root.iter("testsuite"):
+        root.set("tests", str(int(root.get("tests", "0")) + int(element.get("tests", "0"))))
+        root.set("failures", str(int(root.get("failures", "0")) + int(element.get("failures", "0"))))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def markdown(result: Verification) -> str:
+    """A summary for a pull request or a release."""
+    verdict = f"{len(result.failures)} checks FAILED" if result.failures else "all checks passed"
+    where = result.machine["cpu"] or "an unknown CPU"
+    lines = [
+        f"# Verification of {result.bundle.name}: {verdict}",
+        "",
+        f"Compared with {result.reference}, at {result.verified_at} on {where}. Numbers are multiples of "
+        "the rounding error that eager PyTorch makes itself.",
+        "",
+        "| variant | graph | check | cases | worst | allowed | |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
+    for row in result.summary():
+        worst = "-" if row.worst is None else f"{row.worst:.2f}"
+        outcome = "passed" if row.failed == 0 else f"**{row.failed} failed**"
+        cells = (row.variant, row.graph, row.check, row.count, worst, f"{row.allowed:g}", outcome)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    if result.failures:
+        lines += ["", "## Failures", "", *(f"- {finding}" for finding in result.failures)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,127 @@
+"""`variator-export verify`."""
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.table import Table
+
+from variator_export.cli import options
+from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.cli.verification_files import junit_xml, markdown
+from variator_export.core.errors import NumbersDisagreeError, UsageError, UserError
+from variator_export.core.json_file import write_text
+from variator_export.pipeline.plan import parse_ratio
+from variator_export.pipeline.verify import Verification, store_verification, verify
+
+_SHOWN_FAILURES = 10
+
+
+def verify_command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    ratio: Annotated[
+        list[str] | None, typer.Option(metavar="K", help="Only this ratio; may be repeated.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this variant; may be repeated.")
+    ] = None,
+    reference: Annotated[
+        str,
+        typer.Option(
+            metavar="R",
+            help="eager: eager PyTorch, which needs torch and the backbone; stored: what it gave when the "
+            "bundle was built; auto: eager where torch and transformers are installed.",
+        ),
+    ] = "auto",
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="SRC", help="The backbone; default: where it was when the bundle was built."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out the large shapes of the engines' profile.")
+    ] = False,
+    bisect: Annotated[
+        bool,
+        typer.Option("--bisect", help="Name the first PyTorch module at which a failing graph goes wrong."),
+    ] = False,
+    reproduction: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Where --bisect writes a folder that shows each fault on its own."),
+    ] = Path("reproduction"),
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the result as JUnit XML, for CI.")
+    ] = None,
+    summary: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the result as Markdown.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
+) -> None:
+    """Verify that the graphs of a bundle compute what eager PyTorch computes.
+
+    What is allowed is a multiple of the rounding error that eager PyTorch itself makes. Besides, rows of a
+    batch must not depend on each other, on their order or on padding. Exit code 3: something fails.
+
+    **Examples**
+
+    `variator-export verify artifacts/minilm`
+
+    `variator-export verify artifacts/minilm --ratio 4 --junit verification.xml`
+
+    `variator-export verify artifacts/minilm --bisect --reproduction fault/`
+
+    `variator-export verify artifacts/minilm --reference stored` needs neither torch nor the backbone.
+    """
+    options.choose("--reference", reference, ("auto", "eager", "stored"))
+    if reference == "stored" and bisect:
+        raise UsageError("--bisect runs eager PyTorch.", "Leave out --reference stored.")
+    if reference == "stored" and backbone is not None:
+        raise UsageError("--reference stored does not use a backbone.", "Leave out one of the two.")
+    chosen: list[int | str] = [*(parse_ratio(k) for k in ratio or ()), *(variant or ())]
+    printer = Output(format)
+    progress = ConsoleProgress(printer)
+    try:
+        result = verify(
+            bundle,
+            chosen,
+            reference=cast(Any, reference),
+            backbone=backbone,
+            profile_shapes=not quick,
+            reproduction=reproduction if bisect else None,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    for path, content in ((junit, junit_xml), (summary, markdown)):
+        if path is not None:
+            write_text(path, content(result))
+    if printer.is_json:
+        printer.document(result.as_dict())
+    else:
+        _print(printer, result)
+    try:
+        store_verification(result)
+    except UserError as error:  # what was found counts, and is shown already
+        printer.hint(f"warning: {error.message}")
+    if result.failures:
+        raise typer.Exit(NumbersDisagreeError.exit_code)
+
+
+def _print(printer: Output, result: Verification) -> None:
+    table = Table(title=f"Compared with {result.reference}", title_justify="left")
+    for name in ("variant", "graph", "check"):
+        table.add_column(name)
+    for name in ("cases", "worst", "allowed", ""):
+        table.add_column(name, justify="right")
+    for row in result.summary():
+        worst = "-" if row.worst is None else f"{row.worst:.2f}"
+        verdict = "passed" if row.failed == 0 else f"{row.failed} FAILED"
+        table.add_row(row.variant, row.graph, row.check, str(row.count), worst, f"{row.allowed:g}", verdict)
+    printer.table(table)
+    printer.hint("Numbers are multiples of the rounding error that eager PyTorch makes itself.")
+    failures = result.failures
+    for finding in failures[:_SHOWN_FAILURES]:
+        printer.hint(f"FAILED: {finding}")
+    if len(failures) > _SHOWN_FAILURES:
+        printer.hint(f"... and {len(failures) - _SHOWN_FAILURES} more: --format json shows all.")
+    for bisection in result.bisections:
+        printer.hint(f"BISECTED: {bisection}")

@@ -1,0 +1,80 @@
+"""Where the outputs of PyTorch modules are in a graph. Every node names the module that it came from."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from variator_export.graph.simplify import module_of
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def module_outputs(model: ir.Model) -> dict[str, str]:
+    """The value that leaves each module, by the module's name.
+
+    Modules are left out whose nodes the optimization took away, and those that several values leave, or one
+    that holds no floating-point numbers.
+    """
+    leaving: dict[str, dict[str, None]] = {}
+    outputs = {id(value) for value in model.graph.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name is None or value.dtype not in (*_FLOATS, None):
+                continue
+            readers = [module_of(use.node) for use in value.uses()]
+            for module in _with_parents(module_of(node)):
+                if id(value) in outputs or any(not _is_within(reader, module) for reader in readers):
+                    leaving.setdefault(module, {})[value.name] = None
+    return {module: next(iter(values)) for module, values in leaving.items() if len(values) == 1}
+
+
+def mark_outputs(model: ir.Model, names: Iterable[str]) -> None:
+    """Make values outputs of the graph besides those that are."""
+    values = ir.convenience.create_value_mapping(model.graph)
+    there = {value.name for value in model.graph.outputs}
+    model.graph.outputs.extend(values[name] for name in names if name not in there)
+
+
+def module_inputs(model: ir.Model, module: str) -> list[str]:
+    """The values that a module reads and does not make itself, without what is made of weights alone."""
+    found: dict[str, None] = {}
+    varying = {id(value) for value in model.graph.inputs}
+    for node in model.graph:
+        inputs = [value for value in node.inputs if value is not None and id(value) in varying]
+        if inputs:
+            varying |= {id(value) for value in node.outputs}
+        if _is_within(module_of(node), module):
+            for value in inputs:
+                maker = value.producer()
+                if value.name is not None and (maker is None or not _is_within(module_of(maker), module)):
+                    found[value.name] = None
+    return list(found)
+
+
+def extract_module(model: ir.Model, module: str, inputs: Mapping[str, np.ndarray], output: str) -> ir.Model:
+    """A graph of one module alone, which holds its weights itself.
+
+    Args:
+        model: The whole graph.
+        module: The module.
+        inputs: The values that it reads (`module_inputs`) as they were in one run, for their types.
+        output: The value that leaves it.
+    """
+    graph = ir.convenience.extract(model.graph, list(inputs), [output])
+    graph.name = module
+    for value in graph.inputs:
+        if value.type is None:  # the optimization may have lost it
+            value.type = ir.TensorType(ir.DataType.from_numpy(inputs[value.name or ""].dtype))
+    extracted = ir.Model(graph, ir_version=model.ir_version)
+    ir.external_data.load_to_model(extracted)
+    return extracted
+
+
+def _is_within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def _with_parents(module: str) -> list[str]:
+    parts = module.split(".") if module else []
+    return [".".join(parts[: index + 1]) for index in range(len(parts))]

@@ -1,0 +1,135 @@
+"""A bundle in eager PyTorch: the backbone that it was built from, with the plugins that it holds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from variator_export.bundle import Bundle
+from variator_export.core.environment import require_export
+from variator_export.core.errors import UserError
+from variator_export.core.manifest import Variant
+from variator_export.core.progress import Progress
+from variator_export.engines.base import Arrays
+from variator_export.model.plugin_file import Plugin, load_plugin, null_plugin, stack_for_graph
+from variator_export.model.source import resolve_source
+from variator_export.stages.cases import Case, make_cases
+from variator_export.stages.reference import Expected, eager_reference
+from variator_export.stages.verify import Finding
+
+if TYPE_CHECKING:
+    from variator_export.model.backbone import Backbone
+    from variator_export.stages.bisect import Bisection
+
+
+def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "Backbone":
+    """Load it; needs torch and transformers.
+
+    Args:
+        bundle: The bundle.
+        source: Where the backbone is; None: where it was when the bundle was built.
+        without: The option that does without it, for messages.
+
+    Raises:
+        UserError: It is not there, or has other weights.
+    """
+    require_export()
+    from variator_export.model.backbone import load_backbone, read_backbone_info
+
+    entry = bundle.manifest.backbone
+    try:
+        found = resolve_source(source or entry.source)
+    except UserError as error:
+        raise UserError(
+            f"The backbone is not there: {error.message}",
+            f"Give it with --backbone, or do without it: {without}",
+        ) from error
+    if found.weights_sha256 != entry.weights_sha256:
+        raise UserError(
+            f"The weights of {found.name} are not those that the bundle was built from.",
+            f"Give the bundle's own backbone with --backbone, or do without it: {without}",
+        )
+    return load_backbone(read_backbone_info(found, entry.architecture), bundle.text_encoder().pad_token_id)
+
+
+class EagerBundle:
+    """The variants of a bundle in eager PyTorch.
+
+    Args:
+        bundle: The bundle.
+        source: Where its backbone is; None: where it was when the bundle was built.
+        profile_shapes: Whether references cover the shapes of the engines' profile too.
+    """
+
+    def __init__(self, bundle: Bundle, source: str | None, *, profile_shapes: bool) -> None:
+        self._bundle = bundle
+        self._profile_shapes = profile_shapes
+        self._backbone: Backbone = load_bundle_backbone(bundle, source, "--reference stored")
+        import torch  # after it was seen that it is there
+
+        self._exact = self._backbone.converted(torch.float64)
+
+    def reference(self, variant: Variant, progress: Progress) -> list[Expected]:
+        """Of all cases of a variant."""
+        from variator_export.engines.eager import EagerModel
+
+        cases, precision = self._cases(variant), self._bundle.manifest.precision
+        plugin = self._plugin(variant) if variant.plugin else None
+        with progress.bar(f"eager {variant.name}", len(cases)) as advance:
+            exact, rounded = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
+            return eager_reference(exact, rounded, cases, precision, advance)
+
+    def bisect(self, variant: Variant, findings: Sequence[Finding], folder: Path) -> "list[Bisection]":
+        """Bisect each graph of a variant that failed, on the worst case on which it ran."""
+        from variator_export.engines.eager import EagerModel
+        from variator_export.engines.onnxruntime import OnnxRuntimeGraph
+        from variator_export.stages.bisect import bisect, write_reproduction
+
+        bundle, plugin = self._bundle, self._plugin(variant)
+        # With its plugin of zeros ratio 1 has the modules that its graph was traced from.
+        exact, rounded = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
+        cases = {case.name: case for case in self._cases(variant)}
+        any_ratio = bundle.manifest.any_ratio["model"]
+        found = []
+        for graph in (variant.graphs["model"], any_ratio):
+            failed = [f for f in findings if f.question.graph == graph and not f.passed and f.ran]
+            if not failed:
+                continue
+            case = cases[max(failed, key=lambda finding: finding.badness).question.case]
+            extra = stack_for_graph(plugin) if graph == any_ratio else {}
+
+            def run(content: bytes, inputs: Mapping[str, np.ndarray], extra: Arrays = extra) -> Arrays:
+                return OnnxRuntimeGraph(content, extra, weights=bundle.path).run(inputs)
+
+            result = bisect(bundle.graph(graph), run, exact, rounded, case, bundle.manifest.precision)
+            if result.first is not None:
+                write_reproduction(
+                    bundle.graph(graph), run, exact, case, result.first, folder / variant.name / graph
+                )
+            found.append(result)
+        return found
+
+    def _plugin(self, variant: Variant) -> Plugin:
+        """That of a variant; for ratio 1 the plugin of zeros."""
+        bundle, entry = self._bundle, self._bundle.manifest.backbone
+        if variant.plugin is None:
+            return null_plugin(entry.num_layers, entry.hidden_size)
+        for name in ("plugin_config.json", "plugin.safetensors"):
+            bundle.file(f"{variant.plugin.folder}/{name}")
+        return load_plugin(bundle.path / variant.plugin.folder)
+
+    def _cases(self, variant: Variant) -> list[Case]:
+        manifest = self._bundle.manifest
+        profile = manifest.recipe["engine"]
+        shapes = list(zip(profile["batch_size"], profile["sequence_length"], strict=True))
+        return make_cases(
+            self._bundle.text_encoder(),
+            manifest.backbone.inputs,
+            ratio=variant.ratio,
+            vocab_size=self._backbone.info.config.vocab_size,
+            max_length=manifest.backbone.max_length,
+            texts=manifest.recipe["verify"]["texts"],
+            shapes=shapes if self._profile_shapes else (),
+            seed=manifest.recipe["verify"]["seed"],
+        )

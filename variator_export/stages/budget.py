@@ -1,0 +1,80 @@
+"""How much an exported graph or an engine may differ from eager PyTorch.
+
+The reference is eager PyTorch in float64. Eager PyTorch in the precision P of the graph is off from it by
+rounding alone, and a correct graph in P by about as much: it rounds too, only in another order. So the limit
+is not a guess but a multiple of what eager's own rounding does on the same inputs, in the same measures. A
+fault is not rounding and is far outside.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from variator_export.stages.compare import Deviation
+
+# A correct graph of MiniLM is off by at most 2.0 times the base error, over ratios 1, 2, 4, 8 and all cases.
+MULTIPLE = 4.0
+# The spacing of floating-point numbers at 1: no graph can be nearer than its own precision.
+EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The base error of one output in one case: what eager PyTorch itself is off by in the same precision.
+
+    Attributes:
+        relative_frobenius: Of the norm.
+        max_abs: Of the single value, as a share of the largest value of the reference.
+        p999_abs: Of the 99.9th percentile, likewise.
+    """
+
+    relative_frobenius: float
+    max_abs: float
+    p999_abs: float
+
+    def used(self, found: Deviation) -> float:
+        """The smallest multiple of the base error that a deviation would have passed with.
+
+        NaN where it holds NaN or infinite values.
+        """
+        shares = _shares(found)
+        return max(
+            shares.relative_frobenius / self.relative_frobenius,
+            shares.max_abs / self.max_abs,
+            shares.p999_abs / self.p999_abs,
+        )
+
+    def allows(self, found: Deviation, multiple: float = MULTIPLE) -> bool:
+        """Whether a deviation is within the limit; NaN never is."""
+        return found.finite and self.used(found) <= multiple
+
+
+def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> list[dict[str, Budget]]:
+    """The base errors of cases, from eager's own deviations in a precision.
+
+    Eager may be exact by chance in a small case, so the base is at least the median over all cases, and at
+    least the precision itself. One case that amplifies rounding does not widen the limit of the others.
+
+    Args:
+        eager: For each case the deviation of each output of eager in that precision from eager in float64.
+        precision: float32, float16 or bfloat16.
+    """
+    epsilon = EPSILON[precision]
+    typical = {
+        output: _combine(statistics.median, [_shares(case[output]) for case in eager if output in case])
+        for output in {name for case in eager for name in case}
+    }
+    floor = Budget(epsilon, epsilon, epsilon)
+    return [
+        {output: _combine(max, [_shares(found), typical[output], floor]) for output, found in case.items()}
+        for case in eager
+    ]
+
+
+def _shares(found: Deviation) -> Budget:
+    return Budget(found.relative_frobenius, found.max_abs / found.scale, found.p999_abs / found.scale)
+
+
+def _combine(function: Callable[[Iterable[float]], float], budgets: Sequence[Budget]) -> Budget:
+    """A function of several, field by field."""
+    return Budget(**{f.name: function([getattr(b, f.name) for b in budgets]) for f in fields(Budget)})
