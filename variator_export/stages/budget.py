@@ -6,9 +6,10 @@ is not a guess but a multiple of what eager's own rounding does on the same inpu
 fault is not rounding and is far outside.
 """
 
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+
+import numpy as np
 
 from variator_export.stages.compare import Deviation
 
@@ -52,8 +53,9 @@ class Budget:
 def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> list[dict[str, Budget]]:
     """The base errors of cases, from eager's own deviations in a precision.
 
-    Eager may be exact by chance in a small case, so the base is at least the median over all cases, and at
-    least the precision itself. One case that amplifies rounding does not widen the limit of the others.
+    Eager may be exact by chance where an output has few values, so the base is at least what one case in five
+    exceeds, and at least the precision itself. One case that amplifies rounding does not widen the limit of
+    the others.
 
     Args:
         eager: For each case the deviation of each output of eager in that precision from eager in float64.
@@ -61,7 +63,7 @@ def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> li
     """
     epsilon = EPSILON[precision]
     typical = {
-        output: _combine(statistics.median, [_shares(case[output]) for case in eager if output in case])
+        output: _combine(_typical, [_shares(case[output]) for case in eager if output in case])
         for output in {name for case in eager for name in case}
     }
     floor = Budget(epsilon, epsilon, epsilon)
@@ -71,10 +73,15 @@ def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> li
     ]
 
 
+def _typical(values: Sequence[float]) -> float:
+    """What one in five exceeds. With normal errors and one value to look at, 4 times this is 5 deviations."""
+    return float(np.quantile(values, 0.8, method="lower"))
+
+
 def _shares(found: Deviation) -> Budget:
     return Budget(found.relative_frobenius, found.max_abs / found.scale, found.p999_abs / found.scale)
 
 
-def _combine(function: Callable[[Iterable[float]], float], budgets: Sequence[Budget]) -> Budget:
+def _combine(function: Callable[[Sequence[float]], float], budgets: Sequence[Budget]) -> Budget:
     """A function of several, field by field."""
     return Budget(**{f.name: function([getattr(b, f.name) for b in budgets]) for f in fields(Budget)})
