@@ -16,9 +16,10 @@ from common import describe, make_t5_base, minilm_folder, write_result
 
 from variator_export.bundle import Bundle
 from variator_export.core.encoder_size import EncoderSize
-from variator_export.core.recipe import Recipe, SpeedRecipe
+from variator_export.core.macs import analytic_macs
+from variator_export.core.recipe import Recipe
 from variator_export.engines.onnxruntime import OnnxRuntimeGraph, plugin_inputs
-from variator_export.graph.macs import analytic_macs, graph_macs
+from variator_export.graph.macs import graph_macs
 from variator_export.pipeline.build import build
 from variator_export.stages.speed import speed_inputs
 from variator_export.stages.timing import speedup, time_in_turns
@@ -38,9 +39,7 @@ def measure(backbone: Path, name: str, shape: tuple[int, int], folder: Path, rou
     )
     bundle = Bundle.load(build(recipe, folder / f"{name}-bundle").bundle)
     compressed, baseline = bundle.variant(RATIO), bundle.variant(1)
-    inputs = speed_inputs(
-        bundle.manifest.backbone.inputs, 30000, SpeedRecipe(batch_size=shape[0], sequence_length=shape[1])
-    )
+    inputs = speed_inputs(bundle.manifest.backbone.inputs, 30000, *shape)
     graphs = {
         "k1": OnnxRuntimeGraph(bundle.graph(baseline.graphs["model"])),
         "k4": OnnxRuntimeGraph(bundle.graph(compressed.graphs["model"])),

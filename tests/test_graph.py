@@ -14,11 +14,12 @@ from conftest import MODELS, plugin_for
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from variator_export.core.macs import analytic_macs
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime import OnnxRuntimeGraph
 from variator_export.engines.tensorrt.isolated import build_engine
 from variator_export.graph.bind import bind, bind_baseline
-from variator_export.graph.macs import analytic_macs, graph_macs
+from variator_export.graph.macs import graph_macs
 from variator_export.graph.simplify import module_of, reshape_target
 from variator_export.graph.trace import OPSET, trace
 from variator_export.model.augmented import AugmentedModel

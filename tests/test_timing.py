@@ -1,8 +1,11 @@
 """Timing, with a clock that the test turns."""
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 
-from variator_export.stages.timing import Timings, speedup, time_in_turns
+from variator_export.stages.timing import Timings, speedup, time_in_turns, time_until_settled
 
 
 class Clock:
@@ -64,3 +67,52 @@ def test_a_speedup_is_a_ratio_of_medians_with_an_interval() -> None:
     assert found.low <= found.value <= found.high
     steady = speedup(Timings(((10.0,), (20.0,), (40.0,))), Timings(((5.0,), (10.0,), (20.0,))))
     assert (steady.low, steady.value, steady.high) == (2.0, 2.0, 2.0), "a loaded machine slows both"
+
+
+def _drifting(clock: Clock, seconds: Callable[[int], float]) -> Callable[[], None]:
+    """A subject whose n-th run takes seconds(n)."""
+    runs = itertools.count()
+
+    def call() -> None:
+        clock.now += seconds(next(runs))
+
+    return call
+
+
+def test_rounds_are_added_until_the_medians_stand_still() -> None:
+    clock = Clock()
+    # Three runs a round: one to warm up, two that count. It warms up over the first 8 rounds.
+    subject = _drifting(clock, lambda run: 1.0 + max(0.0, 0.5 - 0.02 * run))
+    options = {"block_seconds": 0.1, "window": 3, "tolerance": 0.01, "clock": clock}
+    timings, settled = time_until_settled({"a": subject}, max_rounds=30, **options)  # type: ignore[arg-type]
+    assert settled
+    assert len(timings["a"].blocks_ms) == 6
+    assert timings["a"].median_ms == pytest.approx(1000, rel=0.02)
+    never = _drifting(clock, lambda run: 1.0 + 0.1 * run)
+    timings, settled = time_until_settled({"a": never}, max_rounds=7, **options)  # type: ignore[arg-type]
+    assert not settled
+    assert len(timings["a"].blocks_ms) == 6
+
+
+def test_one_subject_that_does_not_settle_keeps_all_going() -> None:
+    clock = Clock()
+    rounds = 0
+
+    def count() -> None:
+        nonlocal rounds
+        rounds += 1
+
+    subjects = {"still": _drifting(clock, lambda _: 1.0), "never": _drifting(clock, lambda run: 1.0 + run)}
+    found, settled = time_until_settled(
+        subjects, block_seconds=0.1, window=2, max_rounds=9, clock=clock, progress=count
+    )
+    assert not settled
+    assert rounds == 18
+    assert found.keys() == subjects.keys()
+
+
+def test_percentiles_are_of_all_runs() -> None:
+    timings = Timings((tuple(float(n) for n in range(1, 51)), tuple(float(n) for n in range(51, 101))))
+    assert timings.num_runs == 100
+    assert timings.percentile_ms(50) == pytest.approx(50.5)
+    assert timings.percentile_ms(99) == pytest.approx(99.01)

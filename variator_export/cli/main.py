@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from variator_export.cli.bench import bench_command
 from variator_export.cli.build import build_command
 from variator_export.cli.evaluate import evaluate_command
 from variator_export.cli.import_upstream import import_command
@@ -30,10 +31,11 @@ app = typer.Typer(
     help="Export transformers with Variator compression plugins to verified ONNX graphs and TensorRT "
     "engines.",
     epilog="Exit codes: 0 done; 1 the input or the machine does not allow it; 2 wrong usage; "
-    "3 numbers disagree; 70 a bug of ours; 130 interrupted.",
+    "3 numbers disagree; 4 too slow for --fail-under; 70 a bug of ours; 130 interrupted.",
 )
 app.command("build")(build_command)
 app.command("verify")(verify_command)
+app.command("bench")(bench_command)
 app.command("run")(run_command)
 app.command("inspect")(inspect_command)
 app.command("evaluate")(evaluate_command)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,39 @@ def _cpu_model() -> str | None:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or None
+
+
+def conditions() -> dict[str, Any]:
+    """What else a measurement depends on and may change from run to run. Unknown is None."""
+    return {
+        "cpu_clock_mhz": _cpu_clocks(),
+        "cpu_governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "load_average_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "gpu": _gpus(),
+    }
+
+
+def _cpu_clocks() -> list[float] | None:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    return [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")] or None
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _gpus() -> list[str] | None:
+    """Name, driver and clocks of each GPU, as nvidia-smi says it."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip().splitlines()
 
 
 def machine() -> dict[str, Any]:

@@ -36,5 +36,11 @@ class NumbersDisagreeError(UserError):
     exit_code = 3
 
 
+class TooSlowError(UserError):
+    """A speed-up is below what was asked for."""
+
+    exit_code = 4
+
+
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130

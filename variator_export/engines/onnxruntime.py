@@ -1,7 +1,12 @@
 """Running graphs on ONNX Runtime, on the CPU."""
 
+import contextlib
+import io
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,14 +21,21 @@ from variator_export.model.plugin_file import load_plugin, null_plugin, stack_fo
 # On a CPU the fused SkipLayerNormalization is slower than the addition and the normalization it replaces:
 # 505 against 548 ms for MiniLM at (32, 128) on two cores.
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
+# How ONNX Runtime names the time of an operator itself.
+_KERNEL = "_kernel_time"
 
 
-def _open(graph: Path | bytes, threads: int | None, weights: Path | None = None) -> Any:
+def _open(
+    graph: Path | bytes, threads: int | None, weights: Path | None = None, profile: str | None = None
+) -> Any:
     require_onnxruntime()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     if threads is not None:
@@ -53,6 +65,61 @@ def _call(session: Any, inputs: Mapping[str, np.ndarray]) -> Arrays:
             f"ONNX Runtime failed on inputs of the shapes {shapes}: {error}",
             "Check that every token id is one of the model's vocabulary.",
         ) from error
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """One operator of a graph as it ran.
+
+    Attributes:
+        node: Its name; that of a fused operator is ONNX Runtime's own.
+        operator: For example `MatMul`.
+        milliseconds: Median of the runs.
+    """
+
+    node: str
+    operator: str
+    milliseconds: float
+
+
+def profile_operators(
+    graph: Path, inputs: Mapping[str, np.ndarray], *, runs: int = 10, threads: int | None = None
+) -> list[OperatorTime]:
+    """Time every operator of a graph, after as many runs that do not count."""
+    with TemporaryDirectory() as folder:
+        session = _open(graph, threads, profile=f"{folder}/profile")
+        for _ in range(2 * runs):
+            _call(session, inputs)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    durations: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            key = (event["name"].removesuffix(_KERNEL), event["args"]["op_name"])
+            durations.setdefault(key, []).append(event["dur"] / 1e3)
+    return [OperatorTime(*key, float(np.median(found[-runs:]))) for key, found in durations.items()]
+
+
+def optimize_transformer(graph: Path, output: Path) -> Path:
+    """A graph as onnxruntime's own transformer optimizer leaves it: what its users would run.
+
+    Raises:
+        UserError: The optimizer cannot do it, or needs a package that is not installed.
+    """
+    from variator_export.core.environment import require
+
+    require("onnx", "export", "ONNX Runtime's transformer optimizer")
+    try:
+        from onnxruntime.transformers.optimizer import optimize_model
+
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it thinks of the graph
+            optimized = optimize_model(str(graph), model_type="bert", opt_level=0)
+            optimized.save_model_to_file(str(output), use_external_data_format=True)
+    except Exception as error:  # it raises what it likes
+        raise UserError(
+            f"ONNX Runtime's transformer optimizer fails on {graph}: {error}",
+            "Leave it out: choose the others with --runtime.",
+        ) from error
+    return output
 
 
 class OnnxRuntimeGraph:

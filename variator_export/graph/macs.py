@@ -1,7 +1,6 @@
-"""Counting multiply-accumulates (MACs): by formula, and on a graph.
+"""Counting the multiply-accumulates (MACs) of a graph, to stand beside those of the formula (`core.macs`).
 
-The formula gives the limit of what a ratio can save; the count on the graph shows what is really there, so
-that a wasteful graph is seen. Only matrix products count; scores and weighted sums of the attention do.
+Only matrix products count; scores and weighted sums of the attention do.
 """
 
 import math
@@ -9,37 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from variator_export.core.encoder_size import EncoderSize
 from variator_export.graph.boundary import BATCH, LENGTH
-
-
-def analytic_macs(
-    size: EncoderSize, batch_size: int, length: int, ratio: int = 1, bottleneck_size: int = 0
-) -> int:
-    """MACs of an encoder with a compression plugin in the split form (arXiv 2310.15724).
-
-    Args:
-        size: The sizes of the encoder.
-        batch_size: Rows.
-        length: Tokens in each row. Windows are counted as length / ratio, without padding.
-        ratio: k; 1: no plugin.
-        bottleneck_size: m of the plugin.
-
-    Returns:
-        MACs of one forward pass: projections, attention scores and weighted sums, feed-forward networks,
-        and the plugin.
-    """
-    d, a = size.hidden_size, size.attention_size
-    attention = length * 4 * d * a + 2 * length * length * a
-    ffn_per_vector = size.num_ffn_matrices * d * size.intermediate_size
-    windows = length / ratio
-    layer = attention + windows * ffn_per_vector
-    if ratio > 1:
-        compress = windows * (ratio * d * ratio + ratio * d)  # scores, weighted sum
-        m = bottleneck_size
-        decompress = windows * d * m + length * (d * m + m * d)  # down on y; down on x, up
-        layer += compress + decompress
-    return round(batch_size * size.num_layers * layer)
 
 
 def graph_macs(graph: Path, batch_size: int, length: int, ratio: int = 1) -> int:

@@ -1,6 +1,7 @@
 """Where the outputs of PyTorch modules are in a graph. Every node names the module that it came from."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +28,11 @@ def module_outputs(model: ir.Model) -> dict[str, str]:
                 if id(value) in outputs or any(not _is_within(reader, module) for reader in readers):
                     leaving.setdefault(module, {})[value.name] = None
     return {module: next(iter(values)) for module, values in leaving.items() if len(values) == 1}
+
+
+def module_names(graph: Path) -> dict[str, str]:
+    """The module of every node by the node's name; empty for nodes of none."""
+    return {node.name: module_of(node) for node in ir.load(graph).graph if node.name}
 
 
 def mark_outputs(model: ir.Model, names: Iterable[str]) -> None:

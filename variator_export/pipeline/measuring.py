@@ -1,5 +1,6 @@
 """Measuring a published bundle at the end of its build, and finding a measurement again."""
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -8,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from variator_export.core.bundle_files import BundleFiles
-from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.environment import machine, require_onnxruntime, versions
 from variator_export.core.hashing import sha256_json
 from variator_export.core.json_file import write_json
 from variator_export.core.progress import Progress
 from variator_export.core.recipe import SpeedRecipe
-from variator_export.engines.base import Runner
-from variator_export.model.plugin_file import load_plugin
 from variator_export.pipeline.context import BuildContext
 from variator_export.pipeline.plan import VariantPlan
+from variator_export.pipeline.subjects import open_subjects
 from variator_export.pipeline.workshop import PART_SUFFIX
+from variator_export.stages.speed import speed_inputs, speed_rows
+from variator_export.stages.timing import time_in_turns
 
 SPEED_REPORT = "reports/speed.json"
 
@@ -54,41 +55,30 @@ def _measure(
     bundle: Path, recipe: SpeedRecipe, context: BuildContext, variants: list[VariantPlan], progress: Progress
 ) -> dict[str, Any]:
     """Time eager PyTorch and ONNX Runtime at every ratio."""
-    from variator_export.engines.eager import EagerModel
-    from variator_export.engines.onnxruntime import OnnxRuntimeGraph
-    from variator_export.graph.macs import analytic_macs, graph_macs
-    from variator_export.stages.speed import Subject, measure_speed, speed_inputs
-
     context.release_verification()
     files = BundleFiles(bundle)
-    size: EncoderSize = context.info.size
     limit = context.info.max_length
-    if limit is not None and recipe.sequence_length > limit:
-        recipe = recipe.model_copy(update={"sequence_length": limit})
-    shape = (recipe.batch_size, recipe.sequence_length)
-    subjects: list[Subject] = []
-    for runtime in ("eager", "onnxruntime"):
-        for plan in variants:
-            entry = files.variant(plan.name)
-            plugin = load_plugin(files.path / entry.plugin.folder) if entry.plugin else None
-            bottleneck = plugin.config.bottleneck_size if plugin else 0
-            graph = files.graph(entry.graphs["model"])
-            eager = runtime == "eager"
-            runner: Runner = (
-                EagerModel(context.backbone, plugin, attention="sdpa") if eager else OnnxRuntimeGraph(graph)
+    length = recipe.sequence_length if limit is None else min(recipe.sequence_length, limit)
+    shape = (recipe.batch_size, length)
+    with open_subjects(files, lambda: context.backbone) as opener:
+        subjects = [
+            opener.open(runtime, files.variant(plan.name))
+            for runtime in ("eager", "onnxruntime")
+            for plan in variants
+        ]
+        inputs = speed_inputs(context.info.spec.family.inputs, context.info.config.vocab_size, *shape)
+        calls = {s.key: functools.partial(s.runner.run, inputs) for s in subjects}
+        with progress.bar("measure speed", recipe.rounds * len(subjects)) as advance:
+            timings = time_in_turns(
+                calls, rounds=recipe.rounds, block_seconds=recipe.block_seconds, progress=advance
             )
-            subjects.append(
-                Subject(
-                    runtime=runtime,
-                    ratio=plan.ratio,
-                    variant=plan.name,
-                    runner=runner,
-                    macs=analytic_macs(size, *shape, plan.ratio, bottleneck),
-                    graph_macs=None if eager else graph_macs(graph, *shape, plan.ratio),
-                )
-            )
-    inputs = speed_inputs(context.info.spec.family.inputs, context.info.config.vocab_size, recipe)
-    with progress.bar("measure speed", recipe.rounds * len(subjects)) as advance:
-        result = measure_speed(subjects, inputs, recipe, advance)
-    result["encoder_size"] = asdict(size)
-    return result
+        macs = {s.key: opener.macs(s, *shape) for s in subjects}
+    return {
+        "batch_size": shape[0],
+        "sequence_length": shape[1],
+        "rounds": recipe.rounds,
+        "machine": machine(),
+        "versions": versions("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "variator-export"),
+        "rows": speed_rows(subjects, timings, macs, shape[0] * shape[1]),
+        "encoder_size": asdict(context.info.size),
+    }

@@ -1,15 +1,26 @@
-"""The measurement at the end of a build: eager and exported, with and without plugins, beside the limit."""
+"""What times mean: speed-ups over what a user would run instead, beside what the saved MACs allow."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from variator_export.core.environment import machine, versions
-from variator_export.core.recipe import SpeedRecipe
 from variator_export.engines.base import Arrays, Runner
-from variator_export.stages.timing import speedup, time_in_turns
+from variator_export.stages.timing import Timings, speedup
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one call.
+
+    Attributes:
+        analytic: By formula, at the unpadded shape.
+        on_graph: Counted on the graph; None where it has none.
+    """
+
+    analytic: int
+    on_graph: int | None
 
 
 @dataclass(frozen=True)
@@ -17,79 +28,111 @@ class Subject:
     """One thing to time.
 
     Attributes:
-        runtime: `eager` or `onnxruntime`.
+        runtime: For example `eager` or `onnxruntime`.
+        family: Runtimes of one family are compared: without plugins the fastest of them is the baseline.
         ratio: k.
         variant: The variant's name.
         runner: Runs it.
-        macs: Multiply-accumulates by formula, at the unpadded shape.
-        graph_macs: Those counted on its graph; None for eager.
     """
 
     runtime: str
+    family: str
     ratio: int
     variant: str
     runner: Runner
-    macs: int
-    graph_macs: int | None
+
+    @property
+    def key(self) -> str:
+        """A name of its own."""
+        return f"{self.runtime}/{self.variant}"
 
 
-def speed_inputs(names: tuple[str, ...], vocab_size: int, recipe: SpeedRecipe) -> Arrays:
+def speed_inputs(names: tuple[str, ...], vocab_size: int, batch_size: int, sequence_length: int) -> Arrays:
     """Full rows of random tokens."""
-    shape = (recipe.batch_size, recipe.sequence_length)
-    rng = np.random.default_rng(0)
+    shape = (batch_size, sequence_length)
     inputs = {name: np.zeros(shape, np.int64) for name in names}
-    inputs["input_ids"][:] = rng.integers(0, vocab_size, shape)
+    inputs["input_ids"][:] = np.random.default_rng(0).integers(0, vocab_size, shape)
     inputs["attention_mask"][:] = 1
     return inputs
 
 
-def measure_speed(
-    subjects: list[Subject],
-    inputs: Mapping[str, np.ndarray],
-    recipe: SpeedRecipe,
-    progress: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Time the subjects in turns.
+def speed_rows(
+    subjects: Sequence[Subject],
+    timings: Mapping[str, Timings],
+    macs: Mapping[str, Macs],
+    num_tokens: int,
+) -> list[dict[str, Any]]:
+    """A JSON row for each subject.
+
+    Args:
+        subjects: What was timed; of each family at least one has ratio 1.
+        timings: By `Subject.key`.
+        macs: Of one call, likewise.
+        num_tokens: In one call.
 
     Returns:
-        A JSON document: the shape, the machine, and for each subject its median, its speed-up over ratio 1 of
-        the same runtime with a 95 % confidence interval, and the speed-up that the saved MACs would allow.
+        Median and tails of all runs, tokens per second, the speed-up over the family's fastest run without
+        plugins and over eager, with 95 % intervals (bootstrap over rounds), and the speed-up that the saved
+        MACs would allow.
     """
-    calls = {
-        f"{subject.runtime}/{subject.variant}": (lambda runner=subject.runner: runner.run(inputs))
-        for subject in subjects
-    }
-    timings = time_in_turns(
-        calls, rounds=recipe.rounds, block_seconds=recipe.block_seconds, progress=progress
-    )
     rows = []
     for subject in subjects:
-        baseline = next(s for s in subjects if s.runtime == subject.runtime and s.ratio == 1)
-        own = timings[f"{subject.runtime}/{subject.variant}"]
-        gained = speedup(timings[f"{baseline.runtime}/{baseline.variant}"], own)
-        allowed = baseline.macs / subject.macs
-        over_eager = speedup(timings["eager/ratio-1"], own)
+        own = timings[subject.key]
+        baseline = min(
+            (s for s in subjects if s.family == subject.family and s.ratio == 1),
+            key=lambda s: timings[s.key].median_ms,
+        )
+        gained = speedup(timings[baseline.key], own)
+        allowed = macs[baseline.key].analytic / macs[subject.key].analytic
+        eager = timings.get("eager/ratio-1")
         rows.append(
             {
                 "runtime": subject.runtime,
                 "variant": subject.variant,
                 "ratio": subject.ratio,
                 "median_ms": round(own.median_ms, 3),
+                "p50_ms": round(own.percentile_ms(50), 3),
+                "p90_ms": round(own.percentile_ms(90), 3),
+                "p99_ms": round(own.percentile_ms(99), 3),
+                "runs": own.num_runs,
+                "tokens_per_second": round(num_tokens / own.median_ms * 1e3, 1),
+                "baseline": baseline.runtime,
                 "speedup": round(gained.value, 4),
                 "speedup_low": round(gained.low, 4),
                 "speedup_high": round(gained.high, 4),
                 "speedup_allowed": round(allowed, 4),
                 "share_of_allowed": round(gained.value / allowed, 4),
-                "speedup_over_eager": round(over_eager.value, 4),
-                "macs": subject.macs,
-                "graph_macs": subject.graph_macs,
+                "speedup_over_eager": round(speedup(eager, own).value, 4) if eager else None,
+                "macs": macs[subject.key].analytic,
+                "graph_macs": macs[subject.key].on_graph,
             }
         )
-    return {
-        "batch_size": recipe.batch_size,
-        "sequence_length": recipe.sequence_length,
-        "rounds": recipe.rounds,
-        "machine": machine(),
-        "versions": versions("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "variator-export"),
-        "rows": rows,
-    }
+    return rows
+
+
+def break_even(
+    shapes: Sequence[tuple[tuple[int, int], Sequence[Mapping[str, Any]]]],
+) -> list[dict[str, Any]]:
+    """From which shape on each ratio pays.
+
+    Args:
+        shapes: (batch_size, sequence_length) and its rows.
+
+    Returns:
+        For each runtime and variant the smallest shape, by tokens, from which on the lower bound of the
+        speed-up is above 1 at every shape; None where it is not so at the largest.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for shape, rows in sorted(shapes, key=lambda item: (item[0][0] * item[0][1], item[0]), reverse=True):
+        for row in rows:
+            if row["ratio"] == 1:
+                continue
+            key = (row["runtime"], row["variant"])
+            entry = found.setdefault(
+                key, {"runtime": key[0], "variant": key[1], "pays_from": None, "ended": False}
+            )
+            if row["speedup_low"] <= 1:
+                entry["ended"] = True
+            elif not entry["ended"]:
+                entry["pays_from"] = list(shape)
+    return [{name: value for name, value in entry.items() if name != "ended"} for entry in found.values()]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Clock = Callable[[], float]
+_Blocks = dict[str, list[tuple[float, ...]]]
 # Runs at the start of a block that do not count, while they are short: the disturbance lasts some
 # milliseconds, so one run is enough where a run takes longer than that.
 _WARMUP_RUNS = 10
@@ -29,6 +30,15 @@ class Timings:
     def median_ms(self) -> float:
         """The median of the blocks' medians, of which `speedup` takes ratios too."""
         return float(np.median(_block_medians(self.blocks_ms)))
+
+    @property
+    def num_runs(self) -> int:
+        """How many runs count."""
+        return sum(len(block) for block in self.blocks_ms)
+
+    def percentile_ms(self, percent: float) -> float:
+        """A percentile of all runs."""
+        return float(np.percentile([duration for block in self.blocks_ms for duration in block], percent))
 
 
 @dataclass(frozen=True)
@@ -57,12 +67,64 @@ def time_in_turns(
         clock: Seconds; replaced in tests.
         progress: Called after each block.
     """
-    blocks: dict[str, list[tuple[float, ...]]] = {name: [] for name in subjects}
+    blocks: _Blocks = {name: [] for name in subjects}
     for _ in range(rounds):
-        for name, call in subjects.items():
-            blocks[name].append(_block(call, block_seconds, clock))
-            progress()
+        _take_turns(subjects, blocks, block_seconds, clock, progress)
     return {name: Timings(tuple(found)) for name, found in blocks.items()}
+
+
+def time_until_settled(
+    subjects: Mapping[str, Callable[[], object]],
+    *,
+    block_seconds: float,
+    window: int = 5,
+    tolerance: float = 0.03,
+    max_rounds: int = 40,
+    clock: Clock = time.perf_counter,
+    progress: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Timings], bool]:
+    """Time several subjects in alternating blocks until their medians stand still.
+
+    Args:
+        subjects: What to call, by name.
+        block_seconds: How long the counted runs of one block take at least.
+        window: Rounds that are compared with as many before them.
+        tolerance: How far their medians may be apart, as a share.
+        max_rounds: After these it ends in any case.
+        clock: Seconds; replaced in tests.
+        progress: Called after each block.
+
+    Returns:
+        The last 2 * window rounds, and whether they stand still for every subject.
+    """
+    blocks: _Blocks = {name: [] for name in subjects}
+    settled = False
+    for finished in range(1, max(max_rounds, 2 * window) + 1):
+        _take_turns(subjects, blocks, block_seconds, clock, progress)
+        settled = finished >= 2 * window and all(
+            _stands_still(found, window, tolerance) for found in blocks.values()
+        )
+        if settled:
+            break
+    return {name: Timings(tuple(found[-2 * window :])) for name, found in blocks.items()}, settled
+
+
+def _take_turns(
+    subjects: Mapping[str, Callable[[], object]],
+    blocks: _Blocks,
+    block_seconds: float,
+    clock: Clock,
+    progress: Callable[[], None],
+) -> None:
+    for name, call in subjects.items():
+        blocks[name].append(_block(call, block_seconds, clock))
+        progress()
+
+
+def _stands_still(blocks: Sequence[Sequence[float]], window: int, tolerance: float) -> bool:
+    medians = _block_medians(blocks[-2 * window :])
+    before, after = np.median(medians[:window]), np.median(medians[window:])
+    return bool(abs(after - before) <= tolerance * before)
 
 
 def _block(call: Callable[[], object], seconds: float, clock: Clock) -> tuple[float, ...]:

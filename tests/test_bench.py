@@ -1,0 +1,235 @@
+"""Benchmarking: what times mean, and that what is told is complete. No test looks at a duration."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BLOCK
+
+from variator_export.cli.main import app
+from variator_export.core.errors import TooSlowError, UsageError, UserError
+from variator_export.engines.base import Arrays
+from variator_export.engines.onnxruntime import OperatorTime
+from variator_export.pipeline import bench as module
+from variator_export.pipeline.bench import TimingSettings, bench
+from variator_export.stages.profile import profile_rows
+from variator_export.stages.speed import Macs, Subject, break_even, speed_rows
+from variator_export.stages.timing import Timings
+
+QUICK = ["--block-seconds", "0.001", "--window", "2", "--max-rounds", "4", "--shape", "2x16"]
+
+
+class _Nothing:
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        del inputs
+        return {}
+
+
+def _subject(runtime: str, family: str, ratio: int) -> Subject:
+    return Subject(runtime, family, ratio, f"ratio-{ratio}", _Nothing())
+
+
+def _steady(milliseconds: float) -> Timings:
+    return Timings(((milliseconds,) * 3,) * 4)
+
+
+def test_a_speedup_is_over_the_fastest_run_of_its_family() -> None:
+    subjects = [
+        _subject("eager", "torch", 1),
+        _subject("torch.compile", "torch", 1),
+        _subject("onnxruntime", "onnxruntime", 1),
+        _subject("onnxruntime-optimizer", "onnxruntime", 1),
+        _subject("onnxruntime", "onnxruntime", 4),
+    ]
+    times = (40.0, 30.0, 24.0, 20.0, 10.0)
+    timings = {s.key: _steady(t) for s, t in zip(subjects, times, strict=True)}
+    macs = {s.key: Macs(400 if s.ratio == 4 else 1000, None) for s in subjects}
+    rows = {(row["runtime"], row["ratio"]): row for row in speed_rows(subjects, timings, macs, 1000)}
+    compressed = rows["onnxruntime", 4]
+    assert compressed["baseline"] == "onnxruntime-optimizer"
+    assert (compressed["speedup"], compressed["speedup_low"], compressed["speedup_high"]) == (2.0, 2.0, 2.0)
+    assert compressed["speedup_allowed"] == 2.5
+    assert compressed["share_of_allowed"] == 0.8
+    assert compressed["speedup_over_eager"] == 4.0
+    assert compressed["tokens_per_second"] == 100_000
+    assert compressed["runs"] == 12
+    assert rows["onnxruntime", 1]["speedup"] == pytest.approx(0.8333, abs=1e-4)
+    assert rows["eager", 1]["baseline"] == "torch.compile"
+
+
+def test_tails_are_of_all_runs_and_medians_of_blocks() -> None:
+    subject = _subject("onnxruntime", "onnxruntime", 1)
+    noisy = Timings(((1.0,) * 9 + (100.0,), (1.0,) * 9 + (100.0,), (1.0,) * 10))
+    (row,) = speed_rows([subject], {subject.key: noisy}, {subject.key: Macs(1, 1)}, 10)
+    assert row["median_ms"] == row["p50_ms"] == 1.0
+    assert row["p99_ms"] == 100.0
+    assert row["speedup_over_eager"] is None
+
+
+def _row(ratio: int, low: float) -> dict[str, Any]:
+    return {"runtime": "r", "variant": f"ratio-{ratio}", "ratio": ratio, "speedup_low": low}
+
+
+def test_a_ratio_pays_from_where_it_pays_ever_after() -> None:
+    lows = {(8, 128): 1.5, (1, 8): 1.2, (1, 32): 0.9, (1, 128): 1.1}
+    shapes = [(shape, [_row(1, 1.0), _row(4, low), _row(8, 0.5)]) for shape, low in lows.items()]
+    assert break_even(shapes) == [
+        {"runtime": "r", "variant": "ratio-4", "pays_from": [1, 128]},
+        {"runtime": "r", "variant": "ratio-8", "pays_from": None},
+    ]
+
+
+def test_a_bundle_is_timed_on_every_runtime(embedding_bundle: Path) -> None:
+    settings = TimingSettings(block_seconds=0.001, window=2, max_rounds=4, tolerance=1e9, threads=1)
+    runtimes = ("eager", "onnxruntime", "onnxruntime-optimizer", "openvino")
+    result = bench(embedding_bundle, [(2, 16), (1, 8)], [4], runtimes=runtimes, settings=settings)
+    assert [(s.batch_size, s.sequence_length, s.settled) for s in result.shapes] == [
+        (2, 16, True), (1, 8, True)
+    ]  # fmt: skip
+    keys = [(row["runtime"], row["variant"]) for row in result.shapes[0].rows]
+    assert keys == [
+        ("eager", "ratio-1"), ("eager", "ratio-4"), ("onnxruntime", "ratio-1"), ("onnxruntime", "ratio-4"),
+        ("onnxruntime-optimizer", "ratio-1"), ("openvino", "ratio-1"), ("openvino", "ratio-4"),
+    ]  # fmt: skip
+    for row in result.shapes[0].rows:
+        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert (row["graph_macs"] is None) == (row["runtime"] == "eager")
+    json.dumps(result.as_dict(), allow_nan=False)
+    assert result.conditions.keys() == {"before", "after"}
+    assert result.versions["openvino"]
+
+
+def test_a_profile_groups_operators_by_module(
+    embedding_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "bench",
+        str(embedding_bundle),
+        *QUICK,
+        "--runtime",
+        "onnxruntime",
+        "--ratio",
+        "4",
+        "--profile",
+    ]
+    app([*command, "--format", "json"], standalone_mode=False)
+    (shape,) = json.loads(capsys.readouterr().out)["shapes"]
+    assert shape["profiles"].keys() == {"ratio-1", "ratio-4"}
+    modules = {row["module"]: row for row in shape["profiles"]["ratio-4"]}
+    assert "encoder.layer.*.intermediate.plugin.compress" in modules
+    assert "Attention" in modules["encoder.layer.*.attention.self"]["operators"]
+    assert sum(row["share"] for row in modules.values()) == pytest.approx(1, abs=1e-2)
+    assert not any(module.startswith("encoder.layer.0") for module in modules)
+    app(command, standalone_mode=False)
+    assert "Where ratio-4 spends its time on onnxruntime at 2 x 16" in capsys.readouterr().out
+
+
+def test_profile_rows_by_hand() -> None:
+    times = [
+        OperatorTime("a", "MatMul", 2.0),
+        OperatorTime("b", "MatMul", 1.0),
+        OperatorTime("c", "Add", 3.0),
+        OperatorTime("new", "BiasGelu", 1.5),
+        OperatorTime("pad", "Pad", 0.5),
+    ]
+    modules = {"a": "layer.0.dense", "b": "layer.11.dense", "c": "layer.0.dense", "pad": ""}
+    assert profile_rows(times, modules) == [
+        {"module": "layer.*.dense", "milliseconds": 6.0, "share": 0.75, "operators": {"MatMul": 3, "Add": 3}},
+        {"module": "fused", "milliseconds": 1.5, "share": 0.1875, "operators": {"BiasGelu": 1.5}},
+        {"module": "outside of modules", "milliseconds": 0.5, "share": 0.0625, "operators": {"Pad": 0.5}},
+    ]
+
+
+def test_what_is_not_settled_is_said(
+    embedding_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = module.time_until_settled
+    monkeypatch.setattr(module, "time_until_settled", lambda *a, **k: (real(*a, **k)[0], False))
+    app(["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "did NOT settle" in shown.out
+    assert "warning: not every shape settled" in shown.err
+
+
+def test_the_gate_compares_the_lower_bound(
+    embedding_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime", "--ratio", "4"]
+    output = tmp_path / "out" / "bench.json"
+    app([*command, "--format", "json", "--output", str(output)], standalone_mode=False)
+    document = json.loads(capsys.readouterr().out)
+    assert json.loads(output.read_text()) == document
+    assert json.loads((embedding_bundle / "reports" / "benchmark.json").read_text()) == document
+
+    def timed(rows: Any, *_: Any) -> list[dict[str, Any]]:
+        low = {"speedup": 1.8, "speedup_low": 1.6}
+        return [{**row, **(low if row["ratio"] > 1 else {})} for row in real(rows, *_)]
+
+    real = module.speed_rows
+    monkeypatch.setattr(module, "speed_rows", timed)
+    assert app([*command, "--fail-under", "1.6"], standalone_mode=False) is None
+    assert app([*command, "--fail-under", "1.7"], standalone_mode=False) == TooSlowError.exit_code == 4
+    assert "TOO SLOW (under 1.7): ratio-4 on onnxruntime at 2x16: speed-up 1.80" in capsys.readouterr().err
+
+
+def test_quality_stands_beside_speed(embedding_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graphs = bench(
+        embedding_bundle, [(1, 8)], runtimes=["onnxruntime"], settings=TimingSettings(0.001, 2)
+    ).graphs
+    row = {"variant": "ratio-4", "metrics": {"spearman": 0.75}, "relative_loss": 0.031}
+    report = {"task": "similarity", "data": {"name": "sts"}, "rows": [row], "graphs": dict(graphs)}
+    path = embedding_bundle / "reports" / "quality.json"
+    kept = path.read_bytes() if path.exists() else None
+    try:
+        path.write_text(json.dumps({"a": report, "b": {**report, "graphs": {"ratio-4": "other"}}}))
+        app(["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False)
+        shown = capsys.readouterr().out
+        assert "3.10%" in shown
+        path.write_text("{")
+        app(["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False)
+        assert "3.10%" not in capsys.readouterr().out
+    finally:
+        path.unlink() if kept is None else path.write_bytes(kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        (["--shape", "8"], UsageError, "--shape '8' is no shape"),
+        (["--shape", "0x8"], UsageError, "is no shape"),
+        (["--shape", "1x4096"], UserError, "is over the model's limit of 64 tokens"),
+        (["--runtime", "onnx"], UsageError, "--runtime 'onnx' is none of"),
+        (["--ratio", "9"], UserError, "has no variant 9"),
+        (["--tolerance", "0"], UsageError, "--tolerance 0 is not more than 0"),
+    ],
+)
+def test_wrong_options_are_refused(
+    embedding_bundle: Path, options: list[str], error: type[UserError], words: str
+) -> None:
+    with pytest.raises(error) as raised:
+        app(["bench", str(embedding_bundle), *options], standalone_mode=False)
+    assert words in raised.value.message
+
+
+def test_it_needs_no_torch(embedding_bundle: Path) -> None:
+    code = BLOCK + "from variator_export.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "bench", str(embedding_bundle), *QUICK, "--format", "json"]
+    result = subprocess.run(
+        [*command, "--runtime", "onnxruntime"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["shapes"][0]["rows"]
+    assert [row["graph_macs"] for row in rows] == [None] * 3  # what counts them is not there
+
+
+def test_shapes_are_cut_to_the_limit(embedding_bundle: Path) -> None:
+    from variator_export.cli.bench import default_shapes
+
+    assert default_shapes(embedding_bundle) == [(1, 32), (1, 64), (8, 64), (32, 64)]

@@ -1,0 +1,204 @@
+"""`variator-export bench`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from variator_export.cli import options
+from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.core.errors import TooSlowError, UsageError, UserError
+from variator_export.core.json_file import write_json
+from variator_export.pipeline.bench import Benchmark, ShapeResult, TimingSettings, bench, store_benchmark
+from variator_export.pipeline.plan import parse_ratio
+from variator_export.pipeline.subjects import RUNTIMES
+
+_DEFAULT_SHAPES = ("1x32", "1x128", "8x128", "32x128")
+# Modules of a profile that are shown.
+_PROFILE_ROWS = 16
+_SHAPE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
+
+
+def bench_command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BxS",
+            help=f"Rows and tokens in each; may be repeated. Default: {', '.join(_DEFAULT_SHAPES)}, cut to "
+            "the model's limit.",
+        ),
+    ] = None,
+    ratio: Annotated[
+        list[str] | None, typer.Option(metavar="K", help="Only this ratio; may be repeated.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this variant; may be repeated.")
+    ] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="R",
+            help=f"What runs it; may be repeated: {', '.join(RUNTIMES)}. Default: all that are installed.",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="SRC", help="The backbone, for PyTorch; default: where it was at the build."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads on every runtime; default: all cores.")
+    ] = None,
+    block_seconds: Annotated[
+        float, typer.Option(metavar="S", help="How long one subject runs in a turn.")
+    ] = 0.4,
+    window: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Rounds that must stand still before it ends.")
+    ] = 5,
+    tolerance: Annotated[
+        float, typer.Option(metavar="X", help="How far their medians may be apart, as a share.")
+    ] = 0.03,
+    max_rounds: Annotated[
+        int, typer.Option(min=4, metavar="N", help="End after these, and say that it did not settle.")
+    ] = 40,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show besides at which modules each graph spends its time.")
+    ] = False,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Exit code 4 where the lower bound of a speed-up is below this."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the result as JSON here too.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
+) -> None:
+    """Time every ratio of a bundle against what a user would run instead.
+
+    Subjects take turns in blocks until their medians stand still. A speed-up is over the fastest run without
+    plugins of the same family, with a 95 % interval, beside what the saved multiply-accumulates allow.
+
+    **Examples**
+
+    `variator-export bench artifacts/minilm --shape 1x128 --shape 32x128`
+
+    `variator-export bench artifacts/minilm --ratio 4 --runtime onnxruntime --fail-under 1.5` needs no torch.
+    """
+    for name in runtime or ():
+        options.choose("--runtime", name, tuple(RUNTIMES))
+    for name, value in (("--block-seconds", block_seconds), ("--tolerance", tolerance)):
+        if not value > 0:
+            raise UsageError(f"{name} {value:g} is not more than 0.", f"Leave out {name}.")
+    chosen: list[int | str] = [*(parse_ratio(k) for k in ratio or ()), *(variant or ())]
+    printer = Output(format)
+    progress = ConsoleProgress(printer)
+    try:
+        result = bench(
+            bundle,
+            [_parse(text) for text in shape] if shape else default_shapes(bundle),
+            chosen,
+            runtimes=runtime,
+            backbone=backbone,
+            settings=TimingSettings(block_seconds, window, tolerance, max_rounds, threads),
+            profile=profile,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    if output is not None:
+        write_json(output, result.as_dict())
+    if printer.is_json:
+        printer.document(result.as_dict())
+    else:
+        _print(printer, result)
+    try:
+        store_benchmark(result)
+    except UserError as error:  # what was found counts, and is shown already
+        printer.hint(f"warning: {error.message}")
+    slow = result.too_slow(fail_under) if fail_under is not None else []
+    for line in slow:
+        printer.hint(f"TOO SLOW (under {fail_under:g}): {line}")
+    if slow:
+        raise typer.Exit(TooSlowError.exit_code)
+
+
+def _parse(text: str) -> tuple[int, int]:
+    match = _SHAPE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"--shape {text!r} is no shape.", "Give rows x tokens, for example --shape 8x128.")
+    return int(match[1]), int(match[2])
+
+
+def default_shapes(bundle: Path) -> list[tuple[int, int]]:
+    """Those of the default that the bundle's model allows; longer ones are cut to its limit."""
+    from variator_export.core.manifest import read_manifest
+
+    limit = read_manifest(bundle).backbone.max_length
+    shapes = [_parse(text) for text in _DEFAULT_SHAPES]
+    return list(dict.fromkeys((b, s if limit is None else min(s, limit)) for b, s in shapes))
+
+
+def _print(printer: Output, result: Benchmark) -> None:
+    for shape in result.shapes:
+        printer.table(_table(shape, _quality_columns(result)))
+        for variant, rows in shape.profiles.items():
+            printer.table(_profile_table(variant, shape, rows))
+    for entry in result.break_even:
+        where = "at no shape" if entry["pays_from"] is None else "from {}x{} on".format(*entry["pays_from"])
+        printer.text(f"{entry['variant']} on {entry['runtime']} pays {where}")
+    if not result.settled:
+        printer.hint(
+            "warning: not every shape settled: other programs run on this machine, or its clock changes. "
+            "Give more --max-rounds, or longer --block-seconds."
+        )
+
+
+def _quality_columns(result: Benchmark) -> dict[str, Mapping[str, Any]]:
+    return {f"{quality['metric']} lost, {quality['data']}": quality["variants"] for quality in result.quality}
+
+
+def _table(shape: ShapeResult, quality: Mapping[str, Mapping[str, Any]]) -> Table:
+    state = "" if shape.settled else " (did NOT settle)"
+    table = Table(title=f"{shape.batch_size} x {shape.sequence_length} tokens{state}", title_justify="left")
+    table.add_column("runtime")
+    table.add_column("variant")
+    columns = ("p50 ms", "p90", "p99", "tokens/s", "speed-up", "95 % interval", "MACs allow", "reached")
+    for name in (*columns, *quality):
+        table.add_column(name, justify="right")
+    for row in shape.rows:
+        plain = row["ratio"] == 1
+        lost = [found.get(row["variant"], {}).get("lost") for found in quality.values()]
+        table.add_row(
+            row["runtime"],
+            row["variant"],
+            f"{row['p50_ms']:.2f}",
+            f"{row['p90_ms']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}",
+            "" if plain else f"{row['speedup_allowed']:.2f}x",
+            "" if plain else f"{row['share_of_allowed']:.0%}",
+            *("" if value is None else f"{value:.2%}" for value in lost),
+        )
+    return table
+
+
+def _profile_table(variant: str, shape: ShapeResult, rows: Sequence[Mapping[str, Any]]) -> Table:
+    title = f"Where {variant} spends its time on onnxruntime at {shape.batch_size} x {shape.sequence_length}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("module")
+    for name in ("ms", "share"):
+        table.add_column(name, justify="right")
+    table.add_column("operators")
+    for row in rows[:_PROFILE_ROWS]:
+        operators = ", ".join(f"{name} {time:.2f}" for name, time in list(row["operators"].items())[:4])
+        table.add_row(row["module"], f"{row['milliseconds']:.2f}", f"{row['share']:.1%}", operators)
+    rest = rows[_PROFILE_ROWS:]
+    if rest:
+        milliseconds, share = (sum(row[name] for row in rest) for name in ("milliseconds", "share"))
+        table.add_row(f"{len(rest)} others", f"{milliseconds:.2f}", f"{share:.1%}", "")
+    return table

@@ -1,0 +1,323 @@
+"""Benchmarking a finished bundle: every ratio and what a user would run instead, at several shapes."""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from variator_export.bundle import Bundle
+from variator_export.core.environment import (
+    conditions,
+    is_importable,
+    machine,
+    require,
+    require_onnxruntime,
+    versions,
+)
+from variator_export.core.errors import UserError
+from variator_export.core.json_file import read_json_object, write_json
+from variator_export.core.manifest import Variant
+from variator_export.core.progress import Progress
+from variator_export.core.store import writing_to
+from variator_export.engines.base import Arrays
+from variator_export.pipeline.eager_bundle import load_bundle_backbone
+from variator_export.pipeline.evaluate import MAIN_METRIC, QUALITY_REPORT
+from variator_export.pipeline.subjects import (
+    RUNTIMES,
+    TORCH_RUNTIMES,
+    Subjects,
+    available_runtimes,
+    open_subjects,
+)
+from variator_export.pipeline.workshop import PART_SUFFIX
+from variator_export.stages.profile import profile_rows
+from variator_export.stages.speed import Subject, break_even, speed_inputs, speed_rows
+from variator_export.stages.timing import time_until_settled
+
+if TYPE_CHECKING:
+    from variator_export.model.backbone import Backbone
+
+BENCHMARK_REPORT = "reports/benchmark.json"
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TimingSettings:
+    """How long to time.
+
+    Attributes:
+        block_seconds: How long one subject runs in a turn, warm-up apart.
+        window: Rounds that must stand still, compared with as many before them.
+        tolerance: How far their medians may be apart, as a share.
+        max_rounds: After these it ends in any case, and says that it did not settle.
+        threads: Of one operator, on every runtime; None: all cores.
+    """
+
+    block_seconds: float = 0.4
+    window: int = 5
+    tolerance: float = 0.03
+    max_rounds: int = 40
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ShapeResult:
+    """All subjects at one shape.
+
+    Attributes:
+        settled: Whether the medians stood still before the rounds ran out.
+        rows: As `stages.speed.speed_rows` gives them.
+        profiles: Where each variant's graph spends its time on ONNX Runtime
+            (`stages.profile.profile_rows`), if that was asked for.
+    """
+
+    batch_size: int
+    sequence_length: int
+    settled: bool
+    rows: Sequence[Mapping[str, Any]]
+    profiles: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What `bench` found.
+
+    Attributes:
+        bundle: The bundle's folder.
+        shapes: One after the other, as they were asked for.
+        break_even: From which shape on each ratio pays (`stages.speed.break_even`).
+        quality: What is known of the quality of these graphs: for each task and data set the metric and what
+            each variant has and loses.
+        graphs: The sha256 of each variant's graph.
+        settings: How it was timed.
+        measured_at: ISO 8601, UTC.
+        machine: This machine.
+        conditions: Clocks and load before and after.
+        versions: Of what ran.
+    """
+
+    bundle: Path
+    shapes: Sequence[ShapeResult]
+    break_even: Sequence[Mapping[str, Any]]
+    quality: Sequence[Mapping[str, Any]]
+    graphs: Mapping[str, str]
+    settings: TimingSettings
+    measured_at: str
+    machine: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+    versions: Mapping[str, str | None]
+
+    @property
+    def settled(self) -> bool:
+        """Whether all shapes did."""
+        return all(shape.settled for shape in self.shapes)
+
+    def too_slow(self, least: float) -> list[str]:
+        """What is slower than asked for: the lower bound of the speed-up counts. PyTorch's own do not."""
+        return [
+            f"{row['variant']} on {row['runtime']} at {shape.batch_size}x{shape.sequence_length}: speed-up "
+            f"{row['speedup']:.2f}, lower bound {row['speedup_low']:.2f}"
+            for shape in self.shapes
+            for row in shape.rows
+            if row["ratio"] > 1 and row["runtime"] not in TORCH_RUNTIMES and row["speedup_low"] < least
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**asdict(self), "bundle": str(self.bundle), "settled": self.settled}
+
+
+def bench(
+    bundle: str | Path,
+    shapes: Sequence[Shape],
+    variants: Sequence[int | str] | None = None,
+    *,
+    runtimes: Sequence[str] | None = None,
+    backbone: str | None = None,
+    settings: TimingSettings | None = None,
+    profile: bool = False,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Time a bundle.
+
+    Args:
+        bundle: The bundle's folder.
+        shapes: (batch_size, sequence_length); rows are full.
+        variants: Ratios or names; None: all. Ratio 1 always comes along.
+        runtimes: Names in `pipeline.subjects.RUNTIMES`; None: all that are installed.
+        backbone: Where the backbone is, for PyTorch; None: where it was when the bundle was built.
+        settings: How long to time.
+        profile: Look besides where the time of each graph goes on ONNX Runtime; needs the extra `export`.
+        progress: Is told what happens.
+
+    Raises:
+        UserError: The bundle is damaged, a shape is over the model's limit, or a runtime cannot run here.
+    """
+    progress = progress or Progress()
+    settings = settings or TimingSettings()
+    opened = Bundle.load(bundle)
+    require_onnxruntime()
+    if profile:
+        require("onnx_ir", "export", "Reading the modules of a graph")
+    entry = opened.manifest.backbone
+    for batch_size, length in shapes:
+        if entry.max_length is not None and length > entry.max_length:
+            raise UserError(
+                f"The shape {batch_size}x{length} is over the model's limit of {entry.max_length} tokens.",
+                f"--shape {batch_size}x{entry.max_length}",
+            )
+    chosen = [opened.variant(v) for v in variants] if variants else list(opened.manifest.variants)
+    chosen = [opened.variant(1), *(v for v in chosen if v.ratio > 1)]
+    chosen = list({variant.name: variant for variant in chosen}.values())
+    before = conditions()
+
+    def load_backbone() -> "Backbone":
+        without = "choose the others with --runtime onnxruntime"
+        return load_bundle_backbone(opened, backbone, without)
+
+    with open_subjects(opened, load_backbone, settings.threads) as opener, _torch_threads(settings.threads):
+        subjects = _open(opener, list(runtimes or available_runtimes()), chosen)
+        results = [_time(opener, subjects, opened, shape, settings, progress) for shape in shapes]
+        if profile:
+            results = [_profile(opened, chosen, result, settings, progress) for result in results]
+    by_shape = [((r.batch_size, r.sequence_length), r.rows) for r in results]
+    graphs = {v.name: opened.manifest.files[v.graphs["model"]].sha256 for v in opened.manifest.variants}
+    return Benchmark(
+        bundle=opened.path,
+        shapes=results,
+        break_even=break_even(by_shape),
+        quality=_quality(opened.path, graphs),
+        graphs=graphs,
+        settings=settings,
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine(),
+        conditions={"before": before, "after": conditions()},
+        versions=versions(
+            "variator-export", "torch", "transformers", "onnxruntime", "onnxruntime-gpu", "openvino"
+        ),
+    )
+
+
+def store_benchmark(benchmark: Benchmark) -> Path:
+    """Keep a result in its bundle; reports are not part of what the manifest hashes.
+
+    Raises:
+        UserError: The bundle cannot be written.
+    """
+    path = benchmark.bundle / BENCHMARK_REPORT
+    with writing_to(benchmark.bundle, "The bundle was timed; the report of it is not stored."):
+        unfinished = path.with_name(path.name + PART_SUFFIX)
+        write_json(unfinished, benchmark.as_dict())
+        unfinished.replace(path)
+    return path
+
+
+def _open(opener: Subjects, runtimes: Sequence[str], variants: Sequence[Variant]) -> list[Subject]:
+    """Every runtime with the variants that are run with it; a family without ratio 1 cannot be compared."""
+    subjects = []
+    for name in runtimes:
+        only_baseline = RUNTIMES[name].only_baseline
+        subjects += [opener.open(name, v) for v in variants if v.ratio == 1 or not only_baseline]
+    return subjects
+
+
+def _time(
+    opener: Subjects,
+    subjects: Sequence[Subject],
+    bundle: Bundle,
+    shape: Shape,
+    settings: TimingSettings,
+    progress: Progress,
+) -> ShapeResult:
+    inputs = _inputs(bundle, shape)
+    calls = {s.key: functools.partial(s.runner.run, inputs) for s in subjects}
+    rounds = max(settings.max_rounds, 2 * settings.window)
+    with progress.bar(f"{shape[0]}x{shape[1]}, at most", rounds * len(subjects)) as advance:
+        timings, settled = time_until_settled(
+            calls,
+            block_seconds=settings.block_seconds,
+            window=settings.window,
+            tolerance=settings.tolerance,
+            max_rounds=settings.max_rounds,
+            progress=advance,
+        )
+    macs = {s.key: opener.macs(s, *shape) for s in subjects}
+    rows = speed_rows(subjects, timings, macs, shape[0] * shape[1])
+    slowest = max(rows, key=lambda row: row["median_ms"])
+    progress.note(
+        f"{shape[0]}x{shape[1]}: {'settled' if settled else 'did NOT settle'}; the slowest is "
+        f"{slowest['variant']} on {slowest['runtime']} with {slowest['median_ms']:.1f} ms"
+    )
+    return ShapeResult(*shape, settled, rows, {})
+
+
+def _inputs(bundle: Bundle, shape: Shape) -> Arrays:
+    config = read_json_object(bundle.file("config.json"), "Build the bundle again.")
+    return speed_inputs(bundle.manifest.backbone.inputs, int(config["vocab_size"]), *shape)
+
+
+def _profile(
+    bundle: Bundle,
+    variants: Sequence[Variant],
+    result: ShapeResult,
+    settings: TimingSettings,
+    progress: Progress,
+) -> ShapeResult:
+    from variator_export.engines.onnxruntime import profile_operators
+    from variator_export.graph.modules import module_names
+
+    inputs = _inputs(bundle, (result.batch_size, result.sequence_length))
+    profiles = {}
+    with progress.bar(f"profile {result.batch_size}x{result.sequence_length}", len(variants)) as advance:
+        for variant in variants:
+            graph = bundle.graph(variant.graphs["model"])
+            times = profile_operators(graph, inputs, threads=settings.threads)
+            profiles[variant.name] = profile_rows(times, module_names(graph))
+            advance()
+    return replace(result, profiles=profiles)
+
+
+@contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    """Set PyTorch's threads, where it is installed, and set them back."""
+    if threads is None or not is_importable("torch"):
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _quality(bundle: Path, graphs: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What `evaluate` has stored of these graphs; a broken report is as none."""
+    try:
+        reports = json.loads((bundle / QUALITY_REPORT).read_text(encoding="utf-8"))
+        found = []
+        for report in reports.values():
+            if report["graphs"] != graphs:
+                continue
+            metric = MAIN_METRIC[report["task"]]
+            rows = {row["variant"]: row for row in report["rows"]}  # the last runtime: the graphs
+            found.append(
+                {
+                    "task": report["task"],
+                    "data": report["data"]["name"],
+                    "metric": metric,
+                    "variants": {
+                        name: {"value": row["metrics"][metric], "lost": row["relative_loss"]}
+                        for name, row in rows.items()
+                    },
+                }
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return found

@@ -1,0 +1,128 @@
+"""What is timed: every way to run a variant of a bundle that a user would really pick."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from variator_export.core.bundle_files import BundleFiles
+from variator_export.core.encoder_size import EncoderSize
+from variator_export.core.environment import is_importable
+from variator_export.core.macs import analytic_macs
+from variator_export.core.manifest import Variant
+from variator_export.engines.base import Runner
+from variator_export.model.plugin_file import load_plugin
+from variator_export.stages.speed import Macs, Subject
+
+if TYPE_CHECKING:
+    from variator_export.model.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One way to run.
+
+    Attributes:
+        family: Those of one family are compared with each other.
+        only_baseline: Whether only ratio 1 is run with it: what a user runs who has no plugins.
+        needs: The module without which it does not run.
+        about: For people.
+    """
+
+    family: str
+    only_baseline: bool
+    needs: str
+    about: str
+
+
+RUNTIMES = {
+    "eager": Runtime("torch", only_baseline=False, needs="torch", about="PyTorch with SDPA"),
+    "torch.compile": Runtime("torch", only_baseline=True, needs="torch", about="through torch.compile"),
+    "onnxruntime": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime", about="its graphs"),
+    "onnxruntime-optimizer": Runtime(
+        "onnxruntime",
+        only_baseline=True,
+        needs="onnx",
+        about="the graph of ratio 1 through onnxruntime's own transformer optimizer",
+    ),
+    "openvino": Runtime("openvino", only_baseline=False, needs="openvino", about="its graphs on OpenVINO"),
+}
+TORCH_RUNTIMES = ("eager", "torch.compile")
+
+
+class Subjects:
+    """Opens what is to be timed.
+
+    Args:
+        files: The bundle.
+        backbone: Loads the backbone; called once, where a runtime of PyTorch is asked for.
+        scratch: A folder for graphs that are made for the comparison.
+        threads: Of one operator; None: all cores. PyTorch's are set for the whole process, by the caller.
+    """
+
+    def __init__(
+        self, files: BundleFiles, backbone: "Callable[[], Backbone]", scratch: Path, threads: int | None
+    ) -> None:
+        self._files = files
+        self._load_backbone = backbone
+        self._backbone: Backbone | None = None
+        self._scratch = scratch
+        self._threads = threads
+
+    def open(self, runtime: str, variant: Variant) -> Subject:
+        """One variant on one runtime.
+
+        Raises:
+            UserError: It cannot run here.
+        """
+        entry = RUNTIMES[runtime]
+        return Subject(runtime, entry.family, variant.ratio, variant.name, self._runner(runtime, variant))
+
+    def macs(self, subject: Subject, batch_size: int, sequence_length: int) -> Macs:
+        """Multiply-accumulates of one call: by formula, and counted on the graph."""
+        manifest = self._files.manifest
+        variant = self._files.variant(subject.variant)
+        bottleneck = variant.plugin.bottleneck_size if variant.plugin else 0
+        size = EncoderSize(**manifest.backbone.encoder_size)
+        shape = (batch_size, sequence_length)
+        on_graph = None
+        if subject.runtime not in TORCH_RUNTIMES and is_importable("onnx_ir"):
+            from variator_export.graph.macs import graph_macs
+
+            on_graph = graph_macs(self._files.file(variant.graphs["model"]), *shape, subject.ratio)
+        return Macs(analytic_macs(size, *shape, subject.ratio, bottleneck), on_graph)
+
+    def _runner(self, runtime: str, variant: Variant) -> Runner:
+        if runtime in TORCH_RUNTIMES:
+            from variator_export.engines.eager import EagerModel
+
+            if self._backbone is None:
+                self._backbone = self._load_backbone()
+            plugin = load_plugin(self._files.path / variant.plugin.folder) if variant.plugin else None
+            return EagerModel(self._backbone, plugin, attention="sdpa", compiled=runtime == "torch.compile")
+        graph = self._files.graph(variant.graphs["model"])
+        if runtime == "openvino":
+            from variator_export.engines.openvino import OpenVinoGraph
+
+            return OpenVinoGraph(graph, threads=self._threads)
+        from variator_export.engines.onnxruntime import OnnxRuntimeGraph, optimize_transformer
+
+        if runtime == "onnxruntime-optimizer":
+            graph = optimize_transformer(graph, self._scratch / "optimized.onnx")
+        return OnnxRuntimeGraph(graph, threads=self._threads)
+
+
+@contextmanager
+def open_subjects(
+    files: BundleFiles, backbone: "Callable[[], Backbone]", threads: int | None = None
+) -> Iterator[Subjects]:
+    """`Subjects` whose scratch folder ends with the block."""
+    with TemporaryDirectory() as scratch:
+        yield Subjects(files, backbone, Path(scratch), threads)
+
+
+def available_runtimes() -> list[str]:
+    """Those whose modules are installed."""
+    return [name for name, runtime in RUNTIMES.items() if is_importable(runtime.needs)]
