@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,demo,dev
+EXTRAS := export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,report,demo,dev
 
 .PHONY: build test lint types check clean
 

@@ -334,7 +334,6 @@ def test_the_reference_lets_a_machine_without_torch_verify(small_bundle: Path) -
         reference = load_reference(bundle.file(variant.reference))
         cases = {expected.case.name for expected in reference}
         assert {"real text", "unusual text", f"3x{variant.ratio + 1}", "3x37"} <= cases
-        assert all(e.outputs["last_hidden_state"].dtype == np.float64 for e in reference)
         findings = verify_graph(variant.name, bundle.session(variant=variant.name), reference)
         assert len(findings) == len(reference)
         assert all(finding.passed for finding in findings)

@@ -22,6 +22,7 @@ COMMANDS = {
     "bench": {"--shape", "--ratio", "--variant", "--runtime", "--backbone", "--threads", "--block-seconds",
               "--window", "--tolerance", "--max-rounds", "--profile", "--fail-under", "--output", "--format",
               "--help"},
+    "report": {"--output", "--plots", "--format", "--help"},
     "run": {"--text", "--ratio", "--variant", "--target", "--truncate", "--format", "--help"},
     "inspect": {"--format", "--help"},
     "evaluate": {"--data", "--text-column", "--pair-column", "--label-column", "--no-header", "--task",

@@ -15,6 +15,7 @@ from variator_export.cli.evaluate import evaluate_command
 from variator_export.cli.import_upstream import import_command
 from variator_export.cli.inspect import inspect_command
 from variator_export.cli.output import Format, Output
+from variator_export.cli.report import report_command
 from variator_export.cli.run import run_command
 from variator_export.cli.train import train_app
 from variator_export.cli.verify import verify_command
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("build")(build_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
+app.command("report")(report_command)
 app.command("run")(run_command)
 app.command("inspect")(inspect_command)
 app.command("evaluate")(evaluate_command)

@@ -190,7 +190,7 @@ def bench(
         bundle=opened.path,
         shapes=results,
         break_even=break_even(by_shape),
-        quality=_quality(opened.path, graphs),
+        quality=quality_of_graphs(opened.path, graphs),
         graphs=graphs,
         settings=settings,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -297,7 +297,7 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _quality(bundle: Path, graphs: Mapping[str, str]) -> list[dict[str, Any]]:
+def quality_of_graphs(bundle: Path, graphs: Mapping[str, str]) -> list[dict[str, Any]]:
     """What `evaluate` has stored of these graphs; a broken report is as none."""
     try:
         reports = json.loads((bundle / QUALITY_REPORT).read_text(encoding="utf-8"))

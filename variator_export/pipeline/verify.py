@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from variator_export.stages.bisect import Bisection
 
 VERIFICATION_REPORT = "reports/verification.json"
-STORED = "the bundle's stored outputs of eager PyTorch, float64, CPU"
+STORED = "what eager PyTorch, float64, CPU, gave when the bundle was built"
 ReferenceChoice = Literal["auto", "eager", "stored"]
 
 

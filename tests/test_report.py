@@ -1,0 +1,168 @@
+"""The report's page: what it tells is what the bundle holds, and a browser can read it."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BLOCK
+
+from variator_export.cli.main import app
+from variator_export.core.errors import UserError
+from variator_export.pipeline.report import report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def measured(embedding_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that was verified, timed and evaluated, not to be changed."""
+    bundle = tmp_path_factory.mktemp("report") / "small <&> model"
+    shutil.copytree(embedding_bundle, bundle)
+    for path in (bundle / "reports").glob("*.json"):
+        path.unlink()
+    app(["verify", str(bundle), "--reference", "stored"], standalone_mode=False)
+    timed = ["--block-seconds", "0.001", "--window", "2", "--max-rounds", "4"]
+    shapes = ["--shape", "1x8", "--shape", "2x32", "--runtime", "eager", "--runtime", "onnxruntime"]
+    app(["bench", str(bundle), *timed, *shapes], standalone_mode=False)
+    pairs = str(Path(__file__).parent / "data" / "sentence_pairs.tsv")
+    columns = ["--text-column", "first", "--pair-column", "second", "--label-column", "score"]
+    app(
+        ["evaluate", str(bundle), "--data", pairs, *columns, "--runtime", "onnxruntime"],
+        standalone_mode=False,
+    )
+    return bundle
+
+
+def _text(page: str) -> str:
+    """What is to be read on a page, in one line."""
+    body = re.sub(r"<(style|svg)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
+
+
+def _report(bundle: Path, name: str) -> Any:
+    return json.loads((bundle / "reports" / name).read_text())
+
+
+def test_the_page_tells_what_was_measured(measured: Path, tmp_path: Path) -> None:
+    result = report(measured, tmp_path / "page.html", plots=tmp_path / "plots")
+    page = result.page.read_text(encoding="utf-8")
+    text = _text(page)
+    assert result.missing == []
+    assert "small <&> model" in text
+    assert "<&>" not in page  # escaped
+    assert "verified Verification passed" not in text
+    assert "Verification passed at" in text
+    for shape in _report(measured, "benchmark.json")["shapes"]:
+        for row in shape["rows"]:
+            interval = f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}"
+            assert f"{row['runtime']} {row['variant']} {row['p50_ms']:.2f}" in text
+            assert interval in text
+    (quality,) = _report(measured, "quality.json").values()
+    for row in quality["rows"]:
+        assert f"{row['variant']} {row['metrics']['spearman']:.4f} {row['relative_loss']:.2%}" in text
+    names = {path.name for path in result.plots}
+    assert names == {
+        f"{name}{suffix}"
+        for name in ("trade-off", "latency", "speed-up-eager", "speed-up-onnxruntime", "error")
+        for suffix in (".png", ".svg")
+    }
+    assert page.count("<svg") == len(names) / 2
+    assert all(path.stat().st_size > 2000 for path in result.plots)
+
+
+def test_the_page_needs_no_network(measured: Path, tmp_path: Path) -> None:
+    page = report(measured, tmp_path / "page.html").page.read_text(encoding="utf-8")
+    links = re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!#)([^\"')\s>]+)", page)
+    assert links == []
+    assert "<script" not in page
+    assert "@import" not in page
+
+
+def test_equal_reports_give_equal_pages(measured: Path, tmp_path: Path) -> None:
+    first, second = (report(measured, tmp_path / name).page.read_bytes() for name in ("a.html", "b.html"))
+    assert first == second
+
+
+def test_what_is_of_other_graphs_does_not_count(measured: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(measured, bundle)
+    for name, change in (
+        ("benchmark.json", lambda r: {**r, "graphs": {**r["graphs"], "ratio-4": "other"}}),
+        ("verification.json", lambda r: {**r, "graphs": {**r["graphs"], "ratio-4.onnx": "other"}}),
+        ("quality.json", lambda r: {k: {**v, "graphs": {}} for k, v in r.items()}),
+    ):
+        path = bundle / "reports" / name
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    result = report(bundle)
+    assert result.page == bundle / "reports" / "report.html"
+    assert [command.split()[1] for command in result.missing] == ["verify", "bench", "evaluate"]
+    text = _text(result.page.read_text(encoding="utf-8"))
+    assert "verified at the build only" in text
+    assert "Speed" not in text
+    assert "agrees with eager PyTorch" in text  # the build's own
+    for name in ("benchmark.json", "verification.json", "quality.json", "verification/ratio-4.json"):
+        (bundle / "reports" / name).write_text("{")
+    assert len(report(bundle).missing) == 3
+
+
+def test_a_failed_verification_is_not_hidden(measured: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(measured, bundle)
+    path = bundle / "reports" / "verification.json"
+    content = json.loads(path.read_text())
+    content["passed"] = False
+    content["findings"]["ratio-4"][0] |= {"passed": False, "used": None, "problem": "it does not run"}
+    path.write_text(json.dumps(content))
+    text = _text(report(bundle).page.read_text(encoding="utf-8"))
+    assert "verification FAILED" in text
+    assert "1 FAILED" in text
+
+
+def test_the_command(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "new" / "page.html"
+    app(["report", str(measured), "--output", str(page), "--format", "json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out) == {"page": str(page), "plots": [], "missing": []}
+    assert page.is_file()
+    with pytest.raises(UserError, match="There is no bundle"):
+        app(["report", str(tmp_path / "nowhere")], standalone_mode=False)
+
+
+def test_it_needs_neither_torch_nor_transformers(measured: Path, tmp_path: Path) -> None:
+    code = BLOCK + "from variator_export.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "report", str(measured), "--output", str(tmp_path / "p.html")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs one")
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_reads_it(measured: Path, tmp_path: Path, width: int) -> None:
+    page = report(measured, tmp_path / "page.html").page
+    # The page has no script; this copy says how it was laid out.
+    probe = """<script>
+      const texts = [...document.querySelectorAll("figure svg text")].map(t => getComputedStyle(t).fill);
+      document.body.dataset.probe = JSON.stringify({
+        overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+        tables: document.querySelectorAll("table").length,
+        plots: [...document.querySelectorAll("figure svg")].map(s => s.getBoundingClientRect().height),
+        fills: [...new Set(texts)], text: getComputedStyle(document.body).color,
+      });</script>"""
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text(encoding="utf-8") + probe, encoding="utf-8")
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", probed.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    found = json.loads(html.unescape(re.findall(r'data-probe="([^"]*)"', dom)[0]))
+    assert found["overflow"] == 0  # wide tables scroll on their own
+    assert len(found["plots"]) == 5
+    assert min(found["plots"]) > 100
+    assert found["fills"] == [found["text"]]  # legible on light and on dark
+    assert found["tables"] >= 6
+    assert "Verification passed at" in _text(dom)

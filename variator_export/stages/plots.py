@@ -1,0 +1,147 @@
+"""The plots of a report: as SVG for the page, and as files."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+# Fixed, so that equal numbers give equal bytes. Text stays text: small, searchable, and the page colours it.
+_STYLE: Any = {
+    "svg.hashsalt": "variator-export",
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    # Okabe and Ito's colours, which the colour-blind can tell apart, on light and on dark.
+    "axes.prop_cycle": cycler(color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]),
+}
+
+Row = Mapping[str, Any]
+
+
+def latency_plot(shapes: Sequence[Mapping[str, Any]]) -> Figure:
+    """Median latency of every runtime and variant over the tokens of a call, both logarithmic."""
+    figure, axes = _figure("tokens in a call", "median latency in ms")
+    series: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for shape in sorted(shapes, key=_tokens):
+        for row in shape["rows"]:
+            series.setdefault((row["runtime"], row["variant"]), []).append((_tokens(shape), row["median_ms"]))
+    runtimes, variants = ([*dict.fromkeys(key[i] for key in series)] for i in (0, 1))
+    for (runtime, variant), points in series.items():
+        place = variants.index(variant)
+        axes.plot(
+            *zip(*points, strict=True),
+            color=f"C{runtimes.index(runtime)}",
+            linestyle="--" if place == 0 else "-",
+            marker="os^Dv"[place % 5],
+            markersize=4,
+            label=f"{variant}, {runtime}",
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(sorted({_tokens(shape) for shape in shapes}))
+    _legend_beside(axes)
+    return figure
+
+
+def speedup_plot(shapes: Sequence[Mapping[str, Any]], runtime: str) -> Figure:
+    """The speed-up of every ratio with its interval at every shape, and what the saved MACs allow."""
+    figure, axes = _figure("", f"speed-up on {runtime}")
+    names = [f"{shape['batch_size']}x{shape['sequence_length']}" for shape in shapes]
+    variants = _compressed(shapes, runtime)
+    for index, variant in enumerate(variants):
+        offset = (index - (len(variants) - 1) / 2) * 0.8 / max(1, len(variants))
+        rows = [_find(shape, runtime, variant) for shape in shapes]
+        places = [place + offset for place in range(len(shapes))]
+        values = [row["speedup"] for row in rows]
+        below = [max(0.0, row["speedup"] - row["speedup_low"]) for row in rows]
+        above = [max(0.0, row["speedup_high"] - row["speedup"]) for row in rows]
+        axes.errorbar(places, values, yerr=[below, above], fmt="o", capsize=3, label=variant)
+        allowed = [row["speedup_allowed"] for row in rows]
+        axes.scatter(places, allowed, marker="_", s=160, color=axes.lines[-1].get_color(), alpha=0.6)
+    axes.axhline(1, color="0.5", linewidth=0.8)
+    axes.set_xticks(range(len(names)), names)
+    _legend_beside(axes, "dash: what MACs allow")
+    return figure
+
+
+def error_plot(worst: Mapping[str, float], allowed: float) -> Figure:
+    """The worst deviation of each variant as a multiple of eager PyTorch's own rounding error."""
+    figure, axes = _figure("", "times eager's rounding error")
+    axes.bar(list(worst), list(worst.values()), width=0.5)
+    axes.axhline(allowed, color="#D55E00", linestyle="--", label=f"allowed: {allowed:g}")
+    axes.set_ylim(0, max([allowed, *worst.values()]) * 1.1)
+    _legend_beside(axes)
+    return figure
+
+
+def trade_off_plot(points: Sequence[tuple[str, float, float]], quality: str, shape: str) -> Figure:
+    """What each ratio gains and loses.
+
+    Args:
+        points: (name, speed-up, share lost).
+        quality: What is lost.
+        shape: At which the speed-up was measured.
+    """
+    figure, axes = _figure(f"speed-up at {shape}", f"{quality} lost in %")
+    for name, gained, lost in points:
+        axes.scatter(gained, 100 * lost, s=60)
+        axes.annotate(name, (gained, 100 * lost), xytext=(6, 6), textcoords="offset points")
+    axes.invert_yaxis()
+    axes.margins(0.2)
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """The picture as an element for a page: without XML header, sized by the page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write it as PNG or SVG, by the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _figure(x: str, y: str) -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+        axes = figure.subplots()
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+    return figure, axes
+
+
+def _legend_beside(axes: Axes, title: str | None = None) -> None:
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title=title, fontsize=9)
+
+
+def _tokens(shape: Mapping[str, Any]) -> int:
+    return int(shape["batch_size"] * shape["sequence_length"])
+
+
+def _compressed(shapes: Sequence[Mapping[str, Any]], runtime: str) -> list[str]:
+    rows = [row for shape in shapes for row in shape["rows"]]
+    return list(dict.fromkeys(r["variant"] for r in rows if r["runtime"] == runtime and r["ratio"] > 1))
+
+
+def _find(shape: Mapping[str, Any], runtime: str, variant: str) -> Row:
+    rows: Sequence[Row] = shape["rows"]
+    return next(row for row in rows if (row["runtime"], row["variant"]) == (runtime, variant))
