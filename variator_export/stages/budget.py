@@ -68,9 +68,17 @@ def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> li
     }
     floor = Budget(epsilon, epsilon, epsilon)
     return [
-        {output: _combine(max, [_shares(found), typical[output], floor]) for output, found in case.items()}
+        {
+            output: _rounded(_combine(max, [_shares(found), typical[output], floor]))
+            for output, found in case.items()
+        }
         for case in eager
     ]
+
+
+def _rounded(budget: Budget) -> Budget:
+    """To three digits, which is what is shown."""
+    return Budget(**{f.name: float(f"{getattr(budget, f.name):.3g}") for f in fields(Budget)})
 
 
 def _typical(values: Sequence[float]) -> float:
