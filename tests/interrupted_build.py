@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 import onnx_ir  # noqa: F401
 import onnxruntime  # noqa: F401
 import onnxscript  # noqa: F401
-import torch  # noqa: F401
+import torch
 import transformers  # noqa: F401
 
 import variator_export.cli.main as cli
