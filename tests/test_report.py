@@ -56,8 +56,8 @@ def test_the_page_tells_what_was_measured(measured: Path, tmp_path: Path) -> Non
     assert result.missing == []
     assert "small <&> model" in text
     assert "<&>" not in page  # escaped
-    assert "verified Verification passed" not in text
-    assert "Verification passed at" in text
+    assert "small <&> model verified" in text
+    assert "Verification of ratio-1, ratio-2, ratio-4 passed at" in text
     for shape in _report(measured, "benchmark.json")["shapes"]:
         for row in shape["rows"]:
             interval = f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}"
@@ -124,6 +124,17 @@ def test_a_failed_verification_is_not_hidden(measured: Path, tmp_path: Path) -> 
     assert "1 FAILED" in text
 
 
+def test_verified_in_part_is_not_verified(measured: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(measured, bundle)
+    app(["verify", str(bundle), "--reference", "stored", "--ratio", "4"], standalone_mode=False)
+    result = report(bundle)
+    text = _text(result.page.read_text(encoding="utf-8"))
+    assert "verified in part" in text
+    assert "Verification of ratio-4 passed" in text
+    assert [command.split()[1] for command in result.missing] == ["verify"]
+
+
 def test_the_command(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "new" / "page.html"
     app(["report", str(measured), "--output", str(page), "--format", "json"], standalone_mode=False)
@@ -165,4 +176,4 @@ def test_a_browser_reads_it(measured: Path, tmp_path: Path, width: int) -> None:
     assert min(found["plots"]) > 100
     assert found["fills"] == [found["text"]]  # legible on light and on dark
     assert found["tables"] >= 6
-    assert "Verification passed at" in _text(dom)
+    assert "Verification of ratio-1, ratio-2, ratio-4 passed at" in _text(dom)

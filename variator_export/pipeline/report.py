@@ -75,39 +75,42 @@ class _Sources:
         manifest = bundle.manifest
         self.variants = sorted(manifest.variants, key=lambda v: (v.ratio, v.name))
         self.graphs = {v.name: manifest.files[v.graphs["model"]].sha256 for v in manifest.variants}
-        benchmark = _read(bundle.path / BENCHMARK_REPORT)
-        self.benchmark = benchmark if benchmark and benchmark.get("graphs") == self.graphs else None
+        benchmark = _read(bundle.path / BENCHMARK_REPORT, "graphs", "shapes", "break_even", "conditions")
+        self.benchmark = benchmark if benchmark and benchmark["graphs"] == self.graphs else None
         self.qualities = quality_of_graphs(bundle.path, self.graphs)
-        verified = _read(bundle.path / VERIFICATION_REPORT)
+        verified = _read(bundle.path / VERIFICATION_REPORT, "graphs", "findings", "passed", "reference")
         now = {name: entry.sha256 for name, entry in manifest.files.items()}
         self.verified = (
             verified
             if verified and all(now.get(name) == sha256 for name, sha256 in verified["graphs"].items())
             else None
         )
-        self.built = {v.name: _read(bundle.path / report_path(v.name)) for v in self.variants}
+        self.built = {
+            v.name: _read(bundle.path / report_path(v.name), "findings", "reference") for v in self.variants
+        }
 
     @property
     def verdict(self) -> str:
-        """`passed`, `failed`, or `built`: only when it was built."""
+        """`passed`, `partly`: not all variants were looked at, `failed`, or `built`: when it was built."""
         if self.verified is None:
             return "built"
-        return "passed" if self.verified["passed"] else "failed"
+        if not self.verified["passed"]:
+            return "failed"
+        return "passed" if self.verified["findings"].keys() >= self.graphs.keys() else "partly"
 
     def missing(self) -> list[str]:
         """Commands that would add to the page."""
         path = self.bundle.path
         return [
-            *([] if self.verified else [f"variator-export verify {path}"]),
+            *([] if self.verdict in ("passed", "failed") else [f"variator-export verify {path}"]),
             *([] if self.benchmark else [f"variator-export bench {path}"]),
             *([] if self.qualities else [f"variator-export evaluate {path} --data FILE"]),
         ]
 
     def findings(self) -> dict[str, list[Mapping[str, Any]]]:
         """What was looked at, by variant: by `verify`, or else by the build."""
-        if self.verified is not None:
-            return dict(self.verified["findings"])
-        return {name: report["findings"] for name, report in self.built.items() if report}
+        found = {name: report["findings"] for name, report in self.built.items() if report}
+        return {**found, **(self.verified["findings"] if self.verified else {})}
 
     def trade_off(self) -> Plot | None:
         """Speed against quality, at the largest shape, of the graphs on ONNX Runtime."""
@@ -283,7 +286,7 @@ def _verdict_text(sources: _Sources) -> str:
     found = sources.verified
     if found is None:
         return "Every graph agreed with eager PyTorch when it was built; `verify` has not run on it since."
-    outcome = "passed" if found["passed"] else "FAILED"
+    outcome = f"of {', '.join(found['findings'])} {'passed' if found['passed'] else 'FAILED'}"
     where = found["machine"]["cpu"] or "an unknown CPU"
     return f"Verification {outcome} at {found['verified_at']} on {where}."
 
@@ -321,10 +324,10 @@ def _commands(bundle: Bundle) -> str:
     )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A report, which is not part of the bundle: one that cannot be read is as none."""
+def _read(path: Path, *keys: str) -> dict[str, Any] | None:
+    """A report, which is not part of the bundle: one that cannot be read or lacks a key is as none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None
+    return content if isinstance(content, dict) and content.keys() >= set(keys) else None
