@@ -27,7 +27,7 @@ def run(arguments: list[str], connection: Connection) -> None:
     # A shell starts what it puts into the background with Ctrl-C ignored, and tests may run there.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-    real_publish, real_measure = store.publish, measuring.write_json
+    real_publish, real_measure = store.publish, measuring.store_report
 
     def announce(_: ConsoleProgress, name: str, why: str) -> None:
         del why
@@ -46,6 +46,6 @@ def run(arguments: list[str], connection: Connection) -> None:
     import variator_export.pipeline.workshop as workshop
 
     workshop.publish = announced_publish  # type: ignore[assignment]
-    measuring.write_json = announced_measure  # type: ignore[assignment]
+    measuring.store_report = announced_measure  # type: ignore[assignment]
     sys.argv[1:] = arguments
     cli.main()

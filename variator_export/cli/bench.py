@@ -10,11 +10,12 @@ from rich.table import Table
 
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
-from variator_export.core.errors import TooSlowError, UsageError, UserError
+from variator_export.core.errors import TooSlowError, UsageError
 from variator_export.core.json_file import write_json
 from variator_export.pipeline.bench import Benchmark, ShapeResult, TimingSettings, bench, store_benchmark
 from variator_export.pipeline.plan import parse_ratio
 from variator_export.pipeline.subjects import RUNTIMES
+from variator_export.stages.speed import SPEED_COLUMNS, speed_cells
 
 _DEFAULT_SHAPES = ("1x32", "1x128", "8x128", "32x128")
 # Modules of a profile that are shown.
@@ -114,10 +115,8 @@ def bench_command(
         printer.document(result.as_dict())
     else:
         _print(printer, result)
-    try:
+    with printer.warning():  # what was found counts, and is shown already
         store_benchmark(result)
-    except UserError as error:  # what was found counts, and is shown already
-        printer.hint(f"warning: {error.message}")
     slow = result.too_slow(fail_under) if fail_under is not None else []
     for line in slow:
         printer.hint(f"TOO SLOW (under {fail_under:g}): {line}")
@@ -165,25 +164,12 @@ def _table(shape: ShapeResult, quality: Mapping[str, Mapping[str, Any]]) -> Tabl
     table = Table(title=f"{shape.batch_size} x {shape.sequence_length} tokens{state}", title_justify="left")
     table.add_column("runtime")
     table.add_column("variant")
-    columns = ("p50 ms", "p90", "p99", "tokens/s", "speed-up", "95 % interval", "MACs allow", "reached")
-    for name in (*columns, *quality):
+    for name in (*SPEED_COLUMNS, *quality):
         table.add_column(name, justify="right")
     for row in shape.rows:
-        plain = row["ratio"] == 1
         lost = [found.get(row["variant"], {}).get("lost") for found in quality.values()]
-        table.add_row(
-            row["runtime"],
-            row["variant"],
-            f"{row['p50_ms']:.2f}",
-            f"{row['p90_ms']:.2f}",
-            f"{row['p99_ms']:.2f}",
-            f"{row['tokens_per_second']:,.0f}",
-            f"{row['speedup']:.2f}x",
-            f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}",
-            "" if plain else f"{row['speedup_allowed']:.2f}x",
-            "" if plain else f"{row['share_of_allowed']:.0%}",
-            *("" if value is None else f"{value:.2%}" for value in lost),
-        )
+        cells = [*speed_cells(row), *("" if value is None else f"{value:.2%}" for value in lost)]
+        table.add_row(row["runtime"], row["variant"], *cells)
     return table
 
 

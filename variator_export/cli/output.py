@@ -67,6 +67,14 @@ class Output:
         """Print a hint or a warning."""
         self.err.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    @contextmanager
+    def warning(self) -> Iterator[None]:
+        """Print what goes wrong inside as a warning, and go on."""
+        try:
+            yield
+        except UserError as error:
+            self.hint(f"warning: {error.message}")
+
     def error(self, error: UserError) -> None:
         """Print an error and what to do next."""
         self.hint(f"error: {error.message}")

@@ -9,7 +9,7 @@ from rich.table import Table
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.cli.verification_files import junit_xml, markdown
-from variator_export.core.errors import NumbersDisagreeError, UsageError, UserError
+from variator_export.core.errors import NumbersDisagreeError, UsageError
 from variator_export.core.json_file import write_text
 from variator_export.pipeline.plan import parse_ratio
 from variator_export.pipeline.verify import Verification, store_verification, verify
@@ -98,10 +98,8 @@ def verify_command(
         printer.document(result.as_dict())
     else:
         _print(printer, result)
-    try:
+    with printer.warning():  # what was found counts, and is shown already
         store_verification(result)
-    except UserError as error:  # what was found counts, and is shown already
-        printer.hint(f"warning: {error.message}")
     if result.failures:
         raise typer.Exit(NumbersDisagreeError.exit_code)
 

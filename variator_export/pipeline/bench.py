@@ -1,7 +1,6 @@
 """Benchmarking a finished bundle: every ratio and what a user would run instead, at several shapes."""
 
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,13 +18,13 @@ from variator_export.core.environment import (
     versions,
 )
 from variator_export.core.errors import UserError
-from variator_export.core.json_file import read_json_object, write_json
+from variator_export.core.json_file import read_json_object
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
-from variator_export.core.store import writing_to
 from variator_export.engines.base import Arrays
 from variator_export.pipeline.eager_bundle import load_bundle_backbone
-from variator_export.pipeline.evaluate import MAIN_METRIC, QUALITY_REPORT
+from variator_export.pipeline.evaluate import MAIN_METRIC
+from variator_export.pipeline.reports import BENCHMARK_REPORT, QUALITY_REPORT, read_report, store_report
 from variator_export.pipeline.subjects import (
     RUNTIMES,
     TORCH_RUNTIMES,
@@ -33,7 +32,6 @@ from variator_export.pipeline.subjects import (
     available_runtimes,
     open_subjects,
 )
-from variator_export.pipeline.workshop import PART_SUFFIX
 from variator_export.stages.profile import profile_rows
 from variator_export.stages.speed import Subject, break_even, speed_inputs, speed_rows
 from variator_export.stages.timing import time_until_settled
@@ -41,7 +39,6 @@ from variator_export.stages.timing import time_until_settled
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
 
-BENCHMARK_REPORT = "reports/benchmark.json"
 Shape = tuple[int, int]
 
 
@@ -203,17 +200,13 @@ def bench(
 
 
 def store_benchmark(benchmark: Benchmark) -> Path:
-    """Keep a result in its bundle; reports are not part of what the manifest hashes.
+    """Keep a result in its bundle.
 
     Raises:
         UserError: The bundle cannot be written.
     """
-    path = benchmark.bundle / BENCHMARK_REPORT
-    with writing_to(benchmark.bundle, "The bundle was timed; the report of it is not stored."):
-        unfinished = path.with_name(path.name + PART_SUFFIX)
-        write_json(unfinished, benchmark.as_dict())
-        unfinished.replace(path)
-    return path
+    state = "The bundle was timed; the report of it is not stored."
+    return store_report(benchmark.bundle, BENCHMARK_REPORT, benchmark.as_dict(), state)
 
 
 def _open(opener: Subjects, runtimes: Sequence[str], variants: Sequence[Variant]) -> list[Subject]:
@@ -299,10 +292,9 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
 
 def quality_of_graphs(bundle: Path, graphs: Mapping[str, str]) -> list[dict[str, Any]]:
     """What `evaluate` has stored of these graphs; a broken report is as none."""
+    found = []
     try:
-        reports = json.loads((bundle / QUALITY_REPORT).read_text(encoding="utf-8"))
-        found = []
-        for report in reports.values():
+        for report in (read_report(bundle, QUALITY_REPORT) or {}).values():
             if report["graphs"] != graphs:
                 continue
             metric = MAIN_METRIC[report["task"]]
@@ -318,6 +310,6 @@ def quality_of_graphs(bundle: Path, graphs: Mapping[str, str]) -> list[dict[str,
                     },
                 }
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return []
     return found

@@ -19,7 +19,7 @@ from variator_export.core.manifest import (
 )
 from variator_export.core.progress import Progress, StepReport
 from variator_export.core.recipe import Recipe
-from variator_export.core.store import exclusive, writing_to
+from variator_export.core.store import exclusive
 from variator_export.engines.tensorrt.api import require_tensorrt
 from variator_export.model.source import resolve_source
 from variator_export.pipeline import steps
@@ -86,8 +86,7 @@ def build(
         speed: Mapping[str, Any] | None = None
         if recipe.speed is not None:
             # Still alone in the folder: two builds would time each other.
-            with writing_to(bundle, "The bundle is published; the report of its speed is not."):
-                speed = speed_of_bundle(bundle, recipe.speed, context, variants, progress)
+            speed = speed_of_bundle(bundle, recipe.speed, context, variants, progress)
     return BuildResult(
         bundle=bundle,
         published=published,

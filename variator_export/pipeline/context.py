@@ -18,7 +18,6 @@ from variator_export.pipeline.workshop import Workshop
 
 if TYPE_CHECKING:
     from variator_export.engines.eager import EagerModel
-    from variator_export.engines.onnxruntime import OnnxRuntimeGraph
     from variator_export.model.backbone import Backbone, BackboneInfo
 
 ANY_RATIO_NAME = "any-ratio.onnx"
@@ -78,25 +77,6 @@ class BuildContext:
 
         return load_backbone(self.info, self.encoder.pad_token_id)
 
-    @cached_property
-    def exact_backbone(self) -> "Backbone":
-        """The same in float64: the reference for numbers."""
-        import torch
-
-        return self.backbone.converted(torch.float64)
-
-    @cached_property
-    def any_ratio_graph(self) -> "OnnxRuntimeGraph":
-        """The any-ratio graph in one session, for all plugins."""
-        from variator_export.engines.onnxruntime import OnnxRuntimeGraph
-
-        return OnnxRuntimeGraph(self.workshop.staging / ANY_RATIO_NAME)
-
-    def release_verification(self) -> None:
-        """Give back the memory of what only verification needs."""
-        for name in ("any_ratio_graph", "exact_backbone"):
-            self.__dict__.pop(name, None)
-
     def plugin_folder(self, plan: VariantPlan) -> str:
         """Where a variant's plugin lies inside the bundle."""
         return f"plugins/{plan.name}"
@@ -105,12 +85,12 @@ class BuildContext:
         """The configuration of a variant's plugin, from where it lies now."""
         return self._read(plan, load_plugin_config)
 
-    def eager(self, plan: VariantPlan, *, exact: bool = False) -> "EagerModel":
-        """A variant in eager PyTorch, in float32 or exact: in float64."""
+    def eager(self, plan: VariantPlan, backbone: "Backbone | None" = None) -> "EagerModel":
+        """A variant in eager PyTorch, of this backbone or of another copy of it."""
         from variator_export.engines.eager import EagerModel
 
         plugin = None if plan.plugin is None else self._read(plan, load_plugin)
-        return EagerModel(self.exact_backbone if exact else self.backbone, plugin)
+        return EagerModel(backbone or self.backbone, plugin)
 
     def sources_of_graph(self, plan: VariantPlan) -> dict[str, str | None]:
         """The hashes of everything that the graph of a variant is made of or points into."""

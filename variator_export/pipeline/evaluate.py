@@ -13,11 +13,10 @@ from variator_export.bundle import Bundle
 from variator_export.core.environment import require, require_export
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.hashing import sha256_json
-from variator_export.core.json_file import read_json_object, write_json
+from variator_export.core.json_file import read_json_object
 from variator_export.core.manifest import is_bundle
 from variator_export.core.progress import Progress
 from variator_export.core.recipe import BackboneRecipe, PluginRecipe, Recipe
-from variator_export.core.store import writing_to
 from variator_export.data.examples import Examples
 from variator_export.engines.base import Runner
 from variator_export.model.plugin_file import CONFIG_NAME, load_plugin, load_plugin_config
@@ -26,7 +25,7 @@ from variator_export.model.tokenizer import TokenRow, pad_rows
 from variator_export.pipeline.build import build
 from variator_export.pipeline.eager_bundle import load_bundle_backbone
 from variator_export.pipeline.plan import BASELINE
-from variator_export.pipeline.workshop import PART_SUFFIX
+from variator_export.pipeline.reports import QUALITY_REPORT, store_report
 from variator_export.stages.compare import deviation
 from variator_export.stages.quality import (
     classification_metrics,
@@ -35,7 +34,6 @@ from variator_export.stages.quality import (
     similarity_metrics,
 )
 
-QUALITY_REPORT = "reports/quality.json"
 Task = Literal["classification", "similarity", "embedding"]
 EvaluationRuntime = Literal["eager", "onnxruntime"]
 # By variant and runtime.
@@ -345,7 +343,4 @@ def store_quality(bundle: Path, quality: Quality) -> None:
     }
     key = sha256_json([quality.task, quality.data])
     state = "The quality was measured; its report is not stored."
-    with writing_to(bundle, state):
-        unfinished = path.with_name(path.name + PART_SUFFIX)
-        write_json(unfinished, {**kept, key: quality.as_dict()})
-        unfinished.replace(path)
+    store_report(bundle, QUALITY_REPORT, {**kept, key: quality.as_dict()}, state)

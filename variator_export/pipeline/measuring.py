@@ -1,8 +1,6 @@
 """Measuring a published bundle at the end of its build, and finding a measurement again."""
 
 import functools
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,17 +9,14 @@ from typing import Any
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.environment import machine, require_onnxruntime, versions
 from variator_export.core.hashing import sha256_json
-from variator_export.core.json_file import write_json
 from variator_export.core.progress import Progress
 from variator_export.core.recipe import SpeedRecipe
 from variator_export.pipeline.context import BuildContext
 from variator_export.pipeline.plan import VariantPlan
+from variator_export.pipeline.reports import SPEED_REPORT, read_report, store_report
 from variator_export.pipeline.subjects import open_subjects
-from variator_export.pipeline.workshop import PART_SUFFIX
 from variator_export.stages.speed import speed_inputs, speed_rows
 from variator_export.stages.timing import time_in_turns
-
-SPEED_REPORT = "reports/speed.json"
 
 
 def speed_of_bundle(
@@ -37,17 +32,11 @@ def speed_of_bundle(
         "cpu": {name: value for name, value in machine().items() if name != "load_average_1min"},
     }
     key = sha256_json(depends_on)
-    try:
-        found: dict[str, Any] = json.loads((bundle / SPEED_REPORT).read_text(encoding="utf-8"))
-        if found["key"] == key:
-            return found
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # a report is not part of the bundle: whatever is wrong with it, measure again
+    found = read_report(bundle, SPEED_REPORT, "key")
+    if found is not None and found["key"] == key:
+        return found
     result = {"key": key, **_measure(bundle, recipe, context, variants, progress)}
-    # Beside its place and then over it: a reader never sees half a report.
-    unfinished = bundle / (SPEED_REPORT + PART_SUFFIX)
-    write_json(unfinished, result)
-    os.replace(unfinished, bundle / SPEED_REPORT)  # noqa: PTH105
+    store_report(bundle, SPEED_REPORT, result, "The bundle is published; the report of its speed is not.")
     return result
 
 
@@ -55,7 +44,6 @@ def _measure(
     bundle: Path, recipe: SpeedRecipe, context: BuildContext, variants: list[VariantPlan], progress: Progress
 ) -> dict[str, Any]:
     """Time eager PyTorch and ONNX Runtime at every ratio."""
-    context.release_verification()
     files = BundleFiles(bundle)
     limit = context.info.max_length
     length = recipe.sequence_length if limit is None else min(recipe.sequence_length, limit)

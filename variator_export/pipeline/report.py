@@ -12,13 +12,12 @@ from variator_export.bundle import Bundle
 from variator_export.core.environment import require
 from variator_export.core.json_file import write_text
 from variator_export.core.manifest import Variant
-from variator_export.pipeline.bench import BENCHMARK_REPORT, quality_of_graphs
+from variator_export.pipeline.bench import quality_of_graphs
+from variator_export.pipeline.reports import BENCHMARK_REPORT, PAGE, VERIFICATION_REPORT, read_report
 from variator_export.pipeline.steps import report_path
-from variator_export.pipeline.verify import VERIFICATION_REPORT
 from variator_export.stages.budget import MULTIPLE
 from variator_export.stages.page import Column, Plot, Section, TableOf, number, render
-
-REPORT = "reports/report.html"
+from variator_export.stages.speed import SPEED_COLUMNS, speed_cells
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def report(bundle: str | Path, output: str | Path | None = None, *, plots: Path 
     sources = _Sources(opened)
     trade_off = sources.trade_off()
     sections = [s for s in (sources.speed(), sources.quality(), sources.verification()) if s is not None]
-    page = Path(output) if output is not None else opened.path / REPORT
+    page = Path(output) if output is not None else opened.path / PAGE
     write_text(page, _render(opened, sources, trade_off, sections))
     written = []
     if plots is not None:
@@ -75,10 +74,10 @@ class _Sources:
         manifest = bundle.manifest
         self.variants = sorted(manifest.variants, key=lambda v: (v.ratio, v.name))
         self.graphs = {v.name: manifest.files[v.graphs["model"]].sha256 for v in manifest.variants}
-        benchmark = _read(bundle.path / BENCHMARK_REPORT, "graphs", "shapes", "break_even", "conditions")
+        benchmark = read_report(bundle.path, BENCHMARK_REPORT, "graphs", "shapes", "break_even", "conditions")
         self.benchmark = benchmark if benchmark and benchmark["graphs"] == self.graphs else None
         self.qualities = quality_of_graphs(bundle.path, self.graphs)
-        verified = _read(bundle.path / VERIFICATION_REPORT, "graphs", "findings", "passed", "reference")
+        verified = read_report(bundle.path, VERIFICATION_REPORT, "graphs", "findings", "passed", "reference")
         now = {name: entry.sha256 for name, entry in manifest.files.items()}
         self.verified = (
             verified
@@ -86,7 +85,8 @@ class _Sources:
             else None
         )
         self.built = {
-            v.name: _read(bundle.path / report_path(v.name), "findings", "reference") for v in self.variants
+            v.name: read_report(bundle.path, report_path(v.name), "findings", "reference")
+            for v in self.variants
         }
 
     @property
@@ -235,27 +235,17 @@ class _Sources:
 
 def _speed_table(shape: Mapping[str, Any]) -> TableOf:
     columns = [Column("runtime", text=True), Column("variant", text=True)]
-    names = ("p50 ms", "p90", "p99", "tokens/s", "speed-up", "95 % interval", "MACs allow", "reached", "MACs")
-    columns += [Column(name) for name in (*names, "on graph")]
-    rows = []
-    for row in shape["rows"]:
-        plain = row["ratio"] == 1
-        rows.append(
-            [
-                row["runtime"],
-                row["variant"],
-                f"{row['p50_ms']:.2f}",
-                f"{row['p90_ms']:.2f}",
-                f"{row['p99_ms']:.2f}",
-                f"{row['tokens_per_second']:,.0f}",
-                f"{row['speedup']:.2f}x",
-                f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}",
-                "" if plain else f"{row['speedup_allowed']:.2f}x",
-                "" if plain else f"{row['share_of_allowed']:.0%}",
-                f"{row['macs'] / 1e9:.2f} G",
-                number(row["graph_macs"] and row["graph_macs"] / 1e9, ".2f", " G"),
-            ]
-        )
+    columns += [Column(name) for name in (*SPEED_COLUMNS, "MACs", "on graph")]
+    rows = [
+        [
+            row["runtime"],
+            row["variant"],
+            *speed_cells(row),
+            f"{row['macs'] / 1e9:.2f} G",
+            number(row["graph_macs"] and row["graph_macs"] / 1e9, ".2f", " G"),
+        ]
+        for row in shape["rows"]
+    ]
     title = f"{shape['batch_size']} x {shape['sequence_length']} tokens"
     return TableOf(columns, rows, title if shape["settled"] else f"{title} (did not settle)")
 
@@ -322,12 +312,3 @@ def _commands(bundle: Bundle) -> str:
             f"variator-export report {name}",
         )
     )
-
-
-def _read(path: Path, *keys: str) -> dict[str, Any] | None:
-    """A report, which is not part of the bundle: one that cannot be read or lacks a key is as none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and content.keys() >= set(keys) else None

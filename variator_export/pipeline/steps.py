@@ -1,7 +1,9 @@
 """The steps of a build up to the verified graphs. Each says all that its result depends on."""
 
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from variator_export.core.bundle_files import WEIGHTS_NAME
 from variator_export.core.environment import require_onnxruntime, versions
@@ -22,6 +24,10 @@ from variator_export.model.plugin_file import (
 from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
 from variator_export.pipeline.plan import VariantPlan
 from variator_export.stages.budget import MULTIPLE
+
+if TYPE_CHECKING:
+    from variator_export.stages.cases import Case
+    from variator_export.stages.reference import Expected
 
 
 def copy_backbone_files(context: BuildContext) -> None:
@@ -212,7 +218,7 @@ def report_path(variant: str) -> str:
 def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
     from variator_export.engines.onnxruntime import OnnxRuntimeGraph
     from variator_export.stages.cases import make_cases
-    from variator_export.stages.reference import EAGER, eager_reference, save_reference
+    from variator_export.stages.reference import EAGER, save_reference
     from variator_export.stages.verify import refuse_failures, verify_graph
 
     info, recipe, staging = context.info, context.recipe, context.workshop.staging
@@ -229,17 +235,13 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         plugin = null_plugin(info.size.num_layers, info.size.hidden_size)
     else:
         plugin = load_plugin(staging / context.plugin_folder(plan))
-    graphs = {
-        f"{plan.name}.onnx": OnnxRuntimeGraph(staging / f"{plan.name}.onnx"),
-        ANY_RATIO_NAME: context.any_ratio_graph.with_plugin(stack_for_graph(plugin)),
-    }
-    findings = []
-    with context.workshop.progress.bar(f"verify {plan.name}", len(cases) * (1 + len(graphs))) as advance:
-        reference = eager_reference(
-            context.eager(plan, exact=True), context.eager(plan), cases, recipe.precision, advance
-        )
-        for name, graph in graphs.items():
-            findings += verify_graph(name, graph, reference, advance)
+    with context.workshop.progress.bar(f"verify {plan.name}", len(cases) * 3) as advance:
+        # One after the other, so that the float64 copy and the sessions are not in memory together.
+        reference = _reference(context, plan, cases, advance)
+        graphs = {f"{plan.name}.onnx": {}, ANY_RATIO_NAME: stack_for_graph(plugin)}
+        findings = []
+        for name, extra in graphs.items():
+            findings += verify_graph(name, OnnxRuntimeGraph(staging / name, extra), reference, advance)
     refuse_failures(findings, plan.name, plan.ratio)
     save_reference(reference, staging / output)
     write_json(
@@ -251,3 +253,14 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
             "findings": [finding.as_dict() for finding in findings],
         },
     )
+
+
+def _reference(
+    context: BuildContext, plan: VariantPlan, cases: "Sequence[Case]", progress: Callable[[], None]
+) -> "list[Expected]":
+    import torch
+
+    from variator_export.stages.reference import eager_reference
+
+    exact = context.eager(plan, context.backbone.converted(torch.float64))
+    return eager_reference(exact, context.eager(plan), cases, context.recipe.precision, progress)

@@ -17,13 +17,11 @@ from variator_export.core.environment import (
     versions,
 )
 from variator_export.core.errors import UserError
-from variator_export.core.json_file import write_json
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
-from variator_export.core.store import writing_to
 from variator_export.engines.base import Arrays, Runner
 from variator_export.pipeline.eager_bundle import EagerBundle
-from variator_export.pipeline.workshop import PART_SUFFIX
+from variator_export.pipeline.reports import VERIFICATION_REPORT, store_report
 from variator_export.stages.cases import REAL_TEXT
 from variator_export.stages.invariances import check_invariances
 from variator_export.stages.reference import EAGER, load_reference
@@ -32,7 +30,6 @@ from variator_export.stages.verify import Finding, verify_graph
 if TYPE_CHECKING:
     from variator_export.stages.bisect import Bisection
 
-VERIFICATION_REPORT = "reports/verification.json"
 STORED = "what eager PyTorch, float64, CPU, gave when the bundle was built"
 ReferenceChoice = Literal["auto", "eager", "stored"]
 
@@ -184,18 +181,13 @@ def verify(
 
 
 def store_verification(verification: Verification) -> Path:
-    """Keep a result in its bundle; reports are not part of what the manifest hashes.
+    """Keep a result in its bundle.
 
     Raises:
         UserError: The bundle cannot be written.
     """
-    path = verification.bundle / VERIFICATION_REPORT
-    with writing_to(verification.bundle, "The bundle was verified; the report of it is not stored."):
-        unfinished = path.with_name(path.name + PART_SUFFIX)
-        unfinished.parent.mkdir(exist_ok=True)
-        write_json(unfinished, verification.as_dict())
-        unfinished.replace(path)
-    return path
+    state = "The bundle was verified; the report of it is not stored."
+    return store_report(verification.bundle, VERIFICATION_REPORT, verification.as_dict(), state)
 
 
 class _AnyRatio:
