@@ -329,9 +329,9 @@ def main(
     data: Annotated[Path, typer.Option(help="The data folder.")],
     work: Annotated[Path, typer.Option(help="Where intermediate results are kept.")],
     output: Path = Path("benchmarks/results/quality-cpu.json"),
-    steps: int = 600,
+    steps: int = 400,
     batch_size: int = 32,
-    adaptation_steps: int = 400,
+    adaptation_steps: int = 200,
     only: Annotated[list[str] | None, typer.Option(help="Names of ablations or tasks; default: all.")] = None,
     threads: int | None = None,
 ) -> None:
