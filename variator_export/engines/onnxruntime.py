@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from variator_export.core.bundle_files import BundleFiles
-from variator_export.core.environment import require_onnxruntime
+from variator_export.core.environment import require, require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.engines.base import Arrays, check_inputs
-from variator_export.model.plugin_file import load_plugin, null_plugin, stack_for_graph
+from variator_export.model.plugin_file import load_variant_plugin, stack_for_graph
 
 # On a CPU the fused SkipLayerNormalization is slower than the addition and the normalization it replaces:
 # 505 against 548 ms for MiniLM at (32, 128) on two cores.
@@ -105,8 +105,6 @@ def optimize_transformer(graph: Path, output: Path) -> Path:
     Raises:
         UserError: The optimizer cannot do it, or needs a package that is not installed.
     """
-    from variator_export.core.environment import require
-
     require("onnx", "export", "ONNX Runtime's transformer optimizer")
     try:
         from onnxruntime.transformers.optimizer import optimize_model
@@ -218,9 +216,4 @@ class OnnxRuntimeVariantSession:
 
 def plugin_inputs(bundle: BundleFiles, variant: Variant) -> dict[str, np.ndarray]:
     """The inputs of the any-ratio graph that make it run a variant."""
-    if variant.plugin is None:
-        backbone = bundle.manifest.backbone
-        return stack_for_graph(null_plugin(backbone.num_layers, backbone.hidden_size))
-    for name in ("plugin_config.json", "plugin.safetensors"):
-        bundle.file(f"{variant.plugin.folder}/{name}")
-    return stack_for_graph(load_plugin(bundle.path / variant.plugin.folder))
+    return stack_for_graph(load_variant_plugin(bundle, variant))

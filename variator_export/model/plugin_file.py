@@ -16,9 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_files
 from variator_export.core.json_file import read_json_object
+from variator_export.core.manifest import Variant
 from variator_export.core.validation import describe_validation_error
 
 CONFIG_NAME = "plugin_config.json"
@@ -238,3 +240,13 @@ def null_plugin(num_layers: int, hidden_size: int) -> Plugin:
     config = PluginConfig(ratio=1, hidden_size=hidden_size, bottleneck_size=1, num_layers=num_layers)
     shapes = expected_shapes(config)
     return Plugin(config, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+
+
+def load_variant_plugin(bundle: BundleFiles, variant: Variant) -> Plugin:
+    """The plugin of a bundle's variant, after its hashes were compared; for ratio 1 the plugin of zeros."""
+    if variant.plugin is None:
+        backbone = bundle.manifest.backbone
+        return null_plugin(backbone.num_layers, backbone.hidden_size)
+    for name in (CONFIG_NAME, TENSORS_NAME):
+        bundle.file(f"{variant.plugin.folder}/{name}")
+    return load_plugin(bundle.path / variant.plugin.folder)

@@ -12,7 +12,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
-from variator_export.model.plugin_file import Plugin, load_plugin, null_plugin, stack_for_graph
+from variator_export.model.plugin_file import load_variant_plugin, stack_for_graph
 from variator_export.model.source import resolve_source
 from variator_export.stages.cases import Case, make_cases
 from variator_export.stages.reference import Expected, eager_reference
@@ -75,7 +75,7 @@ class EagerBundle:
         from variator_export.engines.eager import EagerModel
 
         cases, precision = self._cases(variant), self._bundle.manifest.precision
-        plugin = self._plugin(variant) if variant.plugin else None
+        plugin = load_variant_plugin(self._bundle, variant) if variant.plugin else None
         with progress.bar(f"eager {variant.name}", len(cases)) as advance:
             exact, rounded = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
             return eager_reference(exact, rounded, cases, precision, advance)
@@ -86,7 +86,8 @@ class EagerBundle:
         from variator_export.engines.onnxruntime import OnnxRuntimeGraph
         from variator_export.stages.bisect import bisect, write_reproduction
 
-        bundle, plugin = self._bundle, self._plugin(variant)
+        bundle = self._bundle
+        plugin = load_variant_plugin(bundle, variant)
         # With its plugin of zeros ratio 1 has the modules that its graph was traced from.
         exact, rounded = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
         cases = {case.name: case for case in self._cases(variant)}
@@ -109,15 +110,6 @@ class EagerBundle:
                 )
             found.append(result)
         return found
-
-    def _plugin(self, variant: Variant) -> Plugin:
-        """That of a variant; for ratio 1 the plugin of zeros."""
-        bundle, entry = self._bundle, self._bundle.manifest.backbone
-        if variant.plugin is None:
-            return null_plugin(entry.num_layers, entry.hidden_size)
-        for name in ("plugin_config.json", "plugin.safetensors"):
-            bundle.file(f"{variant.plugin.folder}/{name}")
-        return load_plugin(bundle.path / variant.plugin.folder)
 
     def _cases(self, variant: Variant) -> list[Case]:
         manifest = self._bundle.manifest

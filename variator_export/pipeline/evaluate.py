@@ -19,7 +19,7 @@ from variator_export.core.progress import Progress
 from variator_export.core.recipe import BackboneRecipe, PluginRecipe, Recipe
 from variator_export.data.examples import Examples
 from variator_export.engines.base import Runner
-from variator_export.model.plugin_file import CONFIG_NAME, load_plugin, load_plugin_config
+from variator_export.model.plugin_file import CONFIG_NAME, load_plugin_config, load_variant_plugin
 from variator_export.model.source import PACKAGE_PREFIX
 from variator_export.model.tokenizer import TokenRow, pad_rows
 from variator_export.pipeline.build import build
@@ -244,7 +244,7 @@ def _runners(
 
     loaded = load_bundle_backbone(bundle, backbone, "--runtime onnxruntime")
     for variant in variants:
-        plugin = load_plugin(bundle.path / variant.plugin.folder) if variant.plugin else None
+        plugin = load_variant_plugin(bundle, variant) if variant.plugin else None
         yield variant.name, EagerModel(loaded, plugin)
 
 

@@ -13,7 +13,7 @@ from variator_export.core.environment import is_importable
 from variator_export.core.macs import analytic_macs
 from variator_export.core.manifest import Variant
 from variator_export.engines.base import Runner
-from variator_export.model.plugin_file import load_plugin
+from variator_export.model.plugin_file import load_variant_plugin
 from variator_export.stages.speed import Macs, Subject
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Subjects:
 
             if self._backbone is None:
                 self._backbone = self._load_backbone()
-            plugin = load_plugin(self._files.path / variant.plugin.folder) if variant.plugin else None
+            plugin = load_variant_plugin(self._files, variant) if variant.plugin else None
             return EagerModel(self._backbone, plugin, attention="sdpa", compiled=runtime == "torch.compile")
         graph = self._files.graph(variant.graphs["model"])
         if runtime == "openvino":
