@@ -33,12 +33,8 @@ def bench_command(
             "the model's limit.",
         ),
     ] = None,
-    ratio: Annotated[
-        list[str] | None, typer.Option(metavar="K", help="Only this ratio; may be repeated.")
-    ] = None,
-    variant: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this variant; may be repeated.")
-    ] = None,
+    ratio: options.OnlyRatiosOption = None,
+    variant: options.OnlyVariantsOption = None,
     runtime: Annotated[
         list[str] | None,
         typer.Option(

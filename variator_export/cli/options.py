@@ -37,6 +37,12 @@ PluginsOption = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="[NAME=]DIR", help="A plugin to train further; may be repeated."),
 ]
+OnlyRatiosOption = Annotated[
+    list[str] | None, typer.Option("--ratio", metavar="K", help="Only this ratio; may be repeated.")
+]
+OnlyVariantsOption = Annotated[
+    list[str] | None, typer.Option("--variant", metavar="NAME", help="Only this variant; may be repeated.")
+]
 OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write.")]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", min=1, metavar="N", help="Steps of the optimizer.")

@@ -19,12 +19,8 @@ _SHOWN_FAILURES = 10
 
 def verify_command(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
-    ratio: Annotated[
-        list[str] | None, typer.Option(metavar="K", help="Only this ratio; may be repeated.")
-    ] = None,
-    variant: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this variant; may be repeated.")
-    ] = None,
+    ratio: options.OnlyRatiosOption = None,
+    variant: options.OnlyVariantsOption = None,
     reference: Annotated[
         str,
         typer.Option(

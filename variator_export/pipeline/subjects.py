@@ -28,26 +28,19 @@ class Runtime:
         family: Those of one family are compared with each other.
         only_baseline: Whether only ratio 1 is run with it: what a user runs who has no plugins.
         needs: The module without which it does not run.
-        about: For people.
     """
 
     family: str
     only_baseline: bool
     needs: str
-    about: str
 
 
 RUNTIMES = {
-    "eager": Runtime("torch", only_baseline=False, needs="torch", about="PyTorch with SDPA"),
-    "torch.compile": Runtime("torch", only_baseline=True, needs="torch", about="through torch.compile"),
-    "onnxruntime": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime", about="its graphs"),
-    "onnxruntime-optimizer": Runtime(
-        "onnxruntime",
-        only_baseline=True,
-        needs="onnx",
-        about="the graph of ratio 1 through onnxruntime's own transformer optimizer",
-    ),
-    "openvino": Runtime("openvino", only_baseline=False, needs="openvino", about="its graphs on OpenVINO"),
+    "eager": Runtime("torch", only_baseline=False, needs="torch"),
+    "torch.compile": Runtime("torch", only_baseline=True, needs="torch"),
+    "onnxruntime": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
+    "onnxruntime-optimizer": Runtime("onnxruntime", only_baseline=True, needs="onnx"),
+    "openvino": Runtime("openvino", only_baseline=False, needs="openvino"),
 }
 TORCH_RUNTIMES = ("eager", "torch.compile")
 
