@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_disk import run_on_small_disk
@@ -36,7 +37,7 @@ def _generation(bundle: Path) -> int:
     return int(generation)
 
 
-def _publish_for_ever(bundle: Path, can_exchange: bool) -> None:
+def _publish_for_ever(bundle: Path, can_exchange: bool, published: Any) -> None:
     if not can_exchange:
         store._exchange = lambda *_: False  # type: ignore[assignment]
     generation = 0
@@ -45,6 +46,7 @@ def _publish_for_ever(bundle: Path, can_exchange: bool) -> None:
         with exclusive(bundle) as staging:
             _write(staging, generation)
             publish(staging, bundle)
+        published.value = generation
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
@@ -52,11 +54,19 @@ def test_a_kill_at_any_moment_leaves_a_whole_bundle(tmp_path: Path, can_exchange
     bundle = tmp_path / "bundle"
     moments = random.Random(0)
     context = multiprocessing.get_context("fork")
+    published = context.Value("i", 0)
     seen = set()
-    for _ in range(100):
-        child = context.Process(target=_publish_for_ever, args=(bundle, can_exchange))
+    longest = 0.0  # how long five publications take here and now, so that a kill falls on any of them
+    for _ in range(101):
+        child = context.Process(target=_publish_for_ever, args=(bundle, can_exchange, published))
+        started = time.monotonic()
         child.start()
-        time.sleep(moments.uniform(0.0, 0.06))
+        if longest:
+            time.sleep(moments.uniform(0.0, longest))
+        else:
+            while published.value < 5:
+                time.sleep(0.001)
+            longest = time.monotonic() - started
         os.kill(child.pid or 0, signal.SIGKILL)
         child.join()
         recover(bundle)
