@@ -224,6 +224,15 @@ def test_attention_is_one_operator_in_each_layer(traced: Callable[[str], Traced]
         assert operators.count("Attention") == made.backbone.info.size.num_layers
 
 
+@pytest.mark.parametrize("model", ["t5-v1.0", "t5-v1.1"])
+def test_the_layer_norm_of_t5_is_one_operator(traced: Callable[[str], Traced], model: str) -> None:
+    made = traced(model)
+    for path in (made.folder / "any-ratio.onnx", made.bind(None), made.bind(plugin_for(made.backbone, 2))):
+        nodes = [node for node in ir.load(path).graph if node.op_type == "RMSNormalization"]
+        assert len(nodes) == 2 * made.backbone.info.size.num_layers + 1
+        assert all(module_of(node).endswith("layer_norm") for node in nodes)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_all_graphs_point_into_the_same_files_and_hold_no_weights(
     traced: Callable[[str], Traced], model: str

