@@ -49,6 +49,15 @@ def _bert_config(**options: object) -> transformers.BertConfig:
     )
 
 
+_DISENTANGLED = {
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "max_relative_positions": -1,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+
+
 def _t5_config(feed_forward: str) -> transformers.T5Config:
     return transformers.T5Config(
         vocab_size=VOCAB_SIZE,
@@ -62,11 +71,66 @@ def _t5_config(feed_forward: str) -> transformers.T5Config:
     )
 
 
+def _small(config: type[transformers.PretrainedConfig], **options: object) -> transformers.PretrainedConfig:
+    """A small configuration of a family with BERT's names of sizes."""
+    sizes = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "bos_token_id": 101,
+        "eos_token_id": 102,
+    }
+    return config(**(sizes | options))
+
+
 MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "bert": lambda: transformers.BertModel(_bert_config()),
     "bert-classifier": lambda: transformers.BertForSequenceClassification(_bert_config(num_labels=3)),
     "t5-v1.0": lambda: transformers.T5EncoderModel(_t5_config("relu")),
     "t5-v1.1": lambda: transformers.T5EncoderModel(_t5_config("gated-gelu")),
+    "roberta": lambda: transformers.RobertaForTokenClassification(
+        _small(transformers.RobertaConfig, type_vocab_size=1, num_labels=5)
+    ),
+    "xlm-roberta": lambda: transformers.XLMRobertaForQuestionAnswering(
+        _small(transformers.XLMRobertaConfig, type_vocab_size=1)
+    ),
+    "electra": lambda: transformers.ElectraForMaskedLM(_small(transformers.ElectraConfig, embedding_size=16)),
+    "distilbert": lambda: transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(
+            vocab_size=VOCAB_SIZE,
+            dim=32,
+            n_layers=2,
+            n_heads=4,
+            hidden_dim=64,
+            max_position_embeddings=64,
+            initializer_range=0.2,
+        )
+    ),
+    "mpnet": lambda: transformers.MPNetModel(_small(transformers.MPNetConfig)),
+    "modernbert": lambda: transformers.ModernBertModel(
+        _small(
+            transformers.ModernBertConfig,
+            num_hidden_layers=3,
+            local_attention=16,
+            cls_token_id=101,
+            sep_token_id=102,
+        )
+    ),
+    "deberta": lambda: transformers.DebertaModel(_small(transformers.DebertaConfig, **_DISENTANGLED)),
+    "deberta-v3": lambda: transformers.DebertaV2ForSequenceClassification(
+        _small(
+            transformers.DebertaV2Config,
+            **_DISENTANGLED,
+            position_buckets=16,
+            norm_rel_ebd="layer_norm",
+            share_att_key=True,
+        )
+    ),
 }
 
 

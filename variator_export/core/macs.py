@@ -26,10 +26,16 @@ def analytic_macs(
     attention = length * 4 * d * a + 2 * length * length * a
     ffn_per_vector = size.num_ffn_matrices * d * size.intermediate_size
     windows = length / ratio
+    # Disentangled attention: content to position, and position to content.
+    num_positions = size.relative_positions
+    if size.relative_positions_are_cut:
+        num_positions = min(num_positions, 2 * length)
+    attention += 2 * length * num_positions * a
     layer = attention + windows * ffn_per_vector
     if ratio > 1:
         compress = windows * (ratio * d * ratio + ratio * d)  # scores, weighted sum
         m = bottleneck_size
         decompress = windows * d * m + length * (d * m + m * d)  # down on y; down on x, up
         layer += compress + decompress
-    return round(batch_size * size.num_layers * layer)
+    positions = 2 * num_positions * d * a  # projected once for all rows
+    return round(size.num_layers * (batch_size * layer + positions))

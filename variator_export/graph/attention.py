@@ -6,6 +6,7 @@ scaled_dot_product_attention would give it too, but fails for T5 and differs on 
 eager attention is the reference, and its mask is added to the scores as it is.
 """
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -13,21 +14,43 @@ from variator_export.graph.simplify import MODULE_KEY, module_of
 
 _HEADS_FIRST = [0, 2, 1, 3]  # (B, N, heads, size) to (B, heads, N, size), and back
 _KEYS = [0, 2, 3, 1]  # (B, N, heads, size) to (B, heads, size, N)
+_SWAPPED = [0, 1, 3, 2]  # (B, heads, N, size) to (B, heads, size, N)
+
+# Query, key and value, the node whose output the operator's output replaces, and the operator's attributes.
+_Operands = tuple[ir.Value, ir.Value, ir.Value, ir.Node, dict[str, int]]
 
 
 def fuse_attention(model: ir.Model) -> int:
     """Replace every attention that has the traced form; others are left as they are.
 
-    The form is `softmax(q @ k^T * scale + mask) @ v` on q, k and v of (B, N, heads * size), with or without a
-    scale, and with one mask or two (T5 adds its position bias and the mask one after the other).
+    The form is `softmax(q @ k^T * scale + mask) @ v` on q, k and v of (B, N, heads * size), or of
+    (B, heads, N, size) where they were rotated in between (ModernBERT); with or without a scale, and with one
+    mask or two (T5 and MPNet add a position bias and the mask one after the other).
 
     Returns:
         How many were replaced.
     """
     count = sum(_fuse(model.graph, node) for node in list(model.graph) if node.op_type == "Softmax")
+    if count:
+        _raise_lowest(model.graph)
     common.RemoveUnusedNodesPass()(model)
     common.CommonSubexpressionEliminationPass()(model)  # layers share the sum of two masks
     return count
+
+
+def _raise_lowest(graph: ir.Graph) -> None:
+    """Halve the lowest float, which is in masks.
+
+    Where all keys of a query have it, as for padding in a sliding window (ModernBERT), eager attention gives
+    the mean of the values; ONNX Runtime's kernel takes it for a sign and gives zeros. Half of it swallows
+    every score just as well, and is nothing special.
+    """
+    for value in graph.initializers.values():
+        stored = value.const_value
+        if stored is not None and stored.size == 1 and stored.dtype.is_floating_point():
+            number = stored.numpy()
+            if number == np.finfo(number.dtype).min:
+                value.const_value = ir.tensor(number / number.dtype.type(2), name=value.name)
 
 
 def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
@@ -38,15 +61,49 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
     inner = _producer(scores, "Add")
     if inner is not None:
         scores = inner.inputs[0]
-    scale = 1.0
-    scaled = _producer(scores, "Mul")
-    if scaled is not None and (factor := scaled.inputs[1]) is not None and factor.const_value is not None:
-        scale = float(factor.const_value.numpy())
-        scores = scaled.inputs[0]
+    scale, scores = _scale(scores)
     product = _producer(scores, "MatMul")
     weighted = _only_user(softmax.outputs[0], "MatMul")
     if product is None or weighted is None:
         return False
+    operands = _joined_heads(product, weighted) or _separate_heads(product, weighted)
+    if operands is None:
+        return False
+    *inputs, last, options = operands
+    if inner is not None:
+        both = ir.node("Add", [inner.inputs[1], mask], metadata_props={MODULE_KEY: module_of(softmax)})
+        mask = both.outputs[0]
+        mask.shape, mask.type = outer.outputs[0].shape, outer.outputs[0].type
+        graph.insert_before(outer, both)
+    attention = ir.node(
+        "Attention",
+        [*inputs, mask],
+        {**options, "scale": scale},
+        metadata_props={MODULE_KEY: module_of(softmax)},
+    )
+    result, before = attention.outputs[0], last.outputs[0]
+    result.name, result.shape, result.type = f"{before.name}.attention", before.shape, before.type
+    graph.insert_before(last, attention)
+    before.replace_all_uses_with(result)
+    return True
+
+
+def _scale(scores: ir.Value | None) -> tuple[float, ir.Value | None]:
+    """The factor that scores are multiplied with, and the scores before it."""
+    for op_type in ("Mul", "Div"):
+        scaled = _producer(scores, op_type)
+        if (
+            scaled is not None
+            and (constant := scaled.inputs[1]) is not None
+            and constant.const_value is not None
+        ):
+            factor = float(constant.const_value.numpy())
+            return (factor if op_type == "Mul" else 1 / factor), scaled.inputs[0]
+    return 1.0, scores
+
+
+def _joined_heads(product: ir.Node, weighted: ir.Node) -> _Operands | None:
+    """Operands of (B, N, heads * size): cutting into heads, and joining them, is part of the operator."""
     query = _source(product.inputs[0], _HEADS_FIRST)
     key = _source(product.inputs[1], _KEYS)
     value = _source(weighted.inputs[1], _HEADS_FIRST)
@@ -56,23 +113,20 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
     )
     heads = _num_heads(product.inputs[0])
     if query is None or key is None or value is None or joined is None or heads is None:
-        return False
-    if inner is not None:
-        both = ir.node("Add", [inner.inputs[1], mask], metadata_props={MODULE_KEY: module_of(softmax)})
-        mask = both.outputs[0]
-        mask.shape, mask.type = outer.outputs[0].shape, outer.outputs[0].type
-        graph.insert_before(outer, both)
-    attention = ir.node(
-        "Attention",
-        [query, key, value, mask],
-        {"q_num_heads": heads, "kv_num_heads": heads, "scale": scale},
-        metadata_props={MODULE_KEY: module_of(softmax)},
-    )
-    result, before = attention.outputs[0], joined.outputs[0]
-    result.name, result.shape, result.type = f"{before.name}.attention", before.shape, before.type
-    graph.insert_before(joined, attention)
-    before.replace_all_uses_with(result)
-    return True
+        return None
+    return query, key, value, joined, {"q_num_heads": heads, "kv_num_heads": heads}
+
+
+def _separate_heads(product: ir.Node, weighted: ir.Node) -> _Operands | None:
+    """Operands of (B, heads, N, size)."""
+    query, value = product.inputs[0], weighted.inputs[1]
+    swapped = _producer(product.inputs[1], "Transpose")
+    key = swapped.inputs[0] if swapped is not None and _perm(swapped) == _SWAPPED else None
+    if query is None or key is None or value is None:
+        return None
+    if any(found.shape is None or len(found.shape) != 4 for found in (query, key, value)):
+        return None
+    return query, key, value, weighted, {}
 
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:

@@ -59,7 +59,7 @@ class WindowedModel(nn.Module):
     def __init__(self, backbone: Backbone, plugin: CompressionPlugin, *, split: bool = False) -> None:
         super().__init__()
         self.spec = backbone.spec
-        self.max_length = backbone.max_length
+        self.config = backbone.info.config
         self.windows = Windows()
         self.model = _copy_sharing_weights(backbone.model)
         self.pooling = Pooling(backbone.pooling) if backbone.pooling else None
@@ -102,17 +102,9 @@ class WindowedModel(nn.Module):
         )
 
     def _positions(self, flat: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Position ids where the family has absolute ones.
-
-        Padding to a multiple of k may go past the last position that the backbone knows (length 512 with
-        k=3 needs slot 513): clamp to the last.
-        """
-        if not self.spec.family.has_position_ids:
-            return {}
-        positions = torch.arange(flat["input_ids"].shape[1], device=flat["input_ids"].device)
-        if self.max_length is not None:
-            positions = positions.clamp(max=self.max_length - 1)
-        return {"position_ids": positions.unsqueeze(0)}
+        """Position ids where the family has absolute ones."""
+        make = self.spec.family.positions
+        return {} if make is None else {"position_ids": make(flat["input_ids"], self.config)}
 
 
 class AugmentedModel(nn.Module):

@@ -131,6 +131,9 @@ def read_backbone_info(source: BackboneSource, architecture: str | None = None) 
             f"{path} is refused by transformers {transformers.__version__}: {error}",
             "Restore it from its source, or save it again with this version of transformers.",
         ) from error
+    reason = spec.family.refuse(config)
+    if reason is not None:
+        raise UserError(f"The backbone {source.name} cannot be compressed: {reason}.", "Choose another one.")
     return BackboneInfo(source, spec, config, _pooling(source.folder, spec))
 
 

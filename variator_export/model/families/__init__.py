@@ -3,9 +3,17 @@
 from variator_export.core.errors import UserError
 from variator_export.model.families.base import Architecture, Family
 from variator_export.model.families.bert import BERT
+from variator_export.model.families.deberta import DEBERTA, DEBERTA_V2
+from variator_export.model.families.distilbert import DISTILBERT
+from variator_export.model.families.electra import ELECTRA
+from variator_export.model.families.modernbert import MODERNBERT
+from variator_export.model.families.mpnet import MPNET
+from variator_export.model.families.roberta import ROBERTA, XLM_ROBERTA
 from variator_export.model.families.t5 import T5
 
-FAMILIES: tuple[Family, ...] = (BERT, T5)
+FAMILIES: tuple[Family, ...] = (
+    BERT, DEBERTA, DEBERTA_V2, DISTILBERT, ELECTRA, MODERNBERT, MPNET, ROBERTA, T5, XLM_ROBERTA,
+)  # fmt: skip
 
 
 def architectures() -> dict[str, Architecture]:
