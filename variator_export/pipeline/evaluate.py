@@ -127,8 +127,10 @@ def evaluate(
     progress = progress or Progress()
     with _bundle(paths, backbone, progress) as bundle:
         entry = bundle.manifest.backbone
-        chosen = task or _task(entry.outputs, examples)
-        output = _check(chosen, entry.outputs, examples, entry.source)
+        # Outputs with one row per token are no quality of a text.
+        outputs = [name for name in entry.outputs if name not in entry.token_outputs]
+        chosen = task or _task(outputs, examples)
+        output = _check(chosen, outputs, examples, entry.source)
         labels = _labels(bundle, examples) if chosen == "classification" else []
         scores = examples.scores() if chosen == "similarity" else []
         rows, order = _encode(bundle, examples, max_tokens)
@@ -204,7 +206,8 @@ def _check(task: Task, outputs: Sequence[str], examples: Examples, source: str) 
     output = "logits" if task == "classification" else "sentence_embedding"
     if output not in outputs:
         raise UserError(
-            f"The task {task} needs the output {output}; {source} gives {', '.join(outputs)}.",
+            f"The task {task} needs the output {output} of each text; {source} gives "
+            f"{', '.join(outputs) or 'outputs of each token only'}.",
             "Choose another --task"
             + ("." if output == "logits" else ", or add the folder's files of sentence-transformers."),
         )

@@ -97,9 +97,10 @@ def check_losses(backbone: Backbone, weights: Losses) -> None:
             "Choose other terms (--loss hidden=1), or add the files of sentence-transformers (modules.json).",
         )
     for term in ("logits", "label"):
-        if getattr(weights, term) and "logits" not in backbone.spec.outputs:
+        has_logits = "logits" in backbone.spec.outputs and "logits" not in backbone.spec.token_outputs
+        if getattr(weights, term) and not has_logits:
             raise UserError(
-                f"The loss term {term} needs a classifier; {source} is a {name} without logits.",
+                f"The loss term {term} needs a classifier; {source} is a {name} without logits of each text.",
                 "Leave it out, or fine-tune a classifier first: variator-export train finetune",
             )
     if not any((weights.hidden, weights.embedding, weights.logits, weights.label)):

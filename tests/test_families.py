@@ -1,0 +1,142 @@
+"""The table of sites: what is in it, what is refused, and how one is added from outside."""
+
+import json
+import re
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import VOCAB_SIZE
+
+from variator_export.bundle import Bundle
+from variator_export.core.errors import UserError
+from variator_export.core.recipe import Recipe
+from variator_export.data.examples import Columns, read_examples
+from variator_export.model.backbone import Backbone, read_backbone_info
+from variator_export.model.families import ENTRY_POINT_GROUP, FAMILIES, find_architecture
+from variator_export.model.source import resolve_source
+from variator_export.pipeline.build import build
+from variator_export.pipeline.evaluate import evaluate
+from variator_export.training.distillation import check_losses
+from variator_export.training.settings import Losses
+
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+
+
+def _block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def _distribution(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, entry: str) -> None:
+    """Something installed, as the package index would leave it."""
+    (folder / "my_families.py").write_text(module)
+    info = folder / "my_families-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-families\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\n{entry}\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "my_families", raising=False)
+
+
+def test_the_page_on_families_adds_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm_folder: Path
+) -> None:
+    entries = tomllib.loads(_block("toml"))["project"]["entry-points"][ENTRY_POINT_GROUP]
+    ((name, value),) = entries.items()
+    _distribution(tmp_path, monkeypatch, _block("python"), f"{name} = {value}")
+    folder = tmp_path / "camembert"
+    torch.manual_seed(0)
+    config = transformers.CamembertConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64, type_vocab_size=1, pad_token_id=0,
+    )  # fmt: skip
+    transformers.CamembertForMaskedLM(config).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copyfile(minilm_folder / file, folder / file)
+    recipe = Recipe.model_validate(
+        {
+            "name": "mine",
+            "backbone": {"source": str(folder), "architecture": "CamembertModel"},
+            "plugins": [{"ratio": 3, "initialise": {"seed": 0}}],
+            "speed": None,
+        }
+    )
+    bundle = Bundle.load(build(recipe, tmp_path / "bundle").bundle)
+    assert bundle.manifest.backbone.model_type == "camembert"
+    inputs = bundle.text_encoder().encode(["The ferry leaves."], bundle.manifest.backbone.inputs, 63)
+    assert bundle.session().run(inputs, ratio=3)["last_hidden_state"].shape[-1] == 32
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("X = 1", "is a int, no Family"),
+        ("import nothing_of_this_name", "cannot be loaded: ModuleNotFoundError"),
+        ("from variator_export.model.families.bert import BERT as X", "which is in the table already"),
+    ],
+)
+def test_a_broken_entry_point_names_its_distribution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, expected: str
+) -> None:
+    _distribution(tmp_path, monkeypatch, module, "x = my_families:X")
+    with pytest.raises(UserError, match=expected) as raised:
+        find_architecture("BertModel")
+    assert "my-families" in str(raised.value.hint)
+
+
+def test_the_page_lists_every_family() -> None:
+    listed = set(re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    assert listed == {family.name for family in FAMILIES}
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "expected"),
+    [
+        ("bert", {"is_decoder": True}, "it is a decoder"),
+        ("electra", {"add_cross_attention": True}, "it is a decoder"),
+        ("deberta", {"type_vocab_size": 2}, "it has token types"),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused_with_the_reason(
+    small_model: Callable[[str], Path], tmp_path: Path, model: str, changes: dict[str, object], expected: str
+) -> None:
+    folder = tmp_path / model
+    shutil.copytree(small_model(model), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=expected):
+        read_backbone_info(resolve_source(str(folder)))
+
+
+def test_the_nearest_family_is_named() -> None:
+    with pytest.raises(UserError) as raised:
+        find_architecture("DebertaV2ForMultipleChoice")
+    assert "DebertaV2Model" in str(raised.value.hint)
+    assert "DebertaModel" not in str(raised.value.hint)
+
+
+def test_logits_of_tokens_are_no_class_of_a_text(
+    small_model: Callable[[str], Path], load_model: Callable[[str], Backbone], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="RobertaForTokenClassification without logits of each text"):
+        check_losses(load_model("roberta"), Losses(logits=1))
+    recipe = Recipe.model_validate(
+        {
+            "name": "tokens",
+            "backbone": {"source": str(small_model("roberta"))},
+            "plugins": [{"ratio": 2, "initialise": {"seed": 0}}],
+            "speed": None,
+        }
+    )
+    bundle = build(recipe, tmp_path / "tokens").bundle
+    (tmp_path / "data.tsv").write_text("text\tlabel\nOne.\ta\nTwo.\tb\n")
+    examples = read_examples(str(tmp_path / "data.tsv"), Columns("text", None, "label"))
+    with pytest.raises(UserError, match="outputs of each token only"):
+        evaluate([bundle], examples)
