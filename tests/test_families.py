@@ -14,11 +14,18 @@ import transformers
 from conftest import VOCAB_SIZE
 
 from variator_export.bundle import Bundle
+from variator_export.cli.build import resolve_recipe
 from variator_export.core.errors import UserError
 from variator_export.core.recipe import Recipe
 from variator_export.data.examples import Columns, read_examples
 from variator_export.model.backbone import Backbone, read_backbone_info
-from variator_export.model.families import ENTRY_POINT_GROUP, FAMILIES, find_architecture
+from variator_export.model.families import (
+    ENTRY_POINT_GROUP,
+    FAMILIES,
+    architectures,
+    find_architecture,
+    find_task,
+)
 from variator_export.model.source import resolve_source
 from variator_export.pipeline.build import build
 from variator_export.pipeline.evaluate import evaluate
@@ -120,6 +127,36 @@ def test_the_nearest_family_is_named() -> None:
         find_architecture("DebertaV2ForMultipleChoice")
     assert "DebertaV2Model" in str(raised.value.hint)
     assert "DebertaModel" not in str(raised.value.hint)
+
+
+def test_a_task_chooses_the_class(small_model: Callable[[str], Path]) -> None:
+    source = resolve_source(str(small_model("electra")))
+    assert read_backbone_info(source).spec.name == "ElectraForMaskedLM"
+    assert read_backbone_info(source, task="feature-extraction").spec.name == "ElectraModel"
+    with pytest.raises(UserError, match="electra does not do the task 'text-clasification'") as raised:
+        read_backbone_info(source, task="text-clasification")
+    assert raised.value.hint == "--task text-classification"
+    assert find_task("T5ForConditionalGeneration", "feature-extraction").name == "T5EncoderModel"
+    with pytest.raises(UserError, match="GPT2LMHeadModel is not supported"):
+        find_task("GPT2LMHeadModel", "feature-extraction")
+
+
+def test_tasks_are_named_as_optimum_names_them() -> None:
+    from optimum.exporters.tasks import TasksManager
+
+    for name, architecture in architectures().items():
+        if name != "T5EncoderModel":  # which Optimum does not know by its class
+            assert TasksManager.infer_task_from_model(getattr(transformers, name)) == architecture.head.task
+
+
+def test_the_command_takes_a_task(small_model: Callable[[str], Path], tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    folder = str(small_model("electra"))
+    recipe = resolve_recipe(
+        "minilm", ["1"], folder, "feature-extraction", None, ["onnxruntime"], None, output, False
+    )
+    backbone = Bundle.load(build(recipe, output).bundle).manifest.backbone
+    assert (backbone.architecture, backbone.task) == ("ElectraModel", "feature-extraction")
 
 
 def test_logits_of_tokens_are_no_class_of_a_text(

@@ -71,7 +71,7 @@ def test_a_relative_of_a_supported_architecture_says_how_to_take_it(folder: Path
     _edit_config(folder, architectures=["BertForNextSentencePrediction"])
     with pytest.raises(UserError) as raised:
         read_backbone_info(resolve_source(str(folder)))
-    assert "backbone.architecture" in str(raised.value.hint)
+    assert "--task" in str(raised.value.hint)
     assert read_backbone_info(resolve_source(str(folder)), "BertModel").spec.name == "BertModel"
 
 

@@ -40,6 +40,14 @@ def build_command(
         str | None,
         typer.Option(metavar="SRC", help="The pretrained model: a folder, or package:DISTRIBUTION/PATH."),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T",
+            help="What the model is to do, as Optimum names it: feature-extraction, text-classification, "
+            "token-classification, question-answering, fill-mask. Default: what its config.json names.",
+        ),
+    ] = None,
     plugin: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,7 +90,7 @@ def build_command(
     `variator-export build my-recipe.yaml --format json --no-speed`
     """
     printer = Output(format)
-    resolved = resolve_recipe(recipe, ratio, backbone, plugin, target, precision, output, speed)
+    resolved = resolve_recipe(recipe, ratio, backbone, task, plugin, target, precision, output, speed)
     progress = ConsoleProgress(printer)
     try:
         result = build(resolved, output, replace=replace, progress=progress)
@@ -98,6 +106,7 @@ def resolve_recipe(
     recipe: str,
     ratios: list[str] | None,
     backbone: str | None,
+    task: str | None,
     plugins: list[str] | None,
     targets: list[str] | None,
     precision: str | None,
@@ -116,7 +125,9 @@ def resolve_recipe(
                 f"variator-export build --backbone {backbone} --output artifacts/NAME",
             )
         # A pin and an architecture belong to the recipe's own backbone.
-        changes["backbone"] = BackboneRecipe(source=backbone)
+        changes["backbone"] = BackboneRecipe(source=backbone, task=task)
+    elif task is not None:
+        changes["backbone"] = loaded.backbone.model_copy(update={"task": task, "architecture": None})
     if plugins:
         changes["plugins"] = tuple(_plugin(text) for text in plugins)
         if not ratios:

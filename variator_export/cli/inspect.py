@@ -34,7 +34,8 @@ def inspect_command(
     limit = "no limit" if backbone.max_length is None else f"at most {backbone.max_length} tokens"
     printer.text(f"{loaded.path}: {len(manifest.files)} files, every hash as in the manifest")
     printer.text(
-        f"backbone: {backbone.source} ({backbone.architecture}, {backbone.num_layers} layers, hidden size "
+        f"backbone: {backbone.source} ({backbone.architecture}, {backbone.task or 'task not recorded'}, "
+        f"{backbone.num_layers} layers, hidden size "
         f"{backbone.hidden_size}, {manifest.precision}, {limit})"
     )
     printer.text(f"inputs: {', '.join(backbone.inputs)}; outputs: {', '.join(backbone.outputs)}")

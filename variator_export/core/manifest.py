@@ -32,6 +32,7 @@ class BackboneEntry(_Part):
     """The backbone, as far as a session has to know it.
 
     Attributes:
+        task: What it does, as Optimum names it; None in bundles of before that was written down.
         outputs: Names of the outputs, in order.
         token_outputs: Those with one row per token.
         max_length: The longest input in tokens; None: there is no limit.
@@ -40,6 +41,7 @@ class BackboneEntry(_Part):
 
     source: str
     architecture: str
+    task: str | None = None
     model_type: str
     weights_sha256: str
     hidden_size: int

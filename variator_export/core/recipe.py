@@ -34,12 +34,21 @@ class BackboneRecipe(_Part):
     Attributes:
         source: A folder, or `package:DISTRIBUTION/PATH`.
         sha256: The sha256 that its weights must have; None: any.
-        architecture: The transformers class to load; None: the one that config.json names.
+        task: What the model is to do, as Optimum names it (`feature-extraction`), which chooses the class of
+            its family; None: that of the class which config.json names.
+        architecture: The transformers class to load, instead of a task.
     """
 
     source: str
     sha256: Sha256 | None = None
+    task: str | None = None
     architecture: str | None = None
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> "BackboneRecipe":
+        if self.task is not None and self.architecture is not None:
+            raise ValueError("give task or architecture, not both")
+        return self
 
 
 class Initialise(_Part):

@@ -17,7 +17,7 @@ from torch import nn
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
-from variator_export.model.families import find_architecture
+from variator_export.model.families import find_architecture, find_task
 from variator_export.model.families.base import Architecture
 from variator_export.model.plugin_file import BackboneIdentity
 from variator_export.model.pooling import PoolingSpec, read_pooling
@@ -99,12 +99,15 @@ class Backbone:
         return dataclasses.replace(self, model=copy.deepcopy(self.model).to(dtype))
 
 
-def read_backbone_info(source: BackboneSource, architecture: str | None = None) -> BackboneInfo:
+def read_backbone_info(
+    source: BackboneSource, architecture: str | None = None, task: str | None = None
+) -> BackboneInfo:
     """Read a backbone's configuration and find it in the table of sites.
 
     Args:
         source: Where it is.
         architecture: The transformers class to load; None: the one that config.json names.
+        task: Of the class to load, which is one of the same family; instead of `architecture`.
 
     Raises:
         UserError: The configuration cannot be read or the architecture is not supported.
@@ -118,7 +121,7 @@ def read_backbone_info(source: BackboneSource, architecture: str | None = None) 
             f"{path} does not name its architecture.",
             "Set backbone.architecture in the recipe, for example BertModel.",
         )
-    spec = find_architecture(named)
+    spec = find_architecture(named) if task is None else find_task(named, task)
     if content.get("model_type") != spec.family.name:
         raise UserError(
             f"{path} has model_type {content.get('model_type')!r}; {named} belongs to {spec.family.name!r}.",

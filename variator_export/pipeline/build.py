@@ -171,6 +171,7 @@ def _backbone_entry(context: BuildContext) -> BackboneEntry:
     return BackboneEntry(
         source=context.source.name,
         architecture=info.spec.name,
+        task=info.spec.head.task,
         model_type=info.spec.family.name,
         weights_sha256=context.source.weights_sha256,
         hidden_size=info.size.hidden_size,

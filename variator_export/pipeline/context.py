@@ -54,6 +54,7 @@ class BuildContext:
         self.backbone_key: dict[str, Any] = {
             "weights_sha256": source.weights_sha256,
             "architecture": recipe.backbone.architecture,
+            "task": recipe.backbone.task,
             "files": {n: sha256_file(p) for n in decisive if (p := source.folder / n).is_file()},
         }
 
@@ -63,7 +64,8 @@ class BuildContext:
         require_export()
         from variator_export.model.backbone import read_backbone_info
 
-        return read_backbone_info(self.source, self.recipe.backbone.architecture)
+        backbone = self.recipe.backbone
+        return read_backbone_info(self.source, backbone.architecture, backbone.task)
 
     @cached_property
     def encoder(self) -> TextEncoder:

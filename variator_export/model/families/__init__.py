@@ -3,6 +3,7 @@
 from importlib.metadata import entry_points
 
 from variator_export.core.errors import UserError
+from variator_export.core.validation import nearest
 from variator_export.model.families.base import Architecture, Family
 from variator_export.model.families.bert import BERT
 from variator_export.model.families.deberta import DEBERTA, DEBERTA_V2
@@ -62,12 +63,31 @@ def find_architecture(name: str) -> Architecture:
     same_family = [other for other, found in known.items() if found.family.name == nearest]
     hint = "A family is added with one file, also from outside of this package (see docs/families.md)."
     if same_family:
-        hint = f"Set backbone.architecture in the recipe to take {' or '.join(same_family)} of it. {hint}"
+        hint = f"Take {' or '.join(same_family)} of it, with --task or backbone.architecture. {hint}"
     raise UserError(
         f"The architecture {name} is not supported; supported are the model types "
         f"{', '.join(sorted({found.family.name for found in known.values()}))}.",
         hint,
     )
+
+
+def find_task(name: str, task: str) -> Architecture:
+    """The class that does a task, in the family of another class.
+
+    Raises:
+        UserError: The family is not in the table, or has no class for the task; lists what it has.
+    """
+    known = architectures()
+    family = known[name].family.name if name in known else _nearest_family(name, known)
+    there = {found.head.task: found for found in known.values() if found.family.name == family}
+    if not there:
+        return find_architecture(name)  # its error
+    if task not in there:
+        raise UserError(
+            f"The family {family} does not do the task {task!r}; it does {', '.join(sorted(there))}.",
+            f"--task {nearest(task, sorted(there)) or 'feature-extraction'}",
+        )
+    return there[task]
 
 
 def _nearest_family(name: str, known: dict[str, Architecture]) -> str | None:
