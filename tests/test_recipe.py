@@ -1,11 +1,12 @@
 """Recipes: what is wrong is named with its key and the nearest known one."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from variator_export.core.errors import UserError
-from variator_export.core.recipe import Recipe, load_recipe, shipped_recipes
+from variator_export.core.recipe import Recipe, load_recipe, recipe_schema, shipped_recipes
 from variator_export.pipeline.plan import parse_ratio, select_plugins
 
 MINIMAL = "name: x\nbackbone: {source: ./b}\n"
@@ -100,3 +101,18 @@ def test_a_name_used_twice(tmp_path: Path) -> None:
         select_plugins(_load(tmp_path, text))
     named = MINIMAL + "plugins: [{ratio: 2, initialise: {}}, {name: b, ratio: 2, initialise: {seed: 1}}]"
     assert [plugin.name for plugin in select_plugins(_load(tmp_path, named))] == ["b", "ratio-2"]
+
+
+def test_the_committed_schema_is_that_of_the_recipe() -> None:
+    """After a change: variator-export schema > recipes/recipe.schema.json"""
+    folder = Path(__file__).parent.parent / "recipes"
+    schema = json.loads((folder / "recipe.schema.json").read_text(encoding="utf-8"))
+    assert schema == recipe_schema()
+    for path in folder.glob("*.yaml"):
+        assert path.read_text(encoding="utf-8").startswith(
+            "# yaml-language-server: $schema=recipe.schema.json"
+        )
+    for part in (schema, *schema["$defs"].values()):
+        assert part["additionalProperties"] is False
+        undescribed = [name for name, field in part["properties"].items() if "description" not in field]
+        assert not undescribed

@@ -17,6 +17,7 @@ from variator_export.cli.inspect import inspect_command
 from variator_export.cli.output import Format, Output
 from variator_export.cli.report import report_command
 from variator_export.cli.run import run_command
+from variator_export.cli.schema import schema_command
 from variator_export.cli.train import train_app
 from variator_export.cli.verify import verify_command
 from variator_export.core import interrupts
@@ -42,6 +43,7 @@ app.command("run")(run_command)
 app.command("inspect")(inspect_command)
 app.command("evaluate")(evaluate_command)
 app.command("import")(import_command)
+app.command("schema")(schema_command)
 app.add_typer(train_app, name="train")
 
 

@@ -25,24 +25,21 @@ Range = tuple[
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class BackboneRecipe(_Part):
-    """The pretrained transformer.
-
-    Attributes:
-        source: A folder, or `package:DISTRIBUTION/PATH`.
-        sha256: The sha256 that its weights must have; None: any.
-        task: What the model is to do, as Optimum names it (`feature-extraction`), which chooses the class of
-            its family; None: that of the class which config.json names.
-        architecture: The transformers class to load, instead of a task.
-    """
+    """The pretrained transformer."""
 
     source: str
+    """A folder, or `package:DISTRIBUTION/PATH`."""
     sha256: Sha256 | None = None
+    """The sha256 that its weights must have; None: any."""
     task: str | None = None
+    """What the model is to do, as Optimum names it (`feature-extraction`), which chooses the class of its family;
+    None: that of the class which config.json names."""
     architecture: str | None = None
+    """The transformers class to load, instead of a task."""
 
     @model_validator(mode="after")
     def _one_choice(self) -> "BackboneRecipe":
@@ -52,33 +49,27 @@ class BackboneRecipe(_Part):
 
 
 class Initialise(_Part):
-    """An untrained plugin, made by the paper's initialisation.
-
-    Attributes:
-        bottleneck_size: Width of the decompression layer's bottleneck.
-        masking: `none` as in the paper's code, or `exclude-padding`.
-        seed: Of the random generator.
-    """
+    """An untrained plugin, made by the paper's initialisation."""
 
     bottleneck_size: int = Field(default=64, ge=1)
+    """Width of the decompression layer's bottleneck."""
     masking: Literal["none", "exclude-padding"] = "none"
+    """`none` as in the paper's code, or `exclude-padding`."""
     seed: int = Field(default=0, ge=0)
+    """Of the random generator."""
 
 
 class PluginRecipe(_Part):
-    """One compression plugin: read from a folder, or made by initialisation.
-
-    Attributes:
-        name: The variant's name; None: `ratio-K`.
-        ratio: Its ratio; may be left out for a folder, which says it itself.
-        source: A folder with `plugin_config.json` and `plugin.safetensors` (`plugin_folder`).
-        initialise: How to make one instead.
-    """
+    """One compression plugin: read from a folder, or made by initialisation."""
 
     name: VariantName | None = None
+    """The variant's name; None: `ratio-K`."""
     ratio: int | None = Field(default=None, ge=2)
+    """Its ratio; may be left out for a folder, which says it itself."""
     source: str | None = None
+    """A folder with `plugin_config.json` and `plugin.safetensors` (`plugin_folder`)."""
     initialise: Initialise | None = None
+    """How to make one instead."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "PluginRecipe":
@@ -90,43 +81,34 @@ class PluginRecipe(_Part):
 
 
 class VerifyRecipe(_Part):
-    """What graphs are verified on, besides a grid of shapes.
-
-    Attributes:
-        texts: Real texts; empty: a few that come with the package.
-        seed: Of the random token ids of the grid.
-    """
+    """What graphs are verified on, besides a grid of shapes."""
 
     texts: tuple[str, ...] = ()
+    """Real texts; empty: a few that come with the package."""
     seed: int = 0
+    """Of the random token ids of the grid."""
 
 
 class SpeedRecipe(_Part):
-    """The measurement at the end of a build.
-
-    Attributes:
-        batch_size: Rows.
-        sequence_length: Tokens in each row.
-        rounds: How often the subjects take turns.
-        block_seconds: How long one subject runs in a turn, warm-up apart.
-    """
+    """The measurement at the end of a build."""
 
     batch_size: int = Field(default=8, ge=1)
+    """Rows."""
     sequence_length: int = Field(default=128, ge=1)
+    """Tokens in each row."""
     rounds: int = Field(default=5, ge=2)
+    """How often the subjects take turns."""
     block_seconds: float = Field(default=0.4, gt=0)
+    """How long one subject runs in a turn, warm-up apart."""
 
 
 class EngineRecipe(_Part):
-    """The optimization profile of an engine, as (min, opt, max).
-
-    Attributes:
-        batch_size: Rows.
-        sequence_length: Tokens.
-    """
+    """The optimization profile of an engine, as (min, opt, max)."""
 
     batch_size: Range = (1, 8, 32)
+    """Rows."""
     sequence_length: Range = (1, 128, 512)
+    """Tokens."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "EngineRecipe":
@@ -138,29 +120,26 @@ class EngineRecipe(_Part):
 
 
 class Recipe(_Part):
-    """Everything that decides what a build makes.
-
-    Attributes:
-        name: Names the bundle's default folder, artifacts/NAME.
-        backbone: The pretrained transformer.
-        plugins: The compression plugins there are.
-        ratios: Those to build; None: all that the plugins have. The baseline, ratio 1, always comes along.
-        precision: Of the graphs.
-        targets: What to build engines for. Graphs run on onnxruntime as they are.
-        verify: What graphs are verified on.
-        speed: The measurement at the end; None: none.
-        engine: The optimization profile of engines.
-    """
+    """Everything that decides what a build makes."""
 
     name: VariantName
+    """Names the bundle's default folder, artifacts/NAME."""
     backbone: BackboneRecipe
+    """The pretrained transformer."""
     plugins: tuple[PluginRecipe, ...] = ()
+    """The compression plugins there are."""
     ratios: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Those to build; None: all that the plugins have. The baseline, ratio 1, always comes along."""
     precision: Literal["float32"] = "float32"
+    """Of the graphs."""
     targets: tuple[Target, ...] = ("onnxruntime",)
+    """What to build engines for. Graphs run on onnxruntime as they are."""
     verify: VerifyRecipe = VerifyRecipe()
+    """What graphs are verified on."""
     speed: SpeedRecipe | None = SpeedRecipe()
+    """The measurement at the end; None: none."""
     engine: EngineRecipe = EngineRecipe()
+    """The optimization profile of engines."""
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -226,6 +205,11 @@ def parse_recipe(content: Any, name: str) -> Recipe:
             f"The recipe {name} does not validate: {describe_validation_error(error, Recipe)}",
             "docs/recipes.md describes every key.",
         ) from error
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, by which editors complete and check one while it is written."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
 def shipped_recipes() -> list[str]:

@@ -1,0 +1,18 @@
+"""`variator-export schema`."""
+
+import json
+
+import typer
+
+from variator_export.core.recipe import recipe_schema
+
+
+def schema_command() -> None:
+    """Print the JSON schema of recipes, by which editors complete and check them.
+
+    **Example**
+
+    `variator-export schema > recipe.schema.json`, and as the first line of a recipe beside it:
+    `# yaml-language-server: $schema=recipe.schema.json`
+    """
+    typer.echo(json.dumps(recipe_schema(), indent=2))
