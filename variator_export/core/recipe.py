@@ -36,8 +36,8 @@ class BackboneRecipe(_Part):
     sha256: Sha256 | None = None
     """The sha256 that its weights must have; None: any."""
     task: str | None = None
-    """What the model is to do, as Optimum names it (`feature-extraction`), which chooses the class of its family;
-    None: that of the class which config.json names."""
+    """What the model is to do, as Optimum names it (`feature-extraction`), which chooses the class of its
+    family; None: that of the class which config.json names."""
     architecture: str | None = None
     """The transformers class to load, instead of a task."""
 
