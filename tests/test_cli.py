@@ -13,8 +13,9 @@ from variator_export.cli.train import train_app
 from variator_export.core.recipe import Recipe
 
 COMMANDS = {
+    "schema": set(),
     "build": {
-        "--ratio", "--backbone", "--plugin", "--target", "--precision", "--output", "--replace", "--speed",
+        "--task", "--ratio", "--backbone", "--plugin", "--target", "--precision", "--output", "--replace", "--speed",
         "--no-speed", "--format", "--help",
     },
     "verify": {"--ratio", "--variant", "--reference", "--backbone", "--quick", "--bisect", "--reproduction",

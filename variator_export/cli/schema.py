@@ -10,7 +10,7 @@ from variator_export.core.recipe import recipe_schema
 def schema_command() -> None:
     """Print the JSON schema of recipes, by which editors complete and check them.
 
-    **Example**
+    **Examples**
 
     `variator-export schema > recipe.schema.json`, and as the first line of a recipe beside it:
     `# yaml-language-server: $schema=recipe.schema.json`
