@@ -15,8 +15,8 @@ from variator_export.core.recipe import Recipe
 COMMANDS = {
     "schema": set(),
     "build": {
-        "--task", "--ratio", "--backbone", "--plugin", "--target", "--precision", "--output", "--replace", "--speed",
-        "--no-speed", "--format", "--help",
+        "--ratio", "--backbone", "--task", "--plugin", "--target", "--precision", "--output", "--replace",
+        "--speed", "--no-speed", "--format", "--help",
     },
     "verify": {"--ratio", "--variant", "--reference", "--backbone", "--quick", "--bisect", "--reproduction",
                "--junit", "--summary", "--format", "--help"},
