@@ -13,6 +13,7 @@ from variator_export.cli.train import train_app
 from variator_export.core.recipe import Recipe
 
 COMMANDS = {
+    "doctor": {"--format", "--help"},
     "schema": set(),
     "build": {
         "--ratio", "--backbone", "--task", "--plugin", "--target", "--precision", "--output", "--replace",

@@ -11,6 +11,7 @@ import typer
 
 from variator_export.cli.bench import bench_command
 from variator_export.cli.build import build_command
+from variator_export.cli.doctor import doctor_command
 from variator_export.cli.evaluate import evaluate_command
 from variator_export.cli.import_upstream import import_command
 from variator_export.cli.inspect import inspect_command
@@ -43,6 +44,7 @@ app.command("run")(run_command)
 app.command("inspect")(inspect_command)
 app.command("evaluate")(evaluate_command)
 app.command("import")(import_command)
+app.command("doctor")(doctor_command)
 app.command("schema")(schema_command)
 app.add_typer(train_app, name="train")
 

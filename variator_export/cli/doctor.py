@@ -1,0 +1,76 @@
+"""`variator-export doctor`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from variator_export.cli.output import Format, Output
+from variator_export.core.extras import Extra
+from variator_export.pipeline.doctor import Diagnosis, diagnose
+
+
+def doctor_command(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="A bundle to look at besides: its hashes, and what can be done with it."),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.TEXT,
+) -> None:
+    """Say what is installed, what this machine can build and run, and the command for what is missing.
+
+    Ends with exit code 1 if something that is installed does not work.
+
+    **Examples**
+
+    `variator-export doctor`
+
+    `variator-export doctor artifacts/minilm --format json`
+    """
+    printer = Output(format)
+    found = diagnose(bundle)
+    if printer.is_json:
+        extras = [{**asdict(extra), "state": extra.state} for extra in found.extras]
+        printer.document({**asdict(found), "extras": extras})
+    else:
+        _print(printer, found)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def _print(printer: Output, found: Diagnosis) -> None:
+    machine = found.machine
+    memory = machine["memory_bytes"] / 2**30
+    printer.text(
+        f"{machine['cpu']}, {machine['cpu_cores']} cores, {memory:.0f} GiB, Python {machine['python']}"
+    )
+    printer.text(f"GPUs: {'; '.join(found.gpus) if found.gpus else 'none that nvidia-smi knows of'}")
+    printer.text()
+    table = Table(title="What this installation can do", title_justify="left")
+    for name in ("to", "state", "installed", "otherwise"):
+        table.add_column(name, overflow="fold")
+    for extra in found.extras:
+        parts = ", ".join(f"{p.distribution} {p.installed}" for p in extra.parts if p.installed is not None)
+        # As text: what is in brackets would be taken for markup.
+        install = Text("" if extra.state == "ready" else extra.install)
+        table.add_row(extra.purpose, _state(extra), parts, install)
+    printer.table(table)
+    for probe in found.probes:
+        printer.text(f"{probe.module}: {probe.answer}" if probe.works else f"{probe.module}: does not work")
+    if found.bundle is not None:
+        printer.text()
+        printer.text(f"{found.bundle['path']}: every hash as in the manifest")
+        printer.text(f"runs on: {', '.join(found.bundle['runs_on']) or 'nothing that is installed here'}")
+        printer.text(f"its backbone is {found.bundle['backbone']}")
+        for engine in found.bundle["engines"]:
+            printer.text(f"engine: {engine['variant']} for {engine['target']}, {engine['precision']}")
+    for problem in found.problems:
+        printer.hint(f"problem: {problem}")
+
+
+def _state(extra: Extra) -> str:
+    missing = [part.distribution for part in extra.parts if part.installed is None]
+    return f"without {', '.join(missing)}" if extra.state == "incomplete" else extra.state

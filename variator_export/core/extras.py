@@ -1,0 +1,96 @@
+"""The extras of this package: what each is for, and what of it is installed. Imports none of it."""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires
+
+from packaging.requirements import Requirement
+
+from variator_export.core.environment import DISTRIBUTION, install_command, installed_version
+
+# What each extra is for.
+PURPOSES = {
+    "onnxruntime": "run bundles",
+    "onnxruntime-gpu": "run bundles, with ONNX Runtime for NVIDIA GPUs",
+    "export": "make and verify bundles",
+    "tensorrt-rtx": "build engines for GeForce RTX and RTX PRO GPUs, on any machine",
+    "tensorrt": "build TensorRT engines, on a machine with the GPU",
+    "openvino": "time bundles on OpenVINO",
+    "train": "train plugins (beside export)",
+    "evaluate": "measure quality",
+    "report": "write the report",
+    "demo": "the backbone of the default recipe",
+}
+# Both write the same folder.
+_ALTERNATIVES = ("onnxruntime", "onnxruntime-gpu")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A distribution that an extra needs.
+
+    Attributes:
+        distribution: Its name.
+        needed: The versions that will do, as in `>=2.13,<2.14`.
+        installed: The version that is there; None: none is.
+        fits: Whether it will do.
+    """
+
+    distribution: str
+    needed: str
+    installed: str | None
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An extra of this package.
+
+    Attributes:
+        name: Its name.
+        purpose: What it is for.
+        parts: What it needs.
+        install: The command that installs it.
+    """
+
+    name: str
+    purpose: str
+    parts: tuple[Part, ...]
+    install: str
+
+    @property
+    def state(self) -> str:
+        """`ready`, `not installed`, `incomplete`, `another version`; `unknown` to an older installation."""
+        if not self.parts:
+            return "unknown"
+        if all(part.fits for part in self.parts):
+            return "ready"
+        if all(part.installed is None for part in self.parts):
+            return "not installed"
+        return "incomplete" if any(part.installed is None for part in self.parts) else "another version"
+
+
+def extras() -> list[Extra]:
+    """What this installation can do, by extra; empty if this package itself is not installed."""
+    try:
+        lines = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:
+        return []
+    requirements = [Requirement(line) for line in lines]
+    found = []
+    for name, purpose in PURPOSES.items():
+        wanted = [r for r in requirements if r.marker is not None and r.marker.evaluate({"extra": name})]
+        parts = tuple(_part(requirement) for requirement in wanted)
+        found.append(Extra(name, purpose, parts, install_command(name)))
+    return found
+
+
+def conflicts() -> list[str]:
+    """Distributions that are installed together and must not be."""
+    both = [name for name in _ALTERNATIVES if installed_version(name) is not None]
+    return both if len(both) == len(_ALTERNATIVES) else []
+
+
+def _part(requirement: Requirement) -> Part:
+    installed = installed_version(requirement.name)
+    fits = installed is not None and requirement.specifier.contains(installed, prereleases=True)
+    return Part(requirement.name, str(requirement.specifier), installed, fits)

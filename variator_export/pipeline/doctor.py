@@ -1,0 +1,131 @@
+"""What this machine can build and run. What is reported on is imported in processes of their own."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from variator_export.bundle import SESSION_TARGETS, Bundle
+from variator_export.core.environment import conditions, is_importable, machine
+from variator_export.core.errors import UserError
+from variator_export.core.extras import Extra, conflicts, extras
+
+# What is asked of a module; an import can take half a minute on a cold disk.
+_TIMEOUT_SECONDS = 120
+_PROBES = {
+    "torch": "import torch as t; print(t.__version__, f'CUDA {t.version.cuda}', "
+    "*[t.cuda.get_device_name(i) for i in range(t.cuda.device_count())], sep=', ')",
+    "onnxruntime": "import onnxruntime as o; print(o.__version__, *o.get_available_providers(), sep=', ')",
+    "openvino": "import openvino as o; print(o.__version__, *o.Core().available_devices, sep=', ')",
+    "tensorrt": "import tensorrt as t; print(t.__version__)",
+    "tensorrt_rtx": "import tensorrt_rtx as t; print(t.__version__)",
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a module says of itself when it is imported.
+
+    Attributes:
+        module: Its name.
+        works: Whether it could be imported.
+        answer: Its version and devices, or what went wrong.
+    """
+
+    module: str
+    works: bool
+    answer: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What this machine can do.
+
+    Attributes:
+        machine: Processor, memory, system, Python.
+        gpus: As nvidia-smi says it; None: there is none that it knows of.
+        extras: Of this package.
+        probes: Of the modules that are installed.
+        bundle: What of a bundle can be used here; None if none was given.
+        problems: What is installed and broken, with what to do.
+    """
+
+    machine: dict[str, Any]
+    gpus: list[str] | None
+    extras: list[Extra]
+    probes: list[Probe]
+    bundle: dict[str, Any] | None
+    problems: list[str]
+
+
+def diagnose(bundle: Path | None = None) -> Diagnosis:
+    """Look at this machine, and at a bundle on it.
+
+    Raises:
+        UserError: There is no bundle in the folder, or a file of it is not what its manifest says.
+    """
+    modules = [module for module in _PROBES if is_importable(module)]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        probes = list(pool.map(_probe, modules))
+    found = extras()
+    problems = [f"{probe.module} cannot be imported: {probe.answer}" for probe in probes if not probe.works]
+    if both := conflicts():
+        problems.append(
+            f"{' and '.join(both)} are both installed and overwrite each other's files. "
+            f"Keep one: pip uninstall -y {' '.join(both)}, then install it again."
+        )
+    for extra in found:
+        wrong = [p for p in extra.parts if p.installed is not None and not p.fits]
+        problems += [
+            f"{part.distribution} {part.installed} is installed; {extra.name} needs {part.needed}. "
+            f"{extra.install}"
+            for part in wrong
+        ]
+    return Diagnosis(
+        machine(), conditions()["gpu"], found, probes, _look_at(bundle, probes), list(dict.fromkeys(problems))
+    )
+
+
+def _probe(module: str) -> Probe:
+    command = [sys.executable, "-c", _PROBES[module]]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return Probe(module, False, f"no answer within {_TIMEOUT_SECONDS} s")
+    if ended.returncode < 0:
+        return Probe(module, False, f"the process died of signal {-ended.returncode}")
+    if ended.returncode > 0:
+        lines = ended.stderr.strip().splitlines()
+        return Probe(module, False, lines[-1] if lines else f"exit code {ended.returncode}")
+    return Probe(module, True, ended.stdout.strip())
+
+
+def _look_at(folder: Path | None, probes: list[Probe]) -> dict[str, Any] | None:
+    if folder is None:
+        return None
+    bundle = Bundle.load(folder)
+    bundle.check_all()
+    works = {probe.module for probe in probes if probe.works}
+    return {
+        "path": str(bundle.path),
+        "runs_on": [target for target in SESSION_TARGETS if target in works],
+        "backbone": _backbone(bundle),
+        "engines": [
+            {"target": engine.target, "variant": engine.variant, "precision": engine.precision}
+            for engine in bundle.manifest.engines
+        ],
+    }
+
+
+def _backbone(bundle: Bundle) -> str:
+    """Whether `verify` could compare with eager PyTorch here."""
+    from variator_export.model.source import resolve_source
+
+    entry = bundle.manifest.backbone
+    try:
+        resolve_source(entry.source, entry.weights_sha256)
+    except UserError as error:
+        return f"not here: {error.message}"
+    return "here, with the weights that the bundle was made of"
