@@ -14,6 +14,7 @@ from variator_export.graph.simplify import MODULE_KEY, module_of
 
 _HEADS_FIRST = [0, 2, 1, 3]  # (B, N, heads, size) to (B, heads, N, size), and back
 _KEYS = [0, 2, 3, 1]  # (B, N, heads, size) to (B, heads, size, N)
+_FLOATS = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _SWAPPED = [0, 1, 3, 2]  # (B, heads, N, size) to (B, heads, size, N)
 
 # Query, key and value, the node whose output the operator's output replaces, and the operator's attributes.
@@ -47,7 +48,7 @@ def _raise_lowest(graph: ir.Graph) -> None:
     """
     for value in graph.initializers.values():
         stored = value.const_value
-        if stored is not None and stored.size == 1 and stored.dtype.is_floating_point():
+        if stored is not None and stored.size == 1 and stored.dtype in _FLOATS:
             number = stored.numpy()
             if number == np.finfo(number.dtype).min:
                 value.const_value = ir.tensor(number / number.dtype.type(2), name=value.name)

@@ -1,39 +1,78 @@
-"""Write the tables of docs/quality.md from the committed results.
+"""Write the tables of docs/quality.md and docs/performance.md from the committed results.
 
-    python benchmarks/quality_page.py
+    python benchmarks/pages.py
 
 Only what stands between the markers of a table is replaced; a test holds that nothing is left to replace.
 """
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGE = REPOSITORY / "docs" / "quality.md"
 RESULTS = REPOSITORY / "benchmarks" / "results"
+QUALITY = REPOSITORY / "docs" / "quality.md"
+PERFORMANCE = REPOSITORY / "docs" / "performance.md"
 
 
-NOT_MEASURED = ["Not measured yet."]
-
-
-def page(text: str, shipped: list[dict[str, Any]], quality: dict[str, Any] | None) -> str:
-    """The page with its tables made anew."""
-    tables = {
-        "shipped": [line for result in shipped for line in _shipped_table(result)],
-        "pretraining": _pretraining_table(quality["pretraining"]) if quality else NOT_MEASURED,
-        "tasks": _tasks_table(quality["tasks"]) if quality and quality["tasks"] else NOT_MEASURED,
+def current() -> dict[Path, str]:
+    """The pages as the committed results make them."""
+    quality = _result("quality-cpu")
+    return {
+        QUALITY: _with_tables(
+            QUALITY,
+            {
+                "shipped": [line for result in _result("minilm-quality") for line in _shipped_table(result)],
+                "pretraining": _pretraining_table(quality["pretraining"]),
+                "tasks": _tasks_table(quality["tasks"]),
+            },
+        ),
+        PERFORMANCE: _with_tables(
+            PERFORMANCE,
+            {"speed": _speed_table({"MiniLM": _result("bench-minilm"), "T5-base": _result("bench-t5-base")})},
+        ),
     }
+
+
+def _result(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _with_tables(path: Path, tables: Mapping[str, Sequence[str]]) -> str:
+    text = path.read_text(encoding="utf-8")
     for name, lines in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         block = "\n".join([begin, *lines, end])
         text, count = pattern.subn(lambda _, block=block: block, text)
         if count != 1:
-            raise ValueError(f"docs/quality.md has no place for the table {name}")
+            raise ValueError(f"{path} has no place for the table {name}")
     return text
+
+
+def _speed_table(results: Mapping[str, Any]) -> list[str]:
+    """Ratio 4, and ratio 1 over the fastest other run without plugins."""
+    rows = []
+    for model, result in results.items():
+        for shape in result["shapes"]:
+            row = {(r["runtime"], r["ratio"]): r for r in shape["rows"]}
+            compressed, plain = row["onnxruntime", 4], row["onnxruntime", 1]
+            other = row["onnxruntime-optimizer", 1]
+            rows.append(
+                [
+                    model,
+                    f"({shape['batch_size']}, {shape['sequence_length']})",
+                    *(f"{found['median_ms']:.1f}" for found in (other, plain, compressed)),
+                    f"{compressed['speedup']:.2f}x",
+                    f"{compressed['speedup_low']:.2f} to {compressed['speedup_high']:.2f}",
+                    f"{compressed['speedup_allowed']:.2f}x",
+                    f"{compressed['share_of_allowed']:.0%}",
+                ]
+            )
+    header = ["model", "shape", "optimizer ms", "k=1 ms", "k=4 ms", "speed-up", "95 % interval", "MACs allow"]
+    return _table([*header, "reached"], rows)
 
 
 def _shipped_table(shipped: dict[str, Any]) -> list[str]:
@@ -85,13 +124,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
 
 
-def current() -> str:
-    """The page as the committed results make it."""
-    shipped = json.loads((RESULTS / "minilm-quality.json").read_text(encoding="utf-8"))
-    path = RESULTS / "quality-cpu.json"
-    quality = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return page(PAGE.read_text(encoding="utf-8"), shipped, quality)
-
-
 if __name__ == "__main__":
-    PAGE.write_text(current(), encoding="utf-8")
+    for page, content in current().items():
+        page.write_text(content, encoding="utf-8")
