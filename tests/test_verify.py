@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from conftest import BLOCK
 from planted_faults import FAULTS, plant
 
@@ -21,6 +22,8 @@ from variator_export.cli.main import app
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.hashing import sha256_file
 from variator_export.core.manifest import MANIFEST_NAME
+from variator_export.engines.eager import EagerModel
+from variator_export.model.backbone import Backbone
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.verify import STORED, Verification, verify
 from variator_export.stages.budget import EPSILON, Budget, make_budgets
@@ -246,6 +249,23 @@ def test_budgets_by_hand() -> None:
     assert not usual.allows(found, 2.9)
     silent = make_budgets([{"y": deviation(expected, expected)}], "float16")[0]["y"]
     assert silent == Budget(9.77e-4, 9.77e-4, 9.77e-4)  # a unit of float16
+
+
+def test_a_number_near_zero_is_allowed_the_usual_absolute_error() -> None:
+    usual = [{"y": deviation(np.array([2.0 + 1e-6]), np.array([2.0]))} for _ in range(4)]
+    small = {"y": deviation(np.array([1e-3 + 1e-10]), np.array([1e-3]))}
+    *_, budget = (case["y"] for case in make_budgets([*usual, small], "float32"))
+    assert budget.relative_frobenius == pytest.approx(1e-6 / 1e-3, rel=0.01)
+
+
+def test_the_reference_is_finite_where_a_row_is_masked_whole(load_model: Callable[[str], Backbone]) -> None:
+    """ModernBERT asks for a softmax in float32, in which the lowest float64 is -inf."""
+    backbone = load_model("modernbert").converted(torch.float64)
+    mask = (np.arange(60) < 3).astype(np.int64)[None]
+    inputs = {"input_ids": np.where(mask, 2000, 0), "attention_mask": mask}
+    outputs = EagerModel(backbone, None).run(inputs)
+    assert np.isfinite(outputs["last_hidden_state"]).all()
+    assert outputs["last_hidden_state"].dtype == np.float64
 
 
 def test_nan_and_zero_in_deviations() -> None:

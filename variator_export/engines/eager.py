@@ -1,16 +1,34 @@
 """Running the augmented model in eager PyTorch: the reference for numbers, and a baseline for speed."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from variator_export.engines.base import Arrays
 from variator_export.model.augmented import AugmentedModel, PlainModel
-from variator_export.model.backbone import Backbone
+from variator_export.model.backbone import Backbone, quiet_transformers
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_file import Plugin
+
+
+class _SoftmaxInFloat64(TorchFunctionMode):
+    """Keep a softmax in float64 where a model asks for float32 (ModernBERT).
+
+    That is more precision for a model in half precision, and less for the reference: the lowest float64,
+    which masks a score, would be -inf in float32, and a row that is masked whole NaN.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.softmax, torch.nn.functional.softmax) and args[0].dtype == torch.float64:
+            kwargs.pop("dtype", None)
+        return func(*args, **kwargs)
 
 
 class EagerModel:
@@ -43,11 +61,15 @@ class EagerModel:
             self._model = AugmentedModel(backbone, CompressionPlugin.from_file(plugin).to(backbone.dtype))
             self.transformer = self._model.windowed.model
         if attention == "sdpa":
-            self.transformer.set_attn_implementation("sdpa")
+            with quiet_transformers():  # families without a choice say so
+                self.transformer.set_attn_implementation("sdpa")
+        self._precision: contextlib.AbstractContextManager[Any] = (
+            _SoftmaxInFloat64() if backbone.dtype == torch.float64 else contextlib.nullcontext()
+        )
         self._call: Any = torch.compile(self._model, dynamic=False) if compiled else self._model
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run once; int64 inputs (B, S)."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self._precision:
             outputs = self._call({name: torch.from_numpy(array) for name, array in inputs.items()})
         return {name: value.numpy() for name, value in outputs.items()}

@@ -55,7 +55,8 @@ def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> li
 
     Eager may be exact by chance where an output has few values, so the base is at least what one case in five
     exceeds, and at least the precision itself. One case that amplifies rounding does not widen the limit of
-    the others.
+    the others. An output that is near zero by chance (one number, where a case has one row of one token) is
+    not more exact for that: the base is at least the median of the cases' absolute errors over its scale.
 
     Args:
         eager: For each case the deviation of each output of eager in that precision from eager in float64.
@@ -66,10 +67,19 @@ def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> li
         output: _combine(_typical, [_shares(case[output]) for case in eager if output in case])
         for output in {name for case in eager for name in case}
     }
+    absolute = {
+        output: _combine(_median, [_times(_shares(c[output]), c[output].scale) for c in eager if output in c])
+        for output in typical
+    }
     floor = Budget(epsilon, epsilon, epsilon)
     return [
         {
-            output: _rounded(_combine(max, [_shares(found), typical[output], floor]))
+            output: _rounded(
+                _combine(
+                    max,
+                    [_shares(found), typical[output], floor, _times(absolute[output], 1 / found.scale)],
+                )
+            )
             for output, found in case.items()
         }
         for case in eager
@@ -84,6 +94,14 @@ def _rounded(budget: Budget) -> Budget:
 def _typical(values: Sequence[float]) -> float:
     """What one in five exceeds. With normal errors and one value to look at, 4 times this is 5 deviations."""
     return float(np.quantile(values, 0.8, method="lower"))
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.quantile(values, 0.5, method="lower"))
+
+
+def _times(budget: Budget, factor: float) -> Budget:
+    return Budget(**{f.name: getattr(budget, f.name) * factor for f in fields(Budget)})
 
 
 def _shares(found: Deviation) -> Budget:
