@@ -11,6 +11,7 @@ from variator_export.bundle import SESSION_TARGETS, Bundle
 from variator_export.core.environment import conditions, is_importable, machine
 from variator_export.core.errors import UserError
 from variator_export.core.extras import Extra, conflicts, extras
+from variator_export.engines.tensorrt import api as tensorrt_api
 
 # What is asked of a module; an import can take half a minute on a cold disk.
 _TIMEOUT_SECONDS = 120
@@ -19,8 +20,7 @@ _PROBES = {
     "*[t.cuda.get_device_name(i) for i in range(t.cuda.device_count())], sep=', ')",
     "onnxruntime": "import onnxruntime as o; print(o.__version__, *o.get_available_providers(), sep=', ')",
     "openvino": "import openvino as o; print(o.__version__, *o.Core().available_devices, sep=', ')",
-    "tensorrt": "import tensorrt as t; print(t.__version__)",
-    "tensorrt_rtx": "import tensorrt_rtx as t; print(t.__version__)",
+    **tensorrt_api.PROBES,
 }
 
 

@@ -17,6 +17,10 @@ _FLAVOURS = {
 }
 
 
+# Asks each for its version, in a process of its own.
+PROBES = {module: f"import {module}; print({module}.__version__)" for module, _, _ in _FLAVOURS.values()}
+
+
 def load_tensorrt(target: str) -> ModuleType:
     """The TensorRT module of a target.
 
