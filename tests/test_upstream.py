@@ -4,6 +4,7 @@ Shapes: B batch, W windows, k ratio, d hidden size, m bottleneck size, L layers.
 """
 
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ class _Payload:
         return (Path.touch, (self.marker,))
 
 
+@pytest.mark.filterwarnings("error")  # torch warns of a pickle's protocol
 def test_a_file_with_code_in_it_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "it-ran"
     path = _save(tmp_path / "evil.pkl", {**_upstream_state(), "x": _Payload(marker)})
@@ -110,6 +112,7 @@ def test_a_file_with_code_in_it_is_refused_and_runs_nothing(tmp_path: Path) -> N
     for file in (path, plain):
         with pytest.raises(UserError, match="holds only tensors") as error:
             read_upstream(file, SIZE, BACKBONE)
+        assert re.search(r"names [a-zA-Z]|no pickle of tensors alone", error.value.message)
         assert "Nothing in it was run" in error.value.message
         # torch's own message says how to run it all the same.
         assert "weights_only" not in str(error.value)

@@ -6,6 +6,7 @@ file is a pickled state dict in float16; only tensors are read from it, and noth
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,7 @@ _KINDS = {
 }
 _KEY = re.compile(r"mux_layer\.(0|[1-9]\d*)\.(" + "|".join(map(re.escape, _KINDS)) + ")")
 # What torch names when it refuses to read something.
-_REFUSED = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|Unsupported operand) ([\w.]+)")
+_REFUSED = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class) ([\w.]+)")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _EXAMPLE = "mux_layer.0.mux_layer.weight"
 
@@ -82,7 +83,8 @@ def _load(path: Path) -> Mapping[str, Any]:
         raise UserError(f"There is no file {path}.", "Give a checkpoint of the paper's authors (.pkl).")
     try:
         # Tensors and plain containers only: a pickle could run any code.
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of torch, about another protocol of pickle
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = _REFUSED.search(str(error))
         what = f"it names {found[1]}" if found else "it is no pickle of tensors alone"
