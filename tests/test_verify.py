@@ -26,7 +26,7 @@ from variator_export.engines.eager import EagerModel
 from variator_export.model.backbone import Backbone
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.verify import STORED, Verification, verify
-from variator_export.stages.budget import EPSILON, Budget, make_budgets
+from variator_export.stages.budget import EPSILON, Budget, make_budgets, make_pooled_budgets
 from variator_export.stages.compare import argmax_agreement, deviation, rank_correlation
 from variator_export.stages.reference import load_reference
 
@@ -256,6 +256,14 @@ def test_a_number_near_zero_is_allowed_the_usual_absolute_error() -> None:
     small = {"y": deviation(np.array([1e-3 + 1e-10]), np.array([1e-3]))}
     *_, budget = (case["y"] for case in make_budgets([*usual, small], "float32"))
     assert budget.relative_frobenius == pytest.approx(1e-6 / 1e-3, rel=0.01)
+
+
+def test_values_of_different_kinds_do_not_lend_each_other_their_scale() -> None:
+    """A module with small outputs keeps its limit beside one with large ones."""
+    large = [deviation(np.array([2e3 + 1e-3]), np.array([2e3])) for _ in range(4)]
+    small = deviation(np.array([1e-3 + 1e-10]), np.array([1e-3]))
+    *_, budget = make_pooled_budgets([*large, small], "float32")
+    assert budget.relative_frobenius == pytest.approx(1e-3 / 2e3, rel=0.01)  # the usual share, no more
 
 
 def test_the_reference_is_finite_where_a_row_is_masked_whole(load_model: Callable[[str], Backbone]) -> None:

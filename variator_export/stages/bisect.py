@@ -18,7 +18,7 @@ from torch import nn
 from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
 from variator_export.graph.modules import extract_module, mark_outputs, module_inputs, module_outputs
-from variator_export.stages.budget import MULTIPLE, Budget, make_budgets
+from variator_export.stages.budget import MULTIPLE, Budget, make_pooled_budgets
 from variator_export.stages.cases import Case
 from variator_export.stages.compare import Deviation, deviation
 
@@ -132,10 +132,10 @@ def bisect(
     found = run(ir.to_proto(model).SerializeToString(), case.inputs)
     expected, same = (_module_outputs(eager, case.inputs) for eager in (exact, rounded))
     names = [name for name in expected if name in values]
-    budgets = make_budgets([{"output": deviation(same[name], expected[name])} for name in names], precision)
+    budgets = make_pooled_budgets([deviation(same[name], expected[name]) for name in names], precision)
     findings = []
-    for name, budget in zip(names, budgets, strict=True):
-        value, base = found[values[name]], budget["output"]
+    for name, base in zip(names, budgets, strict=True):
+        value = found[values[name]]
         # The graph may have another shape for the same numbers, but not another count of them.
         result = deviation(value, expected[name]) if value.size == expected[name].size else None
         findings.append(ModuleFinding(name, values[name], value.shape, result, base))

@@ -62,28 +62,40 @@ def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> li
         eager: For each case the deviation of each output of eager in that precision from eager in float64.
         precision: float32, float16 or bfloat16.
     """
-    epsilon = EPSILON[precision]
-    typical = {
-        output: _combine(_typical, [_shares(case[output]) for case in eager if output in case])
-        for output in {name for case in eager for name in case}
-    }
+    outputs = {name for case in eager for name in case}
+    found = {output: [case[output] for case in eager if output in case] for output in outputs}
+    usual = {output: _usual(deviations, precision) for output, deviations in found.items()}
     absolute = {
-        output: _combine(_median, [_times(_shares(c[output]), c[output].scale) for c in eager if output in c])
-        for output in typical
+        output: _combine(_median, [_times(_shares(d), d.scale) for d in deviations])
+        for output, deviations in found.items()
     }
-    floor = Budget(epsilon, epsilon, epsilon)
     return [
         {
-            output: _rounded(
-                _combine(
-                    max,
-                    [_shares(found), typical[output], floor, _times(absolute[output], 1 / found.scale)],
-                )
-            )
-            for output, found in case.items()
+            output: _base([_shares(d), usual[output], _times(absolute[output], 1 / d.scale)])
+            for output, d in case.items()
         }
         for case in eager
     ]
+
+
+def make_pooled_budgets(eager: Sequence[Deviation], precision: str) -> list[Budget]:
+    """The base errors of values of different kinds, as the outputs of a model's modules.
+
+    As `make_budgets`, but for the absolute errors: the scale of one says nothing of another.
+    """
+    usual = _usual(eager, precision)
+    return [_base([_shares(d), usual]) for d in eager]
+
+
+def _usual(deviations: Sequence[Deviation], precision: str) -> Budget:
+    """The least base error: what one in five exceeds, and the precision itself."""
+    epsilon = EPSILON[precision]
+    typical = _combine(_typical, [_shares(d) for d in deviations])
+    return _combine(max, [typical, Budget(epsilon, epsilon, epsilon)])
+
+
+def _base(least: Sequence[Budget]) -> Budget:
+    return _rounded(_combine(max, least))
 
 
 def _rounded(budget: Budget) -> Budget:
