@@ -36,19 +36,6 @@ sys.meta_path.insert(0, Blocker())
 torch.set_num_threads(2)
 
 
-def _bert_config(**options: object) -> transformers.BertConfig:
-    return transformers.BertConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        **options,
-    )
-
-
 _DISENTANGLED = {
     "relative_attention": True,
     "pos_att_type": ["c2p", "p2c"],
@@ -71,7 +58,9 @@ def _t5_config(feed_forward: str) -> transformers.T5Config:
     )
 
 
-def _small(config: type[transformers.PretrainedConfig], **options: object) -> transformers.PretrainedConfig:
+def small_config(
+    config: type[transformers.PretrainedConfig], **options: object
+) -> transformers.PretrainedConfig:
     """A small configuration of a family with BERT's names of sizes."""
     sizes = {
         "vocab_size": VOCAB_SIZE,
@@ -88,18 +77,28 @@ def _small(config: type[transformers.PretrainedConfig], **options: object) -> tr
     return config(**(sizes | options))
 
 
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Give a model's folder the tokenizer of another."""
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copyfile(source / file, folder / file)
+
+
 MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
-    "bert": lambda: transformers.BertModel(_bert_config()),
-    "bert-classifier": lambda: transformers.BertForSequenceClassification(_bert_config(num_labels=3)),
+    "bert": lambda: transformers.BertModel(small_config(transformers.BertConfig)),
+    "bert-classifier": lambda: transformers.BertForSequenceClassification(
+        small_config(transformers.BertConfig, num_labels=3)
+    ),
     "t5-v1.0": lambda: transformers.T5EncoderModel(_t5_config("relu")),
     "t5-v1.1": lambda: transformers.T5EncoderModel(_t5_config("gated-gelu")),
     "roberta": lambda: transformers.RobertaForTokenClassification(
-        _small(transformers.RobertaConfig, type_vocab_size=1, num_labels=5)
+        small_config(transformers.RobertaConfig, type_vocab_size=1, num_labels=5)
     ),
     "xlm-roberta": lambda: transformers.XLMRobertaForQuestionAnswering(
-        _small(transformers.XLMRobertaConfig, type_vocab_size=1)
+        small_config(transformers.XLMRobertaConfig, type_vocab_size=1)
     ),
-    "electra": lambda: transformers.ElectraForMaskedLM(_small(transformers.ElectraConfig, embedding_size=16)),
+    "electra": lambda: transformers.ElectraForMaskedLM(
+        small_config(transformers.ElectraConfig, embedding_size=16)
+    ),
     "distilbert": lambda: transformers.DistilBertForSequenceClassification(
         transformers.DistilBertConfig(
             vocab_size=VOCAB_SIZE,
@@ -111,9 +110,9 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
             initializer_range=0.2,
         )
     ),
-    "mpnet": lambda: transformers.MPNetModel(_small(transformers.MPNetConfig)),
+    "mpnet": lambda: transformers.MPNetModel(small_config(transformers.MPNetConfig)),
     "modernbert": lambda: transformers.ModernBertModel(
-        _small(
+        small_config(
             transformers.ModernBertConfig,
             num_hidden_layers=3,
             local_attention=16,
@@ -121,9 +120,9 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
             sep_token_id=102,
         )
     ),
-    "deberta": lambda: transformers.DebertaModel(_small(transformers.DebertaConfig, **_DISENTANGLED)),
+    "deberta": lambda: transformers.DebertaModel(small_config(transformers.DebertaConfig, **_DISENTANGLED)),
     "deberta-v3": lambda: transformers.DebertaV2ForSequenceClassification(
-        _small(
+        small_config(
             transformers.DebertaV2Config,
             **_DISENTANGLED,
             position_buckets=16,
@@ -150,8 +149,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -
             folder = tmp_path_factory.mktemp(name)
             torch.manual_seed(0)
             MODELS[name]().save_pretrained(folder)
-            for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-                shutil.copyfile(minilm_folder / file, folder / file)
+            copy_tokenizer(minilm_folder, folder)
             made[name] = folder
         return made[name]
 

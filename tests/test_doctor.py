@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from test_cli import call
 
+from variator_export.core import environment
 from variator_export.core import extras as extras_module
 from variator_export.core.extras import PURPOSES, extras
 from variator_export.pipeline import doctor
@@ -60,7 +61,7 @@ def test_what_cannot_be_imported_is_a_problem_and_breaks_nothing(
 
 def test_two_distributions_in_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_PROBES", {})
-    monkeypatch.setattr(extras_module, "installed_version", lambda _name: "1.0")
+    monkeypatch.setattr(environment, "installed_version", lambda _name: "1.0")
     _requires(monkeypatch)
     assert "overwrite each other's files" in diagnose().problems[0]
 

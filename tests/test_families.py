@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import VOCAB_SIZE
+from conftest import copy_tokenizer, small_config
 
 from variator_export.bundle import Bundle
 from variator_export.cli.build import resolve_recipe
@@ -60,13 +60,9 @@ def test_the_page_on_families_adds_one(
     _distribution(tmp_path, monkeypatch, _block("python"), f"{name} = {value}")
     folder = tmp_path / "camembert"
     torch.manual_seed(0)
-    config = transformers.CamembertConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=64, type_vocab_size=1, pad_token_id=0,
-    )  # fmt: skip
+    config = small_config(transformers.CamembertConfig, type_vocab_size=1)
     transformers.CamembertForMaskedLM(config).save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        shutil.copyfile(minilm_folder / file, folder / file)
+    copy_tokenizer(minilm_folder, folder)
     recipe = Recipe.model_validate(
         {
             "name": "mine",

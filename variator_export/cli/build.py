@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError, UserError
 from variator_export.core.recipe import (
@@ -151,9 +152,8 @@ def resolve_recipe(
 
 
 def _plugin(text: str) -> PluginRecipe:
-    name, separator, folder = text.partition("=")
-    is_named = separator and not Path(text).exists()
-    content = {"name": name if is_named else None, "source": folder if is_named else text}
+    name, source = options.named_plugin(text)
+    content = {"name": name, "source": source}
     checked = parse_recipe({"name": "flags", "backbone": {"source": "."}, "plugins": [content]}, "--plugin")
     return checked.plugins[0]
 

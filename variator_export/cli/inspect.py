@@ -1,8 +1,7 @@
 """`variator-export inspect`."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -53,25 +52,15 @@ def _variants_table(bundle: Bundle) -> Table:
         table.add_column(name)
     for variant in bundle.manifest.variants:
         plugin = variant.plugin
-        state = "none" if plugin is None else ("trained" if plugin.trained else "initialised only")
-        engines = [
-            f"{engine.target}: {_engine_status(bundle, engine.sidecar)}"
-            for engine in bundle.manifest.engines
-            if engine.variant == variant.name
-        ]
         table.add_row(
             variant.name,
             str(variant.ratio),
-            state,
+            variant.plugin_state,
             "" if plugin is None else plugin.masking,
             variant.graphs["model"],
-            "\n".join(engines),
+            "\n".join(bundle.engine_states(variant.name)),
         )
     return table
-
-
-def _engine_status(bundle: Bundle, sidecar: str) -> Any:
-    return json.loads(bundle.file(sidecar).read_text(encoding="utf-8"))["status"]
 
 
 def _files_table(bundle: Bundle) -> Table:

@@ -191,6 +191,12 @@ def parse_losses(texts: list[str] | None) -> dict[str, float]:
     return weights
 
 
+def named_plugin(text: str) -> tuple[str | None, str]:
+    """The name and the source in `[NAME=]DIR`; a folder that is there may have a `=` in its own name."""
+    name, separator, folder = text.partition("=")
+    return (name, folder) if separator and not Path(text).exists() else (None, text)
+
+
 def choose(option: str, value: str, choices: tuple[str, ...]) -> str:
     """One of several words.
 

@@ -1,5 +1,6 @@
 """Reading a bundle: nothing is opened before its path, its size and its hash are what the manifest says."""
 
+import json
 from pathlib import Path
 
 from variator_export.core.errors import UserError
@@ -100,6 +101,14 @@ class BundleFiles:
         """The engine of a variant for a target, or None."""
         matches = (e for e in self.manifest.engines if (e.target, e.variant) == (target, variant))
         return next(matches, None)
+
+    def engine_states(self, variant: str) -> list[str]:
+        """The engines of a variant for people: the target, and what is known of the engine."""
+        return [
+            f"{entry.target}: {json.loads(self.file(entry.sidecar).read_text(encoding='utf-8'))['status']}"
+            for entry in self.manifest.engines
+            if entry.variant == variant
+        ]
 
     def _check_entry(self, name: str) -> None:
         path = self.path / name

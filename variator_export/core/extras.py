@@ -20,8 +20,6 @@ PURPOSES = {
     "report": "write the report",
     "demo": "the backbone of the default recipe",
 }
-# Both write the same folder.
-_ALTERNATIVES = ("onnxruntime", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,6 @@ def extras() -> list[Extra]:
         parts = tuple(_part(requirement) for requirement in wanted)
         found.append(Extra(name, purpose, parts, install_command(name)))
     return found
-
-
-def conflicts() -> list[str]:
-    """Distributions that are installed together and must not be."""
-    both = [name for name in _ALTERNATIVES if installed_version(name) is not None]
-    return both if len(both) == len(_ALTERNATIVES) else []
 
 
 def _part(requirement: Requirement) -> Part:

@@ -80,6 +80,13 @@ class Variant(_Part):
     graphs: dict[str, str]
     reference: str
 
+    @property
+    def plugin_state(self) -> str:
+        """Of its plugin, for people."""
+        if self.plugin is None:
+            return "none"
+        return "trained" if self.plugin.trained else "initialised only"
+
 
 class EngineEntry(_Part):
     """A compiled engine."""

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from variator_export.bundle import SESSION_TARGETS, Bundle
-from variator_export.core.environment import conditions, is_importable, machine
+from variator_export.core.environment import conditions, is_importable, machine, require_onnxruntime
 from variator_export.core.errors import UserError
-from variator_export.core.extras import Extra, conflicts, extras
+from variator_export.core.extras import Extra, extras
 from variator_export.engines.tensorrt import api as tensorrt_api
+from variator_export.model.source import resolve_source
 
 # What is asked of a module; an import can take half a minute on a cold disk.
 _TIMEOUT_SECONDS = 120
@@ -66,16 +67,20 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
     Raises:
         UserError: There is no bundle in the folder, or a file of it is not what its manifest says.
     """
+    opened = None
+    if bundle is not None:
+        opened = Bundle.load(bundle)
+        opened.check_all()
     modules = [module for module in _PROBES if is_importable(module)]
     with ThreadPoolExecutor(max_workers=2) as pool:
         probes = list(pool.map(_probe, modules))
     found = extras()
     problems = [f"{probe.module} cannot be imported: {probe.answer}" for probe in probes if not probe.works]
-    if both := conflicts():
-        problems.append(
-            f"{' and '.join(both)} are both installed and overwrite each other's files. "
-            f"Keep one: pip uninstall -y {' '.join(both)}, then install it again."
-        )
+    if is_importable("onnxruntime"):
+        try:
+            require_onnxruntime()
+        except UserError as error:
+            problems.append(f"{error.message} {error.hint}")
     for extra in found:
         wrong = [p for p in extra.parts if p.installed is not None and not p.fits]
         problems += [
@@ -83,9 +88,8 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
             f"{extra.install}"
             for part in wrong
         ]
-    return Diagnosis(
-        machine(), conditions()["gpu"], found, probes, _look_at(bundle, probes), list(dict.fromkeys(problems))
-    )
+    usable = None if opened is None else _look_at(opened, probes)
+    return Diagnosis(machine(), conditions()["gpu"], found, probes, usable, list(dict.fromkeys(problems)))
 
 
 def _probe(module: str) -> Probe:
@@ -102,11 +106,7 @@ def _probe(module: str) -> Probe:
     return Probe(module, True, ended.stdout.strip())
 
 
-def _look_at(folder: Path | None, probes: list[Probe]) -> dict[str, Any] | None:
-    if folder is None:
-        return None
-    bundle = Bundle.load(folder)
-    bundle.check_all()
+def _look_at(bundle: Bundle, probes: list[Probe]) -> dict[str, Any]:
     works = {probe.module for probe in probes if probe.works}
     return {
         "path": str(bundle.path),
@@ -121,8 +121,6 @@ def _look_at(folder: Path | None, probes: list[Probe]) -> dict[str, Any] | None:
 
 def _backbone(bundle: Bundle) -> str:
     """Whether `verify` could compare with eager PyTorch here."""
-    from variator_export.model.source import resolve_source
-
     entry = bundle.manifest.backbone
     try:
         resolve_source(entry.source, entry.weights_sha256)

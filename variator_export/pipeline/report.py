@@ -1,6 +1,5 @@
 """A page about a bundle: what is in it, whether it is verified, what it gains and what it loses."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,21 +282,16 @@ def _verdict_text(sources: _Sources) -> str:
 
 def _variant_row(bundle: Bundle, variant: Variant) -> dict[str, str]:
     files, plugin = bundle.manifest.files, variant.plugin
-    engines = []
-    for engine in bundle.manifest.engines:
-        if engine.variant == variant.name:
-            sidecar = json.loads(bundle.file(engine.sidecar).read_text(encoding="utf-8"))
-            engines.append(f"{engine.target}: {sidecar['status']}")
     size = files[f"{plugin.folder}/plugin.safetensors"].size_bytes if plugin else None
     return {
         "name": variant.name,
         "ratio": str(variant.ratio),
-        "plugin": "none" if plugin is None else "trained" if plugin.trained else "initialised only",
+        "plugin": variant.plugin_state,
         "masking": plugin.masking if plugin else "",
         "bottleneck": str(plugin.bottleneck_size) if plugin else "",
         "graph_kb": f"{files[variant.graphs['model']].size_bytes / 1e3:.0f}",
         "plugin_mb": number(size and size / 1e6, ".2f"),
-        "engines": "; ".join(engines) or "none",
+        "engines": "; ".join(bundle.engine_states(variant.name)) or "none",
     }
 
 

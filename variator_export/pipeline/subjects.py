@@ -42,7 +42,7 @@ RUNTIMES = {
     "onnxruntime-optimizer": Runtime("onnxruntime", only_baseline=True, needs="onnx"),
     "openvino": Runtime("openvino", only_baseline=False, needs="openvino"),
 }
-TORCH_RUNTIMES = ("eager", "torch.compile")
+TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.family == "torch")
 
 
 class Subjects:

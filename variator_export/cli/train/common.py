@@ -45,10 +45,9 @@ def plugin_folders(plugins: Sequence[str]) -> dict[str, Path]:
 
     folders: dict[str, Path] = {}
     for plugin in plugins:
-        name, separator, folder = plugin.partition("=")
-        is_named = separator and not Path(plugin).exists()
-        path = plugin_folder(folder if is_named else plugin)
-        key = name if is_named else f"ratio-{load_plugin_config(path).ratio}"
+        name, source = options.named_plugin(plugin)
+        path = plugin_folder(source)
+        key = name if name is not None else f"ratio-{load_plugin_config(path).ratio}"
         if key in folders:
             raise UsageError(f"Two plugins have the name {key}.", "Name them apart: --plugin NAME=DIR")
         folders[key] = path

@@ -14,7 +14,7 @@ from variator_export.model.families.base import WrapFFN
 
 def wrap_ffns(model: nn.Module, wrap: WrapFFN) -> None:
     """Every layer's two linear layers as one module, and nothing in the second one's place."""
-    base: Any = getattr(model, str(model.base_model_prefix), model)
+    base: Any = model.base_model
     for index, layer in enumerate(base.encoder.layer):
         layer.intermediate = wrap(index, nn.Sequential(layer.intermediate, layer.output.dense))
         layer.output.dense = nn.Identity()

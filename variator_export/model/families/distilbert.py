@@ -10,7 +10,7 @@ from variator_export.model.families.bert_layers import absolute_positions
 
 
 def _wrap_ffns(model: nn.Module, wrap: WrapFFN) -> None:
-    base: Any = getattr(model, "distilbert", model)
+    base: Any = model.base_model
     for index, layer in enumerate(base.transformer.layer):
         layer.ffn = wrap(index, layer.ffn)
 

@@ -1,28 +1,24 @@
 """ModernBERT: a gated feed-forward network in one module, rotary positions, sliding windows of attention."""
 
+import dataclasses
 from typing import Any
 
 from torch import nn
 
 from variator_export.core.encoder_size import EncoderSize
+from variator_export.model.families import bert_layers
 from variator_export.model.families.base import Family, WrapFFN, encoder_heads
 
 
 def _wrap_ffns(model: nn.Module, wrap: WrapFFN) -> None:
-    base: Any = getattr(model, "model", model)
+    base: Any = model.base_model
     for index, layer in enumerate(base.layers):
         layer.mlp = wrap(index, layer.mlp)
 
 
 def _size(config: Any) -> EncoderSize:
-    return EncoderSize(
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        attention_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        # `Wi` makes the gate and what is gated at once.
-        num_ffn_matrices=3,
-    )
+    # `Wi` makes the gate and what is gated at once.
+    return dataclasses.replace(bert_layers.size(config), num_ffn_matrices=3)
 
 
 MODERNBERT = Family(
