@@ -21,7 +21,7 @@ from sts_split import split
 
 from variator_export.core.json_file import write_json
 from variator_export.core.progress import Progress
-from variator_export.core.recipe import load_recipe
+from variator_export.core.recipe_file import load_recipe
 from variator_export.data.examples import Columns, Examples, read_examples
 from variator_export.data.texts import read_texts
 from variator_export.model.backbone import load_backbone, read_backbone_info

@@ -12,7 +12,8 @@ import pytest
 import torch
 import transformers
 
-from variator_export.core.recipe import Recipe, load_recipe
+from variator_export.core.recipe import Recipe
+from variator_export.core.recipe_file import load_recipe
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin import initialise_plugin
 from variator_export.model.plugin_file import BackboneIdentity, Plugin, save_plugin

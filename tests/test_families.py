@@ -14,7 +14,7 @@ import transformers
 from conftest import copy_tokenizer, small_config
 
 from variator_export.bundle import Bundle
-from variator_export.cli.build import resolve_recipe
+from variator_export.cli.recipe_flags import with_flags
 from variator_export.core.errors import UserError
 from variator_export.core.recipe import Recipe
 from variator_export.data.examples import Columns, read_examples
@@ -148,9 +148,15 @@ def test_tasks_are_named_as_optimum_names_them() -> None:
 def test_the_command_takes_a_task(small_model: Callable[[str], Path], tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     folder = str(small_model("electra"))
-    recipe = resolve_recipe(
-        "minilm", ["1"], folder, "feature-extraction", None, ["onnxruntime"], None, output, False
-    )
+    recipe = with_flags(
+        "minilm",
+        ratios=["1"],
+        backbone=folder,
+        task="feature-extraction",
+        targets=["onnxruntime"],
+        output=output,
+        speed=False,
+    ).recipe
     backbone = Bundle.load(build(recipe, output).bundle).manifest.backbone
     assert (backbone.architecture, backbone.task) == ("ElectraModel", "feature-extraction")
 

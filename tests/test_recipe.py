@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from variator_export.core.errors import UserError
-from variator_export.core.recipe import Recipe, load_recipe, recipe_schema, shipped_recipes
+from variator_export.core.recipe import Recipe
+from variator_export.core.recipe_file import (
+    Layer,
+    load_recipe,
+    recipe_schema,
+    resolve_recipe,
+    shipped_recipes,
+)
 from variator_export.pipeline.plan import parse_ratio, select_plugins
 
 MINIMAL = "name: x\nbackbone: {source: ./b}\n"
@@ -117,3 +124,92 @@ def test_the_committed_schema_is_that_of_the_recipe() -> None:
         fields = part["properties"].items()
         undescribed = [name for name, field in fields if not {"description", "$ref"} & field.keys()]
         assert not undescribed
+
+
+def _write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_recipe_goes_over_the_one_that_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    _write(
+        tmp_path,
+        base="name: base\nbackbone: {source: ./b, task: fill-mask}\nverify: {seed: 3, texts: [one]}\n"
+        "plugins: [{source: p}]\nspeed: {rounds: 9}\n",
+        middle="extends: base.yaml\nname: middle\nverify: {texts: [two, three]}\nratios: [2]\n",
+    )
+    _write(tmp_path / "sub", top="extends: ../middle.yaml\nname: top\nspeed: null\nratios: [4]\n")
+    found = resolve_recipe(tmp_path / "sub" / "top.yaml", [Layer("--ratio", {"ratios": [8]})])
+    recipe = found.recipe
+    assert (recipe.name, recipe.backbone.task, recipe.ratios, recipe.speed) == (
+        "top",
+        "fill-mask",
+        (8,),
+        None,
+    )
+    assert recipe.verify.model_dump() == {"seed": 3, "texts": ("two", "three")}
+    # Each file's sources are relative to itself.
+    assert recipe.backbone.source == str(tmp_path / "b")
+    assert recipe.plugins[0].source == str(tmp_path / "p")
+    origins = {key: Path(found.origin(key)).name for key in ("name", "verify.seed", "verify.texts", "speed")}
+    assert origins == {
+        "name": "top.yaml",
+        "verify.seed": "base.yaml",
+        "verify.texts": "middle.yaml",
+        "speed": "top.yaml",
+    }
+    assert (found.origin("ratios"), found.origin("engine.batch_size")) == ("--ratio", "default")
+
+
+def test_a_recipe_may_extend_one_of_the_package_and_takes_no_pin_along(tmp_path: Path) -> None:
+    _write(
+        tmp_path,
+        same="extends: minilm\nname: same\nratios: [4]\n",
+        other="extends: minilm\nname: other\nbackbone: {source: ./mine}\n",
+    )
+    assert load_recipe(tmp_path / "same.yaml").backbone == load_recipe("minilm").backbone
+    other = load_recipe(tmp_path / "other.yaml")
+    assert (other.backbone.source, other.backbone.sha256) == (str(tmp_path / "mine"), None)
+    assert other.plugins == load_recipe("minilm").plugins
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("extends: a.yaml\nname: a", "Recipes extend each other in a circle: a.yaml extends a.yaml"),
+        ("extends: minilmm\nname: a", "There is no recipe minilmm"),
+        ("extends: gone.yaml\nname: a", "gone.yaml cannot be read"),
+        ("extends: minilm", "has no name of its own"),
+        ("extends: [minilm]\nname: a", r"'extends' is \['minilm'\]"),
+        ("extends: minilm\nname: a\nengin: {}", "unknown key 'engin'; did you mean 'engine'"),
+        ("extends: minilm\nname: a\nbackbone: mine", "'backbone' is 'mine'"),
+    ],
+)
+def test_what_is_wrong_with_extending(tmp_path: Path, text: str, words: str) -> None:
+    _write(tmp_path, a=text)
+    with pytest.raises(UserError, match=words):
+        load_recipe(tmp_path / "a.yaml")
+
+
+def test_the_shown_recipe_is_one_and_says_where_each_value_comes_from(tmp_path: Path) -> None:
+    _write(
+        tmp_path,
+        a="extends: minilm\nname: a\nverify: {texts: ['Straße: #1', 'no']}\nengine: {batch_size: [1, 2, 3]}",
+    )
+    found = resolve_recipe(tmp_path / "a.yaml", [Layer("--no-speed", {"speed": None})])
+    text = found.to_yaml()
+    (tmp_path / "again.yaml").write_text(text)
+    assert load_recipe(tmp_path / "again.yaml") == found.recipe
+    lines = {line.split(":")[0].strip(): line for line in text.splitlines()}
+    assert lines["speed"].endswith("# --no-speed")
+    assert lines["sha256"].endswith("# minilm")
+    assert lines["batch_size"].endswith("a.yaml")
+    assert lines["sequence_length"].endswith("# default")
+
+
+def test_every_key_of_the_recipe_below_may_be_left_out_of_one_that_extends_it() -> None:
+    schema = recipe_schema()
+    assert schema["required"] == ["name"]
+    assert {"required": ["extends"]} in schema["anyOf"]
+    assert "extends" in schema["properties"]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from variator_export.core.errors import UserError
-from variator_export.core.recipe import load_recipe, plugin_folder
+from variator_export.core.recipe_file import load_recipe
 from variator_export.data.examples import Columns, read_examples
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin_file import load_plugin
+from variator_export.model.source import plugin_folder
 from variator_export.pipeline.evaluate import evaluate
 
 PAIRS = Path(__file__).parent / "data" / "sentence_pairs.tsv"

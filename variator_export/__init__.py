@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from variator_export.bundle import Bundle
     from variator_export.core.errors import NumbersDisagreeError, UserError
-    from variator_export.core.recipe import Recipe, load_recipe
+    from variator_export.core.recipe import Recipe
+    from variator_export.core.recipe_file import load_recipe
     from variator_export.pipeline.build import BuildResult, build
 
 _HOMES = {
@@ -25,7 +26,7 @@ _HOMES = {
     "Recipe": "variator_export.core.recipe",
     "UserError": "variator_export.core.errors",
     "build": "variator_export.pipeline.build",
-    "load_recipe": "variator_export.core.recipe",
+    "load_recipe": "variator_export.core.recipe_file",
 }
 
 __all__ = ["BuildResult", "Bundle", "NumbersDisagreeError", "Recipe", "UserError", "build", "load_recipe"]

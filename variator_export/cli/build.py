@@ -1,34 +1,36 @@
 """`variator-export build`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from variator_export.cli import options
+from variator_export.cli.build_tables import outcomes_table, speed_table, verification_table
 from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.cli.push import PushOption, push_result
+from variator_export.cli.recipe_flags import with_flags
 from variator_export.core.errors import UsageError, UserError
-from variator_export.core.recipe import (
-    DEFAULT_RECIPE,
-    TARGETS,
-    BackboneRecipe,
-    PluginRecipe,
-    Recipe,
-    load_recipe,
-    parse_recipe,
-)
-from variator_export.core.validation import nearest
-from variator_export.pipeline.build import BuildResult, build
-from variator_export.pipeline.plan import parse_ratio
-from variator_export.stages.budget import MULTIPLE
+from variator_export.core.recipe import DEFAULT_RECIPE, TARGETS
+from variator_export.core.recipe_file import ResolvedRecipe, shipped_recipes
+from variator_export.pipeline.build import BuildResult, build, default_bundle
+from variator_export.pipeline.side_by_side import Order, Outcome, build_all
 
 
 def build_command(
-    recipe: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a recipe that comes with the package.")
-    ] = DEFAULT_RECIPE,
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE]...",
+            help="A YAML file, or the name of a recipe that comes with the package; "
+            f"default {DEFAULT_RECIPE}.",
+            show_default=False,
+        ),
+    ] = None,
+    all_recipes: Annotated[
+        bool, typer.Option("--all", help="Every recipe that comes with the package.")
+    ] = False,
     ratio: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,7 +41,11 @@ def build_command(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(metavar="SRC", help="The pretrained model: a folder, or package:DISTRIBUTION/PATH."),
+        typer.Option(
+            metavar="SRC",
+            help="The pretrained model: a folder, ORGANISATION/NAME[@REVISION] of the hub, or "
+            "package:DISTRIBUTION/PATH.",
+        ),
     ] = None,
     task: Annotated[
         str | None,
@@ -53,8 +59,8 @@ def build_command(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]DIR",
-            help="A compression plugin, instead of those of the recipe; may be repeated. "
-            "NAME defaults to ratio-K.",
+            help="A compression plugin, instead of those of the recipe: a folder, or "
+            "hub:ORGANISATION/NAME[/FOLDER][@REVISION]; may be repeated. NAME defaults to ratio-K.",
         ),
     ] = None,
     target: Annotated[
@@ -65,7 +71,12 @@ def build_command(
         str | None, typer.Option(metavar="P", help="Of the graphs. This version knows float32.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The bundle's folder; default artifacts/RECIPE-NAME.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The bundle's folder; default artifacts/NAME, by the recipe's name. Of several recipes: the "
+            "folder for their folders.",
+        ),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Start afresh instead of adding to the bundle that is there.")
@@ -73,12 +84,30 @@ def build_command(
     speed: Annotated[
         bool, typer.Option("--speed/--no-speed", help="Measure the speed-up at the end.")
     ] = True,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many recipes to build side by side, each in a process of its own. Speed is then "
+            "measured at the end, one after the other.",
+        ),
+    ] = 1,
+    show_recipe: Annotated[
+        bool,
+        typer.Option(
+            "--show-recipe", help="Print the whole recipe, and where each value comes from; build nothing."
+        ),
+    ] = False,
+    push_to_hub: PushOption = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
     """Turn a backbone and its compression plugins into a verified bundle.
 
     The backbone is traced once; every ratio is bound from that trace, compared with eager PyTorch and
     published only if the numbers agree. A bundle that is there is added to: what has not changed is reused.
+    Several recipes are built one after the other or side by side; one that fails does not stop the others,
+    and the same command again goes on with what is missing.
 
     **Examples**
 
@@ -88,74 +117,101 @@ def build_command(
 
     `variator-export build --backbone ./my-bert --plugin ./my-plugin --output ./my-bundle`
 
-    `variator-export build my-recipe.yaml --format json --no-speed`
+    `variator-export build my-recipe.yaml --ratio 4 --show-recipe`
+
+    `variator-export build recipes/*.yaml --jobs 2 --format json`
     """
     printer = Output(format)
-    resolved = resolve_recipe(recipe, ratio, backbone, task, plugin, target, precision, output, speed)
-    progress = ConsoleProgress(printer)
-    try:
-        result = build(resolved, output, replace=replace, progress=progress)
-    finally:
-        progress.close()
-    if printer.is_json:
-        printer.document(_document(result))
+    names = shipped_recipes() if all_recipes else list(dict.fromkeys(recipes or [DEFAULT_RECIPE]))
+    if all_recipes and recipes:
+        raise UsageError("--all and recipes were both given.", "Give one of them.")
+    if len(names) > 1:
+        alone = {
+            "--backbone": backbone,
+            "--plugin": plugin,
+            "--show-recipe": show_recipe,
+            "--push-to-hub": push_to_hub,
+        }
+        for option, value in alone.items():
+            if value:
+                raise UsageError(f"{option} is for one recipe; there are {len(names)}.", "Give one recipe.")
+    resolved = [
+        with_flags(
+            name,
+            ratios=ratio,
+            backbone=backbone,
+            task=task,
+            plugins=plugin,
+            targets=target,
+            precision=precision,
+            output=output,
+            speed=speed,
+        )
+        for name in names
+    ]
+    if show_recipe:
+        _show(printer, resolved[0])
+    elif len(names) > 1:
+        _build_several(printer, resolved, output, replace=replace, jobs=jobs)
     else:
-        _print(printer, result)
+        progress = ConsoleProgress(printer)
+        try:
+            result = build(resolved[0].recipe, output, replace=replace, progress=progress)
+        finally:
+            progress.close()
+        if not printer.is_json:
+            _print(printer, result)
+        pushed = push_result(printer, result.bundle, push_to_hub)
+        if printer.is_json:
+            printer.document({**_document(result), "pushed": pushed})
 
 
-def resolve_recipe(
-    recipe: str,
-    ratios: list[str] | None,
-    backbone: str | None,
-    task: str | None,
-    plugins: list[str] | None,
-    targets: list[str] | None,
-    precision: str | None,
-    output: Path | None,
-    speed: bool,
-) -> Recipe:
-    """The recipe with the flags over it."""
-    loaded = load_recipe(recipe)
-    changes: dict[str, Any] = {}
-    if ratios:
-        changes["ratios"] = tuple(sorted({parse_ratio(text) for text in ratios}))
-    if backbone is not None:
-        if output is None and recipe == DEFAULT_RECIPE:
-            raise UsageError(
-                "--backbone needs --output: the default recipe's folder is for the default backbone.",
-                f"variator-export build --backbone {backbone} --output artifacts/NAME",
-            )
-        # A pin and an architecture belong to the recipe's own backbone.
-        changes["backbone"] = BackboneRecipe(source=backbone, task=task)
-    elif task is not None:
-        changes["backbone"] = loaded.backbone.model_copy(update={"task": task, "architecture": None})
-    if plugins:
-        changes["plugins"] = tuple(_plugin(text) for text in plugins)
-        if not ratios:
-            changes["ratios"] = None
-    if targets:
-        for target in targets:
-            if target not in TARGETS:
-                guess = nearest(target, list(TARGETS))
-                raise UserError(
-                    f"There is no target {target!r}; there are {', '.join(TARGETS)}.",
-                    f"--target {guess or TARGETS[0]}",
-                )
-        changes["targets"] = tuple(dict.fromkeys(targets))
-    if not speed:
-        changes["speed"] = None
-    merged = loaded.model_copy(update=changes)
-    if precision is not None:
-        # Through the validation, which knows the choices.
-        return parse_recipe({**merged.model_dump(), "precision": precision}, f"{recipe} with --precision")
-    return merged
+def _show(printer: Output, resolved: ResolvedRecipe) -> None:
+    if printer.is_json:
+        recipe = resolved.recipe.model_dump(mode="json")
+        printer.document({"recipe": recipe, "origins": dict(resolved.origins)})
+    else:
+        printer.text(resolved.to_yaml().rstrip())
 
 
-def _plugin(text: str) -> PluginRecipe:
-    name, source = options.named_plugin(text)
-    content = {"name": name, "source": source}
-    checked = parse_recipe({"name": "flags", "backbone": {"source": "."}, "plugins": [content]}, "--plugin")
-    return checked.plugins[0]
+def _build_several(
+    printer: Output, resolved: Sequence[ResolvedRecipe], output: Path | None, *, replace: bool, jobs: int
+) -> None:
+    recipes = [entry.recipe for entry in resolved]
+    orders = [
+        Order(recipe, default_bundle(recipe) if output is None else output / recipe.name)
+        for recipe in recipes
+    ]
+    width = max(len(recipe.name) for recipe in recipes)
+    outcomes = build_all(
+        orders,
+        jobs=jobs,
+        replace=replace,
+        progress_of=lambda name: ConsoleProgress(printer, prefix=f"{name:{width}}  "),
+    )
+    if printer.is_json:
+        printer.document({"builds": [_outcome(outcome) for outcome in outcomes]})
+    else:
+        printer.text()
+        printer.table(outcomes_table(outcomes))
+        for outcome in outcomes:
+            if outcome.error is not None:
+                printer.error(UserError(f"{outcome.name}: {outcome.error.message}", outcome.error.hint))
+    code = max(outcome.exit_code for outcome in outcomes)
+    if code:
+        raise typer.Exit(code)
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    error = outcome.error
+    return {
+        "recipe": outcome.name,
+        "state": outcome.state,
+        **({"bundle": str(outcome.bundle)} if outcome.result is None else _document(outcome.result)),
+        "error": None
+        if error is None
+        else {"message": error.message, "hint": error.hint, "exit_code": error.exit_code},
+    }
 
 
 def _document(result: BuildResult) -> dict[str, Any]:
@@ -174,7 +230,7 @@ def _print(output: Output, result: BuildResult) -> None:
     state = "published" if result.published else "up to date"
     output.text(f"{state}: {result.bundle}")
     output.text()
-    output.table(_verification_table(result))
+    output.table(verification_table(result))
     if result.speed is not None:
         output.text()
         output.table(speed_table(result.speed))
@@ -184,67 +240,3 @@ def _print(output: Output, result: BuildResult) -> None:
             f"warning: {', '.join(result.untrained)}: plugins that were only initialised, not trained. The "
             "speed is real; what the model says at these ratios is not useful until they are trained."
         )
-
-
-def _verification_table(result: BuildResult) -> Table:
-    table = Table(
-        title="Verified against eager PyTorch in float64; at most "
-        f"{MULTIPLE:g} times its own rounding in float32 is allowed",
-        title_justify="left",
-    )
-    for name in ("variant", "graph", "case", "output"):
-        table.add_column(name)
-    for name in ("max abs", "rel. Frobenius", "x rounding"):
-        table.add_column(name, justify="right")
-    for variant, found in result.verification.items():
-        if found is None:
-            table.add_row(variant, "report missing", *[""] * 5)
-            continue
-        table.add_row(
-            variant,
-            found["graph"],
-            found["case"],
-            found["output"],
-            f"{found['max_abs']:.1e}",
-            f"{found['relative_frobenius']:.1e}",
-            f"{found['used']:.2f}",
-        )
-    return table
-
-
-def speed_table(speed: Any) -> Table:
-    """Eager and exported at every ratio, beside what the saved MACs would allow."""
-    shape = f"batch {speed['batch_size']}, {speed['sequence_length']} tokens"
-    title = (
-        f"Speed at {shape}, medians of {speed['rounds']} alternating rounds on {speed['machine']['cpu']}, "
-        f"{speed['machine']['cpu_cores']} cores; eager is PyTorch with SDPA"
-    )
-    table = Table(title=title, title_justify="left")
-    table.add_column("runtime")
-    table.add_column("variant")
-    for name in (
-        "ms",
-        "speed-up",
-        "95 % interval",
-        "MACs allow",
-        "reached",
-        "over eager k=1",
-        "MACs",
-        "on graph",
-    ):
-        table.add_column(name, justify="right")
-    for row in speed["rows"]:
-        first = row["ratio"] == 1
-        table.add_row(
-            row["runtime"],
-            row["variant"],
-            f"{row['median_ms']:.1f}",
-            "" if first else f"{row['speedup']:.2f}x",
-            "" if first else f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}",
-            "" if first else f"{row['speedup_allowed']:.2f}x",
-            "" if first else f"{row['share_of_allowed']:.0%}",
-            f"{row['speedup_over_eager']:.2f}x",
-            f"{row['macs'] / 1e9:.2f} G",
-            "" if row["graph_macs"] is None else f"{row['graph_macs'] / 1e9:.2f} G",
-        )
-    return table

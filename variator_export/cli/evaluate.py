@@ -9,7 +9,7 @@ from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError
 from variator_export.core.manifest import is_bundle
-from variator_export.core.recipe import plugin_folder
+from variator_export.model.source import plugin_folder
 from variator_export.pipeline.evaluate import MAIN_METRIC, Quality, QualityRow, evaluate, store_quality
 
 _RUNTIMES = ("both", "eager", "onnxruntime")

@@ -7,6 +7,7 @@ import typer
 
 from variator_export.cli.options import BackboneOption, OutputOption, choose, default_backbone
 from variator_export.cli.output import Format, Output
+from variator_export.cli.push import PushOption, push_result
 from variator_export.core.environment import require
 from variator_export.core.errors import UserError
 from variator_export.core.store import exclusive, publish
@@ -24,6 +25,7 @@ def import_command(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the plugin that is in the output.")
     ] = False,
+    push_to_hub: PushOption = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
     """Turn a plugin that the paper's authors released into a plugin folder.
@@ -58,12 +60,12 @@ def import_command(
         publish(staging, output)
     config = plugin.config
     printer = Output(format)
-    if printer.is_json:
-        printer.document(
-            {"plugin": str(output), "ratio": config.ratio, "bottleneck_size": config.bottleneck_size}
-        )
-    else:
+    if not printer.is_json:
         printer.text(f"plugin of ratio {config.ratio}, bottleneck {config.bottleneck_size}: {output}")
         printer.hint(
             f"next: variator-export build --backbone {source.name} --plugin {output} --output BUNDLE"
         )
+    pushed = push_result(printer, output, push_to_hub)
+    if printer.is_json:
+        content = {"plugin": str(output), "ratio": config.ratio, "bottleneck_size": config.bottleneck_size}
+        printer.document({**content, "pushed": pushed})

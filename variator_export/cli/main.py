@@ -5,49 +5,15 @@ import itertools
 import os
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-import typer
-
-from variator_export.cli.bench import bench_command
-from variator_export.cli.build import build_command
-from variator_export.cli.doctor import doctor_command
-from variator_export.cli.evaluate import evaluate_command
-from variator_export.cli.import_upstream import import_command
-from variator_export.cli.inspect import inspect_command
+from variator_export.cli.app import COMMANDS, make_app
 from variator_export.cli.output import Format, Output
-from variator_export.cli.report import report_command
-from variator_export.cli.run import run_command
-from variator_export.cli.schema import schema_command
-from variator_export.cli.train import train_app
-from variator_export.cli.verify import verify_command
 from variator_export.core import interrupts
-from variator_export.core.environment import DISTRIBUTION, installed_version
 from variator_export.core.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 
-app = typer.Typer(
-    name="variator-export",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help="Export transformers with Variator compression plugins to verified ONNX graphs and TensorRT "
-    "engines.",
-    epilog="Exit codes: 0 done; 1 the input or the machine does not allow it; 2 wrong usage; "
-    "3 numbers disagree; 4 too slow for --fail-under; 70 a bug of ours; 130 interrupted.",
-)
-app.command("build")(build_command)
-app.command("verify")(verify_command)
-app.command("bench")(bench_command)
-app.command("report")(report_command)
-app.command("run")(run_command)
-app.command("inspect")(inspect_command)
-app.command("evaluate")(evaluate_command)
-app.command("import")(import_command)
-app.command("doctor")(doctor_command)
-app.command("schema")(schema_command)
-app.add_typer(train_app, name="train")
-
+# Set by the shell when it asks for completions.
+_COMPLETE = "_VARIATOR_EXPORT_COMPLETE"
 
 _REFUSALS = {
     errno.EACCES: "Run as a user who may read it.",
@@ -56,26 +22,12 @@ _REFUSALS = {
 }
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"{DISTRIBUTION} {installed_version(DISTRIBUTION)}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    del version
-
-
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     interrupts.install()
     try:
-        app()
+        # A word that is also a command loads one more than is needed.
+        make_app(COMMANDS if _COMPLETE in os.environ else COMMANDS.keys() & set(sys.argv[1:]))()
     except Exception as error:
         # A library may have made an error of its own of it.
         if interrupts.was_interrupted():

@@ -7,21 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
-from rich.table import Table
 
 from variator_export.core.errors import UserError
 from variator_export.core.progress import Progress, StepReport
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Format(StrEnum):
@@ -59,7 +53,7 @@ class Output:
         """Print a line of data."""
         self.out.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def table(self, table: Table) -> None:
+    def table(self, table: "Table") -> None:
         """Print a table of data."""
         self.out.print(table)
 
@@ -90,13 +84,19 @@ def _console(stream: Any) -> Console:
 
 
 class ConsoleProgress(Progress):
-    """Shows a build on stderr: a line for each step; bars and running steps only on a terminal."""
+    """Shows a build on stderr: a line for each step; bars and running steps only on a terminal.
 
-    def __init__(self, output: Output) -> None:
+    Args:
+        output: Where to.
+        prefix: Before each line, where several builds run side by side; then there are no bars.
+    """
+
+    def __init__(self, output: Output, prefix: str = "") -> None:
         self._output = output
+        self._prefix = prefix
         self._started = 0.0
         self._quiet = output.is_json
-        self._alive = output.err.is_terminal and not os.environ.get("CI") and not self._quiet
+        self._alive = output.err.is_terminal and not (os.environ.get("CI") or self._quiet or prefix)
         self._status: Any = None
 
     def started(self, name: str, why: str) -> None:
@@ -112,12 +112,12 @@ class ConsoleProgress(Progress):
         if self._quiet:
             return
         seconds = f"{time.monotonic() - self._started:6.1f} s" if report.action == "made" else "        "
-        self._output.hint(f"{report.action:7} {seconds}  {report.name:32} {report.why}")
+        self._output.hint(f"{self._prefix}{report.action:7} {seconds}  {report.name:32} {report.why}")
 
     def note(self, text: str) -> None:
         """Print a line."""
         if not self._quiet:
-            self._output.hint(text)
+            self._output.hint(self._prefix + text)
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[[], None]]:
@@ -126,6 +126,15 @@ class ConsoleProgress(Progress):
         if not self._alive:
             yield lambda: None
             return
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

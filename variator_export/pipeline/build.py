@@ -26,7 +26,7 @@ from variator_export.pipeline import steps
 from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
 from variator_export.pipeline.engine_steps import make_engines
 from variator_export.pipeline.measuring import speed_of_bundle
-from variator_export.pipeline.plan import VariantPlan, merge, select_plugins
+from variator_export.pipeline.plan import VariantPlan, merge, pin_sources, select_plugins
 from variator_export.pipeline.workshop import Workshop
 
 
@@ -41,6 +41,7 @@ class BuildResult:
         verification: The worst finding of each variant, by variant.
         speed: The measurement (`stages.speed.measure_speed`); None if none was asked for.
         untrained: Variants whose plugins were only initialised.
+        ratios: Those of the bundle.
     """
 
     bundle: Path
@@ -49,6 +50,7 @@ class BuildResult:
     verification: Mapping[str, Any] = field(default_factory=dict)
     speed: Mapping[str, Any] | None = None
     untrained: tuple[str, ...] = ()
+    ratios: tuple[int, ...] = ()
 
 
 def build(
@@ -71,7 +73,8 @@ def build(
         NumbersDisagreeError: A graph does not compute what eager PyTorch computes; it was not published.
     """
     progress = progress or Progress()
-    bundle = Path(output if output is not None else Path("artifacts") / recipe.name).resolve()
+    bundle = Path(output if output is not None else default_bundle(recipe)).resolve()
+    recipe = pin_sources(recipe)
     select_plugins(recipe)  # refuses a wrong ratio before anything slow
     require_onnxruntime()
     versions: dict[str, str] = {t: require_tensorrt(t) for t in recipe.targets if t != "onnxruntime"}
@@ -94,7 +97,13 @@ def build(
         verification={plan.name: worst_finding(bundle, plan.name) for plan in variants},
         speed=speed,
         untrained=tuple(v.name for v in manifest.variants if v.plugin is not None and not v.plugin.trained),
+        ratios=tuple(v.ratio for v in manifest.variants),
     )
+
+
+def default_bundle(recipe: Recipe) -> Path:
+    """Where a recipe's bundle goes if nothing else is said."""
+    return Path("artifacts") / recipe.name
 
 
 def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:

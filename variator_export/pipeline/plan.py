@@ -7,9 +7,10 @@ from pydantic import ValidationError
 
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import Manifest
-from variator_export.core.recipe import PluginRecipe, Recipe, plugin_folder
+from variator_export.core.recipe import PluginRecipe, Recipe
 from variator_export.core.validation import describe_validation_error
 from variator_export.model.plugin_file import load_plugin_config
+from variator_export.model.source import pin_source, plugin_folder
 
 BASELINE = "ratio-1"
 
@@ -27,6 +28,20 @@ class VariantPlan:
     ratio: int
     plugin: PluginRecipe | None
     kept: bool = False
+
+
+def pin_sources(recipe: Recipe) -> Recipe:
+    """The recipe with the commits that its branches and tags of the hub are now, for the whole build.
+
+    Raises:
+        UserError: The hub has no such repository or revision, or cannot be reached.
+    """
+    backbone = recipe.backbone.model_copy(update={"source": pin_source(recipe.backbone.source)})
+    plugins = tuple(
+        plugin.model_copy(update={"source": pin_source(plugin.source)}) if plugin.source else plugin
+        for plugin in recipe.plugins
+    )
+    return recipe.model_copy(update={"backbone": backbone, "plugins": plugins})
 
 
 def select_plugins(recipe: Recipe) -> tuple[PluginRecipe, ...]:

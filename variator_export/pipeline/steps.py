@@ -9,7 +9,6 @@ from variator_export.core.bundle_files import WEIGHTS_NAME
 from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import write_json
-from variator_export.core.recipe import plugin_folder
 from variator_export.model.plugin_file import (
     CONFIG_NAME,
     TENSORS_NAME,
@@ -21,6 +20,7 @@ from variator_export.model.plugin_file import (
     save_plugin,
     stack_for_graph,
 )
+from variator_export.model.source import plugin_folder
 from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
 from variator_export.pipeline.plan import VariantPlan
 from variator_export.stages.budget import MULTIPLE

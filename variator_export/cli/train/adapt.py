@@ -6,6 +6,7 @@ import typer
 
 from variator_export.cli import options
 from variator_export.cli.output import Format, Output
+from variator_export.cli.push import PushOption
 from variator_export.cli.train import common
 from variator_export.core.errors import UsageError
 
@@ -41,6 +42,7 @@ def adapt_command(
     terms: options.TermsOption = None,
     replace: options.ReplaceOption = False,
     restart: options.RestartOption = False,
+    push_to_hub: PushOption = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
     """Train plugins further for a task, on a backbone that was tuned for it.
@@ -88,4 +90,4 @@ def adapt_command(
             optimisation=optimisation,
             max_tokens=max_tokens,
         )
-    common.print_plugins(printer, result)
+    common.print_plugins(printer, result, output, push_to_hub)

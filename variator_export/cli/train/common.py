@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Output
+from variator_export.cli.push import push_result
 from variator_export.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def plugin_folders(plugins: Sequence[str]) -> dict[str, Path]:
         UsageError: Two have the same name.
         UserError: There is no such plugin.
     """
-    from variator_export.core.recipe import plugin_folder
     from variator_export.model.plugin_file import load_plugin_config
+    from variator_export.model.source import plugin_folder
 
     folders: dict[str, Path] = {}
     for plugin in plugins:
@@ -112,16 +113,17 @@ def is_main() -> bool:
     return is_main_process()
 
 
-def print_plugins(printer: Output, result: "TrainedPlugins") -> None:
-    """Print where the plugins are."""
+def print_plugins(printer: Output, result: "TrainedPlugins", output: Path, push_to: str | None) -> None:
+    """Print where the plugins are, and push them if that was asked for."""
     if not is_main():
         return
+    if not printer.is_json:
+        for name, folder in result.folders.items():
+            printer.text(f"{name}: held-out loss {result.losses[name]:.5f}: {folder}")
+    pushed = push_result(printer, output, push_to)
     if printer.is_json:
         plugins = {
             name: {"folder": str(folder), "held_out_loss": result.losses[name]}
             for name, folder in result.folders.items()
         }
-        printer.document({"plugins": plugins, "steps": result.history.steps})
-        return
-    for name, folder in result.folders.items():
-        printer.text(f"{name}: held-out loss {result.losses[name]:.5f}: {folder}")
+        printer.document({"plugins": plugins, "steps": result.history.steps, "pushed": pushed})

@@ -7,6 +7,7 @@ import typer
 
 from variator_export.cli import options
 from variator_export.cli.output import Format, Output
+from variator_export.cli.push import PushOption
 from variator_export.cli.train import common
 from variator_export.core.errors import UsageError
 from variator_export.pipeline.plan import parse_ratio
@@ -76,6 +77,7 @@ def pretrain_command(
     terms: options.TermsOption = None,
     replace: options.ReplaceOption = False,
     restart: options.RestartOption = False,
+    push_to_hub: PushOption = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
     """Train plugins from plain text, without labels: new ones, or given ones further (on your own texts).
@@ -173,7 +175,7 @@ def pretrain_command(
             passages=passages,
             optimisation=optimisation,
         )
-    common.print_plugins(printer, result)
+    common.print_plugins(printer, result, output, push_to_hub)
 
 
 def _ratios(values: Sequence[str]) -> tuple[int, ...]:

@@ -1,0 +1,296 @@
+"""The hub: sources pinned to a commit, its errors, its cache, and pushing. Against a stand-in server."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from stand_in_hub import Repository, StandInHub, serve
+from test_cli import call
+
+from variator_export.core.errors import UserError
+from variator_export.core.hub import HubSource, parse_hub_source
+from variator_export.core.recipe_file import load_recipe
+
+MODEL, PLUGINS = "acme/small-bert", "acme/plugins"
+
+
+@pytest.fixture
+def hub() -> Iterator[StandInHub]:
+    with serve() as found:
+        yield found
+
+
+@pytest.fixture
+def filled(hub: StandInHub, embedding_model: Path, embedding_plugins: dict[int, Path]) -> StandInHub:
+    """A hub with a model, whose weights are there as a pickle too, and a repository with two plugins."""
+    hub.put_folder(MODEL, embedding_model)
+    files = hub.repositories[MODEL].files("main")
+    hub.repositories[MODEL].commit({**files, "pytorch_model.bin": b"code", "onnx/model.onnx": b"large"})
+    plugins = {
+        f"ratio-{ratio}/{path.name}": path.read_bytes()
+        for ratio, folder in embedding_plugins.items()
+        for path in folder.iterdir()
+    }
+    hub.repositories[PLUGINS] = Repository()
+    hub.repositories[PLUGINS].commit(plugins)
+    return hub
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("hub:a/b", HubSource("a/b")),
+        ("a/b@v1.0", HubSource("a/b", revision="v1.0")),
+        ("hub:a/b@refs/pr/3", HubSource("a/b", revision="refs/pr/3")),
+        ("hub:a/b/ratio-4@main", HubSource("a/b", "ratio-4", "main")),
+        ("hub:t5-base", HubSource("t5-base")),
+    ],
+)
+def test_how_a_source_is_written(text: str, expected: HubSource) -> None:
+    assert parse_hub_source(text) == expected
+    assert parse_hub_source(str(expected)) == expected
+
+
+@pytest.mark.parametrize("text", ["hub:", "hub:/a/b", "hub:a/../b", "hub:a/b@", "hub:a b/c"])
+def test_what_is_no_source(text: str) -> None:
+    with pytest.raises(UserError, match="is no repository of the hub"):
+        parse_hub_source(text)
+
+
+def test_an_id_in_a_recipe_is_a_folder_only_where_there_is_one(tmp_path: Path) -> None:
+    text = (
+        "name: x\nbackbone: {source: org/model@v2}\nplugins: [{source: org/plugin}, {source: ./org/plugin}]"
+    )
+    (tmp_path / "r.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert recipe.backbone.source == "hub:org/model@v2"
+    assert [plugin.source for plugin in recipe.plugins] == ["hub:org/plugin", str(tmp_path / "org/plugin")]
+    (tmp_path / "org" / "plugin").mkdir(parents=True)
+    assert load_recipe(tmp_path / "r.yaml").plugins[0].source == str(tmp_path / "org/plugin")
+
+
+def test_a_build_from_the_hub_is_pinned_cached_and_repeated_offline(
+    filled: StandInHub, tmp_path: Path
+) -> None:
+    environment = filled.environment(tmp_path / "cache")
+    command = ["build", "--backbone", MODEL, "--plugin", f"hub:{PLUGINS}/ratio-4", "--output", "bundle"]
+    command += ["--target", "onnxruntime", "--no-speed", "--format", "json"]
+    result = call(*command, cwd=tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    commit, plugins = (filled.repositories[name].refs["main"] for name in (MODEL, PLUGINS))
+    assert manifest["backbone"]["source"] == f"hub:{MODEL}@{commit}"
+    assert "sentence_embedding" in manifest["backbone"]["outputs"]  # the pooling's files were read too
+    assert manifest["recipe"]["plugins"][0]["source"] == f"hub:{PLUGINS}/ratio-4@{plugins}"
+    read = {
+        line.rpartition("/")[2] for line in filled.requests if line.startswith("GET") and "resolve" in line
+    }
+    assert {"model.safetensors", "plugin.safetensors"} <= read
+    assert not {"pytorch_model.bin", "model.onnx"} & read
+    assert not any("ratio-2" in line for line in filled.requests)
+
+    filled.requests.clear()
+    assert json.loads(call(*command, cwd=tmp_path, **environment).stdout)["published"] is False
+    assert not any("resolve" in line for line in filled.requests)
+
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    filled.requests.clear()
+    again = call(*command, "--replace", cwd=tmp_path, **offline)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "bundle" / "manifest.json").read_text()) == manifest
+    assert filled.requests == []
+
+    # A commit needs no network either; a branch does, because it may have moved.
+    filled.broken = 503
+    pinned = [
+        part.replace(MODEL, f"{MODEL}@{commit}").replace("ratio-4", f"ratio-4@{plugins}") for part in command
+    ]
+    assert call(*pinned, cwd=tmp_path, **environment).returncode == 0
+    refused = call(*command, cwd=tmp_path, **environment)
+    assert (refused.returncode, "The hub answers 503" in refused.stderr) == (1, True)
+
+
+def test_a_branch_that_moved_is_another_backbone(
+    filled: StandInHub, small_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    environment = filled.environment(tmp_path / "cache")
+    command = ["build", "--backbone", MODEL, "--ratio", "1", "--output", "bundle"]
+    command += ["--target", "onnxruntime", "--no-speed"]
+    assert call(*command, cwd=tmp_path, **environment).returncode == 0
+    filled.put_folder(MODEL, small_model("roberta"))
+    result = call(*command, cwd=tmp_path, **environment)
+    assert result.returncode == 1
+    assert "The bundle is of another backbone: hub:acme/small-bert@" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["acme/none"],
+            "There is no folder acme/none, and: The hub has no repository acme/none, or not for you",
+        ),
+        ([f"hub:{MODEL}@v9"], "has no revision v9"),
+        (["hub:acme/gated"], "is gated"),
+        (["hub:acme/private"], "or not for you"),
+        (["hub:acme/pickled"], "has no model.safetensors, only pytorch_model.bin, which can run code"),
+        ([f"hub:{PLUGINS}"], "has no config.json; it has ratio-2/"),
+        ([MODEL, "--plugin", f"hub:{PLUGINS}/ratio-16"], "has no plugin_config.json; it has nothing"),
+        ([MODEL, "--plugin", "missing/ratio-4"], "There is no folder missing/ratio-4, and: The hub has no"),
+    ],
+)
+def test_what_the_hub_does_not_give(
+    filled: StandInHub, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    files = filled.repositories[MODEL].files("main")
+    for name, options in {"gated": {"gated": True}, "private": {"private": True}, "pickled": {}}.items():
+        filled.repositories[f"acme/{name}"] = Repository(**options)
+        filled.repositories[f"acme/{name}"].commit(files)
+    del filled.repositories["acme/pickled"].commits[filled.repositories["acme/pickled"].refs["main"]][
+        "model.safetensors"
+    ]
+    result = call(
+        "build",
+        "--output",
+        "out",
+        "--backbone",
+        *arguments,
+        cwd=tmp_path,
+        **filled.environment(tmp_path / "c"),
+    )
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "hint: " in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert not any(line.endswith("pytorch_model.bin") for line in filled.requests)
+
+
+def test_a_token_opens_what_is_private(filled: StandInHub, tmp_path: Path) -> None:
+    filled.repositories[MODEL].private = filled.repositories[MODEL].gated = True
+    command = ["build", "--backbone", f"hub:{MODEL}", "--ratio", "1", "--output", "out", "--no-speed"]
+    command += ["--target", "onnxruntime"]
+    environment = filled.environment(tmp_path / "c", HF_TOKEN="hf_reader")
+    assert call(*command, cwd=tmp_path, **environment).returncode == 0
+
+
+def test_a_download_that_breaks_off(filled: StandInHub, tmp_path: Path) -> None:
+    filled.cut = "model.safetensors"
+    command = ["build", "--backbone", f"hub:{MODEL}", "--ratio", "1", "--output", "out", "--no-speed"]
+    command += ["--target", "onnxruntime"]
+    environment = filled.environment(tmp_path / "c", HF_HUB_DOWNLOAD_TIMEOUT="2")
+    result = call(*command, cwd=tmp_path, **environment)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    filled.cut = None
+    assert call(*command, cwd=tmp_path, **environment).returncode == 0
+
+
+def test_without_a_network_and_offline(tmp_path: Path) -> None:
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "c")}
+    result = call("build", "--backbone", "hub:a/b", "--output", "out", cwd=tmp_path, **nowhere)
+    assert result.returncode == 1
+    assert "The hub cannot be reached for hub:a/b" in result.stderr
+    assert "HF_HUB_OFFLINE=1 uses what an earlier run left" in result.stderr
+    result = call(
+        "build", "--backbone", "hub:a/b", "--output", "out", cwd=tmp_path, HF_HUB_OFFLINE="1", **nowhere
+    )
+    assert result.returncode == 1
+    assert "is not whole in the cache, and HF_HUB_OFFLINE forbids" in result.stderr
+
+
+def test_a_bundle_is_pushed_whole_and_runs_from_there(
+    hub: StandInHub, bundle_copy: Path, tmp_path: Path
+) -> None:
+    hub.writers = {"hf_writer"}
+    environment = hub.environment(tmp_path / "c", HF_TOKEN="hf_writer")
+    result = call("push", str(bundle_copy), "acme/bundle", "--format", "json", **environment)
+    assert result.returncode == 0, result.stderr
+    pushed = json.loads(result.stdout)["pushed"]
+    files = hub.repositories["acme/bundle"].files("main")
+    local = {p.relative_to(bundle_copy).as_posix() for p in bundle_copy.rglob("*") if p.is_file()}
+    assert set(files) == local | {"README.md", ".gitattributes"}
+    assert pushed["files"] == len(local) + 1
+    assert "library_name: variator-export" in files["README.md"].decode()
+    assert "| ratio-4 | 4 | initialised only | ratio-4.onnx |" in files["README.md"].decode()
+
+    # As a user gets it: hf download REPOSITORY --local-dir FOLDER
+    for name, content in files.items():
+        (tmp_path / "got" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "got" / name).write_bytes(content)
+    assert call("run", str(tmp_path / "got"), "--ratio", "4", "--text", "Seven.").returncode == 0
+
+
+def test_a_push_takes_files_of_the_bundle_before_away_and_nothing_else(
+    hub: StandInHub, bundle_copy: Path, tmp_path: Path
+) -> None:
+    hub.writers = {"hf_writer"}
+    environment = hub.environment(tmp_path / "c", HF_TOKEN="hf_writer")
+    assert call("push", str(bundle_copy), "acme/bundle", **environment).returncode == 0
+    repository = hub.repositories["acme/bundle"]
+    repository.commit({**repository.files("main"), "README.md": b"mine", "notes.txt": b"mine"})
+    path = bundle_copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name in ("ratio-2.onnx", "reference/ratio-2.safetensors"):
+        del manifest["files"][name]
+    del manifest["variants"][1]
+    path.write_text(json.dumps(manifest))
+    result = call("push", str(bundle_copy), "acme/bundle", **environment)
+    assert "2 of before removed" in result.stdout, result.stderr
+    files = repository.files("main")
+    assert "ratio-2.onnx" not in files
+    assert (files["README.md"], files["notes.txt"]) == (b"mine", b"mine")
+
+
+def test_plugins_are_pushed_and_used_from_there(
+    hub: StandInHub, embedding_plugins: dict[int, Path], embedding_model: Path, tmp_path: Path
+) -> None:
+    hub.writers = {"hf_writer"}
+    environment = hub.environment(tmp_path / "c", HF_TOKEN="hf_writer")
+    for ratio, folder in embedding_plugins.items():
+        shutil.copytree(folder, tmp_path / "plugins" / f"ratio-{ratio}")
+    assert call("push", str(tmp_path / "plugins"), PLUGINS, "--private", **environment).returncode == 0
+    assert hub.repositories[PLUGINS].private
+    assert call("push", str(tmp_path / "plugins" / "ratio-2"), "acme/one", **environment).returncode == 0
+    assert "plugin.safetensors" in hub.repositories["acme/one"].files("main")
+    command = ["build", "--backbone", str(embedding_model), "--output", "out", "--no-speed", "--target"]
+    command += ["onnxruntime", "--plugin", f"hub:{PLUGINS}/ratio-4", "--plugin", "hub:acme/one"]
+    result = call(*command, "--push-to-hub", "acme/built", cwd=tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    assert {"ratio-2.onnx", "ratio-4.onnx"} <= hub.repositories["acme/built"].files("main").keys()
+
+
+def test_what_is_not_pushed(filled: StandInHub, bundle_copy: Path, tmp_path: Path) -> None:
+    filled.writers = {"hf_writer"}
+    writer = filled.environment(tmp_path / "c", HF_TOKEN="hf_writer")
+    reader = filled.environment(tmp_path / "c", HF_TOKEN="hf_reader")
+    before = {name: dict(r.refs) for name, r in filled.repositories.items()}
+    bundle = str(bundle_copy)
+    for environment, arguments, words in (
+        (reader, [bundle, "acme/new"], "The hub does not let you write acme/new"),
+        (writer, [bundle, PLUGINS], "holds something else: ratio-2/"),
+        (writer, [bundle, MODEL], "holds something else: 1_Pooling/config.json"),
+        (writer, [bundle, "acme/new/folder"], "names a folder inside a repository"),
+        (writer, [str(tmp_path), "acme/new"], "holds neither a bundle nor a plugin"),
+        (writer, ["nowhere", "acme/new"], "There is no folder nowhere"),
+    ):
+        result = call("push", *arguments, **environment)
+        assert (result.returncode, words in result.stderr) == (1, True), result.stderr
+    (bundle_copy / "ratio-4.onnx").write_bytes((bundle_copy / "ratio-4.onnx").read_bytes()[:-1] + b"x")
+    result = call("push", bundle, "acme/new", **writer)
+    assert (result.returncode, "has the sha256" in result.stderr) == (1, True)
+    assert {name: dict(r.refs) for name, r in filled.repositories.items()} == before
+
+
+def test_a_push_that_fails_after_a_build_says_how_to_do_it_again(
+    filled: StandInHub, embedding_model: Path, tmp_path: Path
+) -> None:
+    command = ["build", "--backbone", str(embedding_model), "--ratio", "1", "--target", "onnxruntime"]
+    command += ["--no-speed", "--output", "out", "--push-to-hub", "acme/new"]
+    result = call(*command, cwd=tmp_path, **filled.environment(tmp_path / "c"))
+    assert result.returncode == 1
+    assert "out is complete, but was not pushed" in result.stderr
+    assert f"variator-export push {tmp_path / 'out'} acme/new" in result.stderr
+    assert (tmp_path / "out" / "manifest.json").is_file()

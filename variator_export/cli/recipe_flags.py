@@ -1,0 +1,67 @@
+"""The recipe of a `build`, with its flags over it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from variator_export.cli import options
+from variator_export.core.errors import UsageError, UserError
+from variator_export.core.recipe import DEFAULT_RECIPE, TARGETS
+from variator_export.core.recipe_file import Layer, ResolvedRecipe, resolve_recipe
+from variator_export.core.validation import nearest
+from variator_export.pipeline.plan import parse_ratio
+
+
+def with_flags(
+    recipe: str,
+    *,
+    ratios: Sequence[str] | None = None,
+    backbone: str | None = None,
+    task: str | None = None,
+    plugins: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    precision: str | None = None,
+    output: Path | None = None,
+    speed: bool = True,
+) -> ResolvedRecipe:
+    """A recipe with the flags over it, each value with its origin.
+
+    Raises:
+        UserError: The recipe, or what a flag makes of it, does not validate.
+        UsageError: A flag lacks another one.
+    """
+    layers: list[Layer] = []
+    if backbone is not None:
+        if output is None and recipe == DEFAULT_RECIPE:
+            raise UsageError(
+                "--backbone needs --output: the default recipe's folder is for the default backbone.",
+                f"variator-export build --backbone {backbone} --output artifacts/NAME",
+            )
+        layers.append(Layer("--backbone", {"backbone": {"source": backbone}}))
+    if task is not None:
+        layers.append(Layer("--task", {"backbone": {"task": task, "architecture": None}}))
+    if plugins:
+        layers.append(Layer("--plugin", {"plugins": [_plugin(text) for text in plugins], "ratios": None}))
+    if ratios:
+        layers.append(Layer("--ratio", {"ratios": sorted({parse_ratio(text) for text in ratios})}))
+    if targets:
+        layers.append(Layer("--target", {"targets": list(dict.fromkeys(map(_target, targets)))}))
+    if precision is not None:
+        layers.append(Layer("--precision", {"precision": precision}))
+    if not speed:
+        layers.append(Layer("--no-speed", {"speed": None}))
+    return resolve_recipe(recipe, layers)
+
+
+def _plugin(text: str) -> dict[str, Any]:
+    name, source = options.named_plugin(text)
+    return {"name": name, "source": source}
+
+
+def _target(text: str) -> str:
+    if text not in TARGETS:
+        guess = nearest(text, list(TARGETS))
+        raise UserError(
+            f"There is no target {text!r}; there are {', '.join(TARGETS)}.", f"--target {guess or TARGETS[0]}"
+        )
+    return text

@@ -1,0 +1,294 @@
+"""The Hugging Face Hub: reading repositories at a commit, and writing to one.
+
+huggingface_hub keeps its cache, its token (`HF_TOKEN`, or `hf auth login`), its endpoint (`HF_ENDPOINT`) and
+its offline mode (`HF_HUB_OFFLINE`). Its errors become one clear `UserError` each.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from variator_export.core.errors import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+HUB_PREFIX = "hub:"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_SOURCE = re.compile(rf"(?P<repo>{_NAME}(?:/{_NAME})?)(?P<sub>(?:/{_NAME})*)(?:@(?P<revision>[^@\s]+))?")
+_BARE = re.compile(rf"{_NAME}/{_NAME}(@[^@\s]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PICKLES = re.compile(r"\.(bin|ckpt|h5|msgpack|pt|pth|pkl)$")
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A repository, or a folder in it, at a revision.
+
+    Attributes:
+        repo: Its id, ORGANISATION/NAME; models of the first days have a NAME only.
+        subfolder: The folder inside it; empty: the root.
+        revision: A branch, tag or commit; None: `main`.
+    """
+
+    repo: str
+    subfolder: str = ""
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        folder = f"/{self.subfolder}" if self.subfolder else ""
+        return f"{HUB_PREFIX}{self.repo}{folder}" + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def label(self) -> str:
+        """Its name without the revision and without the prefix."""
+        return str(dataclasses.replace(self, revision=None)).removeprefix(HUB_PREFIX)
+
+
+def looks_like_repository(source: str) -> bool:
+    """Whether a source is written as ORGANISATION/NAME or ORGANISATION/NAME@REVISION."""
+    return _BARE.fullmatch(source) is not None
+
+
+def parse_hub_source(source: str) -> HubSource:
+    """Read `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`.
+
+    Raises:
+        UserError: It is not written so.
+    """
+    match = _SOURCE.fullmatch(source.removeprefix(HUB_PREFIX))
+    if match is None or ".." in source:
+        raise UserError(
+            f"{source} is no repository of the hub.",
+            f"Write {HUB_PREFIX}ORGANISATION/NAME, with @REVISION for a branch, tag or commit.",
+        )
+    return HubSource(match["repo"], match["sub"].removeprefix("/"), match["revision"])
+
+
+def pin(source: HubSource) -> HubSource:
+    """The source at the commit that its revision is now, so that every later step reads the same files.
+
+    Without `HF_HUB_OFFLINE` the hub is asked, and the cache does not stand in for it: a branch may have
+    moved.
+
+    Raises:
+        UserError: No such repository or revision, no permission, no network, or offline and never read
+            before.
+    """
+    if source.revision is not None and _COMMIT.fullmatch(source.revision):
+        return source
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import is_offline_mode
+
+    with _errors(source):
+        if is_offline_mode():
+            found = HfApi().resolve_revision(source.repo, revision=source.revision, local_files_only=True)
+            commit = str(found.resolved)
+        else:
+            HfApi().model_info(source.repo, revision=source.revision)  # fails where the next takes the cache
+            commit = str(HfApi().resolve_revision(source.repo, revision=source.revision).resolved)
+    return dataclasses.replace(source, revision=commit)
+
+
+def download(source: HubSource, patterns: Sequence[str], needed: Sequence[Sequence[str]]) -> Path:
+    """Files of a repository, in the cache of huggingface_hub.
+
+    Args:
+        source: What to read; `pin` it to read the same commit again.
+        patterns: The files to take, below the source's folder.
+        needed: Of each of these groups of patterns one file has to be there; looked at before anything large
+            is downloaded.
+
+    Raises:
+        UserError: As `pin`, or a file that is needed is not there.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+
+    pinned = pin(source)
+    prefix = f"{source.subfolder}/" if source.subfolder else ""
+    files = {"revision": pinned.revision, "allow_patterns": [prefix + pattern for pattern in patterns]}
+    with _errors(source), _bars():
+        try:
+            # A commit does not change: what is whole in the cache needs no network.
+            root = Path(snapshot_download(pinned.repo, **files, local_files_only=True))
+            if not all(any(match for p in group for match in root.glob(prefix + p)) for group in needed):
+                raise LocalEntryNotFoundError(f"{source.label} is not in the cache")
+        except (IncompleteSnapshotError, LocalEntryNotFoundError):
+            if is_offline_mode():
+                raise
+            _refuse_missing(pinned, prefix, needed)
+            root = Path(snapshot_download(pinned.repo, **files))
+    return root / source.subfolder
+
+
+def commit(
+    repo: str,
+    operations: "Sequence[CommitOperationAdd | CommitOperationDelete]",
+    message: str,
+    *,
+    revision: str | None,
+    private: bool | None,
+) -> str:
+    """Write to a repository in one commit, whole or not at all; it is made if it is not there.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: No token, no permission, no network, or the hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _errors(HubSource(repo, revision=revision), writing=True), _bars():
+        api.create_repo(repo, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        info = api.create_commit(repo, list(operations), commit_message=message, revision=revision)
+    return str(info.commit_url)
+
+
+def files_of(repo: str, revision: str | None) -> set[str] | None:
+    """The files of a repository; None if it, or the branch, is not there yet.
+
+    Raises:
+        UserError: No permission or no network.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    with _errors(HubSource(repo, revision=revision), writing=True):
+        try:
+            return set(HfApi().list_repo_files(repo, revision=revision))
+        except GatedRepoError:
+            raise
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            return None
+
+
+def _refuse_missing(source: HubSource, prefix: str, needed: Sequence[Sequence[str]]) -> None:
+    from huggingface_hub import HfApi
+
+    there = sorted(HfApi().list_repo_files(source.repo, revision=source.revision))
+    inside = [name.removeprefix(prefix) for name in there if name.startswith(prefix)]
+    pickles = [name for name in inside if _PICKLES.search(name)]
+    for group in needed:
+        if any(fnmatch(name, pattern) for name in inside for pattern in group):
+            continue
+        if pickles and any(pattern.endswith(".safetensors") for pattern in group):
+            raise UserError(
+                f"{source} has no {group[0]}, only {', '.join(pickles)}, which can run code when it is read.",
+                "Choose a revision with safetensors (many repositories have a refs/pr/N with them), or "
+                "convert it where you trust it: AutoModel.from_pretrained(ID).save_pretrained(FOLDER)",
+            )
+        raise UserError(
+            f"{source} has no {group[0]}; it has {', '.join(inside[:8]) or 'nothing'}.",
+            "Name the right repository or folder.",
+        )
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[None]:
+    """Bars of huggingface_hub on a terminal only."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    hide = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _errors(source: HubSource, *, writing: bool = False) -> Iterator[None]:
+    """What huggingface_hub and the network raise, as a `UserError`."""
+    import httpx2
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{source} is gated: its owners decide who may read it.",
+            f"Accept its terms on its page, then set HF_TOKEN or run: hf auth login ({_short(error)})",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        where = "write to" if writing else "read"
+        raise UserError(
+            f"The hub has no repository {source.repo}, or not for you.",
+            f"Check its name; to {where} a private one, set HF_TOKEN or run: hf auth login",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(
+            f"The repository {source.repo} has no revision {source.revision}.",
+            "Give a branch, a tag or a whole commit hash after the @.",
+        ) from error
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError("There is no token of the hub.", "Set HF_TOKEN, or run: hf auth login") from error
+    except errors.HFValidationError as error:
+        raise UserError(f"{source.repo} is no repository of the hub: {_short(error)}") from error
+    except (
+        errors.OfflineModeIsEnabled,
+        errors.LocalEntryNotFoundError,
+        errors.IncompleteSnapshotError,
+        errors.RevisionResolutionError,
+    ) as error:
+        raise _unreachable(source, error) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status in (401, 403):
+            raise UserError(
+                f"The hub does not let you {'write' if writing else 'read'} {source.repo}: {_short(error)}",
+                "Set HF_TOKEN to a token that may, or run: hf auth login",
+            ) from error
+        raise UserError(
+            f"The hub answers {status} for {source}: {_short(error)}", "Try again later."
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(
+                f"The disk is full while {source} is downloaded.",
+                "Free some space, or put the cache elsewhere: HF_HUB_CACHE=FOLDER",
+            ) from error
+        if error.errno is None:  # huggingface_hub's own, as for a file that is shorter than it should be
+            raise UserError(f"{source} cannot be downloaded: {_short(error)}", "Try again.") from error
+        raise
+    except httpx2.TransportError as error:
+        raise _unreachable(source, error) from error
+
+
+def _unreachable(source: HubSource, error: Exception) -> UserError:
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        return UserError(
+            f"{source} is not whole in the cache, and HF_HUB_OFFLINE forbids to download it.",
+            "Read it once with the network, or give a local folder.",
+        )
+    return UserError(
+        f"The hub cannot be reached for {source}: {_short(error)}",
+        "Check the network and HF_ENDPOINT. HF_HUB_OFFLINE=1 uses what an earlier run left in the cache; "
+        "a local folder needs no hub.",
+    )
+
+
+def _short(error: Any) -> str:
+    """The last line of a message with something in it; the first is often an address."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
