@@ -1,19 +1,27 @@
-"""The plugins that come with the default recipe, on sentence pairs written for these tests."""
+"""The recipes of the package, and the default one's plugins on sentence pairs written for these tests."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from conftest import copy_tokenizer, small_config
+from stand_in_hub import serve
+from test_cli import call
 
 from variator_export.core.errors import UserError
-from variator_export.core.recipe_file import load_recipe
+from variator_export.core.manifest import read_manifest
+from variator_export.core.recipe_file import load_recipe, shipped_recipes
 from variator_export.data.examples import Columns, read_examples
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin_file import load_plugin
 from variator_export.model.source import plugin_folder
 from variator_export.pipeline.evaluate import evaluate
+from variator_export.pipeline.plan import select_plugins
 
 PAIRS = Path(__file__).parent / "data" / "sentence_pairs.tsv"
 RATIOS = (2, 4, 8)
@@ -64,3 +72,40 @@ def test_tables_in_the_docs_are_made_of_the_committed_results() -> None:
     folder = Path(__file__).parent.parent / "benchmarks"
     result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert result.returncode == 0, "python benchmarks/pages.py writes them\n" + result.stderr
+
+
+def test_every_recipe_of_the_package_can_be_read() -> None:
+    families = set()
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert {plugin.ratio for plugin in select_plugins(recipe)} <= {2, 4, 8}
+        families.add(name.removesuffix("-base"))
+    assert families >= {"bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "modernbert"}
+    assert families >= {"deberta", "deberta-v3", "t5"}
+
+
+def test_recipes_that_read_the_hub_build_side_by_side(minilm_folder: Path, tmp_path: Path) -> None:
+    """Small models stand where the hub has large ones, of the classes that their config.json names."""
+    torch.manual_seed(0)
+    t5 = {"vocab_size": 30522, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": 2}
+    models = {
+        "google-t5/t5-base": transformers.T5ForConditionalGeneration(transformers.T5Config(**t5)),
+        "cross-encoder/ms-marco-electra-base": transformers.ElectraForSequenceClassification(
+            small_config(transformers.ElectraConfig, embedding_size=16, num_labels=1)
+        ),
+    }
+    with serve() as hub:
+        for repo, model in models.items():
+            folder = tmp_path / repo
+            model.save_pretrained(folder)
+            copy_tokenizer(minilm_folder, folder)
+            hub.put_folder(repo, folder)
+        command = ["build", "t5-base", "electra-base", "--jobs", "2", "--ratio", "4", "--no-speed"]
+        result = call(*command, "--format", "json", cwd=tmp_path, **hub.environment(tmp_path / "cache"))
+    assert result.returncode == 0, result.stderr
+    assert [build["state"] for build in json.loads(result.stdout)["builds"]] == ["published"] * 2
+    t5_entry = read_manifest(tmp_path / "artifacts" / "t5-base").backbone
+    assert (t5_entry.architecture, t5_entry.outputs) == ("T5EncoderModel", ("last_hidden_state",))
+    reranker = read_manifest(tmp_path / "artifacts" / "electra-base").backbone
+    assert (reranker.task, reranker.outputs) == ("text-classification", ("logits",))
