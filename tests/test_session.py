@@ -1,6 +1,7 @@
 """Sessions: every ratio from one session, without torch or transformers."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -8,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BLOCK
+from conftest import BLOCK, plugin_for
 
-from variator_export import Bundle, UserError
+from variator_export import Bundle, UserError, build
+from variator_export.core.recipe import Recipe
+from variator_export.model.backbone import load_backbone, read_backbone_info
+from variator_export.model.plugin_file import Plugin, save_plugin
+from variator_export.model.source import resolve_source
 
 
 def _inputs(bundle: Bundle, *texts: str) -> dict[str, np.ndarray]:
@@ -71,7 +76,7 @@ def test_what_does_not_fit_is_named(small_bundle: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             session.run(inputs)
-    with pytest.raises(UserError, match="has no variant 8"):
+    with pytest.raises(UserError, match="has no plugin of 8: ratio-1"):
         session.run(good, ratio=8)
     with pytest.raises(UserError, match=r"This session runs ratio-2 \(ratio 2\), not 4"):
         bundle.session(variant=2).run(good, ratio=4)
@@ -100,3 +105,63 @@ def test_32_bit_integers_are_taken(small_bundle: Path) -> None:
     bundle = Bundle.load(small_bundle)
     narrow = {name: array.astype(np.int32) for name, array in _inputs(bundle, "Yes.").items()}
     assert bundle.session().run(narrow, ratio=2)["last_hidden_state"].dtype == np.float32
+
+
+def test_plugins_of_several_tasks_in_one_session(
+    embedding_bundle: Path, embedding_model: Path, tmp_path: Path
+) -> None:
+    """A plugin that is added runs as a bundle built of it does, and may take the place of another."""
+    backbone = load_backbone(read_backbone_info(resolve_source(str(embedding_model))), 0)
+    tuned = plugin_for(backbone, 4)
+    changed = {name: array * 0.5 for name, array in tuned.tensors.items()}
+    save_plugin(Plugin(tuned.config, changed), tmp_path / "legal")
+    save_plugin(plugin_for(backbone, 8), tmp_path / "eight")
+    bundle = Bundle.load(embedding_bundle)
+    session, inputs = bundle.session(), _inputs(bundle, "The ferry leaves at seven.", "Yes.")
+    plain = session.run(inputs, ratio=4)["sentence_embedding"]
+    session.add_plugin("legal", tmp_path / "legal")
+    session.add_plugin("eight", tmp_path / "eight")
+    assert session.names == ("ratio-1", "ratio-2", "ratio-4", "legal", "eight")
+    assert session.ratios == (1, 2, 4, 8)
+
+    recipe = {
+        "name": "tasks",
+        "backbone": {"source": str(embedding_model)},
+        "plugins": [
+            {"name": "legal", "source": str(tmp_path / "legal")},
+            {"source": str(tmp_path / "eight")},
+        ],
+        "speed": None,
+    }
+    built = Bundle.load(build(Recipe.model_validate(recipe), tmp_path / "built").bundle)
+    for name, variant in (("legal", "legal"), ("eight", "ratio-8"), (8, "ratio-8")):
+        expected = built.session(variant=variant).run(inputs)["sentence_embedding"]
+        np.testing.assert_allclose(session.run(inputs, ratio=name)["sentence_embedding"], expected, atol=1e-5)
+    assert np.abs(session.run(inputs, ratio="legal")["sentence_embedding"] - plain).max() > 1e-3
+    np.testing.assert_array_equal(session.run(inputs, ratio="ratio-4")["sentence_embedding"], plain)
+    with pytest.raises(UserError, match=r"several plugins of 4: .*legal"):
+        session.run(inputs, ratio=4)
+
+    session.add_plugin("ratio-4", tmp_path / "legal")
+    swapped = session.run(inputs, ratio="ratio-4")["sentence_embedding"]
+    np.testing.assert_array_equal(swapped, session.run(inputs, ratio="legal")["sentence_embedding"])
+
+
+def test_a_plugin_that_does_not_fit_leaves_the_session_as_it_was(
+    small_bundle: Path, embedding_plugins: dict[int, Path], tmp_path: Path
+) -> None:
+    bundle = Bundle.load(small_bundle)
+    session = bundle.session()
+    broken = tmp_path / "broken"
+    shutil.copytree(embedding_plugins[2], broken)
+    config = json.loads((broken / "plugin_config.json").read_text())
+    config["backbone"]["weights_sha256"] = "0" * 64
+    (broken / "plugin_config.json").write_text(json.dumps(config))
+    for source, words in (
+        ("recipes:minilm/ratio-4", "has the hidden size 384; the backbone .* has 32"),
+        (broken, "was made for the backbone test with weights of sha256 0{64}"),
+        (tmp_path / "nowhere", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=words):
+            session.add_plugin("new", source)
+    assert session.names == ("ratio-1", "ratio-2", "ratio-3", "ratio-4")

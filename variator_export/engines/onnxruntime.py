@@ -16,7 +16,14 @@ from variator_export.core.environment import require, require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.engines.base import Arrays, check_inputs
-from variator_export.model.plugin_file import load_variant_plugin, stack_for_graph
+from variator_export.model.plugin_file import (
+    PluginHost,
+    check_plugin_fits,
+    load_plugin,
+    load_variant_plugin,
+    stack_for_graph,
+)
+from variator_export.model.source import plugin_folder
 
 # On a CPU the fused SkipLayerNormalization is slower than the addition and the normalization it replaces:
 # 505 against 548 ms for MiniLM at (32, 128) on two cores.
@@ -164,26 +171,71 @@ class OnnxRuntimeSession:
         self._graph = OnnxRuntimeGraph(bundle.graph(bundle.manifest.any_ratio["model"]), threads=threads)
         # All at once, so that a bundle which is published again later changes nothing here.
         self._plugins = {v.name: plugin_inputs(bundle, v) for v in bundle.manifest.variants}
+        self._ratios = {v.name: v.ratio for v in bundle.manifest.variants}
         bundle.check_unchanged()
 
     @property
     def ratios(self) -> tuple[int, ...]:
         """The ratios that it runs, ascending."""
-        return tuple(sorted({variant.ratio for variant in self._bundle.manifest.variants}))
+        return tuple(sorted(set(self._ratios.values())))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what it runs: the bundle's variants, then the plugins that were added."""
+        return tuple(self._ratios)
+
+    def add_plugin(self, name: str, source: str | Path) -> None:
+        """Take another plugin of the backbone, or a better one under a name that is there.
+
+        It counts from the next call on; nothing else is loaded. The graph was verified with the bundle's own
+        plugins, not with this one: build it into a bundle to have it verified too.
+
+        Args:
+            name: What to call it in `run`.
+            source: Its folder, `recipes:PATH`, or `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`.
+
+        Raises:
+            UserError: It cannot be read, or was made for another backbone; the session is as before.
+        """
+        backbone = self._bundle.manifest.backbone
+        plugin = load_plugin(plugin_folder(str(source)))
+        host = PluginHost(
+            name=backbone.source,
+            model_type=backbone.model_type,
+            hidden_size=backbone.hidden_size,
+            num_layers=backbone.num_layers,
+            weights_sha256=backbone.weights_sha256,
+        )
+        check_plugin_fits(plugin.config, str(source), host)
+        self._plugins[name] = stack_for_graph(plugin)
+        self._ratios[name] = plugin.config.ratio
+
+    def _name(self, choice: int | str) -> str:
+        """The one plugin of a ratio or a name."""
+        if choice in self._plugins:
+            return str(choice)
+        found = [name for name, ratio in self._ratios.items() if ratio == choice]
+        if len(found) != 1:
+            there = ", ".join(f"{name} (ratio {ratio})" for name, ratio in self._ratios.items())
+            raise UserError(
+                f"The session has {'several plugins' if found else 'no plugin'} of {choice!r}: {there}.",
+                "Name one of them, session.run(inputs, ratio=NAME), or session.add_plugin(NAME, DIR).",
+            )
+        return found[0]
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str = 1) -> Arrays:
         """Run once.
 
         Args:
             inputs: int64 arrays (B, S) by the backbone's input names.
-            ratio: The ratio, or the name of a variant.
+            ratio: The ratio, or the name of a variant or of a plugin that was added.
 
         Raises:
-            UserError: There is no such variant, or the inputs do not fit.
+            UserError: There is no such one, or the inputs do not fit.
         """
-        variant = self._bundle.variant(ratio)
+        plugin = self._plugins[self._name(ratio)]
         arrays = check_inputs(inputs, self._bundle.manifest.backbone)
-        return self._graph.with_plugin(self._plugins[variant.name]).run(arrays)
+        return self._graph.with_plugin(plugin).run(arrays)
 
 
 class OnnxRuntimeVariantSession:

@@ -83,6 +83,54 @@ class Plugin:
     tensors: Mapping[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class PluginHost:
+    """The backbone that a plugin is to run in."""
+
+    name: str
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    weights_sha256: str
+
+
+def check_plugin_fits(config: PluginConfig, source: str, host: PluginHost) -> None:
+    """Refuse a plugin that was made for another backbone.
+
+    Args:
+        config: Of the plugin.
+        source: Where it is from, for the message.
+        host: The backbone.
+
+    Raises:
+        UserError: Its hidden size, number of layers or backbone is another.
+    """
+    for what, found, expected in (
+        ("hidden size", config.hidden_size, host.hidden_size),
+        ("number of layers", config.num_layers, host.num_layers),
+    ):
+        if found != expected:
+            raise UserError(
+                f"The plugin {source} has the {what} {found}; the backbone {host.name} has {expected}.",
+                "Give a plugin that was made for this backbone.",
+            )
+    made_for = config.backbone
+    if made_for is None:
+        return
+    if made_for.model_type != host.model_type:
+        raise UserError(
+            f"The plugin {source} was made for a {made_for.model_type} backbone; {host.name} is "
+            f"a {host.model_type}.",
+            "Give a plugin that was made for this backbone.",
+        )
+    if made_for.weights_sha256 not in (None, host.weights_sha256):
+        raise UserError(
+            f"The plugin {source} was made for the backbone {made_for.name} with weights of sha256 "
+            f"{made_for.weights_sha256}; those of {host.name} have {host.weights_sha256}.",
+            "Give that backbone, or a plugin that was made for this one.",
+        )
+
+
 def tensor_name(layer: int, kind: str) -> str:
     """The name of one tensor in `plugin.safetensors`."""
     return f"layers.{layer}.{kind}"

@@ -10,7 +10,7 @@ from variator_export.core.bundle_files import WEIGHTS_NAME
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.core.recipe import Recipe
-from variator_export.model.plugin_file import PluginConfig, load_plugin, load_plugin_config
+from variator_export.model.plugin_file import PluginConfig, PluginHost, load_plugin, load_plugin_config
 from variator_export.model.source import BackboneSource
 from variator_export.model.tokenizer import TOKENIZER_FILES, TextEncoder
 from variator_export.pipeline.plan import VariantPlan
@@ -66,6 +66,18 @@ class BuildContext:
 
         backbone = self.recipe.backbone
         return read_backbone_info(self.source, backbone.architecture, backbone.task)
+
+    @property
+    def host(self) -> PluginHost:
+        """The backbone, as a plugin has to fit it."""
+        info = self.info
+        return PluginHost(
+            name=self.source.name,
+            model_type=info.spec.family.name,
+            hidden_size=info.size.hidden_size,
+            num_layers=info.size.num_layers,
+            weights_sha256=self.source.weights_sha256,
+        )
 
     @cached_property
     def encoder(self) -> TextEncoder:

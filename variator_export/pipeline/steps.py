@@ -12,7 +12,7 @@ from variator_export.core.json_file import write_json
 from variator_export.model.plugin_file import (
     CONFIG_NAME,
     TENSORS_NAME,
-    PluginConfig,
+    check_plugin_fits,
     load_plugin,
     null_plugin,
     plugin_files,
@@ -67,7 +67,7 @@ def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
     def make() -> None:
         if recipe.source is not None:
             source = plugin_folder(recipe.source)
-            check_plugin_fits(load_plugin(source).config, context, recipe.source)
+            check_plugin_fits(load_plugin(source).config, recipe.source, context.host)
             for path in plugin_files(source):
                 shutil.copyfile(path, target / path.name)
         else:
@@ -100,41 +100,6 @@ def _initialise(context: BuildContext, plan: VariantPlan, target: Path) -> None:
     save_plugin(plugin, target)
 
 
-def check_plugin_fits(config: PluginConfig, context: BuildContext, source: str) -> None:
-    """Refuse a plugin that was made for another backbone.
-
-    Raises:
-        UserError: Its hidden size, number of layers or backbone is another.
-    """
-    size = context.info.size
-    for what, found, expected in (
-        ("hidden size", config.hidden_size, size.hidden_size),
-        ("number of layers", config.num_layers, size.num_layers),
-    ):
-        if found != expected:
-            raise UserError(
-                f"The plugin {source} has the {what} {found}; the backbone {context.source.name} has "
-                f"{expected}.",
-                "Give a plugin that was made for this backbone.",
-            )
-    made_for = config.backbone
-    if made_for is None:
-        return
-    if made_for.model_type != context.info.spec.family.name:
-        raise UserError(
-            f"The plugin {source} was made for a {made_for.model_type} backbone; {context.source.name} is "
-            f"a {context.info.spec.family.name}.",
-            "Give a plugin that was made for this backbone.",
-        )
-    if made_for.weights_sha256 not in (None, context.source.weights_sha256):
-        raise UserError(
-            f"The plugin {source} was made for the backbone {made_for.name} with weights of sha256 "
-            f"{made_for.weights_sha256}; those of {context.source.name} have "
-            f"{context.source.weights_sha256}.",
-            "Give that backbone, or a plugin that was made for this one.",
-        )
-
-
 def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
     """The any-ratio graph and the weights."""
     workshop = context.workshop
@@ -148,7 +113,7 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
         info = context.info
         for plan in variants:  # plugins that were reused too: the backbone may be another
             if plan.plugin is not None:
-                check_plugin_fits(context.plugin_config(plan), context, plan.plugin.source or plan.name)
+                check_plugin_fits(context.plugin_config(plan), plan.plugin.source or plan.name, context.host)
         encode_texts(  # refuses what cannot be verified before the long trace
             context.encoder,
             info.spec.family.inputs,
