@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,report,demo,dev
+EXTRAS := export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,report,demo,docs,dev
 
-.PHONY: build test lint types check clean
+.PHONY: build test lint types docs check clean
 
 build: $(VENV)/.installed  ## The default recipe: artifacts/minilm
 	$(BIN)/variator-export build
@@ -19,7 +19,10 @@ lint: $(VENV)/.installed  ## ruff: rules and format
 types: $(VENV)/.installed  ## mypy
 	$(BIN)/mypy
 
-check: lint types test  ## All that CI runs
+docs: $(VENV)/.installed  ## The documentation: build/docs; fails at a link that leads nowhere
+	$(BIN)/sphinx-build -W --keep-going -n -q -E -c docs . build/docs
+
+check: lint types docs test  ## All that CI runs
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -30,4 +33,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) artifacts/minilm
+	rm -rf $(VENV) artifacts/minilm build/docs

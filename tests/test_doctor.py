@@ -21,7 +21,7 @@ def _requires(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 def test_every_extra_for_users_has_a_purpose() -> None:
     path = Path(__file__).parent.parent / "pyproject.toml"
     declared = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert declared.keys() - {"dev"} == PURPOSES.keys()
+    assert declared.keys() - {"dev", "docs"} == PURPOSES.keys()
 
 
 def test_states_of_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,12 @@ SESSION_TARGETS = ("onnxruntime",)
 
 
 class Bundle(BundleFiles):
-    """A bundle on disk: sessions and its tokenizer."""
+    """A bundle on disk: sessions and its tokenizer.
+
+    Attributes:
+        path: Its folder.
+        manifest: The content of its manifest.
+    """
 
     @classmethod
     def load(cls, path: str | Path) -> "Bundle":

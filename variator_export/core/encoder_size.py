@@ -9,7 +9,7 @@ class EncoderSize:
 
     Attributes:
         num_layers: Encoder layers L.
-        hidden_size: d.
+        hidden_size: Width d of a hidden vector.
         attention_size: heads times head size; equal to d in most families.
         intermediate_size: Width of the feed-forward network.
         num_ffn_matrices: 2, or 3 for a gated feed-forward network.
