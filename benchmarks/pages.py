@@ -1,4 +1,4 @@
-"""Write the tables of docs/quality.md and docs/performance.md from the committed results.
+"""Write the tables of the documentation from the committed results.
 
     python benchmarks/pages.py
 
@@ -15,11 +15,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 QUALITY = REPOSITORY / "docs" / "quality.md"
 PERFORMANCE = REPOSITORY / "docs" / "performance.md"
+SESSIONS = REPOSITORY / "docs" / "sessions.md"
 
 
 def current() -> dict[Path, str]:
     """The pages as the committed results make them."""
-    quality = _result("quality-cpu")
+    quality, sessions = _result("quality-cpu"), _result("sessions-cpu")["results"]
     return {
         QUALITY: _with_tables(
             QUALITY,
@@ -32,6 +33,9 @@ def current() -> dict[Path, str]:
         PERFORMANCE: _with_tables(
             PERFORMANCE,
             {"speed": _speed_table({"MiniLM": _result("bench-minilm"), "T5-base": _result("bench-t5-base")})},
+        ),
+        SESSIONS: _with_tables(
+            SESSIONS, {"sessions": _sessions_table(sessions), "memory": _memory_table(sessions)}
         ),
     }
 
@@ -73,6 +77,32 @@ def _speed_table(results: Mapping[str, Any]) -> list[str]:
             )
     header = ["model", "shape", "optimizer ms", "k=1 ms", "k=4 ms", "speed-up", "95 % interval", "MACs allow"]
     return _table([*header, "reached"], rows)
+
+
+def _sessions_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = []
+    for result in results:
+        for shape in result["shapes"]:
+            found = [shape["null_plugin_over_ratio_1"], *shape["any_over_bound"].values()]
+            cells = [_interval(entry) for entry in (*found, shape["changing_over_staying"])]
+            rows.append([result["model"], f"({shape['batch_size']}, {shape['sequence_length']})", *cells])
+    ratios = [f"k={k}" for k in results[0]["shapes"][0]["any_over_bound"]]
+    return _table(["model", "shape", "k=1", *ratios, "changing"], rows)
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _memory_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = []
+    for result in results:
+        memory = result["memory"]
+        base = memory["without_a_session"]["resident_bytes"]
+        kinds = ("one_session_for_all", "one_session_for_each", "ratio_1_only")
+        taken = [f"{(memory[kind]['resident_bytes'] - base) / 1e6:.0f} MB" for kind in kinds]
+        rows.append([result["model"], *taken, f"{memory['each_over_all']:.1f}x"])
+    return _table(["model", "one for all", "one for each", "ratio 1 alone", "each over all"], rows)
 
 
 def _shipped_table(shipped: dict[str, Any]) -> list[str]:

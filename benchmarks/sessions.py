@@ -2,9 +2,9 @@
 
     python benchmarks/sessions.py --output benchmarks/results/sessions-cpu.json
 
-MiniLM and a T5-base encoder with random weights, at ratios 1, 2, 4 and 8. `null plugin` is ratio 1 inside the any-ratio
-graph: a plugin of zeros. `switch` changes the ratio before every call, beside a session that stays at each. Memory is
-that of a process of its own which has run every ratio once at (8, 128).
+MiniLM and a T5-base encoder with random weights, at ratios 1, 2, 4 and 8. The null plugin is ratio 1 inside
+the any-ratio graph: a plugin of zeros. Switching changes the ratio before every call, beside a session that
+stays at each. Memory is that of a process of its own which has run every ratio once at (8, 128).
 """
 
 import argparse

@@ -30,7 +30,8 @@ from safetensors.numpy import load_file, save_file
 from variator_export import Bundle
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, machine, versions
 from variator_export.core.json_file import write_json
-from variator_export.core.recipe import Recipe, load_recipe
+from variator_export.core.recipe import Recipe
+from variator_export.core.recipe_file import load_recipe
 from variator_export.model.backbone import load_backbone, quiet_transformers, read_backbone_info
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import BLOCK
 
-from variator_export.cli.main import app
+from variator_export.cli.app import make_app
 from variator_export.core.errors import TooSlowError, UsageError, UserError
 from variator_export.engines.base import Arrays
 from variator_export.engines.onnxruntime import OperatorTime
@@ -116,7 +116,7 @@ def test_a_profile_groups_operators_by_module(
         "4",
         "--profile",
     ]
-    app([*command, "--format", "json"], standalone_mode=False)
+    make_app()([*command, "--format", "json"], standalone_mode=False)
     (shape,) = json.loads(capsys.readouterr().out)["shapes"]
     assert shape["profiles"].keys() == {"ratio-1", "ratio-4"}
     modules = {row["module"]: row for row in shape["profiles"]["ratio-4"]}
@@ -124,7 +124,7 @@ def test_a_profile_groups_operators_by_module(
     assert "Attention" in modules["encoder.layer.*.attention.self"]["operators"]
     assert sum(row["share"] for row in modules.values()) == pytest.approx(1, abs=1e-2)
     assert not any(module.startswith("encoder.layer.0") for module in modules)
-    app(command, standalone_mode=False)
+    make_app()(command, standalone_mode=False)
     assert "Where ratio-4 spends its time on onnxruntime at 2 x 16" in capsys.readouterr().out
 
 
@@ -149,7 +149,7 @@ def test_what_is_not_settled_is_said(
 ) -> None:
     real = module.time_until_settled
     monkeypatch.setattr(module, "time_until_settled", lambda *a, **k: (real(*a, **k)[0], False))
-    app(["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False)
+    make_app()(["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False)
     shown = capsys.readouterr()
     assert "did NOT settle" in shown.out
     assert "warning: not every shape settled" in shown.err
@@ -163,7 +163,7 @@ def test_the_gate_compares_the_lower_bound(
 ) -> None:
     command = ["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime", "--ratio", "4"]
     output = tmp_path / "out" / "bench.json"
-    app([*command, "--format", "json", "--output", str(output)], standalone_mode=False)
+    make_app()([*command, "--format", "json", "--output", str(output)], standalone_mode=False)
     document = json.loads(capsys.readouterr().out)
     assert json.loads(output.read_text()) == document
     assert json.loads((embedding_bundle / "reports" / "benchmark.json").read_text()) == document
@@ -174,8 +174,8 @@ def test_the_gate_compares_the_lower_bound(
 
     real = module.speed_rows
     monkeypatch.setattr(module, "speed_rows", timed)
-    assert app([*command, "--fail-under", "1.6"], standalone_mode=False) is None
-    assert app([*command, "--fail-under", "1.7"], standalone_mode=False) == TooSlowError.exit_code == 4
+    assert make_app()([*command, "--fail-under", "1.6"], standalone_mode=False) is None
+    assert make_app()([*command, "--fail-under", "1.7"], standalone_mode=False) == TooSlowError.exit_code == 4
     assert "TOO SLOW (under 1.7): ratio-4 on onnxruntime at 2x16: speed-up 1.80" in capsys.readouterr().err
 
 
@@ -189,11 +189,15 @@ def test_quality_stands_beside_speed(embedding_bundle: Path, capsys: pytest.Capt
     kept = path.read_bytes() if path.exists() else None
     try:
         path.write_text(json.dumps({"a": report, "b": {**report, "graphs": {"ratio-4": "other"}}}))
-        app(["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False)
+        make_app()(
+            ["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False
+        )
         shown = capsys.readouterr().out
         assert "3.10%" in shown
         path.write_text("{")
-        app(["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False)
+        make_app()(
+            ["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False
+        )
         assert "3.10%" not in capsys.readouterr().out
     finally:
         path.unlink() if kept is None else path.write_bytes(kept)
@@ -214,7 +218,7 @@ def test_wrong_options_are_refused(
     embedding_bundle: Path, options: list[str], error: type[UserError], words: str
 ) -> None:
     with pytest.raises(error) as raised:
-        app(["bench", str(embedding_bundle), *options], standalone_mode=False)
+        make_app()(["bench", str(embedding_bundle), *options], standalone_mode=False)
     assert words in raised.value.message
 
 

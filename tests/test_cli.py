@@ -3,10 +3,13 @@
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 import typer.core
@@ -21,7 +24,8 @@ COMMANDS = {
     "schema": set(),
     "build": {
         "--ratio", "--backbone", "--task", "--plugin", "--target", "--precision", "--output", "--replace",
-        "--speed", "--no-speed", "--all", "--jobs", "--show-recipe", "--push-to-hub", "--format", "--help",
+        "--speed", "--no-speed", "--all", "--jobs", "--show-recipe", "--push-to-hub", "--untrained",
+        "--format", "--help",
     },
     "push": {"--private", "--public", "--format", "--help"},
     "verify": {"--ratio", "--variant", "--reference", "--backbone", "--quick", "--bisect", "--reproduction",
@@ -105,6 +109,67 @@ def test_help_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Turn a backbone" in result.stdout
     assert "loaded []" in result.stdout
+
+
+def test_untrained_plugins_of_the_ratios_that_are_asked_for(
+    small_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    command = ["build", "--backbone", str(small_model("bert")), "--untrained", "--target", "onnxruntime"]
+    command += ["--no-speed", "--output", "out"]
+    for more, words in (
+        ((), "--untrained needs the ratios to make plugins for"),
+        (("--ratio", "1"), "--untrained needs the ratios"),
+        (("--ratio", "4", "--plugin", "x"), "--untrained and --plugin were both given"),
+    ):
+        result = call(*command, *more, cwd=tmp_path)
+        assert (result.returncode, words in result.stderr) == (2, True), result.stderr
+    result = call(*command, "--ratio", "4", "--format", "json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["untrained"] == ["ratio-4"]
+
+
+def test_a_classifier_says_its_label(small_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(small_model("bert-classifier"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    classes = len(config.get("id2label") or {0: "", 1: ""})
+    names = [f"class-{index}" for index in range(classes)]
+    config["id2label"] = {str(index): name for index, name in enumerate(names)}
+    config["label2id"] = {name: index for index, name in enumerate(names)}
+    (folder / "config.json").write_text(json.dumps(config))
+    build = ["build", "--backbone", str(folder), "--ratio", "1", "--target", "onnxruntime", "--no-speed"]
+    assert call(*build, "--output", "out", cwd=tmp_path).returncode == 0
+    result = call("run", "out", "--text", "Yes.", "--text", "The ferry.", "--format", "json", cwd=tmp_path)
+    for row in json.loads(result.stdout)["results"]:
+        logits = np.array(row["outputs"]["logits"])
+        assert row["label"] == names[logits.argmax()]
+        assert row["score"] == pytest.approx(np.exp(logits.max()) / np.exp(logits).sum(), abs=1e-6)
+    assert "label" in call("run", "out", "--text", "Yes.", cwd=tmp_path).stdout
+
+
+def test_optimum_cli_reaches_the_same_build(small_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Through Optimum's own registration, from an editable installation too."""
+    cli = Path(sys.executable).parent / "optimum-cli"
+
+    def optimum(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(cli), "export", "variator", *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}
+        )
+
+    assert "--plugin" in optimum("--help").stdout
+    options = ["--model", str(small_model("bert")), "--task", "feature-extraction", "--ratio", "1"]
+    options += ["--target", "onnxruntime", "--no-speed"]
+    result = optimum(*options, "theirs")
+    assert result.returncode == 0, result.stderr
+    own = ["build", "--backbone", *options[1:], "--output", "ours"]
+    assert call(*own, cwd=tmp_path).returncode == 0
+    ours, theirs = (
+        json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("ours", "theirs")
+    )
+    assert theirs["files"] == ours["files"]
+    refused = optimum("--model", "./nowhere", "other")
+    assert (refused.returncode, "is no folder on this machine" in refused.stderr) == (1, True)
 
 
 def test_version() -> None:

@@ -13,7 +13,7 @@ import pytest
 from documented import REPOSITORY, Mention, arguments_of, blocks, lines_of, mentions, pages, problems
 from typer.main import get_command
 
-from variator_export.cli.main import app
+from variator_export.cli.app import make_app
 from variator_export.core.recipe import Recipe
 
 GUIDES = REPOSITORY / "docs" / "guides"
@@ -37,14 +37,14 @@ def _wrong(command_line: object) -> list[str]:
 
 
 def test_every_command_and_option_in_the_documentation_exists() -> None:
-    assert _wrong(get_command(app)) == []
+    assert _wrong(get_command(make_app())) == []
     for page in GUIDES.glob("*.md"):
         found = [mention for mention in mentions(page.read_text(encoding="utf-8")) if mention.whole]
         assert len(found) >= 5, f"{page.name} shows {found}"
 
 
 def test_an_option_that_changes_its_name_is_missed() -> None:
-    command_line = get_command(app)
+    command_line = get_command(make_app())
     for name, old in (("bench", "--fail-under"), ("evaluate", "--card"), ("build", "--no-speed")):
         command = command_line.commands[name]  # type: ignore[attr-defined]
         (option,) = (p for p in command.params if old in (*p.opts, *p.secondary_opts))
@@ -70,7 +70,7 @@ def test_an_option_that_changes_its_name_is_missed() -> None:
 )
 def test_a_wrong_command_line_is_found(line: str, problem: str) -> None:
     (mention,) = mentions(f"```\n{line}\n```\n")
-    assert problem in " ".join(problems(get_command(app), mention))
+    assert problem in " ".join(problems(get_command(make_app()), mention))
 
 
 def test_commands_are_found_where_pages_have_them() -> None:

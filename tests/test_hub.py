@@ -102,6 +102,12 @@ def test_a_build_from_the_hub_is_pinned_cached_and_repeated_offline(
     assert json.loads((tmp_path / "bundle" / "manifest.json").read_text()) == manifest
     assert filled.requests == []
 
+    diagnosis = call("doctor", "bundle", cwd=tmp_path, **environment)
+    assert "its backbone is here" in diagnosis.stdout
+    elsewhere = call("doctor", "bundle", cwd=tmp_path, **filled.environment(tmp_path / "other"))
+    assert "its backbone is not here" in elsewhere.stdout
+    assert filled.requests == []
+
     # A commit needs no network either; a branch does, because it may have moved.
     filled.broken = 503
     pinned = [

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BLOCK
+from conftest import BLOCK, plugin_for
 
-from variator_export.cli.main import app
+from variator_export.cli.app import make_app
 from variator_export.core.errors import NumbersDisagreeError, UsageError, UserError
 from variator_export.core.recipe import Recipe
 from variator_export.data.examples import Columns, Examples, read_examples
 from variator_export.engines.eager import EagerModel
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
+from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.pipeline.build import build
@@ -137,15 +138,25 @@ def test_plugin_folders_are_exported_and_measured_the_same(
 ) -> None:
     quality = evaluate(list(embedding_plugins.values()), pairs, backbone=str(embedding_model))
     assert quality.rows == evaluate([embedding_bundle], pairs).rows
-    with pytest.raises(UserError, match="which says not where it is") as error:
+    with pytest.raises(UserError, match="but not where it is") as error:
         evaluate([embedding_plugins[2]], pairs)
-    assert error.value.hint == "Give the backbone: --backbone SRC"
+    assert error.value.hint == "Give it: --backbone SRC"
     with pytest.raises(UserError, match="neither a bundle nor a plugin folder"):
         evaluate([PAIRS.parent], pairs)
     with pytest.raises(UserError, match="of which one is evaluated at a time"):
         evaluate([embedding_plugins[2], embedding_bundle], pairs)
     with pytest.raises(UserError, match="--backbone would not be used"):
         evaluate([embedding_bundle], pairs, backbone="x", runtimes=("onnxruntime",))
+
+
+def test_what_cannot_be_measured_is_refused_before_the_export(
+    load_model: Callable[[str], Backbone], pairs: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_model("roberta")
+    save_plugin(plugin_for(backbone, 2), tmp_path / "plugin")
+    monkeypatch.setattr("variator_export.pipeline.evaluate.build", None)  # would fail if it were called
+    with pytest.raises(UserError, match="The task similarity needs the output sentence_embedding"):
+        evaluate([tmp_path / "plugin"], pairs, backbone=str(backbone.info.source.folder))
 
 
 def test_two_plugins_of_one_ratio_are_told_apart(
@@ -244,9 +255,9 @@ def test_the_result_is_written_into_model_cards(
     arguments = ["evaluate", str(folder), "--backbone", str(embedding_model), "--data", str(PAIRS)]
     arguments += ["--text-column", "first", "--pair-column", "second", "--label-column", "score", "--card"]
     with pytest.raises(UserError, match=r"has no README\.md"):
-        app(arguments, standalone_mode=False)
+        make_app()(arguments, standalone_mode=False)
     card.write_text("# Mine\n<!-- quality: begin -->\nold\n<!-- quality: end -->\nrest\n")
-    app(arguments, standalone_mode=False)
+    make_app()(arguments, standalone_mode=False)
     text = card.read_text()
     assert "old" not in text
     assert "| ratio-2 |" in text
@@ -254,9 +265,9 @@ def test_the_result_is_written_into_model_cards(
     assert text.endswith("rest\n")
     card.write_text("# Mine\n")
     with pytest.raises(UserError, match="no place for the quality"):
-        app(arguments, standalone_mode=False)
+        make_app()(arguments, standalone_mode=False)
     with pytest.raises(UsageError, match="a bundle has no model cards"):
-        app(
+        make_app()(
             ["evaluate", str(embedding_bundle), "--data", str(PAIRS), "--text-column", "first", "--card"],
             standalone_mode=False,
         )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import BLOCK
 
-from variator_export.cli.main import app
+from variator_export.cli.app import make_app
 from variator_export.core.errors import UserError
 from variator_export.pipeline.report import report
 
@@ -26,13 +26,13 @@ def measured(embedding_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     shutil.copytree(embedding_bundle, bundle)
     for path in (bundle / "reports").glob("*.json"):
         path.unlink()
-    app(["verify", str(bundle), "--reference", "stored"], standalone_mode=False)
+    make_app()(["verify", str(bundle), "--reference", "stored"], standalone_mode=False)
     timed = ["--block-seconds", "0.001", "--window", "2", "--max-rounds", "4"]
     shapes = ["--shape", "1x8", "--shape", "2x32", "--runtime", "eager", "--runtime", "onnxruntime"]
-    app(["bench", str(bundle), *timed, *shapes], standalone_mode=False)
+    make_app()(["bench", str(bundle), *timed, *shapes], standalone_mode=False)
     pairs = str(Path(__file__).parent / "data" / "sentence_pairs.tsv")
     columns = ["--text-column", "first", "--pair-column", "second", "--label-column", "score"]
-    app(
+    make_app()(
         ["evaluate", str(bundle), "--data", pairs, *columns, "--runtime", "onnxruntime"],
         standalone_mode=False,
     )
@@ -127,7 +127,7 @@ def test_a_failed_verification_is_not_hidden(measured: Path, tmp_path: Path) -> 
 def test_verified_in_part_is_not_verified(measured: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(measured, bundle)
-    app(["verify", str(bundle), "--reference", "stored", "--ratio", "4"], standalone_mode=False)
+    make_app()(["verify", str(bundle), "--reference", "stored", "--ratio", "4"], standalone_mode=False)
     result = report(bundle)
     text = _text(result.page.read_text(encoding="utf-8"))
     assert "verified in part" in text
@@ -137,11 +137,11 @@ def test_verified_in_part_is_not_verified(measured: Path, tmp_path: Path) -> Non
 
 def test_the_command(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "new" / "page.html"
-    app(["report", str(measured), "--output", str(page), "--format", "json"], standalone_mode=False)
+    make_app()(["report", str(measured), "--output", str(page), "--format", "json"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out) == {"page": str(page), "plots": [], "missing": []}
     assert page.is_file()
     with pytest.raises(UserError, match="There is no bundle"):
-        app(["report", str(tmp_path / "nowhere")], standalone_mode=False)
+        make_app()(["report", str(tmp_path / "nowhere")], standalone_mode=False)
 
 
 def test_it_needs_neither_torch_nor_transformers(measured: Path, tmp_path: Path) -> None:

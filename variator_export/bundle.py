@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Union
 
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.errors import UserError
+from variator_export.core.json_file import read_json_object
 from variator_export.model.tokenizer import TextEncoder
 
 if TYPE_CHECKING:
@@ -60,6 +61,16 @@ class Bundle(BundleFiles):
         if variant is None:
             return OnnxRuntimeSession(self, threads=threads)
         return OnnxRuntimeVariantSession(self, variant, threads=threads)
+
+    def labels(self) -> tuple[str, ...] | None:
+        """The classes of a text classifier by their index; None for other tasks and for a single score."""
+        if self.manifest.backbone.task != "text-classification":
+            return None
+        config = read_json_object(self.file("config.json"), "Build the bundle again.")
+        named = config.get("id2label") or {}
+        labels = tuple(str(named[key]) for key in sorted(named, key=int))
+        several = config.get("problem_type") == "multi_label_classification"
+        return labels if len(labels) > 1 and not several else None
 
     def text_encoder(self) -> TextEncoder:
         """The backbone's tokenizer."""

@@ -63,6 +63,13 @@ def build_command(
             "hub:ORGANISATION/NAME[/FOLDER][@REVISION]; may be repeated. NAME defaults to ratio-K.",
         ),
     ] = None,
+    untrained: Annotated[
+        bool,
+        typer.Option(
+            "--untrained",
+            help="Make plugins of each --ratio by initialisation, to see the speed before any is trained.",
+        ),
+    ] = False,
     target: Annotated[
         list[str] | None,
         typer.Option(metavar="T", help=f"What to build for: {', '.join(TARGETS)}; may be repeated."),
@@ -117,6 +124,9 @@ def build_command(
 
     `variator-export build --backbone ./my-bert --plugin ./my-plugin --output ./my-bundle`
 
+    `variator-export build --backbone ./my-bert --ratio 4 --untrained --output ./speed` shows the speed before
+    a plugin is trained.
+
     `variator-export build my-recipe.yaml --ratio 4 --show-recipe`
 
     `variator-export build recipes/*.yaml --jobs 2 --format json`
@@ -142,6 +152,7 @@ def build_command(
             backbone=backbone,
             task=task,
             plugins=plugin,
+            untrained=untrained,
             targets=target,
             precision=precision,
             output=output,

@@ -25,7 +25,7 @@ class Format(StrEnum):
     JSON = "json"
 
 
-_WIDTH_WITHOUT_TERMINAL = 120
+_WIDTH_WITHOUT_TERMINAL = 160
 
 
 class Output:

@@ -19,6 +19,7 @@ def with_flags(
     backbone: str | None = None,
     task: str | None = None,
     plugins: Sequence[str] | None = None,
+    untrained: bool = False,
     targets: Sequence[str] | None = None,
     precision: str | None = None,
     output: Path | None = None,
@@ -42,8 +43,11 @@ def with_flags(
         layers.append(Layer("--task", {"backbone": {"task": task, "architecture": None}}))
     if plugins:
         layers.append(Layer("--plugin", {"plugins": [_plugin(text) for text in plugins], "ratios": None}))
-    if ratios:
-        layers.append(Layer("--ratio", {"ratios": sorted({parse_ratio(text) for text in ratios})}))
+    asked = sorted({parse_ratio(text) for text in ratios or ()})
+    if untrained:
+        layers.append(Layer("--untrained", {"plugins": _initialised(asked, plugins)}))
+    if asked:
+        layers.append(Layer("--ratio", {"ratios": asked}))
     if targets:
         layers.append(Layer("--target", {"targets": list(dict.fromkeys(map(_target, targets)))}))
     if precision is not None:
@@ -51,6 +55,15 @@ def with_flags(
     if not speed:
         layers.append(Layer("--no-speed", {"speed": None}))
     return resolve_recipe(recipe, layers)
+
+
+def _initialised(ratios: Sequence[int], plugins: Sequence[str] | None) -> list[dict[str, Any]]:
+    if plugins:
+        raise UsageError("--untrained and --plugin were both given.", "Give one of them.")
+    found = [{"ratio": ratio, "initialise": {"seed": ratio}} for ratio in ratios if ratio != 1]
+    if not found:
+        raise UsageError("--untrained needs the ratios to make plugins for.", "--untrained --ratio 4")
+    return found
 
 
 def _plugin(text: str) -> dict[str, Any]:

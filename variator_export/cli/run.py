@@ -1,5 +1,6 @@
 """`variator-export run`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,22 +67,35 @@ def run_command(
         }
         for row in range(len(text))
     ]
+    labels = loaded.labels()
+    chosen = [_label(row["logits"], labels) if labels else {} for row in rows]
     if printer.is_json:
         results: list[dict[str, Any]] = [
-            {"text": line, "outputs": {name: _numbers(values) for name, values in row.items()}}
-            for line, row in zip(text, rows, strict=True)
+            {"text": line, **label, "outputs": {name: _numbers(values) for name, values in row.items()}}
+            for line, label, row in zip(text, chosen, rows, strict=True)
         ]
         printer.document({"variant": entry.name, "ratio": entry.ratio, "results": results})
         return
     table = Table(title=f"{entry.name} on {target}", title_justify="left")
     for name in ("text", "output", "shape", "first values"):
         table.add_column(name)
-    for line, row in zip(text, rows, strict=True):
+    for line, label, row in zip(text, chosen, rows, strict=True):
+        if label.get("label") is not None:
+            table.add_row(Text(_shown(line)), "label", "", Text(f"{label['label']} ({label['score']:.1%})"))
         for name, values in row.items():
             first = ", ".join(f"{value:.5f}" for value in values.ravel()[:4])
             ending = ", …" if values.size > 4 else ""
             table.add_row(Text(_shown(line)), name, "x".join(map(str, values.shape)), first + ending)
     printer.table(table)
+
+
+def _label(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    """The class of (C,) logits, with its softmax."""
+    if not np.isfinite(logits).all():
+        return {"label": None, "score": None}
+    index = int(logits.argmax())
+    powers = np.exp(logits.astype(np.float64) - float(logits[index]))
+    return {"label": labels[index], "score": float(powers[index] / powers.sum())}
 
 
 def _shown(text: str) -> str:

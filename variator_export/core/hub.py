@@ -72,23 +72,23 @@ def parse_hub_source(source: str) -> HubSource:
     return HubSource(match["repo"], match["sub"].removeprefix("/"), match["revision"])
 
 
-def pin(source: HubSource) -> HubSource:
+def pin(source: HubSource, *, cached: bool = False) -> HubSource:
     """The source at the commit that its revision is now, so that every later step reads the same files.
 
     Without `HF_HUB_OFFLINE` the hub is asked, and the cache does not stand in for it: a branch may have
     moved.
 
     Raises:
-        UserError: No such repository or revision, no permission, no network, or offline and never read
-            before.
+        UserError: No such repository or revision, no permission, no network, or offline (or `cached`) and
+            never read before.
     """
     if source.revision is not None and _COMMIT.fullmatch(source.revision):
         return source
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
 
-    with _errors(source):
-        if is_offline_mode():
+    with _errors(source, cached=cached):
+        if cached or is_offline_mode():
             found = HfApi().resolve_revision(source.repo, revision=source.revision, local_files_only=True)
             commit = str(found.resolved)
         else:
@@ -97,7 +97,9 @@ def pin(source: HubSource) -> HubSource:
     return dataclasses.replace(source, revision=commit)
 
 
-def download(source: HubSource, patterns: Sequence[str], needed: Sequence[Sequence[str]]) -> Path:
+def download(
+    source: HubSource, patterns: Sequence[str], needed: Sequence[Sequence[str]], *, cached: bool = False
+) -> Path:
     """Files of a repository, in the cache of huggingface_hub.
 
     Args:
@@ -105,6 +107,7 @@ def download(source: HubSource, patterns: Sequence[str], needed: Sequence[Sequen
         patterns: The files to take, below the source's folder.
         needed: Of each of these groups of patterns one file has to be there; looked at before anything large
             is downloaded.
+        cached: Read the cache only, and ask nobody.
 
     Raises:
         UserError: As `pin`, or a file that is needed is not there.
@@ -113,17 +116,17 @@ def download(source: HubSource, patterns: Sequence[str], needed: Sequence[Sequen
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
-    pinned = pin(source)
+    pinned = pin(source, cached=cached)
     prefix = f"{source.subfolder}/" if source.subfolder else ""
     files = {"revision": pinned.revision, "allow_patterns": [prefix + pattern for pattern in patterns]}
-    with _errors(source), _bars():
+    with _errors(source, cached=cached), _bars():
         try:
             # A commit does not change: what is whole in the cache needs no network.
             root = Path(snapshot_download(pinned.repo, **files, local_files_only=True))
             if not all(any(match for p in group for match in root.glob(prefix + p)) for group in needed):
                 raise LocalEntryNotFoundError(f"{source.label} is not in the cache")
         except (IncompleteSnapshotError, LocalEntryNotFoundError):
-            if is_offline_mode():
+            if cached or is_offline_mode():
                 raise
             _refuse_missing(pinned, prefix, needed)
             root = Path(snapshot_download(pinned.repo, **files))
@@ -216,7 +219,7 @@ def _bars() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _errors(source: HubSource, *, writing: bool = False) -> Iterator[None]:
+def _errors(source: HubSource, *, writing: bool = False, cached: bool = False) -> Iterator[None]:
     """What huggingface_hub and the network raise, as a `UserError`."""
     import httpx2
     from huggingface_hub import errors
@@ -249,7 +252,7 @@ def _errors(source: HubSource, *, writing: bool = False) -> Iterator[None]:
         errors.IncompleteSnapshotError,
         errors.RevisionResolutionError,
     ) as error:
-        raise _unreachable(source, error) from error
+        raise _unreachable(source, error, cached) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
@@ -270,12 +273,14 @@ def _errors(source: HubSource, *, writing: bool = False) -> Iterator[None]:
             raise UserError(f"{source} cannot be downloaded: {_short(error)}", "Try again.") from error
         raise
     except httpx2.TransportError as error:
-        raise _unreachable(source, error) from error
+        raise _unreachable(source, error, cached) from error
 
 
-def _unreachable(source: HubSource, error: Exception) -> UserError:
+def _unreachable(source: HubSource, error: Exception, cached: bool) -> UserError:
     from huggingface_hub.constants import is_offline_mode
 
+    if cached:
+        return UserError(f"{source} is not in the cache.", "Read it once with the network.")
     if is_offline_mode():
         return UserError(
             f"{source} is not whole in the cache, and HF_HUB_OFFLINE forbids to download it.",

@@ -57,11 +57,6 @@ class _TracedModel(nn.Module):
         return tuple(outputs.values())
 
 
-def output_names(backbone: Backbone) -> tuple[str, ...]:
-    """The names of the graph's outputs, in order."""
-    return (*backbone.spec.outputs, *(("sentence_embedding",) if backbone.pooling else ()))
-
-
 def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
     """Trace the any-ratio graph and write the weights that it uses.
 
@@ -134,7 +129,7 @@ def _export(traced: _TracedModel, backbone: Backbone, config: PluginConfig) -> i
             opset_version=OPSET,
             dynamic_shapes=dynamic_shapes,
             input_names=[*inputs, EXCLUDE_PADDING_INPUT, *(GRAPH_INPUT_PREFIX + kind for kind in stacked)],
-            output_names=list(output_names(backbone)),
+            output_names=list(backbone.info.outputs),
             # Unoptimised, weights keep their names and layout; `simplify` does the rest.
             optimize=False,
             verbose=False,

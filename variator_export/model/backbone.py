@@ -51,6 +51,11 @@ class BackboneInfo:
         )
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what a graph of it returns, in order."""
+        return (*self.spec.outputs, *(("sentence_embedding",) if self.pooling else ()))
+
+    @property
     def size(self) -> EncoderSize:
         """The sizes of its encoder."""
         return self.spec.family.size(self.config)

@@ -40,6 +40,7 @@ TENSOR_KINDS = (
     "decompress.up.bias",
 )
 GRAPH_INPUT_PREFIX = "plugin."
+_UNTRAINED = "Before there is one, `build --untrained --ratio K` shows the speed."
 EXCLUDE_PADDING_INPUT = "plugin.exclude_padding"
 
 
@@ -112,7 +113,7 @@ def check_plugin_fits(config: PluginConfig, source: str, host: PluginHost) -> No
         if found != expected:
             raise UserError(
                 f"The plugin {source} has the {what} {found}; the backbone {host.name} has {expected}.",
-                "Give a plugin that was made for this backbone.",
+                f"Give a plugin that was made for this backbone. {_UNTRAINED}",
             )
     made_for = config.backbone
     if made_for is None:
@@ -127,7 +128,7 @@ def check_plugin_fits(config: PluginConfig, source: str, host: PluginHost) -> No
         raise UserError(
             f"The plugin {source} was made for the backbone {made_for.name} with weights of sha256 "
             f"{made_for.weights_sha256}; those of {host.name} have {host.weights_sha256}.",
-            "Give that backbone, or a plugin that was made for this one.",
+            f"Give that backbone, or a plugin that was made for this one. {_UNTRAINED}",
         )
 
 

@@ -75,7 +75,7 @@ def pin_source(source: str) -> str:
     return source
 
 
-def resolve_source(source: str, sha256: str | None = None) -> BackboneSource:
+def resolve_source(source: str, sha256: str | None = None, *, cached: bool = False) -> BackboneSource:
     """Find a backbone and check its weights against a pinned hash.
 
     Args:
@@ -83,13 +83,14 @@ def resolve_source(source: str, sha256: str | None = None) -> BackboneSource:
             found through its metadata and never imported; or ORGANISATION/NAME[@REVISION], with or without
             `hub:` before it, for a repository of the hub. A folder of that name is taken before a repository.
         sha256: The pinned sha256 of the weights in hex; None: any.
+        cached: Of the hub only what is in the cache; nobody is asked and nothing is downloaded.
 
     Raises:
         UserError: It does not exist, has no safetensors weights, or has other weights than pinned.
     """
-    source = pin_source(source)
+    source = source if cached else pin_source(source)
     if source.startswith(HUB_PREFIX):
-        folder = download(parse_hub_source(source), _BACKBONE_FILES, _BACKBONE_NEEDS)
+        folder = download(parse_hub_source(source), _BACKBONE_FILES, _BACKBONE_NEEDS, cached=cached)
     elif source.startswith(PACKAGE_PREFIX):
         folder = _package_folder(source)
     else:

@@ -174,8 +174,6 @@ def _backbone_entry(context: BuildContext) -> BackboneEntry:
     old, workshop = context.workshop.old, context.workshop
     if old is not None and old.manifest.steps.get("trace") == workshop.steps["trace"]:
         return old.manifest.backbone.model_copy(update={"source": context.source.name})
-    from variator_export.graph.trace import output_names
-
     info = context.info
     return BackboneEntry(
         source=context.source.name,
@@ -186,7 +184,7 @@ def _backbone_entry(context: BuildContext) -> BackboneEntry:
         hidden_size=info.size.hidden_size,
         num_layers=info.size.num_layers,
         inputs=info.spec.family.inputs,
-        outputs=output_names(context.backbone),
+        outputs=info.outputs,
         token_outputs=info.spec.token_outputs,
         pad_token_id=context.encoder.pad_token_id,
         max_length=info.max_length,

@@ -20,7 +20,7 @@ from variator_export.core.recipe import BackboneRecipe, PluginRecipe, Recipe
 from variator_export.data.examples import Examples
 from variator_export.engines.base import Runner
 from variator_export.model.plugin_file import CONFIG_NAME, load_plugin_config, load_variant_plugin
-from variator_export.model.source import PACKAGE_PREFIX
+from variator_export.model.source import PACKAGE_PREFIX, resolve_source
 from variator_export.model.tokenizer import TokenRow, pad_rows
 from variator_export.pipeline.build import build
 from variator_export.pipeline.eager_bundle import load_bundle_backbone
@@ -125,12 +125,9 @@ def evaluate(
             "A bundle's graphs hold their backbone: --backbone would not be used.", "Leave it out."
         )
     progress = progress or Progress()
-    with _bundle(paths, backbone, progress) as bundle:
+    with _bundle(paths, task, examples, backbone, progress) as bundle:
         entry = bundle.manifest.backbone
-        # Outputs with one row per token are no quality of a text.
-        outputs = [name for name in entry.outputs if name not in entry.token_outputs]
-        chosen = task or _task(outputs, examples)
-        output = _check(chosen, outputs, examples, entry.source)
+        chosen, output = _task_and_output(task, entry.outputs, entry.token_outputs, examples, entry.source)
         labels = _labels(bundle, examples) if chosen == "classification" else []
         scores = examples.scores() if chosen == "similarity" else []
         rows, order = _encode(bundle, examples, max_tokens)
@@ -157,7 +154,9 @@ def evaluate(
 
 
 @contextmanager
-def _bundle(paths: Sequence[Path], backbone: str | None, progress: Progress) -> Iterator[Bundle]:
+def _bundle(
+    paths: Sequence[Path], task: Task | None, examples: Examples, backbone: str | None, progress: Progress
+) -> Iterator[Bundle]:
     if len(paths) == 1 and is_bundle(paths[0]):
         yield Bundle.load(paths[0])
         return
@@ -170,6 +169,7 @@ def _bundle(paths: Sequence[Path], backbone: str | None, progress: Progress) -> 
                 "Give one bundle (from `build`), or plugin folders (from `train` or `import`).",
             )
     source = backbone or _backbone_of(paths)
+    _check_backbone(source, task, examples)
     plugins = tuple(PluginRecipe(source=str(path)) for path in paths)
     ratios = [load_plugin_config(path).ratio for path in paths]
     if len(set(ratios)) < len(ratios):
@@ -189,10 +189,30 @@ def _backbone_of(paths: Sequence[Path]) -> str:
     name = next(iter(names))
     if len(names) > 1 or name is None or not name.startswith(PACKAGE_PREFIX):
         raise UserError(
-            f"The plugins are for {', '.join(sorted(str(n) for n in names))}, which says not where it is.",
-            "Give the backbone: --backbone SRC",
+            f"The plugins name {', '.join(sorted(str(n) for n in names))} as their backbone, but not where "
+            "it is.",
+            "Give it: --backbone SRC",
         )
     return name
+
+
+def _check_backbone(source: str, task: Task | None, examples: Examples) -> None:
+    """Refuse before the export what cannot be measured after it."""
+    require_export()
+    from variator_export.model.backbone import read_backbone_info
+
+    info = read_backbone_info(resolve_source(source))
+    _task_and_output(task, info.outputs, info.spec.token_outputs, examples, source)
+
+
+def _task_and_output(
+    task: Task | None, outputs: Sequence[str], token_outputs: Sequence[str], examples: Examples, source: str
+) -> tuple[Task, str]:
+    """What is asked of the model, and the output that it looks at."""
+    # Outputs with one row per token are no quality of a text.
+    of_texts = [name for name in outputs if name not in token_outputs]
+    chosen = task or _task(of_texts, examples)
+    return chosen, _check(chosen, of_texts, examples, source)
 
 
 def _task(outputs: Sequence[str], examples: Examples) -> Task:
