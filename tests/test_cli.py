@@ -20,13 +20,16 @@ from variator_export.cli.train import train_app
 from variator_export.core.recipe import Recipe
 
 COMMANDS = {
-    "doctor": {"--format", "--help"},
+    "doctor": {"--for", "--format", "--help"},
     "schema": set(),
     "build": {
         "--ratio", "--backbone", "--task", "--plugin", "--target", "--precision", "--output", "--replace",
         "--speed", "--no-speed", "--all", "--jobs", "--show-recipe", "--push-to-hub", "--untrained",
         "--format", "--help",
     },
+    "compile": {"--target", "--variant", "--recipe", "--compute-capability", "--timing-cache", "--jobs",
+                "--format", "--help"},
+    "merge": {"--format", "--help"},
     "push": {"--private", "--public", "--format", "--help"},
     "verify": {"--ratio", "--variant", "--reference", "--backbone", "--quick", "--bisect", "--reproduction",
                "--junit", "--summary", "--format", "--help"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from documented import REPOSITORY, Mention, arguments_of, blocks, lines_of, mentions, pages, problems
 from typer.main import get_command
 
@@ -185,3 +186,15 @@ def test_the_guide_on_ci_can_be_followed(tmp_path: Path, small_recipe: Recipe) -
     (shown,) = (json.loads(block) for language, block in blocks(text) if language == "json")
     assert json.loads(result.stdout) == shown
     assert result.returncode == shown["error"]["exit_code"]
+
+
+def test_the_commands_of_the_example_workflow_exist() -> None:
+    workflow = yaml.safe_load((REPOSITORY / "examples" / "engines-in-ci" / "workflow.yml").read_text())
+    command_line = get_command(make_app())
+    runs = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    commands = [run for run in runs if run.startswith("variator-export ")]
+    assert {run.split()[1] for run in commands} == {"build", "verify", "compile", "merge", "doctor"}
+    for run in commands:
+        arguments = arguments_of(" ".join(run.split()))
+        assert arguments is not None
+        assert problems(command_line, Mention(tuple(arguments), whole=True)) == []

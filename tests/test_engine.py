@@ -3,39 +3,48 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
 from variator_export import Bundle, UserError, build
 from variator_export.core.hashing import sha256_file
-from variator_export.core.recipe import EngineRecipe, Recipe
+from variator_export.core.recipe import Initialise, Recipe
 from variator_export.engines.tensorrt import api
 from variator_export.engines.tensorrt.isolated import build_engine
+from variator_export.engines.tensorrt.request import EngineRequest, Profile
 
-PROFILE = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ((1, 1), (2, 16), (4, 64)))
+SHAPES = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ((1, 1), (2, 16), (4, 64)))
+
+
+def _request(graph: str, shapes: Any = SHAPES, **options: Any) -> EngineRequest:
+    profiles = (Profile(name="default", shapes=shapes),)
+    return EngineRequest(target="tensorrt-rtx", graph=graph, what="ratio-2", profiles=profiles, **options)
 
 
 def test_every_ratio_of_minilm_has_an_engine_and_a_sidecar(minilm_bundle: Path) -> None:
     bundle = Bundle.load(minilm_bundle)
     for ratio in (1, 2, 4, 8):
-        entry = bundle.engine("tensorrt-rtx", f"ratio-{ratio}")
-        assert entry is not None
+        (entry,) = bundle.engines("tensorrt-rtx", f"ratio-{ratio}")
         sidecar = json.loads(bundle.file(entry.sidecar).read_text())
         engine = bundle.file(entry.engine)
         assert sidecar["status"] == "built, not verified on a device"
-        assert sidecar["ratio"] == ratio
+        assert (sidecar["variant"], sidecar["platform"]) == (f"ratio-{ratio}", "portable")
         assert sidecar["engine"]["sha256"] == sha256_file(engine)
         assert sidecar["made_from"]["graph"] == bundle.manifest.files[f"ratio-{ratio}.onnx"].sha256
-        assert sidecar["profile"]["input_ids"] == [[1, 1], [8, 128], [32, 512]]
+        assert sidecar["made_from"]["weights"] == bundle.manifest.files["weights.safetensors"].sha256
+        assert sidecar["profiles"][0]["shapes"]["input_ids"] == [[1, 1], [8, 128], [32, 512]]
+        assert sidecar["engine"]["plan_version"] == sidecar["version"] == entry.version
+        assert (sidecar["tf32"], sidecar["cuda"]) == (False, "13")
         assert engine.stat().st_size > 80e6, "the weights are in it"
 
 
 def test_equal_graphs_give_equal_engines_whatever_was_built_before(small_bundle: Path) -> None:
-    engine = build_engine("tensorrt-rtx", small_bundle / "ratio-2.onnx", PROFILE)
-    other = build_engine("tensorrt-rtx", small_bundle / "ratio-3.onnx", PROFILE)
+    engine = build_engine(_request("ratio-2.onnx"), small_bundle)
+    other = build_engine(_request("ratio-3.onnx"), small_bundle)
     assert engine != other
-    assert engine == build_engine("tensorrt-rtx", small_bundle / "ratio-2.onnx", PROFILE)
+    assert engine == build_engine(_request("ratio-2.onnx"), small_bundle)
 
 
 def test_a_builder_that_crashes_does_not_take_the_build_with_it(
@@ -45,8 +54,8 @@ def test_a_builder_that_crashes_does_not_take_the_build_with_it(
     crashing.write_text("#!/bin/sh\necho out of its mind >&2\nkill -SEGV $$\n")
     crashing.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crashing))
-    with pytest.raises(UserError, match=r"was ended by SIGSEGV while it built ratio-2\.onnx") as raised:
-        build_engine("tensorrt-rtx", small_bundle / "ratio-2.onnx", PROFILE)
+    with pytest.raises(UserError, match="was ended by SIGSEGV while it built ratio-2") as raised:
+        build_engine(_request("ratio-2.onnx"), small_bundle)
     assert "out of its mind" in raised.value.message
 
 
@@ -56,9 +65,10 @@ def test_an_engine_is_built_for_one_more_target_without_anything_else(
     recipe = small_recipe.model_copy(update={"targets": ("tensorrt-rtx",)})
     result = build(recipe, bundle_copy)
     made = [step.name for step in result.steps if step.action == "made"]
-    assert made == [f"engine/tensorrt-rtx/ratio-{k}" for k in (1, 2, 3, 4)]
-    sidecar = bundle_copy / "engines/tensorrt-rtx/float32/ratio-2.json"
-    assert json.loads(sidecar.read_text())["profile"]["input_ids"] == [[1, 1], [8, 64], [32, 64]], (
+    (entry,) = Bundle.load(bundle_copy).engines("tensorrt-rtx", "ratio-2")
+    assert made == [f"engine/tensorrt-rtx/portable-{entry.version}/ratio-{k}" for k in (1, 2, 3, 4)]
+    sidecar = json.loads((bundle_copy / entry.sidecar).read_text())
+    assert sidecar["profiles"][0]["shapes"]["input_ids"] == [[1, 1], [8, 64], [32, 64]], (
         "no longer than the model's limit"
     )
     assert not build(small_recipe, bundle_copy).published, "engines that are there stay"
@@ -69,11 +79,12 @@ def test_an_engine_is_built_for_one_more_target_without_anything_else(
     result = build(other, bundle_copy)
     assert result.published, "what is kept needs no TensorRT"
     assert len(Bundle.load(bundle_copy).manifest.engines) == 4
-    shorter = EngineRecipe(sequence_length=(1, 8, 16))
-    dropped = build(other.model_copy(update={"engine": shorter}), bundle_copy)
-    assert {step.name for step in dropped.steps if step.action == "dropped"} == set(made)
-    assert not Bundle.load(bundle_copy).manifest.engines
-    assert not list(bundle_copy.rglob("*.engine"))
+    # A graph that is another takes its engine along, and nobody else's.
+    plugin = small_recipe.plugins[0].model_copy(update={"initialise": Initialise(seed=9, bottleneck_size=5)})
+    dropped = build(other.model_copy(update={"plugins": (plugin,)}), bundle_copy)
+    assert [step.name for step in dropped.steps if step.action == "dropped"] == [made[1]]
+    assert {e.variant for e in Bundle.load(bundle_copy).manifest.engines} == {"ratio-1", "ratio-3", "ratio-4"}
+    assert len(list(bundle_copy.rglob("*.engine"))) == 3
 
 
 def test_the_builders_own_words_are_in_the_error(small_bundle: Path, tmp_path: Path) -> None:
@@ -84,23 +95,28 @@ def test_the_builders_own_words_are_in_the_error(small_bundle: Path, tmp_path: P
     node.op_type, node.domain = "Unheard", "nowhere"
     model.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
     onnx.save(model, tmp_path / "odd.onnx")
-    with pytest.raises(UserError, match=r"tensorrt-rtx cannot parse the graph for odd\.onnx") as raised:
-        build_engine("tensorrt-rtx", tmp_path / "odd.onnx", PROFILE)
-    assert "Unheard" in raised.value.message
+    with pytest.raises(UserError, match="tensorrt-rtx cannot parse the graph for ratio-2") as raised:
+        build_engine(_request("odd.onnx"), tmp_path)
+    assert f"at the node {node.name} (Unheard)" in raised.value.message
+    assert node.name.startswith("encoder.layer.0.intermediate"), "which names the PyTorch module"
+    assert "0: default (1x1, 2x16, 4x64)" in raised.value.message
 
 
 @pytest.mark.parametrize(
     ("profile", "words"),
     [
-        ({"input_ids": PROFILE["input_ids"]}, "has the inputs attention_mask, input_ids, token_type_ids"),
-        ({**PROFILE, "attention_mask": ((4, 1), (2, 16), (4, 64))}, "must be min <= opt <= max"),
+        (
+            {"input_ids": SHAPES["input_ids"]},
+            "whose shape varies are attention_mask, input_ids, token_type_ids",
+        ),
+        ({**SHAPES, "attention_mask": ((4, 1), (2, 16), (4, 64))}, "must be min <= opt <= max"),
     ],
 )
 def test_profiles_that_the_builder_would_take_without_a_word(
     small_bundle: Path, profile: dict[str, tuple[tuple[int, int], ...]], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
-        build_engine("tensorrt-rtx", small_bundle / "ratio-2.onnx", profile)  # type: ignore[arg-type]
+        build_engine(_request("ratio-2.onnx", profile), small_bundle)
 
 
 def test_a_builder_that_fails_says_why(tmp_path: Path) -> None:
@@ -118,12 +134,13 @@ def test_a_builder_that_fails_says_why(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, tmp_path / "seven.onnx")
-    with pytest.raises(UserError, match=r"tensorrt-rtx built no engine for seven\.onnx") as raised:
-        build_engine("tensorrt-rtx", tmp_path / "seven.onnx", {"input_ids": PROFILE["input_ids"]})
+    one = {"input_ids": SHAPES["input_ids"]}
+    with pytest.raises(UserError, match="tensorrt-rtx built no engine for ratio-2") as raised:
+        build_engine(_request("seven.onnx", one), tmp_path)
     assert "Broadcast has incompatible dimensions: 7 != 16" in raised.value.message
     beyond = {"input_ids": ((1, 1), (2, 16), (4, 2**31))}
     with pytest.raises(UserError, match="The builder refuses the profile"):
-        build_engine("tensorrt-rtx", tmp_path / "seven.onnx", beyond)  # type: ignore[arg-type]
+        build_engine(_request("seven.onnx", beyond), tmp_path)
 
 
 def test_a_tensorrt_that_is_not_installed_is_named_before_anything_slow(

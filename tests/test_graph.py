@@ -18,6 +18,7 @@ from variator_export.core.macs import analytic_macs
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime import OnnxRuntimeGraph
 from variator_export.engines.tensorrt.isolated import build_engine
+from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.graph.bind import bind, bind_baseline
 from variator_export.graph.macs import graph_macs
 from variator_export.graph.simplify import module_of, reshape_target
@@ -205,7 +206,10 @@ def test_an_engine_can_be_built_of_every_family(traced: Callable[[str], Traced],
     made = traced(model)
     shapes = ((1, 1), (2, 16), (4, 64))
     profile = dict.fromkeys(made.backbone.spec.family.inputs, shapes)
-    assert build_engine("tensorrt-rtx", made.bind(plugin_for(made.backbone, 3)), profile)
+    graph = made.bind(plugin_for(made.backbone, 3))
+    profiles = (Profile(name="default", shapes=profile),)
+    request = EngineRequest(target="tensorrt-rtx", graph=graph.name, what="ratio-3", profiles=profiles)
+    assert build_engine(request, graph.parent)
 
 
 def test_weights_keep_the_names_and_bytes_of_the_backbone(traced: Callable[[str], Traced]) -> None:

@@ -27,6 +27,12 @@ COMMANDS = {
     "build": Command(
         "build:build_command", "Turn a backbone and its compression plugins into a verified bundle."
     ),
+    "compile": Command(
+        "compile:compile_command", "Build engines from a finished bundle, on the machine that needs them."
+    ),
+    "merge": Command(
+        "compile:merge_command", "Join the engines of copies of one bundle, compiled on several machines."
+    ),
     "verify": Command(
         "verify:verify_command", "Verify that the graphs of a bundle compute what eager PyTorch computes."
     ),

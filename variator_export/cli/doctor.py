@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from variator_export.cli.output import Format, Output
+from variator_export.core.errors import UsageError
 from variator_export.core.extras import Extra
+from variator_export.engines.tensorrt.compatibility import named_machine
 from variator_export.pipeline.doctor import Diagnosis, diagnose
 
 
@@ -17,6 +19,15 @@ def doctor_command(
     bundle: Annotated[
         Path | None,
         typer.Argument(help="A bundle to look at besides: its hashes, and what can be done with it."),
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="SM,TENSORRT",
+            help="Whether this machine could run the bundle's engines, for example sm90,tensorrt-11.4; "
+            "default: the one at hand.",
+        ),
     ] = None,
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.TEXT,
 ) -> None:
@@ -28,10 +39,16 @@ def doctor_command(
 
     `variator-export doctor`
 
+    `variator-export doctor artifacts/minilm --for sm89,tensorrt-rtx-1.7`
+
     `variator-export doctor artifacts/minilm --format json`
     """
     printer = Output(format)
-    found = diagnose(bundle)
+    if machine is not None and bundle is None:
+        raise UsageError(
+            "--for is about a bundle's engines.", f"variator-export doctor BUNDLE --for {machine}"
+        )
+    found = diagnose(bundle, named_machine(machine) if machine is not None else None)
     if printer.is_json:
         extras = [{**asdict(extra), "state": extra.state} for extra in found.extras]
         printer.document({**asdict(found), "extras": extras})
@@ -66,7 +83,12 @@ def _print(printer: Output, found: Diagnosis) -> None:
         printer.text(f"runs on: {', '.join(found.bundle['runs_on']) or 'nothing that is installed here'}")
         printer.text(f"its backbone is {found.bundle['backbone']}")
         for engine in found.bundle["engines"]:
-            printer.text(f"engine: {engine['variant']} for {engine['target']}, {engine['precision']}")
+            state = "runs" if engine["runs"] else "does not run"
+            what = f"{engine['variant']} for {engine['target']} {engine['version']} on {engine['platform']}"
+            where = f"{state} on {found.bundle['machine']['name']}"
+            printer.text(f"engine {what}, {engine['precision']}: {where}: {engine['why']}")
+            if engine["remedy"] is not None:
+                printer.text(f"  {engine['remedy']}")
     for problem in found.problems:
         printer.hint(f"problem: {problem}")
 

@@ -97,15 +97,19 @@ class BundleFiles:
             )
         return found[0]
 
-    def engine(self, target: str, variant: str) -> EngineEntry | None:
-        """The engine of a variant for a target, or None."""
-        matches = (e for e in self.manifest.engines if (e.target, e.variant) == (target, variant))
-        return next(matches, None)
+    def engines(self, target: str, variant: str) -> list[EngineEntry]:
+        """The engines of a variant for a target: of several GPUs and versions."""
+        return [e for e in self.manifest.engines if (e.target, e.variant) == (target, variant)]
 
     def engine_states(self, variant: str) -> list[str]:
         """The engines of a variant for people: the target, and what is known of the engine."""
+
+        def status(entry: EngineEntry) -> str:
+            sidecar = json.loads(self.file(entry.sidecar).read_text(encoding="utf-8"))
+            return str(sidecar["status"])
+
         return [
-            f"{entry.target}: {json.loads(self.file(entry.sidecar).read_text(encoding='utf-8'))['status']}"
+            f"{entry.target} {entry.version} {entry.platform}: {status(entry)}"
             for entry in self.manifest.engines
             if entry.variant == variant
         ]

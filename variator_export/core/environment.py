@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,35 @@ def _first_line(path: Path) -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU.
+
+    Attributes:
+        name: As its driver calls it.
+        capability: Its compute capability, as in `sm89`.
+    """
+
+    name: str
+    capability: str
+
+
+def first_gpu() -> Gpu | None:
+    """The GPU that TensorRT builds on, as nvidia-smi says it; None: there is none that it knows of."""
+    lines = _nvidia_smi("name,compute_cap")
+    if not lines:
+        return None
+    name, _, capability = lines[0].rpartition(",")
+    return Gpu(name.strip(), f"sm{capability.strip().replace('.', '')}")
+
+
 def _gpus() -> list[str] | None:
     """Name, driver and clocks of each GPU, as nvidia-smi says it."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
+    return _nvidia_smi("name,driver_version,clocks.sm,clocks.mem")
+
+
+def _nvidia_smi(fields: str) -> list[str] | None:
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):

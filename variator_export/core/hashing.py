@@ -28,11 +28,11 @@ def sha256_files(files: Mapping[str, Path]) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """The sha256 of this package's source.
+def code_digest(part: str = ".") -> str:
+    """The sha256 of this package's source, or of one folder of it.
 
     A version number does not change between two edits; a graph made by other code is not up to date.
     """
-    package = Path(__file__).resolve().parent.parent
+    package = Path(__file__).resolve().parent.parent / part
     sources = {str(path.relative_to(package)): sha256_file(path) for path in sorted(package.rglob("*.py"))}
     return sha256_json(sources)

@@ -89,11 +89,19 @@ class Variant(_Part):
 
 
 class EngineEntry(_Part):
-    """A compiled engine."""
+    """A compiled engine.
+
+    Attributes:
+        variant: What it runs: a variant, or `any-ratio` for all of them.
+        platform: The GPUs it is for: `sm89`, `sm86+sm89`, `ampere-plus`, or `portable` for all of its target.
+        version: Of the TensorRT that built it.
+    """
 
     target: str
     precision: str
     variant: str
+    platform: str
+    version: str
     engine: str
     sidecar: str
 

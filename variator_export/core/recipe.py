@@ -8,6 +8,7 @@ DEFAULT_RECIPE = "minilm"
 TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 Target = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
+CAPABILITIES = r"^sm[0-9]{2,3}(\+sm[0-9]{2,3})*$"
 VariantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Range = tuple[
     Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
@@ -93,20 +94,52 @@ class SpeedRecipe(_Part):
     """How long one subject runs in a turn, warm-up apart."""
 
 
-class EngineRecipe(_Part):
-    """The optimization profile of an engine, as (min, opt, max)."""
+class ShapeSet(_Part):
+    """The shapes that an optimization profile of an engine is for, as (min, opt, max)."""
 
     batch_size: Range = (1, 8, 32)
     """Rows."""
     sequence_length: Range = (1, 128, 512)
-    """Tokens."""
+    """Tokens, within the model's limit."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> "EngineRecipe":
+    def _ordered(self) -> "ShapeSet":
         for name in ("batch_size", "sequence_length"):
             low, opt, high = getattr(self, name)
             if not low <= opt <= high:
                 raise ValueError(f"{name} must be min <= opt <= max, and is {low}, {opt}, {high}")
+        return self
+
+
+class EngineRecipe(_Part):
+    """How engines are built. A target refuses what it cannot do."""
+
+    profiles: dict[VariantName, ShapeSet] = Field(default={"default": ShapeSet()}, min_length=1)
+    """Sets of shapes by name, each an optimization profile: say, a quick short one beside one of batches."""
+    per_ratio: bool = True
+    """An engine for each ratio."""
+    any_ratio: bool = False
+    """One engine that runs every ratio, with a profile for each ratio and set of shapes; it holds the weights
+    once."""
+    tf32: bool = False
+    """Whether float32 products may be computed in TF32, as eager PyTorch does not by default."""
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    """How long the builder looks for fast kernels, 0 to 5; None: its own default."""
+    workspace_mib: Annotated[int, Field(ge=1)] | None = None
+    """The most memory that a layer may use while it runs, in MiB; None: all of the GPU's."""
+    compute_capabilities: tuple[Annotated[str, StringConstraints(pattern=CAPABILITIES)], ...] = ()
+    """`tensorrt-rtx` only: the GPUs to build for, `sm89`, or `sm86+sm89` for one engine for both; each entry
+    gives engines of its own. None: one that runs on all that the target knows."""
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
+    """`tensorrt` only: which other GPUs an engine may run on than the one that builds it."""
+    version_compatible: bool = False
+    """`tensorrt` only: whether later versions may run an engine. The lean runtime, a program of its own, is
+    left out of it."""
+
+    @model_validator(mode="after")
+    def _makes_something(self) -> "EngineRecipe":
+        if not (self.per_ratio or self.any_ratio):
+            raise ValueError("per_ratio and any_ratio are both off; an engine needs one of them")
         return self
 
 
@@ -130,4 +163,4 @@ class Recipe(_Part):
     speed: SpeedRecipe | None = SpeedRecipe()
     """The measurement at the end; None: none."""
     engine: EngineRecipe = EngineRecipe()
-    """The optimization profile of engines."""
+    """How engines are built."""

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from variator_export.graph.boundary import remove_padding
 from variator_export.graph.constants import add_constant
 from variator_export.graph.masking import keep_everything
-from variator_export.graph.simplify import module_of, simplify
+from variator_export.graph.simplify import module_of, name_nodes, simplify
 from variator_export.graph.weights import attach_weights, detach_weights, external_tensors
 from variator_export.model.plugin_file import (
     EXCLUDE_PADDING_INPUT,
@@ -47,6 +47,7 @@ def bind(any_ratio: Path, config: PluginConfig, plugin_location: str) -> ir.Mode
     _set_dimensions(graph, {"ratio": k, "bottleneck_size": config.bottleneck_size})
     simplify(model)
     attach_weights(graph, held)
+    name_nodes(model)
     graph.name = f"ratio-{k}"
     return model
 
@@ -72,6 +73,7 @@ def bind_baseline(any_ratio: Path) -> ir.Model:
         assert not value.uses(), f"{value.name} is still used in the graph of ratio 1"
         graph.inputs.remove(value)
     attach_weights(graph, held)
+    name_nodes(model)
     graph.name = "ratio-1"
     return model
 

@@ -57,6 +57,15 @@ def simplify(model: ir.Model) -> None:
             node.metadata_props[MODULE_KEY] = module
 
 
+def name_nodes(model: ir.Model) -> None:
+    """Name every node MODULE/OPERATOR_N, so that the messages of runtimes and builders name the module."""
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        stem = f"{module_of(node)}/{node.op_type}"
+        counts[stem] = counts.get(stem, 0) + 1
+        node.name = f"{stem}_{counts[stem]}"
+
+
 def module_of(node: ir.Node) -> str:
     """The PyTorch module that a node came from; empty where it came from none."""
     return node.metadata_props.get(MODULE_KEY, "")

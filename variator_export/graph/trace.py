@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from variator_export.graph.attention import fuse_attention
 from variator_export.graph.boundary import BATCH, add_padding
-from variator_export.graph.simplify import name_modules, simplify
+from variator_export.graph.simplify import name_modules, name_nodes, simplify
 from variator_export.graph.weights import attach_weights, detach, external_tensors, write_weights
 from variator_export.model.augmented import CompressedFeedForward, WindowedModel
 from variator_export.model.backbone import Backbone
@@ -89,6 +89,7 @@ def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
     state = backbone.state
     write_weights({name: state[name] for name in used}, folder / weights_name)
     attach_weights(graph, external_tensors(folder, weights_name))
+    name_nodes(model)
     graph.name = "any-ratio"
     return model
 

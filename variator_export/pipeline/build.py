@@ -20,11 +20,10 @@ from variator_export.core.manifest import (
 from variator_export.core.progress import Progress, StepReport
 from variator_export.core.recipe import Recipe
 from variator_export.core.store import exclusive
-from variator_export.engines.tensorrt.api import require_tensorrt
 from variator_export.model.source import resolve_source
 from variator_export.pipeline import steps
 from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
-from variator_export.pipeline.engine_steps import make_engines
+from variator_export.pipeline.engine_steps import EngineOrder, EngineSources, check_order, make_engines
 from variator_export.pipeline.measuring import speed_of_bundle
 from variator_export.pipeline.plan import VariantPlan, merge, pin_sources, select_plugins
 from variator_export.pipeline.workshop import Workshop
@@ -77,14 +76,15 @@ def build(
     recipe = pin_sources(recipe)
     select_plugins(recipe)  # refuses a wrong ratio before anything slow
     require_onnxruntime()
-    versions: dict[str, str] = {t: require_tensorrt(t) for t in recipe.targets if t != "onnxruntime"}
+    order = EngineOrder(recipe.engine, [t for t in recipe.targets if t != "onnxruntime"])
+    versions = check_order(order)
     source = resolve_source(recipe.backbone.source, recipe.backbone.sha256)
     with exclusive(bundle) as staging:
         old = _old_bundle(bundle, replace=replace)
         resolved, variants = merge(recipe, source.weights_sha256, old.manifest if old else None)
         workshop = Workshop(staging, old, progress)
-        context = BuildContext(workshop, resolved, source, versions)
-        manifest = _make(context, variants)
+        context = BuildContext(workshop, resolved, source)
+        manifest = _make(context, variants, order, versions)
         published = workshop.finish(manifest, bundle)
         speed: Mapping[str, Any] | None = None
         if recipe.speed is not None:
@@ -121,7 +121,9 @@ def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:
     return None if replace else BundleFiles(bundle)
 
 
-def _make(context: BuildContext, variants: list[VariantPlan]) -> Manifest:
+def _make(
+    context: BuildContext, variants: list[VariantPlan], order: EngineOrder, versions: Mapping[str, str]
+) -> Manifest:
     """Run all steps; plugins first, because a wrong one should be refused before the long trace."""
     steps.copy_backbone_files(context)
     for plan in variants:
@@ -134,15 +136,17 @@ def _make(context: BuildContext, variants: list[VariantPlan]) -> Manifest:
         entries.append(_variant_entry(context, plan))
     for plan in variants:
         steps.verify_variant(context, plan)
-    engines = make_engines(context, variants)
+    backbone, any_ratio = _backbone_entry(context), {"model": ANY_RATIO_NAME}
+    sources = EngineSources(backbone, entries, ANY_RATIO_NAME, context.recipe.precision)
+    engines = make_engines(context.workshop, sources, order, versions)
     targets = tuple(sorted({*context.recipe.targets, *(engine.target for engine in engines)}))
     return Manifest(
         made_by=context.made_by,
         # How the speed is measured decides nothing of what is in the bundle.
         recipe={**context.recipe.model_dump(mode="json", exclude={"speed"}), "targets": list(targets)},
-        backbone=_backbone_entry(context),
+        backbone=backbone,
         precision=context.recipe.precision,
-        any_ratio={"model": ANY_RATIO_NAME},
+        any_ratio=any_ratio,
         variants=tuple(entries),
         engines=tuple(engines),
     )

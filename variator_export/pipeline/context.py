@@ -32,16 +32,12 @@ class BuildContext:
         workshop: Where it is made.
         recipe: The resolved recipe.
         source: The backbone's files.
-        engine_versions: Of each TensorRT flavour that is asked for.
     """
 
-    def __init__(
-        self, workshop: Workshop, recipe: Recipe, source: BackboneSource, engine_versions: dict[str, str]
-    ) -> None:
+    def __init__(self, workshop: Workshop, recipe: Recipe, source: BackboneSource) -> None:
         self.workshop = workshop
         self.recipe = recipe
         self.source = source
-        self.engine_versions = engine_versions
         self.made_by: dict[str, str | None] = {
             **versions("variator-export", *GRAPH_DISTRIBUTIONS),
             "code": code_digest(),

@@ -1,9 +1,10 @@
 """What this machine can build and run. What is reported on is imported in processes of their own."""
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from variator_export.bundle import SESSION_TARGETS, Bundle
 from variator_export.core.environment import conditions, is_importable, machine, require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.extras import Extra, extras
+from variator_export.core.manifest import EngineEntry
 from variator_export.engines.tensorrt import api as tensorrt_api
+from variator_export.engines.tensorrt.compatibility import Place, Verdict, can_run, this_machine
+from variator_export.engines.tensorrt.plan_header import HEADER_BYTES, plan_contradicts
 from variator_export.model.source import resolve_source
 
 # What is asked of a module; an import can take half a minute on a cold disk.
@@ -61,8 +65,12 @@ class Diagnosis:
     problems: list[str]
 
 
-def diagnose(bundle: Path | None = None) -> Diagnosis:
+def diagnose(bundle: Path | None = None, place: Place | None = None) -> Diagnosis:
     """Look at this machine, and at a bundle on it.
+
+    Args:
+        bundle: The bundle's folder; None: none.
+        place: The machine whose engines are asked about; None: this one.
 
     Raises:
         UserError: There is no bundle in the folder, or a file of it is not what its manifest says.
@@ -88,7 +96,7 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
             f"{extra.install}"
             for part in wrong
         ]
-    usable = None if opened is None else _look_at(opened, probes)
+    usable = None if opened is None else _look_at(opened, probes, place or this_machine())
     return Diagnosis(machine(), conditions()["gpu"], found, probes, usable, list(dict.fromkeys(problems)))
 
 
@@ -106,17 +114,29 @@ def _probe(module: str) -> Probe:
     return Probe(module, True, ended.stdout.strip())
 
 
-def _look_at(bundle: Bundle, probes: list[Probe]) -> dict[str, Any]:
+def _look_at(bundle: Bundle, probes: list[Probe], place: Place) -> dict[str, Any]:
     works = {probe.module for probe in probes if probe.works}
     return {
         "path": str(bundle.path),
         "runs_on": [target for target in SESSION_TARGETS if target in works],
         "backbone": _backbone(bundle),
-        "engines": [
-            {"target": engine.target, "variant": engine.variant, "precision": engine.precision}
-            for engine in bundle.manifest.engines
-        ],
+        "machine": asdict(place),
+        "engines": [_engine(bundle, entry, place) for entry in bundle.manifest.engines],
     }
+
+
+def _engine(bundle: Bundle, entry: EngineEntry, place: Place) -> dict[str, Any]:
+    """What an engine is, and whether a machine can run it. Of the plan only the head is read."""
+    sidecar = json.loads(bundle.file(entry.sidecar).read_text(encoding="utf-8"))
+    with bundle.file(entry.engine).open("rb") as file:
+        wrong = plan_contradicts(file.read(HEADER_BYTES), entry.target, entry.version)
+    if wrong is not None:
+        remedy = "do not use it: get the bundle again from where it was built"
+        verdict = Verdict(False, f"its sidecar says {entry.target} {entry.version}, and {wrong}", remedy)
+    else:
+        verdict = can_run(sidecar, place)
+    named = {name: getattr(entry, name) for name in ("target", "version", "platform", "variant", "precision")}
+    return {**named, "status": sidecar["status"], **asdict(verdict)}
 
 
 def _backbone(bundle: Bundle) -> str:

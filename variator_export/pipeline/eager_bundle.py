@@ -113,8 +113,11 @@ class EagerBundle:
 
     def _cases(self, variant: Variant) -> list[Case]:
         manifest = self._bundle.manifest
-        profile = manifest.recipe["engine"]
-        shapes = list(zip(profile["batch_size"], profile["sequence_length"], strict=True))
+        shapes = [
+            shape
+            for profile in manifest.recipe["engine"]["profiles"].values()
+            for shape in zip(profile["batch_size"], profile["sequence_length"], strict=True)
+        ]
         return make_cases(
             self._bundle.text_encoder(),
             manifest.backbone.inputs,

@@ -1,106 +1,338 @@
-"""The steps of a build that make engines of verified graphs."""
+"""The steps that make engines of verified graphs; they need neither torch nor transformers."""
 
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from variator_export.core.hashing import sha256_file
+from variator_export.core.bundle_files import WEIGHTS_NAME
+from variator_export.core.environment import first_gpu, machine
+from variator_export.core.errors import UserError
+from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.core.json_file import write_json
-from variator_export.core.manifest import EngineEntry
+from variator_export.core.manifest import BackboneEntry, EngineEntry, Variant
+from variator_export.core.progress import Progress
+from variator_export.core.recipe import EngineRecipe
+from variator_export.engines.tensorrt.api import cuda_version, refuse_options, require_tensorrt
 from variator_export.engines.tensorrt.isolated import build_engine
-from variator_export.pipeline.context import BuildContext
-from variator_export.pipeline.plan import VariantPlan
+from variator_export.engines.tensorrt.plan_header import read_plan_version
+from variator_export.engines.tensorrt.request import (
+    EngineRequest,
+    Profile,
+    TimingCacheMode,
+    any_ratio_profiles,
+    ratio_profiles,
+)
+from variator_export.engines.tensorrt.timing_cache import timing_cache_path
+from variator_export.pipeline.reports import ENGINES_REPORT, read_report
+from variator_export.pipeline.workshop import Workshop
 
+ANY_RATIO = "any-ratio"
 BUILT_ONLY = "built, not verified on a device"
+PORTABLE = "portable"
 
 
-def make_engines(context: BuildContext, variants: list[VariantPlan]) -> list[EngineEntry]:
-    """The engines that are asked for, and those of other targets that are there and still right."""
-    old = context.workshop.old
-    there = {engine.target for engine in old.manifest.engines} if old is not None else set()
-    entries = []
-    for target in sorted(there | set(context.recipe.targets)):
-        if target == "onnxruntime":
-            continue  # it runs the graphs as they are
-        for plan in variants:
-            if target in context.recipe.targets:
-                _build(context, target, plan)
-            elif not _keep(context, target, plan):
-                continue
-            engine, sidecar = _paths(context, target, plan)
-            entries.append(
-                EngineEntry(
-                    target=target,
-                    precision=context.recipe.precision,
-                    variant=plan.name,
-                    engine=engine,
-                    sidecar=sidecar,
-                )
+@dataclass(frozen=True)
+class EngineSources:
+    """What engines are built from: the verified part of a bundle.
+
+    Attributes:
+        backbone: The backbone.
+        variants: The variants, the baseline among them.
+        any_ratio: The any-ratio graph.
+        precision: Of the graphs.
+    """
+
+    backbone: BackboneEntry
+    variants: Sequence[Variant]
+    any_ratio: str
+    precision: str
+
+    def plugin_shapes(self) -> list[tuple[int, int]]:
+        """(ratio, bottleneck size) of each variant; the baseline is the plugin of zeros, of size 1."""
+        return [(v.ratio, v.plugin.bottleneck_size if v.plugin else 1) for v in self.variants]
+
+
+@dataclass(frozen=True)
+class EngineOrder:
+    """What to build.
+
+    Attributes:
+        options: How.
+        targets: For what, without `onnxruntime`.
+        only: The names of variants, `any-ratio` among them; None: what the options say.
+        jobs: How many at a time, each in a process of its own.
+        timing_cache: Whether kernels' times are kept from build to build.
+    """
+
+    options: EngineRecipe
+    targets: Sequence[str]
+    only: Sequence[str] | None = None
+    jobs: int = 1
+    timing_cache: TimingCacheMode = "ignore"
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """An engine, before it is there."""
+
+    entry: EngineEntry
+    graph: str
+    request: EngineRequest
+    depends_on: Mapping[str, Any]
+    plugin: str | None
+
+    @property
+    def step(self) -> str:
+        return engine_step(self.entry)
+
+
+def check_order(order: EngineOrder) -> dict[str, str]:
+    """The versions of the targets' TensorRT.
+
+    Raises:
+        UserError: A target is not installed, cannot do what is asked for, or needs a GPU that is not there.
+    """
+    found = {}
+    for target in order.targets:
+        refuse_options(target, order.options, order.timing_cache)
+        found[target] = require_tensorrt(target)
+        _platforms(target, order.options)
+    return found
+
+
+def make_engines(
+    workshop: Workshop, sources: EngineSources, order: EngineOrder, versions: Mapping[str, str]
+) -> list[EngineEntry]:
+    """The engines that are asked for, and those that are there and still right.
+
+    Args:
+        workshop: Holds the graphs.
+        sources: The graphs.
+        order: What to build.
+        versions: Of the targets' TensorRT (`check_order`).
+
+    Raises:
+        UserError: The builder refuses; its own words are in the message.
+    """
+    planned = [
+        plan
+        for target in order.targets
+        for platform in _platforms(target, order.options)
+        for plan in _plan(workshop, sources, order, target, platform, versions[target])
+    ]
+    names = {plan.step for plan in planned}
+    entries = [] if workshop.old is None else list(workshop.old.manifest.engines)
+    kept = [e for e in entries if engine_step(e) not in names and _keep(workshop, sources, e)]
+    with _builders(workshop, planned, order.jobs) as build:
+        for plan in planned:
+            workshop.step(
+                plan.step,
+                plan.depends_on,
+                [plan.entry.engine, plan.entry.sidecar],
+                lambda plan=plan: _make(workshop, plan, build(plan)),  # type: ignore[misc]
             )
-    return entries
+    return sorted((*kept, *(plan.entry for plan in planned)), key=lambda entry: entry.engine)
 
 
-def _paths(context: BuildContext, target: str, plan: VariantPlan) -> tuple[str, str]:
-    """Where an engine and its sidecar lie inside the bundle."""
-    folder = f"engines/{target}/{context.recipe.precision}"
-    return f"{folder}/{plan.name}.engine", f"{folder}/{plan.name}.json"
+def _platforms(target: str, options: EngineRecipe) -> list[str]:
+    if options.compute_capabilities:
+        return list(options.compute_capabilities)
+    if target == "tensorrt-rtx":
+        return [PORTABLE]
+    if options.hardware_compatibility == "ampere-plus":
+        return ["ampere-plus"]
+    gpu = first_gpu()
+    if gpu is None:
+        raise UserError(
+            f"The target {target} builds for the GPU of the machine, and nvidia-smi knows of none here.",
+            "Compile the bundle where the GPU is: variator-export compile BUNDLE --target tensorrt; or build "
+            "for --target tensorrt-rtx, which needs none.",
+        )
+    return [gpu.capability]
 
 
-def _keep(context: BuildContext, target: str, plan: VariantPlan) -> bool:
-    """Keep an engine for a target that was not asked for, if nothing that it depends on has changed."""
-    old = context.workshop.old
-    name = f"engine/{target}/{plan.name}"
-    if old is None or name not in old.manifest.steps:
-        return False
-    # Its TensorRT need not be installed here.
-    version = str(old.manifest.steps[name].get("version"))
-    depends_on = _depends_on(context, plan, version)
-    return context.workshop.keep(name, _paths(context, target, plan), depends_on)
+def _plan(
+    workshop: Workshop,
+    sources: EngineSources,
+    order: EngineOrder,
+    target: str,
+    platform: str,
+    version: str,
+) -> Iterator[_Planned]:
+    """The engines of a target and a platform."""
+    options, backbone, chosen = order.options, sources.backbone, order.only
+    folder = f"engines/{target}/{sources.precision}/{platform}-{version}"
+
+    def planned(name: str, graph: str, plugin: str | None, profiles: Sequence[Profile]) -> _Planned:
+        entry = EngineEntry(
+            target=target,
+            precision=sources.precision,
+            variant=name,
+            platform=platform,
+            version=version,
+            engine=f"{folder}/{name}.engine",
+            sidecar=f"{folder}/{name}.json",
+        )
+        request = EngineRequest(
+            target=target,
+            graph=graph,
+            what=name,
+            profiles=tuple(profiles),
+            tf32=options.tf32,
+            optimization_level=options.optimization_level,
+            workspace_mib=options.workspace_mib,
+            compute_capabilities=tuple(platform.split("+")) if options.compute_capabilities else (),
+            hardware_compatibility=options.hardware_compatibility,
+            version_compatible=options.version_compatible,
+            timing_cache=_timing_cache(order, target, version),
+            timing_cache_mode=order.timing_cache,
+        )
+        depends_on = {
+            **_sources(workshop, graph, plugin),
+            # How long a build takes decides nothing of what it gives.
+            "request": request.model_dump(mode="json", exclude={"timing_cache", "timing_cache_mode"}),
+            "version": version,
+            "code": code_digest("engines/tensorrt"),
+        }
+        return _Planned(entry, graph, request, depends_on, plugin)
+
+    profiles = ratio_profiles(options.profiles, backbone)
+    for variant in sources.variants:
+        if variant.name in chosen if chosen is not None else options.per_ratio:
+            plugin = variant.plugin.folder if variant.plugin else None
+            yield planned(variant.name, variant.graphs["model"], plugin, profiles)
+    if ANY_RATIO in chosen if chosen is not None else options.any_ratio:
+        every = any_ratio_profiles(options.profiles, backbone, sources.plugin_shapes())
+        yield planned(ANY_RATIO, sources.any_ratio, None, every)
 
 
-def _depends_on(context: BuildContext, plan: VariantPlan, version: str) -> dict[str, Any]:
+def _timing_cache(order: EngineOrder, target: str, version: str) -> str | None:
+    gpu = None if order.timing_cache == "ignore" else first_gpu()
+    return None if gpu is None else str(timing_cache_path(gpu.name, cuda_version(target) or "", version))
+
+
+def _sources(workshop: Workshop, graph: str, plugin: str | None) -> dict[str, str | None]:
+    """The hashes of what an engine is built from."""
     return {
-        **context.sources_of_graph(plan),
-        "graph": context.workshop.sha256(f"{plan.name}.onnx"),
-        "profile": context.recipe.engine.model_dump(mode="json"),
-        "version": version,
-        "made_by": context.made_by,
+        "graph": workshop.sha256(graph),
+        "weights": workshop.sha256(WEIGHTS_NAME),
+        "plugin": workshop.sha256(f"{plugin}/plugin.safetensors") if plugin else None,
     }
 
 
-def _build(context: BuildContext, target: str, plan: VariantPlan) -> None:
-    """An engine for one variant and its sidecar."""
-    workshop, recipe = context.workshop, context.recipe
-    engine, sidecar = _paths(context, target, plan)
-    depends_on = _depends_on(context, plan, context.engine_versions[target])
+def engine_step(entry: EngineEntry) -> str:
+    """The name of the step that made an engine."""
+    return f"engine/{entry.target}/{entry.platform}-{entry.version}/{entry.variant}"
 
-    def make() -> None:
-        profile = _profile(context)
-        path = workshop.staging / engine
-        path.write_bytes(build_engine(target, workshop.staging / f"{plan.name}.onnx", profile))
-        write_json(
-            workshop.staging / sidecar,
-            {
-                "status": BUILT_ONLY,
-                "target": target,
-                "version": context.engine_versions[target],
-                "variant": plan.name,
-                "ratio": plan.ratio,
-                "precision": recipe.precision,
-                "profile": {name: [list(shape) for shape in shapes] for name, shapes in profile.items()},
-                "engine": {"sha256": sha256_file(path), "size_bytes": path.stat().st_size},
-                "made_from": {
-                    "graph": workshop.sha256(f"{plan.name}.onnx"),
-                    **context.sources_of_graph(plan),
-                },
-                "made_by": context.made_by,
+
+def _keep(workshop: Workshop, sources: EngineSources, entry: EngineEntry) -> bool:
+    """Keep an engine that was not asked for, if nothing that it was built from has changed."""
+    assert workshop.old is not None
+    before = workshop.old.manifest.steps.get(engine_step(entry), {})
+    variants = {variant.name: variant for variant in sources.variants}
+    variant = variants.get(entry.variant)
+    if variant is None and entry.variant != ANY_RATIO:
+        return False  # Its variant is gone.
+    graph = variant.graphs["model"] if variant else sources.any_ratio
+    plugin = variant.plugin.folder if variant and variant.plugin else None
+    # Its TensorRT need not be installed here, nor need it be of this machine.
+    now = {**before, **_sources(workshop, graph, plugin)}
+    return workshop.keep(engine_step(entry), (entry.engine, entry.sidecar), now)
+
+
+@contextmanager
+def _builders(
+    workshop: Workshop, planned: Sequence[_Planned], jobs: int
+) -> Iterator[Callable[[_Planned], tuple[bytes, float]]]:
+    """What builds an engine, or waits for one that is being built: with several jobs all begin at once."""
+
+    def build(plan: _Planned, bars: "_PhaseBars | None" = None) -> tuple[bytes, float]:
+        start = time.monotonic()
+        engine = build_engine(plan.request, workshop.staging, bars.tell if bars else None)
+        return engine, time.monotonic() - start
+
+    if jobs == 1:
+
+        def build_now(plan: _Planned) -> tuple[bytes, float]:
+            with _PhaseBars(workshop.progress, f"{plan.entry.target} {plan.entry.variant}") as bars:
+                return build(plan, bars)
+
+        yield build_now
+        return
+    needed = [
+        p for p in planned if workshop.would_make(p.step, p.depends_on, [p.entry.engine, p.entry.sidecar])
+    ]
+    if needed:
+        workshop.materialise()
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        running: dict[str, Future[tuple[bytes, float]]] = {p.step: pool.submit(build, p) for p in needed}
+        try:
+            yield lambda plan: running[plan.step].result()
+        finally:
+            for future in running.values():
+                future.cancel()
+
+
+def _make(workshop: Workshop, plan: _Planned, built: tuple[bytes, float]) -> None:
+    """Write an engine, what it is, and how long it took."""
+    engine, seconds = built
+    entry, request = plan.entry, plan.request
+    path = workshop.staging / entry.engine
+    path.write_bytes(engine)
+    write_json(
+        workshop.staging / entry.sidecar,
+        {
+            "status": BUILT_ONLY,
+            "target": entry.target,
+            "version": entry.version,
+            "cuda": cuda_version(entry.target),
+            "platform": entry.platform,
+            "variant": entry.variant,
+            "precision": entry.precision,
+            "tf32": request.tf32,
+            "profiles": [profile.model_dump(mode="json") for profile in request.profiles],
+            "optimization_level": request.optimization_level,
+            "workspace_mib": request.workspace_mib,
+            "hardware_compatibility": request.hardware_compatibility,
+            "version_compatible": request.version_compatible,
+            "engine": {
+                "sha256": sha256_file(path),
+                "size_bytes": len(engine),
+                "plan_version": read_plan_version(engine),
             },
-        )
+            "made_from": {name: plan.depends_on[name] for name in ("graph", "weights", "plugin")},
+        },
+    )
+    # Times are of this build: not part of what equal inputs give, so they stand in a report.
+    staged = workshop.staging / ENGINES_REPORT
+    before = read_report(workshop.staging, ENGINES_REPORT) or (
+        read_report(workshop.old.path, ENGINES_REPORT) if workshop.old else None
+    )
+    staged.parent.mkdir(exist_ok=True)
+    write_json(staged, {**(before or {}), entry.engine: {"seconds": round(seconds, 2), "machine": machine()}})
 
-    workshop.step(f"engine/{target}/{plan.name}", depends_on, [engine, sidecar], make)
 
+class _PhaseBars:
+    """A bar for each phase of a builder."""
 
-def _profile(context: BuildContext) -> dict[str, tuple[Any, Any, Any]]:
-    """(min, opt, max) shapes of every input, within the model's limit."""
-    limit = context.info.max_length
-    lengths = [min(n, limit) if limit is not None else n for n in context.recipe.engine.sequence_length]
-    low, opt, high = zip(context.recipe.engine.batch_size, lengths, strict=True)
-    return dict.fromkeys(context.info.spec.family.inputs, (low, opt, high))
+    def __init__(self, progress: Progress, prefix: str) -> None:
+        self._progress, self._prefix = progress, prefix
+        self._open = ExitStack()
+        self._advance: Callable[[], None] | None = None
+
+    def __enter__(self) -> "_PhaseBars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def tell(self, phase: str, step: int, steps: int) -> None:
+        """Show how far a phase is."""
+        if step == 0:
+            self._open.close()
+            self._advance = self._open.enter_context(self._progress.bar(f"{self._prefix}: {phase}", steps))
+        elif self._advance is not None:
+            self._advance()

@@ -12,6 +12,7 @@ SPEED_REPORT = "reports/speed.json"
 QUALITY_REPORT = "reports/quality.json"
 VERIFICATION_REPORT = "reports/verification.json"
 BENCHMARK_REPORT = "reports/benchmark.json"
+ENGINES_REPORT = "reports/engines.json"
 PAGE = "reports/report.html"
 
 

@@ -83,6 +83,20 @@ class Workshop:
         self._report(StepReport(name, "made", why))
         return False
 
+    def would_make(self, name: str, depends_on: Mapping[str, Any], outputs: Sequence[str]) -> bool:
+        """Whether `step` would run it."""
+        return self._why_not_reused(name, depends_on, outputs) is not None
+
+    def take_over(self) -> None:
+        """Take the whole old bundle but its engines, as it is."""
+        assert self.old is not None
+        manifest = self.old.manifest
+        engines = {path for entry in manifest.engines for path in (entry.engine, entry.sidecar)}
+        names = [name for name in manifest.files if name not in engines]
+        self.steps |= {name: s for name, s in manifest.steps.items() if not name.startswith("engine/")}
+        self._files |= {name: manifest.files[name] for name in names}
+        self._to_copy += names
+
     def sha256(self, file: str) -> str:
         """The hash of a file that a step made or took over."""
         return self._files[file].sha256

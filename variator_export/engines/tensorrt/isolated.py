@@ -6,7 +6,8 @@ differs from the first of another, and two processes differ unless their address
 Where the system forbids that (some containers), engines are as good, but their bytes may differ.
 
 `python -m variator_export.engines.tensorrt.isolated` takes the request as JSON on standard input and gives
-the engine on standard output. It writes nothing to disk: a builder whose parent was killed leaves nothing.
+the engine on standard output; how far it is goes to the file descriptor that VARIATOR_EXPORT_PROGRESS names.
+It writes nothing to disk but the timing cache: a builder whose parent was killed leaves nothing.
 """
 
 import ctypes
@@ -15,27 +16,28 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
 from pathlib import Path
-from typing import Any
 
 from variator_export.core.errors import UserError
-from variator_export.engines.tensorrt.build import Shape, build_engine_here
+from variator_export.engines.tensorrt.build import OnProgress, build_engine_here
+from variator_export.engines.tensorrt.request import EngineRequest
 
 _REFUSED = 1
 _QUERY, _ADDR_NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000
 _FIXED = "VARIATOR_EXPORT_FIXED_ADDRESSES"
+_PROGRESS = "VARIATOR_EXPORT_PROGRESS"
 # What a builder may need of the caller's environment.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "HOME")
 
 
-def build_engine(target: str, graph: Path, profile: Mapping[str, tuple[Shape, Shape, Shape]]) -> bytes:
+def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress | None = None) -> bytes:
     """Build an engine. No GPU is needed for TensorRT for RTX.
 
     Args:
-        target: `tensorrt-rtx` or `tensorrt`.
-        graph: The ONNX file; external data is read from its folder.
-        profile: (min, opt, max) shapes (batch_size, sequence_length) of every input.
+        request: What to build.
+        folder: Where its graph and the external data are.
+        on_progress: Is told the phase, the steps that are done, and how many there are.
 
     Returns:
         The serialized engine.
@@ -43,35 +45,55 @@ def build_engine(target: str, graph: Path, profile: Mapping[str, tuple[Shape, Sh
     Raises:
         UserError: The parser or the builder refuses, or crashes; the message has their own words.
     """
-    request = json.dumps({"target": target, "graph": graph.name, "profile": profile})
-    result = subprocess.run(
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
         _command(),
-        input=request.encode(),
-        capture_output=True,
-        check=False,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=(writer,),
         # The lengths of names and of the environment would shift memory too.
-        cwd=graph.parent,
-        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"PYTHONHASHSEED": "0"},
+        cwd=folder,
+        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        | {"PYTHONHASHSEED": "0", _PROGRESS: f"{writer:06d}"},
     )
-    if result.returncode == 0:
-        return result.stdout
-    words = result.stderr.decode(errors="replace").strip()
-    if result.returncode == _REFUSED and words:
+    os.close(writer)
+    listener = threading.Thread(target=_listen, args=(reader, on_progress), daemon=True)
+    listener.start()
+    try:
+        engine, errors = process.communicate(request.model_dump_json().encode())
+    except BaseException:  # Ctrl-C among them
+        process.kill()
+        process.wait()
+        raise
+    listener.join()
+    if process.returncode == 0:
+        return engine
+    words = errors.decode(errors="replace").strip()
+    if process.returncode == _REFUSED and words:
         try:
             refused = json.loads(words.splitlines()[-1])
             raise UserError(refused["message"], refused["hint"])
         except (ValueError, KeyError, TypeError):
             pass  # not a refusal of ours: show it as it is
     ending = (
-        f"was ended by {signal.Signals(-result.returncode).name}"
-        if result.returncode < 0
-        else f"ended with code {result.returncode}"
+        f"was ended by {signal.Signals(-process.returncode).name}"
+        if process.returncode < 0
+        else f"ended with code {process.returncode}"
     )
     raise UserError(
-        f"The {target} builder {ending} while it built {graph.name}. Its last words:\n"
+        f"The {request.target} builder {ending} while it built {request.what}. Its last words:\n"
         f"  {words[-2000:] or 'none'}",
         "Check free memory; other targets are not affected: leave this one out with --target onnxruntime.",
     )
+
+
+def _listen(reader: int, on_progress: OnProgress | None) -> None:
+    with os.fdopen(reader) as lines:
+        for line in lines:
+            if on_progress is not None:
+                phase, step, steps = json.loads(line)
+                on_progress(phase, step, steps)
 
 
 def _command() -> list[str]:
@@ -94,15 +116,17 @@ def main() -> None:
     # Whatever native code prints goes to stderr; stdout is for the engine.
     engine_out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    request = json.load(sys.stdin)
-    profile: dict[str, Any] = {
-        name: tuple(tuple(shape) for shape in shapes) for name, shapes in request["profile"].items()
-    }
-    try:
-        engine = build_engine_here(request["target"], Path(request["graph"]), profile)
-    except UserError as error:
-        print(json.dumps({"message": error.message, "hint": error.hint}), file=sys.stderr)
-        sys.exit(_REFUSED)
+    request = EngineRequest.model_validate_json(sys.stdin.buffer.read())
+    with os.fdopen(int(os.environ[_PROGRESS]), "w", buffering=1) as progress:
+
+        def tell(*done: object) -> None:
+            print(json.dumps(done), file=progress)
+
+        try:
+            engine = build_engine_here(request, tell)
+        except UserError as error:
+            print(json.dumps({"message": error.message, "hint": error.hint}), file=sys.stderr)
+            sys.exit(_REFUSED)
     with engine_out:
         engine_out.write(engine)
 

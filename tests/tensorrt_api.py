@@ -1,0 +1,273 @@
+"""Runs our TensorRT code against the real bindings of one TensorRT, without its libraries.
+
+    python tests/tensorrt_api.py MODULE TARGET [--without CLASS.NAME]
+
+The bindings are imported with libraries that hold nothing but the symbols they ask for (`STUB`). In the place
+of objects stand ones that know the real class: a name that it does not have, a wrong number of arguments or
+an unknown keyword is a problem, and what a method gives is an object of the class that its documentation
+names. Prints the problems and the names that were used, as JSON.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import inspect
+import itertools
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from variator_export.engines.tensorrt import build, timing_cache
+from variator_export.engines.tensorrt.request import EngineRequest, Profile
+
+# Of libnvinfer, libnvinfer_plugin and libnvonnxparser.
+STUB = "".join(
+    f"void *{name}(void) {{ return 0; }}\n"
+    for name in (
+        "createInferBuilder_INTERNAL",
+        "createInferRefitter_INTERNAL",
+        "createInferRuntime_INTERNAL",
+        "createNvOnnxParser_INTERNAL",
+        "createNvOnnxParserRefitter_INTERNAL",
+        "getNvOnnxParserVersion",
+        "getBuilderPluginRegistry",
+        "getPluginRegistry",
+        "initLibNvInferPlugins",
+    )
+)
+# Roots of the expressions in our code that are objects of TensorRT.
+ROOTS = ("trt", "builder", "network", "parser", "config", "layer", "made", "error", "cache", "found", "there")
+_SIGNATURE = re.compile(r"^(?:\d+\. )?\w*\((?P<arguments>.*)\) -> (?P<result>.+?)$", re.MULTILINE)
+
+
+class Recorder:
+    """What was used and what was wrong with it."""
+
+    def __init__(self, module: Any, removed: str | None) -> None:
+        self.module, self.removed = module, removed
+        self.problems: list[str] = []
+        self.used: set[str] = set()
+
+    def has(self, owner: Any, name: str) -> bool:
+        label = getattr(owner, "__name__", "module").rpartition(".")[2]
+        self.used.add(name)
+        if f"{label}.{name}" == self.removed or not hasattr(owner, name):
+            self.problems.append(f"{label} has no {name}")
+            return False
+        return True
+
+    def fake(self, text: str) -> Any:
+        """What documentation calls a type."""
+        # Some signatures have the C++ name: nvonnxparser::IParserError.
+        name = re.split(r"[.:]", text.split(" |")[0])[-1].strip("[] ")
+        real = getattr(self.module, name, None) or getattr(self.module, name.removeprefix("I"), None)
+        if inspect.isclass(real) and not hasattr(real, "__members__"):
+            return Fake(self, real)
+        return {"bool": True, "int": 1, "str": "node", "bytes": b"x"}.get(text.split("[")[0])
+
+    def call(self, owner: str, method: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Compare a call with the documented signatures."""
+        found = [m for m in _SIGNATURE.finditer(method.__doc__ or "") if "*args" not in m["arguments"]]
+        reasons = []
+        for match in found:
+            parts = [part.strip() for part in _split(match["arguments"])]
+            names = [part.split(":")[0].strip() for part in parts if part and not part.startswith("self")]
+            needed = [p for p in parts if p and not p.startswith("self") and "=" not in p]
+            if not len(needed) <= len(arguments) + len(keywords) <= len(names):
+                reasons.append(f"takes {', '.join(names) or 'nothing'}")
+            elif unknown := keywords.keys() - set(names):
+                reasons.append(f"knows no {', '.join(sorted(unknown))}")
+            else:
+                return self.fake(match["result"].strip())
+        if found:
+            self.problems.append(
+                f"{owner} {reasons[0]}; it was given {len(arguments)} and {sorted(keywords)}"
+            )
+        return None
+
+
+def _split(arguments: str) -> list[str]:
+    """At the commas outside of brackets."""
+    parts, depth = [""], 0
+    for letter in arguments:
+        depth += letter in "([{"
+        depth -= letter in ")]}"
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+# What objects say in our tests, by class and name.
+ANSWERS: dict[tuple[str, str], Any] = {
+    ("INetworkDefinition", "num_inputs"): 1,
+    ("INetworkDefinition", "num_layers"): 1,
+    ("OnnxParser", "num_errors"): 1,
+    ("ITensor", "name"): "input_ids",
+    ("ITensor", "shape"): (-1, -1),
+}
+
+
+class Missing:
+    """In the place of what the real class does not have, so that all problems are found in one run."""
+
+    def __getattr__(self, name: str) -> "Missing":
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> "Missing":
+        return self
+
+
+class Fake:
+    """An object of a real class."""
+
+    def __init__(self, recorder: Recorder, real: Any) -> None:
+        object.__setattr__(self, "_recorder", recorder)
+        object.__setattr__(self, "_real", real)
+
+    def __getattr__(self, name: str) -> Any:
+        recorder, real = self._recorder, self._real
+        if not recorder.has(real, name):
+            return Missing()
+        if (answer := ANSWERS.get((real.__name__, name))) is not None:
+            return answer
+        member = inspect.getattr_static(real, name)
+        if isinstance(member, property):
+            kind = _SIGNATURE.search(member.fget.__doc__ or "")
+            if real.__name__ == "ILayer" and name == "type":
+                return recorder.module.LayerType.ATTENTION_INPUT
+            return recorder.fake(kind["result"]) if kind else None
+        label = f"{real.__name__}.{name}"
+
+        def method(*arguments: Any, **keywords: Any) -> Any:
+            result = recorder.call(label, getattr(real, name), arguments, keywords)
+            if label == "OnnxParser.parse_from_file":
+                return recorder.parses
+            if label == "Builder.build_serialized_network":
+                return b"engine" if recorder.parses else None
+            return b"times" if label == "ITimingCache.serialize" else result
+
+        return method
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        recorder, real = self._recorder, self._real
+        if name == "__class__":
+            assert issubclass(value, real), f"{value} is no {real}"
+            object.__setattr__(self, "_real", value)
+            return
+        if recorder.has(real, name) and inspect.getattr_static(real, name).fset is None:
+            recorder.problems.append(f"{real.__name__}.{name} cannot be set")
+        if name == "progress_monitor":
+            for part in ("phase_start", "step_complete", "phase_finish"):
+                recorder.has(recorder.module.IProgressMonitor, part)
+            value.phase_start("phase", None, 2)
+            assert value.step_complete("phase", 0)
+            value.phase_finish("phase")
+
+
+class FakeModule:
+    """The module: real enums and base classes; constructors give fakes."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def __getattr__(self, name: str) -> Any:
+        recorder = self._recorder
+        if not recorder.has(recorder.module, name):
+            return Missing()
+        real = getattr(recorder.module, name)
+        if hasattr(real, "__members__"):
+            return _Enum(recorder, real)
+        if name not in ("Builder", "OnnxParser"):
+            return real
+
+        def construct(*arguments: Any) -> Fake:
+            if name == "Builder":
+                for severity in ("INTERNAL_ERROR", "ERROR", "WARNING"):
+                    if recorder.has(recorder.module.ILogger, severity):
+                        arguments[0].log(getattr(recorder.module.ILogger, severity), "words")
+            recorder.call(f"{name}.__init__", real.__init__, arguments, {})
+            return Fake(recorder, real)
+
+        return construct
+
+
+class _Enum:
+    def __init__(self, recorder: Recorder, real: Any) -> None:
+        self._recorder, self._real = recorder, real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name) if self._recorder.has(self._real, name) else Missing()
+
+
+def run(module: Any, target: str, removed: str | None) -> Recorder:
+    """Run our code with every option that the target has."""
+    recorder = Recorder(module, removed)
+    build.load_tensorrt = lambda _: FakeModule(recorder)  # type: ignore[assignment]
+    profile = Profile(name="default", shapes={"input_ids": ((1, 1), (2, 2), (4, 4))})
+    options: dict[str, list[Any]] = {"tf32": [False, True], "optimization_level": [3], "workspace_mib": [64]}
+    if target == "tensorrt-rtx":
+        options["compute_capabilities"] = [("sm89", "sm120")]
+    else:
+        options |= {
+            "hardware_compatibility": ["ampere-plus", "same-compute-capability"],
+            "version_compatible": [True],
+            "timing_cache_mode": ["use", "require"],
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder) / "times.cache"
+        for values in itertools.product(*options.values()):
+            request = EngineRequest(
+                target=target,
+                graph="graph.onnx",
+                what="ratio-4",
+                profiles=(profile,),
+                timing_cache=str(cache),
+                **dict(zip(options, values, strict=True)),
+            )
+            recorder.parses = True  # type: ignore[attr-defined]
+            assert build.build_engine_here(request, lambda *_: None) == b"engine"
+        recorder.parses = False  # type: ignore[attr-defined]
+        with contextlib.suppress(build.UserError):  # with the parser's errors in it
+            build.build_engine_here(request)
+    return recorder
+
+
+def names_in_our_code() -> set[str]:
+    """Every attribute that our code takes of what may be an object of TensorRT."""
+    found = set()
+    for module in (build, timing_cache):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.Attribute):
+                root = node.value
+                while isinstance(root, ast.Attribute | ast.Call):
+                    root = root.value if isinstance(root, ast.Attribute) else root.func
+                if isinstance(root, ast.Name) and root.id in ROOTS:
+                    found.add(node.attr)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("module")
+    parser.add_argument("target")
+    parser.add_argument("--without")
+    options = parser.parse_args()
+    recorder = run(importlib.import_module(options.module), options.target, options.without)
+    unused = sorted(names_in_our_code() - recorder.used)
+    print(
+        json.dumps(
+            {"problems": sorted(set(recorder.problems)), "used": sorted(recorder.used), "unused": unused}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

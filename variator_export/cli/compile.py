@@ -1,0 +1,152 @@
+"""`variator-export compile` and `variator-export merge`."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from variator_export.cli import options
+from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.core.errors import UsageError
+from variator_export.core.manifest import EngineEntry
+from variator_export.core.recipe import CAPABILITIES
+from variator_export.core.recipe_file import load_recipe
+from variator_export.pipeline.compile import (
+    CompileResult,
+    compile_engines,
+    merge_engines,
+    recipe_of_engines,
+)
+from variator_export.pipeline.engine_steps import ANY_RATIO, EngineOrder
+
+_TARGETS = ("tensorrt-rtx", "tensorrt")
+_CACHE_MODES = ("ignore", "use", "require")
+
+
+def compile_command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder; it gets the engines.")],
+    target: Annotated[
+        list[str],
+        typer.Option(metavar="T", help=f"What to build for: {', '.join(_TARGETS)}; may be repeated."),
+    ],
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Only this variant, or {ANY_RATIO} for one engine that runs every ratio; may be repeated. "
+            "Default: what the recipe says.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Whose `engine` part says how; default: the recipe that the bundle was built of.",
+        ),
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SM",
+            help="tensorrt-rtx: the GPUs to build for, sm89, or sm86+sm89 for one engine for both; may be "
+            "repeated, for engines of their own. Default: all that it knows.",
+        ),
+    ] = None,
+    timing_cache: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE",
+            help="tensorrt: whether kernels' times are kept from build to build: ignore, use, or require "
+            "(fail where one is missing).",
+        ),
+    ] = "ignore",
+    jobs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many engines to build side by side.")
+    ] = 1,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
+) -> None:
+    """Build engines from a finished bundle, on the machine that needs them.
+
+    Needs the target's TensorRT, and neither torch, nor transformers, nor the backbone. Engines that are there
+    stay.
+
+    **Examples**
+
+    `variator-export compile artifacts/minilm --target tensorrt-rtx`
+
+    `variator-export compile artifacts/minilm --target tensorrt-rtx --compute-capability sm89
+    --compute-capability sm120 --jobs 2`
+
+    `variator-export compile artifacts/minilm --target tensorrt --variant any-ratio --timing-cache use`
+    """
+    for name in target:
+        options.choose("--target", name, _TARGETS)
+    options.choose("--timing-cache", timing_cache, _CACHE_MODES)
+    how = load_recipe(recipe).engine if recipe is not None else recipe_of_engines(bundle)
+    for names in compute_capability or ():
+        if not re.fullmatch(CAPABILITIES, names):
+            raise UsageError(
+                f"--compute-capability {names!r} is none.", "--compute-capability sm89, or sm86+sm89 for both"
+            )
+    if compute_capability:
+        content = {**how.model_dump(mode="json"), "compute_capabilities": compute_capability}
+        how = options.checked(type(how), content)
+    order = EngineOrder(
+        options=how,
+        targets=tuple(dict.fromkeys(target)),
+        only=tuple(dict.fromkeys(variant)) if variant else None,
+        jobs=jobs,
+        timing_cache=timing_cache,  # type: ignore[arg-type]  # one of the modes
+    )
+    printer = Output(format)
+    progress = ConsoleProgress(printer)
+    try:
+        result = compile_engines(bundle, order, progress)
+    finally:
+        progress.close()
+    _print(printer, result)
+
+
+def merge_command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that gets the engines.")],
+    others: Annotated[
+        list[Path] | None, typer.Argument(help="Copies of it that were compiled elsewhere.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
+) -> None:
+    """Join the engines of copies of one bundle, compiled on several machines.
+
+    The copies must have the same graphs, weights and plugins. An engine is executable code: merge only what
+    comes from machines that you trust.
+
+    **Examples**
+
+    `variator-export merge artifacts/minilm from-l4/minilm from-h100/minilm`
+    """
+    if not others:
+        raise UsageError("There is no other bundle to merge.", f"variator-export merge {bundle} OTHER")
+    printer = Output(format)
+    progress = ConsoleProgress(printer)
+    try:
+        result = merge_engines(bundle, others, progress)
+    finally:
+        progress.close()
+    _print(printer, result)
+
+
+def _print(printer: Output, result: CompileResult) -> None:
+    if printer.is_json:
+        printer.document(
+            {**asdict(result), "bundle": str(result.bundle), "engines": _entries(result.engines)}
+        )
+        return
+    printer.text()
+    printer.text(f"{'published' if result.published else 'up to date'}: {result.bundle}")
+    for entry in result.engines:
+        printer.text(f"{entry.variant:12} {entry.target} {entry.version} {entry.platform}: {entry.engine}")
+
+
+def _entries(engines: tuple[EngineEntry, ...]) -> list[dict[str, Any]]:
+    return [entry.model_dump(mode="json") for entry in engines]

@@ -1,0 +1,135 @@
+"""Which machine can run an engine, by what its sidecar says: no GPU and no TensorRT is needed to tell."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from variator_export.core.environment import first_gpu, installed_version
+from variator_export.core.errors import UsageError
+from variator_export.engines.tensorrt.api import FLAVOURS
+
+_CAPABILITY = re.compile(r"sm\d{2,3}")
+_VERSION = re.compile(r"(?P<target>tensorrt-rtx|tensorrt)-(?P<version>\d+(\.\d+)*)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A machine that might run an engine.
+
+    Attributes:
+        name: How messages call it.
+        capability: The compute capability of its GPU, `sm89`; None: it has none.
+        versions: Of TensorRT, by target; a target that is not there is not installed.
+    """
+
+    name: str
+    capability: str | None
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an engine can run somewhere.
+
+    Attributes:
+        runs: Whether it can.
+        why: What forbids it, or what it was compared with.
+        remedy: What to do; None if it runs.
+    """
+
+    runs: bool
+    why: str
+    remedy: str | None = None
+
+
+def this_machine() -> Place:
+    """The machine that this runs on."""
+    gpu = first_gpu()
+    found = {name: installed_version(flavour.distribution) for name, flavour in FLAVOURS.items()}
+    versions = {name: version for name, version in found.items() if version is not None}
+    return Place("this machine", gpu.capability if gpu else None, versions)
+
+
+def named_machine(text: str) -> Place:
+    """A machine as a user names it: `sm90,tensorrt-11.4`.
+
+    Raises:
+        UsageError: A part is neither a compute capability nor a TensorRT with its version.
+    """
+    capability, versions = None, {}
+    for part in text.split(","):
+        if _CAPABILITY.fullmatch(part):
+            capability = part
+        elif match := _VERSION.fullmatch(part):
+            versions[match["target"]] = match["version"]
+        else:
+            raise UsageError(f"{part!r} in --for {text} is no machine.", "--for sm90,tensorrt-11.4")
+    if capability is None or not versions:
+        raise UsageError(f"--for {text} does not name a GPU and a TensorRT.", "--for sm90,tensorrt-11.4")
+    return Place("that machine", capability, versions)
+
+
+def can_run(sidecar: Mapping[str, Any], place: Place) -> Verdict:
+    """Whether a machine can run an engine.
+
+    Args:
+        sidecar: Of the engine.
+        place: The machine.
+    """
+    target, built = sidecar["target"], str(sidecar["version"])
+    there = place.versions.get(target)
+    again = f"variator-export compile BUNDLE --target {target}"
+    if place.capability is None:
+        return Verdict(False, f"{place.name} has no GPU", "name another one: --for sm90,tensorrt-11.4")
+    if there is None:
+        return Verdict(
+            False, f"{place.name} has no {target}", f"install {FLAVOURS[target].distribution} {built} there"
+        )
+    if not _right_gpu(sidecar, place.capability):
+        return Verdict(
+            False,
+            f"it was built for {_gpus(sidecar)}, and {place.name} has {place.capability}",
+            _remedy_for_gpu(target, place.capability, again),
+        )
+    if not _right_version(built, there, later=bool(sidecar.get("version_compatible"))):
+        return Verdict(
+            False,
+            f"it was built by {target} {built}, and {place.name} has {there}",
+            f"install {FLAVOURS[target].distribution} {built} there, or compile it with {there}: {again}",
+        )
+    return Verdict(True, f"{_gpus(sidecar)}, {target} {built}")
+
+
+def _right_gpu(sidecar: Mapping[str, Any], capability: str) -> bool:
+    platform = str(sidecar["platform"])
+    if platform == "portable":
+        return capability in (FLAVOURS[sidecar["target"]].compute_capabilities or ())
+    if platform == "ampere-plus":
+        return int(capability.removeprefix("sm")) >= 80
+    return capability in platform.split("+")
+
+
+def _gpus(sidecar: Mapping[str, Any]) -> str:
+    platform = str(sidecar["platform"])
+    if platform == "portable":
+        return ", ".join(FLAVOURS[sidecar["target"]].compute_capabilities or ())
+    return "sm80 and later" if platform == "ampere-plus" else platform.replace("+", " and ")
+
+
+def _remedy_for_gpu(target: str, capability: str, again: str) -> str:
+    known = FLAVOURS[target].compute_capabilities
+    if known is None:
+        return f"compile it on a machine with {capability}: {again}"
+    if capability in known:
+        return f"compile it for that GPU: {again} --compute-capability {capability}"
+    return f"{target} does not know {capability}; compile it there with --target tensorrt"
+
+
+def _right_version(built: str, there: str, *, later: bool) -> bool:
+    """As far as both say it: a user names 11.4, a sidecar 11.4.0.106; the build number may differ."""
+    a, b = ([int(part) for part in version.split(".")[:3]] for version in (built, there))
+    shorter = min(len(a), len(b))
+    if later:
+        return a[0] == b[0] and b[:shorter] >= a[:shorter]
+    return a[:shorter] == b[:shorter]

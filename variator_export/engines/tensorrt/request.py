@@ -1,0 +1,112 @@
+"""What an engine is built of and for, as it travels to the process that builds it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from variator_export.core.errors import UserError
+from variator_export.core.manifest import BackboneEntry
+from variator_export.core.recipe import ShapeSet
+from variator_export.model.plugin_file import (
+    GRAPH_INPUT_PREFIX,
+    TENSOR_KINDS,
+)
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, max
+TimingCacheMode = Literal["ignore", "use", "require"]
+
+
+class Profile(BaseModel):
+    """An optimization profile: the shapes of every input, as (min, opt, max).
+
+    Attributes:
+        name: Of the set of shapes; in an engine for every ratio with the ratio before it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    shapes: dict[str, Shapes]
+
+    def __str__(self) -> str:
+        ends = {
+            tuple(shapes) for name, shapes in self.shapes.items() if not name.startswith(GRAPH_INPUT_PREFIX)
+        }
+        words = ("x".join(map(str, shape)) for shapes in sorted(ends) for shape in shapes)
+        return f"{self.name} ({', '.join(words)})"
+
+
+class EngineRequest(BaseModel):
+    """An engine to build.
+
+    Attributes:
+        target: `tensorrt-rtx` or `tensorrt`.
+        graph: The ONNX file, relative to the folder of the process.
+        what: How messages call it, for example `ratio-4`.
+        profiles: In the order in which the engine numbers them.
+        compute_capabilities: `sm89`; none: all that the target knows.
+        timing_cache: The file of kernels' times; None: none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    target: str
+    graph: str
+    what: str
+    profiles: tuple[Profile, ...]
+    tf32: bool = False
+    optimization_level: int | None = None
+    workspace_mib: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
+    version_compatible: bool = False
+    timing_cache: str | None = None
+    timing_cache_mode: TimingCacheMode = "ignore"
+
+
+def ratio_profiles(sets: Mapping[str, ShapeSet], backbone: BackboneEntry) -> list[Profile]:
+    """The profiles of an engine of one ratio: one for each set of shapes.
+
+    Raises:
+        UserError: A set begins beyond the model's limit.
+    """
+    return [Profile(name=name, shapes=_token_shapes(name, shapes, backbone)) for name, shapes in sets.items()]
+
+
+def any_ratio_profiles(
+    sets: Mapping[str, ShapeSet], backbone: BackboneEntry, plugins: Sequence[tuple[int, int]]
+) -> list[Profile]:
+    """The profiles of an engine that runs every ratio: one for each set of shapes and shape of a plugin.
+
+    Args:
+        sets: By name.
+        backbone: The backbone.
+        plugins: (ratio, bottleneck size) of each; plugins of equal shapes share a profile.
+    """
+    layers, d = backbone.num_layers, backbone.hidden_size
+    profiles = []
+    for k, m in sorted(set(plugins)):
+        # The last kind, the bias (d,), has one shape for all.
+        kinds = ((k, k, d), (k,), (m, 2 * d), (m,), (d, m))
+        fixed = {
+            GRAPH_INPUT_PREFIX + kind: ((layers, *shape),) * 3
+            for kind, shape in zip(TENSOR_KINDS, kinds, strict=False)
+        }
+        for name, shapes in sets.items():
+            tokens = _token_shapes(name, shapes, backbone)
+            profiles.append(Profile(name=f"{k}x{m} {name}", shapes={**tokens, **fixed}))
+    return profiles
+
+
+def _token_shapes(name: str, shapes: ShapeSet, backbone: BackboneEntry) -> dict[str, Any]:
+    """Of the backbone's inputs, within the model's limit."""
+    limit, lengths = backbone.max_length, shapes.sequence_length
+    if limit is not None and lengths[0] > limit:
+        raise UserError(
+            f"The profile {name} begins at {lengths[0]} tokens; the model's limit is {limit}.",
+            f"Correct engine.profiles.{name}.sequence_length in the recipe.",
+        )
+    within = [length if limit is None else min(length, limit) for length in lengths]
+    low, opt, high = zip(shapes.batch_size, within, strict=True)
+    return dict.fromkeys(backbone.inputs, (low, opt, high))
