@@ -139,7 +139,9 @@ def test_a_builder_that_fails_says_why(tmp_path: Path) -> None:
         build_engine(_request("seven.onnx", one), tmp_path)
     assert "Broadcast has incompatible dimensions: 7 != 16" in raised.value.message
     beyond = {"input_ids": ((1, 1), (2, 16), (4, 2**31))}
-    with pytest.raises(UserError, match="The builder refuses the profile"):
+    with pytest.raises(
+        UserError, match=r"The builder refuses the shapes .* of input_ids in the profile default"
+    ):
         build_engine(_request("seven.onnx", beyond), tmp_path)
 
 
