@@ -8,11 +8,13 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from conftest import BLOCK, plugin_for
 
 from variator_export import Bundle, UserError, build
 from variator_export.core.recipe import Recipe
+from variator_export.engines.onnxruntime import PROVIDERS
 from variator_export.model.backbone import load_backbone, read_backbone_info
 from variator_export.model.plugin_file import Plugin, save_plugin
 from variator_export.model.source import resolve_source
@@ -165,3 +167,33 @@ def test_a_plugin_that_does_not_fit_leaves_the_session_as_it_was(
         with pytest.raises(UserError, match=words):
             session.add_plugin("new", source)
     assert session.names == ("ratio-1", "ratio-2", "ratio-3", "ratio-4")
+
+
+def test_a_provider_that_is_not_there_fails_instead_of_running_on_the_cpu(small_bundle: Path) -> None:
+    bundle = Bundle.load(small_bundle)
+    for target, name in (
+        ("onnxruntime-cuda", "CUDAExecutionProvider"),
+        ("onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+        ("onnxruntime-tensorrt-rtx", "NvTensorRTRTXExecutionProvider"),
+    ):
+        with pytest.raises(UserError, match=f"The installed ONNX Runtime has no {name}; it has") as raised:
+            bundle.session(target)
+        assert "onnxruntime-gpu" in str(raised.value.hint)
+
+
+def test_a_provider_that_cannot_start_is_not_replaced_by_the_cpu(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime-gpu does without CUDA libraries: it logs, and takes the CPU."""
+    available = [provider.name for provider in PROVIDERS.values()]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    real = onnxruntime.InferenceSession
+
+    def falls_back(graph: str, options: object, providers: list[str], **more: object) -> object:
+        assert providers == ["CUDAExecutionProvider"]
+        return real(graph, options, providers=["CPUExecutionProvider"], **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
+    for variant in (None, 2):
+        with pytest.raises(UserError, match="cannot start it here, and would run on CPUExecutionProvider"):
+            Bundle.load(small_bundle).session("onnxruntime-cuda", variant)

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from variator_export.engines.onnxruntime import OnnxRuntimeSession, OnnxRuntimeVariantSession
 
 Session = Union["OnnxRuntimeSession", "OnnxRuntimeVariantSession"]
-SESSION_TARGETS = ("onnxruntime",)
+SESSION_TARGETS = (
+    "onnxruntime",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "onnxruntime-tensorrt-rtx",
+)
 
 
 class Bundle(BundleFiles):
@@ -43,7 +48,8 @@ class Bundle(BundleFiles):
         """Open a session.
 
         Args:
-            target: What runs it.
+            target: What runs it: `onnxruntime`, on the CPU, or one of its providers for NVIDIA GPUs. What is
+                asked for runs, or fails: no other one takes its place.
             variant: A ratio or the name of a variant: a session for that one. None: one session that runs
                 every ratio, changed from call to call: `session.run(inputs, ratio=4)`.
             threads: Of one operator; None: all cores.
@@ -56,11 +62,15 @@ class Bundle(BundleFiles):
                 f"A session on {target} is not available in this version.",
                 f"Choose one of: {', '.join(SESSION_TARGETS)}.",
             )
-        from variator_export.engines.onnxruntime import OnnxRuntimeSession, OnnxRuntimeVariantSession
+        from variator_export.engines.onnxruntime import (
+            PROVIDERS,
+            OnnxRuntimeSession,
+            OnnxRuntimeVariantSession,
+        )
 
         if variant is None:
-            return OnnxRuntimeSession(self, threads=threads)
-        return OnnxRuntimeVariantSession(self, variant, threads=threads)
+            return OnnxRuntimeSession(self, threads=threads, provider=PROVIDERS[target])
+        return OnnxRuntimeVariantSession(self, variant, threads=threads, provider=PROVIDERS[target])
 
     def labels(self) -> tuple[str, ...] | None:
         """The classes of a text classifier by their index; None for other tasks and for a single score."""

@@ -1,18 +1,18 @@
-"""Running graphs on ONNX Runtime, on the CPU."""
+"""Running graphs on ONNX Runtime: on the CPU, and by its providers for NVIDIA GPUs."""
 
 import contextlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from variator_export.core.bundle_files import BundleFiles
-from variator_export.core.environment import require, require_onnxruntime
+from variator_export.core.environment import install_command, require, require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.engines.base import Arrays, check_inputs
@@ -28,16 +28,50 @@ from variator_export.model.source import plugin_folder
 # On a CPU the fused SkipLayerNormalization is slower than the addition and the normalization it replaces:
 # 505 against 548 ms for MiniLM at (32, 128) on two cores.
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A part of ONNX Runtime that runs graphs.
+
+    Attributes:
+        name: As ONNX Runtime calls it.
+        device: Where its tensors are.
+        needs: What has to be installed for it, for people.
+    """
+
+    name: str
+    device: Literal["cpu", "cuda"]
+    needs: str
+
+
+_GPU = "onnxruntime-gpu and the CUDA libraries that it is built for"
+# By the target of a session.
+PROVIDERS = {
+    "onnxruntime": Provider("CPUExecutionProvider", "cpu", "onnxruntime"),
+    "onnxruntime-cuda": Provider("CUDAExecutionProvider", "cuda", _GPU),
+    # The wheel of onnxruntime-gpu 1.31 is built for TensorRT 10, whatever else is installed.
+    "onnxruntime-tensorrt": Provider("TensorrtExecutionProvider", "cuda", f"{_GPU}, and TensorRT 10"),
+    "onnxruntime-tensorrt-rtx": Provider(
+        "NvTensorRTRTXExecutionProvider", "cuda", "an ONNX Runtime that is built with TensorRT for RTX"
+    ),
+}
+CPU = PROVIDERS["onnxruntime"]
 # How ONNX Runtime names the time of an operator itself.
 _KERNEL = "_kernel_time"
 
 
 def _open(
-    graph: Path | bytes, threads: int | None, weights: Path | None = None, profile: str | None = None
+    graph: Path | bytes,
+    threads: int | None,
+    weights: Path | None = None,
+    profile: str | None = None,
+    provider: Provider = CPU,
 ) -> Any:
     require_onnxruntime()
     import onnxruntime
 
+    _require(provider, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if profile is not None:
@@ -49,17 +83,35 @@ def _open(
         options.intra_op_num_threads = threads
     name = "a graph in memory" if isinstance(graph, bytes) else graph
     try:
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph),
             options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=_SLOWER_FUSIONS,
+            providers=[provider.name],
+            disabled_optimizers=_SLOWER_FUSIONS if provider is CPU else None,
         )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         raise UserError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {error}",
             "Build the bundle again from its recipe with this version.",
         ) from error
+    # It takes the CPU where a provider cannot start, and only logs that.
+    if session.get_providers()[0] != provider.name:
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} has {provider.name}, but cannot start it here, and "
+            f"would run on {session.get_providers()[0]} instead.",
+            f"It needs {provider.needs}, and a GPU; its own words are on standard error. Or choose the "
+            "target onnxruntime, which is the CPU.",
+        )
+    return session
+
+
+def _require(provider: Provider, available: Sequence[str]) -> None:
+    if provider.name not in available:
+        raise UserError(
+            f"The installed ONNX Runtime has no {provider.name}; it has {', '.join(available)}.",
+            f"It needs {provider.needs}: {install_command('onnxruntime-gpu')} in the place of onnxruntime. "
+            "Or choose the target onnxruntime, which is the CPU.",
+        )
 
 
 def _call(session: Any, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -67,11 +119,15 @@ def _call(session: Any, inputs: Mapping[str, np.ndarray]) -> Arrays:
     try:
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
     except Exception as error:  # onnxruntime's exceptions share no base of their own
-        shapes = {name: array.shape for name, array in inputs.items()}
-        raise UserError(
-            f"ONNX Runtime failed on inputs of the shapes {shapes}: {error}",
-            "Check that every token id is one of the model's vocabulary.",
-        ) from error
+        raise _failed(inputs, error) from error
+
+
+def _failed(inputs: Mapping[str, np.ndarray], error: Exception) -> UserError:
+    shapes = {name: array.shape for name, array in inputs.items()}
+    return UserError(
+        f"ONNX Runtime failed on inputs of the shapes {shapes}: {error}",
+        "Check that every token id is one of the model's vocabulary.",
+    )
 
 
 @dataclass(frozen=True)
@@ -135,6 +191,7 @@ class OnnxRuntimeGraph:
         extra: Inputs that stay the same from call to call (`plugin_file.stack_for_graph`).
         threads: Of one operator; None: all cores.
         weights: The folder of the weights that a graph given by its content points into.
+        provider: What runs it.
     """
 
     def __init__(
@@ -144,8 +201,9 @@ class OnnxRuntimeGraph:
         *,
         threads: int | None = None,
         weights: Path | None = None,
+        provider: Provider = CPU,
     ) -> None:
-        self._session = _open(graph, threads, weights)
+        self._session = _open(graph, threads, weights, provider=provider)
         self._extra = dict(extra or {})
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -159,6 +217,40 @@ class OnnxRuntimeGraph:
         return other
 
 
+class BoundGraph:
+    """A graph whose tensors are on a device: plugins are copied there once, outputs back after each run.
+
+    Args:
+        graph: The ONNX file.
+        provider: What runs it.
+        threads: Of one operator on the CPU; None: all cores.
+    """
+
+    def __init__(self, graph: Path, provider: Provider, *, threads: int | None = None) -> None:
+        self._session = _open(graph, threads, provider=provider)
+        self._device = provider.device
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Copy arrays to the device; what it gives can be an input of every run."""
+        from onnxruntime import OrtValue
+
+        return {name: OrtValue.ortvalue_from_numpy(a, self._device, 0) for name, a in arrays.items()}
+
+    def run(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> Arrays:
+        """Run once; int64 inputs (B, S), and what was uploaded."""
+        binding = self._session.io_binding()
+        try:
+            for name, value in {**self.upload(inputs), **uploaded}.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in self._outputs:
+                binding.bind_output(name, self._device)
+            self._session.run_with_iobinding(binding)
+            return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            raise _failed(inputs, error) from error
+
+
 class OnnxRuntimeSession:
     """One session that runs every variant of a bundle.
 
@@ -166,11 +258,14 @@ class OnnxRuntimeSession:
     any-ratio graph. Needs neither torch nor transformers.
     """
 
-    def __init__(self, bundle: BundleFiles, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: BundleFiles, *, threads: int | None = None, provider: Provider = CPU) -> None:
         self._bundle = bundle
-        self._graph = OnnxRuntimeGraph(bundle.graph(bundle.manifest.any_ratio["model"]), threads=threads)
+        graph = bundle.graph(bundle.manifest.any_ratio["model"])
+        self._graph = BoundGraph(graph, provider, threads=threads)
         # All at once, so that a bundle which is published again later changes nothing here.
-        self._plugins = {v.name: plugin_inputs(bundle, v) for v in bundle.manifest.variants}
+        self._plugins = {
+            v.name: self._graph.upload(plugin_inputs(bundle, v)) for v in bundle.manifest.variants
+        }
         self._ratios = {v.name: v.ratio for v in bundle.manifest.variants}
         bundle.check_unchanged()
 
@@ -207,7 +302,7 @@ class OnnxRuntimeSession:
             weights_sha256=backbone.weights_sha256,
         )
         check_plugin_fits(plugin.config, str(source), host)
-        self._plugins[name] = stack_for_graph(plugin)
+        self._plugins[name] = self._graph.upload(stack_for_graph(plugin))
         self._ratios[name] = plugin.config.ratio
 
     def _name(self, choice: int | str) -> str:
@@ -235,16 +330,23 @@ class OnnxRuntimeSession:
         """
         plugin = self._plugins[self._name(ratio)]
         arrays = check_inputs(inputs, self._bundle.manifest.backbone)
-        return self._graph.with_plugin(plugin).run(arrays)
+        return self._graph.run(arrays, plugin)
 
 
 class OnnxRuntimeVariantSession:
     """The graph of one variant of a bundle: a few per cent faster than the any-ratio graph."""
 
-    def __init__(self, bundle: BundleFiles, variant: int | str, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: BundleFiles,
+        variant: int | str,
+        *,
+        threads: int | None = None,
+        provider: Provider = CPU,
+    ) -> None:
         self._bundle = bundle
         self._variant = bundle.variant(variant)
-        self._graph = OnnxRuntimeGraph(bundle.graph(self._variant.graphs["model"]), threads=threads)
+        self._graph = BoundGraph(bundle.graph(self._variant.graphs["model"]), provider, threads=threads)
         bundle.check_unchanged()
 
     @property
@@ -263,7 +365,7 @@ class OnnxRuntimeVariantSession:
                 f"This session runs {self._variant.name} (ratio {self._variant.ratio}), not {ratio!r}.",
                 "Open one for every ratio: bundle.session() without a variant.",
             )
-        return self._graph.run(check_inputs(inputs, self._bundle.manifest.backbone))
+        return self._graph.run(check_inputs(inputs, self._bundle.manifest.backbone), {})
 
 
 def plugin_inputs(bundle: BundleFiles, variant: Variant) -> dict[str, np.ndarray]:

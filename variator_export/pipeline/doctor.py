@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from variator_export.bundle import SESSION_TARGETS, Bundle
+from variator_export.bundle import Bundle
 from variator_export.core.environment import conditions, is_importable, machine, require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.extras import Extra, extras
 from variator_export.core.manifest import EngineEntry
+from variator_export.engines.onnxruntime import PROVIDERS
 from variator_export.engines.tensorrt import api as tensorrt_api
 from variator_export.engines.tensorrt.compatibility import Place, Verdict, can_run, this_machine
 from variator_export.engines.tensorrt.plan_header import HEADER_BYTES, plan_contradicts
@@ -115,10 +116,11 @@ def _probe(module: str) -> Probe:
 
 
 def _look_at(bundle: Bundle, probes: list[Probe], place: Place) -> dict[str, Any]:
-    works = {probe.module for probe in probes if probe.works}
+    answer = " ".join(p.answer for p in probes if p.works and p.module == "onnxruntime")
     return {
         "path": str(bundle.path),
-        "runs_on": [target for target in SESSION_TARGETS if target in works],
+        # By the names of providers in ONNX Runtime's own answer.
+        "runs_on": [target for target, provider in PROVIDERS.items() if provider.name in answer],
         "backbone": _backbone(bundle),
         "machine": asdict(place),
         "engines": [_engine(bundle, entry, place) for entry in bundle.manifest.engines],
