@@ -62,6 +62,11 @@ class Bundle(BundleFiles):
                 f"A session on {target} is not available in this version.",
                 f"Choose one of: {', '.join(SESSION_TARGETS)}.",
             )
+        if target == "onnxruntime" and self.manifest.precision == "bfloat16":
+            raise UserError(
+                f"{self.path} is in bfloat16, and ONNX Runtime has no bfloat16 products on a CPU.",
+                "Run it on a GPU (onnxruntime-cuda), or build it with --precision float32 or float16.",
+            )
         from variator_export.engines.onnxruntime import (
             PROVIDERS,
             OnnxRuntimeSession,

@@ -16,6 +16,7 @@ from variator_export.core.recipe import DEFAULT_RECIPE, TARGETS
 from variator_export.core.recipe_file import ResolvedRecipe, shipped_recipes
 from variator_export.pipeline.build import BuildResult, build, default_bundle
 from variator_export.pipeline.side_by_side import Order, Outcome, build_all
+from variator_export.pipeline.verified_graph import WIDENED
 
 
 def build_command(
@@ -75,14 +76,14 @@ def build_command(
         typer.Option(metavar="T", help=f"What to build for: {', '.join(TARGETS)}; may be repeated."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="P", help="Of the graphs. This version knows float32.")
+        str | None, typer.Option(metavar="P", help="Of the graphs and engines: float32, float16 or bfloat16.")
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="The bundle's folder; default artifacts/NAME, by the recipe's name. Of several recipes: the "
-            "folder for their folders.",
+            help="The bundle's folder; default artifacts/NAME, by the recipe's name, with -PRECISION in half "
+            "precision. Of several recipes: the folder for their folders.",
         ),
     ] = None,
     replace: Annotated[
@@ -233,6 +234,7 @@ def _document(result: BuildResult) -> dict[str, Any]:
         "verification": dict(result.verification),
         "speed": result.speed,
         "untrained": list(result.untrained),
+        "precision": result.precision,
     }
 
 
@@ -242,6 +244,8 @@ def _print(output: Output, result: BuildResult) -> None:
     output.text(f"{state}: {result.bundle}")
     output.text()
     output.table(verification_table(result))
+    if result.precision == "bfloat16":
+        output.hint(f"The graphs were verified {WIDENED}.")
     if result.speed is not None:
         output.text()
         output.table(speed_table(result.speed))

@@ -38,7 +38,7 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
 def verification_table(result: BuildResult) -> Table:
     table = Table(
         title="Verified against eager PyTorch in float64; at most "
-        f"{MULTIPLE:g} times its own rounding in float32 is allowed",
+        f"{MULTIPLE:g} times its own rounding in {result.precision} is allowed",
         title_justify="left",
     )
     for name in ("variant", "graph", "case", "output"):

@@ -12,6 +12,7 @@ from variator_export.cli.verification_files import junit_xml, markdown
 from variator_export.core.errors import NumbersDisagreeError, UsageError
 from variator_export.core.json_file import write_text
 from variator_export.pipeline.plan import parse_ratio
+from variator_export.pipeline.verified_graph import AS_IT_IS
 from variator_export.pipeline.verify import Verification, store_verification, verify
 
 _SHOWN_FAILURES = 10
@@ -111,6 +112,8 @@ def _print(printer: Output, result: Verification) -> None:
         verdict = "passed" if row.failed == 0 else f"{row.failed} FAILED"
         table.add_row(row.variant, row.graph, row.check, str(row.count), worst, f"{row.allowed:g}", verdict)
     printer.table(table)
+    if result.ran != AS_IT_IS:
+        printer.hint(f"The graphs ran {result.ran}.")
     printer.hint("Numbers are multiples of the rounding error that eager PyTorch makes itself.")
     failures = result.failures
     for finding in failures[:_SHOWN_FAILURES]:

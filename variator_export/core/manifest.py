@@ -65,6 +65,19 @@ class PluginEntry(_Part):
     trained: bool
 
 
+class PrecisionProof(_Part):
+    """In which type the matrix products of a graph are computed, counted on the graph.
+
+    Attributes:
+        macs: The share of multiply-accumulates in the bundle's precision, of all but those of the modules
+            that are declared float32.
+        float32_modules: The share of all of each of those, by the module.
+    """
+
+    macs: float
+    float32_modules: dict[str, float]
+
+
 class Variant(_Part):
     """One way to run the backbone.
 
@@ -79,6 +92,7 @@ class Variant(_Part):
     plugin: PluginEntry | None
     graphs: dict[str, str]
     reference: str
+    precision_proof: PrecisionProof
 
     @property
     def plugin_state(self) -> str:

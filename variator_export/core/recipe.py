@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 DEFAULT_RECIPE = "minilm"
 TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 Target = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
+Precision = Literal["float32", "float16", "bfloat16"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
 CAPABILITIES = r"^sm[0-9]{2,3}(\+sm[0-9]{2,3})*$"
 VariantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -154,8 +155,8 @@ class Recipe(_Part):
     """The compression plugins there are."""
     ratios: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """Those to build; None: all that the plugins have. The baseline, ratio 1, always comes along."""
-    precision: Literal["float32"] = "float32"
-    """Of the graphs."""
+    precision: Precision = "float32"
+    """Of the graphs and engines: float32, float16 or bfloat16."""
     targets: tuple[Target, ...] = ("onnxruntime",)
     """What to build engines for. Graphs run on onnxruntime as they are."""
     verify: VerifyRecipe = VerifyRecipe()

@@ -72,4 +72,9 @@ class EagerModel:
         """Run once; int64 inputs (B, S)."""
         with torch.inference_mode(), self._precision:
             outputs = self._call({name: torch.from_numpy(array) for name, array in inputs.items()})
-        return {name: value.numpy() for name, value in outputs.items()}
+        return {name: _numpy(value) for name, value in outputs.items()}
+
+
+def _numpy(value: torch.Tensor) -> np.ndarray:
+    """Half precision as float32, as graphs give it."""
+    return (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value).numpy()

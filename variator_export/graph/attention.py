@@ -6,6 +6,7 @@ scaled_dot_product_attention would give it too, but fails for T5 and differs on 
 eager attention is the reference, and its mask is added to the scores as it is.
 """
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -14,7 +15,7 @@ from variator_export.graph.simplify import MODULE_KEY, module_of
 
 _HEADS_FIRST = [0, 2, 1, 3]  # (B, N, heads, size) to (B, heads, N, size), and back
 _KEYS = [0, 2, 3, 1]  # (B, N, heads, size) to (B, heads, size, N)
-_FLOATS = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
+_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _SWAPPED = [0, 1, 3, 2]  # (B, heads, N, size) to (B, heads, size, N)
 
 # Query, key and value, the node whose output the operator's output replaces, and the operator's attributes.
@@ -50,12 +51,18 @@ def _raise_lowest(graph: ir.Graph) -> None:
         stored = value.const_value
         if stored is not None and stored.size == 1 and stored.dtype in _FLOATS:
             number = stored.numpy()
-            if number == np.finfo(number.dtype).min:
-                value.const_value = ir.tensor(number / number.dtype.type(2), name=value.name)
+            if float(number) == float(ml_dtypes.finfo(number.dtype).min):
+                halved = (number.astype(np.float64) / 2).astype(number.dtype)
+                value.const_value = ir.tensor(halved, dtype=stored.dtype, name=value.name)
 
 
 def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
-    outer = _producer(softmax.inputs[0], "Add")
+    # In half precision some models take the softmax in float32, between two casts.
+    widened = _producer(softmax.inputs[0], "Cast")
+    narrowed = _only_user(softmax.outputs[0], "Cast") if widened is not None else None
+    if widened is not None and narrowed is None:
+        return False
+    outer = _producer(widened.inputs[0] if widened is not None else softmax.inputs[0], "Add")
     if outer is None:
         return False
     scores, mask = outer.inputs
@@ -64,13 +71,15 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
         scores = inner.inputs[0]
     scale, scores = _scale(scores)
     product = _producer(scores, "MatMul")
-    weighted = _only_user(softmax.outputs[0], "MatMul")
+    weighted = _only_user((narrowed or softmax).outputs[0], "MatMul")
     if product is None or weighted is None:
         return False
     operands = _joined_heads(product, weighted) or _separate_heads(product, weighted)
     if operands is None:
         return False
     *inputs, last, options = operands
+    if widened is not None:
+        options = {**options, "softmax_precision": int(widened.outputs[0].dtype or ir.DataType.FLOAT)}
     if inner is not None:
         both = ir.node("Add", [inner.inputs[1], mask], metadata_props={MODULE_KEY: module_of(softmax)})
         mask = both.outputs[0]

@@ -34,6 +34,7 @@ def bind(any_ratio: Path, config: PluginConfig, plugin_location: str) -> ir.Mode
     model = ir.load(any_ratio)
     graph = model.graph
     held: dict[str, ir.TensorProtocol] = dict(detach_weights(graph))
+    half = _is_half(held)
     tensors = external_tensors(folder, plugin_location)
     k = config.ratio
     for value in list(graph.inputs):
@@ -45,7 +46,7 @@ def bind(any_ratio: Path, config: PluginConfig, plugin_location: str) -> ir.Mode
         elif name.startswith(GRAPH_INPUT_PREFIX):
             held |= _bind_kind(graph, value, name.removeprefix(GRAPH_INPUT_PREFIX), config, tensors)
     _set_dimensions(graph, {"ratio": k, "bottleneck_size": config.bottleneck_size})
-    simplify(model)
+    simplify(model, fuse_norms=not half)
     attach_weights(graph, held)
     name_nodes(model)
     graph.name = f"ratio-{k}"
@@ -67,7 +68,7 @@ def bind_baseline(any_ratio: Path) -> ir.Model:
     ratio_inputs = [v for v in graph.inputs if str(v.name).startswith(GRAPH_INPUT_PREFIX)]
     _set_dimensions(graph, {"ratio": 1, "bottleneck_size": 1})
     remove_padding(graph)
-    simplify(model)
+    simplify(model, fuse_norms=not _is_half(held))
     # What is left of the plugin's inputs is their shape.
     for value in ratio_inputs:
         assert not value.uses(), f"{value.name} is still used in the graph of ratio 1"
@@ -76,6 +77,10 @@ def bind_baseline(any_ratio: Path) -> ir.Model:
     name_nodes(model)
     graph.name = "ratio-1"
     return model
+
+
+def _is_half(weights: Mapping[str, ir.TensorProtocol]) -> bool:
+    return any(w.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for w in weights.values())
 
 
 def _bind_kind(

@@ -40,16 +40,20 @@ def name_modules(model: ir.Model, prefix: str) -> None:
     model.graph.doc_string = None
 
 
-def simplify(model: ir.Model) -> None:
+def simplify(model: ir.Model, *, fuse_norms: bool) -> None:
     """Fold constants, drop what is unused, and make the targets of reshapes constant where shapes allow.
 
-    T5's layer norm becomes one operator (`RMSNormalization`, opset 23) instead of seven: less than half of
-    its time on ONNX Runtime's CPU kernels.
+    Args:
+        model: Changed in place.
+        fuse_norms: Make T5's layer norm one operator (`RMSNormalization`, opset 23) instead of seven: less
+            than half of its time on ONNX Runtime's CPU kernels. Not in half precision, where it norms float32
+            vectors and multiplies float16 ones: the operator's types do not fit that.
     """
     optimizer.optimize_ir(model)
     _constant_reshapes(model)
     optimizer.optimize_ir(model)
-    fuse_rms_normalization(model)
+    if fuse_norms:
+        fuse_rms_normalization(model)
     for node in model.graph:
         module = node.metadata_props.get(MODULE_KEY)
         node.metadata_props.clear()

@@ -35,11 +35,16 @@ _EXAMPLE_BATCH, _EXAMPLE_WINDOWS, _EXAMPLE_RATIO, _EXAMPLE_BOTTLENECK = 2, 5, 3,
 
 
 class _TracedModel(nn.Module):
-    """`WindowedModel` as a function of the inputs and of the plugin's tensors, stacked over the layers."""
+    """`WindowedModel` as a function of the inputs and of the plugin's tensors, stacked over the layers.
 
-    def __init__(self, windowed: WindowedModel) -> None:
+    The plugin's tensors and the outputs are float32 in every precision: a plugin file serves all of them, and
+    whoever calls a graph need not know its precision.
+    """
+
+    def __init__(self, windowed: WindowedModel, dtype: torch.dtype) -> None:
         super().__init__()
         self.windowed = windowed
+        self.dtype = dtype
         sites = [
             name for name, module in windowed.named_modules() if isinstance(module, CompressedFeedForward)
         ]
@@ -49,12 +54,12 @@ class _TracedModel(nn.Module):
         self, inputs: dict[str, Tensor], exclude_padding: Tensor, stacked: dict[str, Tensor]
     ) -> tuple[Tensor, ...]:
         state = {
-            path + name: tensor
+            path + name: tensor.to(self.dtype)
             for layer, path in enumerate(self.plugin_paths)
             for name, tensor in graph_state(stacked, layer).items()
         }
         outputs = torch.func.functional_call(self.windowed, state, (inputs, exclude_padding))
-        return tuple(outputs.values())
+        return tuple(value.float() for value in outputs.values())
 
 
 def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
@@ -77,13 +82,13 @@ def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
         num_layers=size.num_layers,
     )
     windowed = WindowedModel(backbone, CompressionPlugin(config).initialise(seed=0), split=True)
-    traced = _TracedModel(windowed).eval().requires_grad_(False)
+    traced = _TracedModel(windowed, backbone.dtype).eval().requires_grad_(False)
     model = _export(traced, backbone, config)
     graph = model.graph
     name_modules(model, prefix="windowed.model.")
     used = _detach_parameters(graph, traced, backbone)
     add_padding(graph, backbone.spec.family.inputs, backbone.spec.token_outputs, backbone.pad_token_id)
-    simplify(model)
+    simplify(model, fuse_norms=backbone.dtype == torch.float32)
     fuse_attention(model)
     _check_inline(graph)
     state = backbone.state

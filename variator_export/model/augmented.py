@@ -47,9 +47,7 @@ class CompressedFeedForward(nn.Module):
         batch, windows, ratio = self.windows.shape
         x = x.reshape(batch, windows, ratio, x.shape[-1])
         compressed = self.plugin.compress(x, self.windows.keep)
-        # A backbone in half precision may keep its second linear layer in float32 (T5).
-        y = self.ffn(compressed).to(x.dtype)
-        out = self.plugin.decompress(y, x, split=self.split)
+        out = self.plugin.decompress(self.ffn(compressed), x, split=self.split)
         return out.reshape(batch, windows * ratio, out.shape[-1])
 
 

@@ -23,6 +23,8 @@ from variator_export.model.plugin_file import BackboneIdentity
 from variator_export.model.pooling import PoolingSpec, read_pooling
 from variator_export.model.source import BackboneSource
 
+# What precisions of recipes are in PyTorch.
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _INDEX = re.compile(r"\b\d+\b")
 
 
@@ -96,12 +98,20 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights."""
+        """Of its weights, but for the family's float32 modules."""
         return next(self.model.parameters()).dtype
 
     def converted(self, dtype: torch.dtype) -> "Backbone":
-        """A copy whose weights have another type."""
-        return dataclasses.replace(self, model=copy.deepcopy(self.model).to(dtype))
+        """A copy whose weights have another type; in float16 the family's float32 modules keep theirs."""
+        model = copy.deepcopy(self.model).to(dtype)
+        if dtype == torch.float16:
+            kept = self.spec.family.float32_modules
+            originals = dict(self.model.named_modules())
+            for name, module in model.named_modules():
+                if name.rpartition(".")[2] in kept:
+                    # Its values from the original: those of the copy were rounded.
+                    module.float().load_state_dict(originals[name].state_dict())
+        return dataclasses.replace(self, model=model.requires_grad_(False))
 
 
 def read_backbone_info(
@@ -158,6 +168,26 @@ def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
     model, loading = _load(info, {})
     _refuse_missing(info, loading["missing_keys"])
     return _checked(info, model, loading, pad_token_id)
+
+
+def load_in_precision(info: BackboneInfo, pad_token_id: int, precision: str) -> Backbone:
+    """Load the weights and round them to a precision of recipes.
+
+    Raises:
+        UserError: As `load_backbone`, or a weight is too large for it.
+    """
+    loaded = load_backbone(info, pad_token_id)
+    if precision == "float32":
+        return loaded
+    converted = loaded.converted(DTYPES[precision])
+    for name, tensor in converted.state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"The weights of {info.source.name} do not fit {precision}: {name} has values beyond "
+                f"{torch.finfo(tensor.dtype).max:g}.",
+                "Choose bfloat16, whose range is that of float32.",
+            )
+    return converted
 
 
 def load_classifier(source: BackboneSource, labels: Sequence[str], pad_token_id: int) -> Backbone:

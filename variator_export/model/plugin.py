@@ -63,7 +63,8 @@ class DecompressionLayer(nn.Module):
         """Decompress windows.
 
         Args:
-            y: Outputs of the feed-forward network, (B, W, d).
+            y: Outputs of the feed-forward network, (B, W, d). In a float16 backbone its last layer may be in
+                float32 (T5): then so is the result, as without a plugin.
             x: Its inputs before compression, (B, W, k, d).
             split: Compute the same with fewer operations: the half of `down` that acts on y, and both
                 biases, once per window instead of once per token.
@@ -74,13 +75,15 @@ class DecompressionLayer(nn.Module):
         if split:
             return self._forward_split(y, x)
         repeated = y.unsqueeze(-2).expand_as(x)  # (B, W, k, d)
-        return repeated + self.up(torch.tanh(self.down(torch.cat([repeated, x], dim=-1))))
+        both = torch.cat([repeated.to(x.dtype), x], dim=-1)
+        return repeated + self.up(torch.tanh(self.down(both)))
 
     def _forward_split(self, y: Tensor, x: Tensor) -> Tensor:
         linear = nn.functional.linear
         hidden_size = y.shape[-1]
         weight_y, weight_x = self.down.weight[:, :hidden_size], self.down.weight[:, hidden_size:]
-        down = linear(y, weight_y, self.down.bias).unsqueeze(-2) + linear(x, weight_x)  # (B, W, k, m)
+        once = linear(y.to(x.dtype), weight_y, self.down.bias)  # (B, W, m)
+        down = once.unsqueeze(-2) + linear(x, weight_x)  # (B, W, k, m)
         return (y + self.up.bias).unsqueeze(-2) + linear(torch.tanh(down), self.up.weight)
 
 

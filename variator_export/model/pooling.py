@@ -43,7 +43,9 @@ class Pooling(nn.Module):
         self.spec = spec
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pool; a row without any token gives zeros (mean) instead of NaN."""
+        """Pool, half precision in float32; a row without any token gives zeros (mean) instead of NaN."""
+        if hidden.dtype in (torch.float16, torch.bfloat16):
+            hidden = hidden.float()
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, N, 1)
         if self.spec.mode == "cls":
             pooled = hidden[:, 0]

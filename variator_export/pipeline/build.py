@@ -41,6 +41,7 @@ class BuildResult:
         speed: The measurement (`stages.speed.measure_speed`); None if none was asked for.
         untrained: Variants whose plugins were only initialised.
         ratios: Those of the bundle.
+        precision: Of its graphs.
     """
 
     bundle: Path
@@ -50,6 +51,7 @@ class BuildResult:
     speed: Mapping[str, Any] | None = None
     untrained: tuple[str, ...] = ()
     ratios: tuple[int, ...] = ()
+    precision: str = "float32"
 
 
 def build(
@@ -63,7 +65,7 @@ def build(
 
     Args:
         recipe: What to build. Its `ratios` choose among its plugins; the baseline comes along.
-        output: The bundle's folder; None: artifacts/NAME.
+        output: The bundle's folder; None: `default_bundle`.
         replace: Start from nothing: whatever is in the folder goes when the new bundle is complete.
         progress: Is told what happens.
 
@@ -87,7 +89,9 @@ def build(
         manifest = _make(context, variants, order, versions)
         published = workshop.finish(manifest, bundle)
         speed: Mapping[str, Any] | None = None
-        if recipe.speed is not None:
+        if recipe.speed is not None and recipe.precision != "float32":
+            progress.note(f"speed: not measured: a CPU does not compute in {recipe.precision} as a GPU does")
+        elif recipe.speed is not None:
             # Still alone in the folder: two builds would time each other.
             speed = speed_of_bundle(bundle, recipe.speed, context, variants, progress)
     return BuildResult(
@@ -98,12 +102,14 @@ def build(
         speed=speed,
         untrained=tuple(v.name for v in manifest.variants if v.plugin is not None and not v.plugin.trained),
         ratios=tuple(v.ratio for v in manifest.variants),
+        precision=manifest.precision,
     )
 
 
 def default_bundle(recipe: Recipe) -> Path:
-    """Where a recipe's bundle goes if nothing else is said."""
-    return Path("artifacts") / recipe.name
+    """Where a recipe's bundle goes if nothing else is said: artifacts/NAME, or NAME-PRECISION."""
+    half = "" if recipe.precision == "float32" else f"-{recipe.precision}"
+    return Path("artifacts") / f"{recipe.name}{half}"
 
 
 def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:
@@ -171,6 +177,7 @@ def _variant_entry(context: BuildContext, plan: VariantPlan) -> Variant:
         plugin=plugin,
         graphs={"model": f"{plan.name}.onnx"},
         reference=steps.reference_path(plan),
+        precision_proof=steps.precision_proof(context, plan),
     )
 
 

@@ -82,10 +82,10 @@ class BuildContext:
 
     @cached_property
     def backbone(self) -> "Backbone":
-        """The backbone with its weights."""
-        from variator_export.model.backbone import load_backbone
+        """The backbone with its weights, in the recipe's precision."""
+        from variator_export.model.backbone import load_in_precision
 
-        return load_backbone(self.info, self.encoder.pad_token_id)
+        return load_in_precision(self.info, self.encoder.pad_token_id, self.recipe.precision)
 
     def plugin_folder(self, plan: VariantPlan) -> str:
         """Where a variant's plugin lies inside the bundle."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "Backbone":
-    """Load it; needs torch and transformers.
+    """Load it, in the bundle's precision; needs torch and transformers.
 
     Args:
         bundle: The bundle.
@@ -35,7 +35,7 @@ def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "B
         UserError: It is not there, or has other weights.
     """
     require_export()
-    from variator_export.model.backbone import load_backbone, read_backbone_info
+    from variator_export.model.backbone import load_in_precision, read_backbone_info
 
     entry = bundle.manifest.backbone
     try:
@@ -50,7 +50,8 @@ def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "B
             f"The weights of {found.name} are not those that the bundle was built from.",
             f"Give the bundle's own backbone with --backbone, or do without it: {without}",
         )
-    return load_backbone(read_backbone_info(found, entry.architecture), bundle.text_encoder().pad_token_id)
+    info = read_backbone_info(found, entry.architecture)
+    return load_in_precision(info, bundle.text_encoder().pad_token_id, bundle.manifest.precision)
 
 
 class EagerBundle:

@@ -132,7 +132,7 @@ def make_engines(
                 plan.step,
                 plan.depends_on,
                 [plan.entry.engine, plan.entry.sidecar],
-                lambda plan=plan: _make(workshop, plan, build(plan)),  # type: ignore[misc]
+                lambda plan=plan: _make(workshop, sources, plan, build(plan)),  # type: ignore[misc]
             )
     return sorted((*kept, *(plan.entry for plan in planned)), key=lambda entry: entry.engine)
 
@@ -276,7 +276,14 @@ def _builders(
                 future.cancel()
 
 
-def _make(workshop: Workshop, plan: _Planned, built: tuple[bytes, float]) -> None:
+def _proof(sources: EngineSources, name: str) -> dict[str, Any]:
+    """In which type the graph of an engine computes; the any-ratio graph is that of all variants."""
+    found = [v.precision_proof for v in sources.variants if name in (v.name, ANY_RATIO)]
+    least = min(found, key=lambda proof: proof.macs)
+    return {"counted_on": "graph", **least.model_dump(mode="json")}
+
+
+def _make(workshop: Workshop, sources: EngineSources, plan: _Planned, built: tuple[bytes, float]) -> None:
     """Write an engine, what it is, and how long it took."""
     engine, seconds = built
     entry, request = plan.entry, plan.request
@@ -292,6 +299,7 @@ def _make(workshop: Workshop, plan: _Planned, built: tuple[bytes, float]) -> Non
             "platform": entry.platform,
             "variant": entry.variant,
             "precision": entry.precision,
+            "precision_proof": _proof(sources, entry.variant),
             "tf32": request.tf32,
             "profiles": [profile.model_dump(mode="json") for profile in request.profiles],
             "optimization_level": request.optimization_level,

@@ -45,9 +45,9 @@ MAIN_METRIC: Mapping[Task, str] = {
     "embedding": "cosine",
 }
 _BATCH_SIZE = 32
-# Relative Frobenius error of a graph's outputs from eager float32, both of which round. The strict limit is
-# that of verification (`stages.budget`); what would change a metric is far larger.
-_AGREEMENT = 5e-5
+# Relative Frobenius error of a graph's outputs from eager in the same precision, both of which round. The
+# strict limit is that of verification (`stages.budget`); what would change a metric is far larger.
+_AGREEMENT = {"float32": 5e-5, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def evaluate(
             for name, runner in _runners(bundle, runtime, backbone)
         }
         agreement = {
-            variant.name: _agree(variant.name, output, found)
+            variant.name: _agree(variant.name, output, found, bundle.manifest.precision)
             for variant in bundle.manifest.variants
             if len(runtimes) > 1
         }
@@ -296,10 +296,10 @@ def _run(
     return stacked
 
 
-def _agree(variant: str, output: str, found: Outputs) -> dict[str, Any]:
+def _agree(variant: str, output: str, found: Outputs, precision: str) -> dict[str, Any]:
     result = deviation(found[variant, "onnxruntime"], found[variant, "eager"])
     # NaN is not within it.
-    if not result.relative_frobenius <= _AGREEMENT:
+    if not result.relative_frobenius <= _AGREEMENT[precision]:
         raise NumbersDisagreeError(
             f"{variant}: the graph's {output} is not eager PyTorch's: {result}.",
             "This is a fault of the export: please report it with the bundle's manifest.",

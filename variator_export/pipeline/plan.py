@@ -109,7 +109,7 @@ def merge(recipe: Recipe, weights_sha256: str, old: Manifest | None) -> tuple[Re
         old: The manifest of the bundle that is there, or None.
 
     Raises:
-        UserError: The bundle is of another backbone, or a trained plugin would be lost.
+        UserError: The bundle is of another backbone or precision, or a trained plugin would be lost.
     """
     asked = select_plugins(recipe)
     kept: list[PluginRecipe] = []
@@ -118,6 +118,12 @@ def merge(recipe: Recipe, weights_sha256: str, old: Manifest | None) -> tuple[Re
             raise UserError(
                 f"The bundle is of another backbone: {old.backbone.source}, whose weights have the sha256 "
                 f"{old.backbone.weights_sha256}; those of {recipe.backbone.source} have {weights_sha256}.",
+                "Choose another folder with --output, or start the bundle afresh with --replace.",
+            )
+        if old.precision != recipe.precision:
+            raise UserError(
+                f"The bundle is in {old.precision}; {recipe.precision} is asked for. A bundle has one "
+                "precision: another one has weights of its own.",
                 "Choose another folder with --output, or start the bundle afresh with --replace.",
             )
         _keep_trained(asked, old)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from variator_export.core.bundle_files import WEIGHTS_NAME
 from variator_export.core.environment import require_onnxruntime, versions
-from variator_export.core.errors import UserError
+from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.json_file import write_json
+from variator_export.core.manifest import PrecisionProof
 from variator_export.model.plugin_file import (
     CONFIG_NAME,
     TENSORS_NAME,
@@ -23,7 +24,11 @@ from variator_export.model.plugin_file import (
 from variator_export.model.source import plugin_folder
 from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
 from variator_export.pipeline.plan import VariantPlan
+from variator_export.pipeline.verified_graph import AS_IT_IS, WIDENED, open_for_verification
 from variator_export.stages.budget import MULTIPLE
+
+# Of the multiply-accumulates, in the precision that was asked for.
+_LEAST_SHARE = 0.95
 
 if TYPE_CHECKING:
     from variator_export.stages.cases import Case
@@ -154,6 +159,32 @@ def bind_variant(context: BuildContext, plan: VariantPlan) -> None:
     workshop.step(f"bind/{plan.name}", depends_on, [output], make)
 
 
+def precision_proof(context: BuildContext, plan: VariantPlan) -> PrecisionProof:
+    """In which type a variant's graph computes.
+
+    Raises:
+        NumbersDisagreeError: Less than 95 % of what is not declared float32 is in the recipe's precision.
+    """
+    workshop, name = context.workshop, f"{plan.name}.onnx"
+    if workshop.old is not None:
+        for variant in workshop.old.manifest.variants:
+            files = workshop.old.manifest.files
+            if variant.graphs["model"] == name and files[name].sha256 == workshop.sha256(name):
+                return variant.precision_proof
+    from variator_export.graph.macs import precision_share
+
+    precision = context.recipe.precision
+    kept = context.info.spec.family.float32_modules
+    share = precision_share(workshop.staging / name, precision, kept, plan.ratio)
+    if share.macs < _LEAST_SHARE:
+        raise NumbersDisagreeError(
+            f"{plan.name}: {share.macs:.1%} of the multiply-accumulates are in {precision}, of all but those "
+            f"of modules that stay in float32; at least {_LEAST_SHARE:.0%} have to be.",
+            "This is a fault of the export: please report it with the recipe, or take --precision float32.",
+        )
+    return PrecisionProof(macs=round(share.macs, 6), float32_modules=share.float32_modules)
+
+
 def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
     """Both graphs of a variant against eager PyTorch; stores the reference and writes the report."""
     workshop, recipe = context.workshop, context.recipe
@@ -181,7 +212,6 @@ def report_path(variant: str) -> str:
 
 
 def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
-    from variator_export.engines.onnxruntime import OnnxRuntimeGraph
     from variator_export.stages.cases import make_cases
     from variator_export.stages.reference import EAGER, save_reference
     from variator_export.stages.verify import refuse_failures, verify_graph
@@ -206,7 +236,8 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         graphs = {f"{plan.name}.onnx": {}, ANY_RATIO_NAME: stack_for_graph(plugin)}
         findings = []
         for name, extra in graphs.items():
-            findings += verify_graph(name, OnnxRuntimeGraph(staging / name, extra), reference, advance)
+            runner = open_for_verification(staging / name, extra, recipe.precision)
+            findings += verify_graph(name, runner, reference, advance)
     refuse_failures(findings, plan.name, plan.ratio)
     save_reference(reference, staging / output)
     write_json(
@@ -214,6 +245,7 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         {
             "variant": plan.name,
             "precision": recipe.precision,
+            "ran": WIDENED if recipe.precision == "bfloat16" else AS_IT_IS,
             "reference": EAGER,
             "findings": [finding.as_dict() for finding in findings],
         },

@@ -1,14 +1,12 @@
 """Verifying a finished bundle against eager PyTorch, or against what eager gave when it was built."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from variator_export.bundle import Bundle, Session
+from variator_export.bundle import Bundle
 from variator_export.core.environment import (
     install_command,
     is_importable,
@@ -19,9 +17,11 @@ from variator_export.core.environment import (
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
-from variator_export.engines.base import Arrays, Runner
+from variator_export.engines.base import Runner
+from variator_export.engines.onnxruntime import OnnxRuntimeGraph, plugin_inputs
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.reports import VERIFICATION_REPORT, store_report
+from variator_export.pipeline.verified_graph import AS_IT_IS, WIDENED, open_for_verification
 from variator_export.stages.cases import REAL_TEXT
 from variator_export.stages.invariances import check_invariances
 from variator_export.stages.reference import EAGER, load_reference
@@ -67,6 +67,7 @@ class Verification:
         machine: This machine.
         versions: Of what ran.
         bisections: Where graphs that failed leave eager PyTorch, if that was asked for.
+        ran: How the graphs ran.
     """
 
     bundle: Path
@@ -77,6 +78,7 @@ class Verification:
     machine: dict[str, Any]
     versions: dict[str, str | None]
     bisections: tuple["Bisection", ...] = ()
+    ran: str = AS_IT_IS
 
     @property
     def failures(self) -> list[Finding]:
@@ -101,6 +103,7 @@ class Verification:
         """As JSON."""
         return {
             "bundle": str(self.bundle),
+            "ran": self.ran,
             "passed": not self.failures,
             "reference": self.reference,
             "graphs": self.graphs,
@@ -158,7 +161,8 @@ def verify(
             f"Leave it out, or install what it needs: {install_command('export')}",
         )
     eager = EagerBundle(opened, backbone, profile_shapes=profile_shapes) if is_eager else None
-    any_ratio = opened.session()
+    any_ratio = open_for_verification(opened.graph(manifest.any_ratio["model"]), {}, manifest.precision)
+    opened.check_unchanged()
     findings = {
         variant.name: tuple(_verify_variant(opened, variant, any_ratio, eager, progress))
         for variant in chosen
@@ -175,6 +179,7 @@ def verify(
         graphs={name: manifest.files[name].sha256 for name in graphs},
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
+        ran=WIDENED if manifest.precision == "bfloat16" else AS_IT_IS,
         versions=versions("variator-export", "onnxruntime", "onnxruntime-gpu", "torch", "transformers"),
         bisections=tuple(bisections),
     )
@@ -190,19 +195,12 @@ def store_verification(verification: Verification) -> Path:
     return store_report(verification.bundle, VERIFICATION_REPORT, verification.as_dict(), state)
 
 
-class _AnyRatio:
-    """One variant of a session that runs all."""
-
-    def __init__(self, session: Session, variant: str) -> None:
-        self._session, self._variant = session, variant
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run once."""
-        return self._session.run(inputs, self._variant)
-
-
 def _verify_variant(
-    bundle: Bundle, variant: Variant, any_ratio: Session, eager: EagerBundle | None, progress: Progress
+    bundle: Bundle,
+    variant: Variant,
+    any_ratio: OnnxRuntimeGraph,
+    eager: EagerBundle | None,
+    progress: Progress,
 ) -> list[Finding]:
     reference = (
         load_reference(bundle.file(variant.reference))
@@ -211,9 +209,10 @@ def _verify_variant(
     )
     real_text = next(expected for expected in reference if expected.case.name == REAL_TEXT)
     backbone = bundle.manifest.backbone
+    own, precision = variant.graphs["model"], bundle.manifest.precision
     runners: dict[str, Runner] = {
-        variant.graphs["model"]: bundle.session(variant=variant.name),
-        bundle.manifest.any_ratio["model"]: _AnyRatio(any_ratio, variant.name),
+        own: open_for_verification(bundle.graph(own), {}, precision),
+        bundle.manifest.any_ratio["model"]: any_ratio.with_plugin(plugin_inputs(bundle, variant)),
     }
     findings: list[Finding] = []
     with progress.bar(f"verify {variant.name}", len(runners) * (len(reference) + 1)) as advance:

@@ -70,6 +70,8 @@ class Family:
         size: The sizes, from the transformers configuration.
         max_length: The longest input in tokens from the configuration; None if there is no limit.
         refuse: Why a configuration of the family cannot be done; None: it can.
+        float32_modules: The last names of modules that stay in float32 in a float16 model, as transformers
+            keeps them, because their results would overflow.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Family:
     size: Callable[[Any], EncoderSize]
     max_length: Callable[[Any], int | None]
     refuse: Callable[[Any], str | None] = lambda _config: None
+    float32_modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

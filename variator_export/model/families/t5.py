@@ -33,4 +33,5 @@ T5 = Family(
     wrap_ffns=_wrap_ffns,
     size=_size,
     max_length=lambda _config: None,
+    float32_modules=("wo",),
 )

@@ -1,0 +1,196 @@
+"""Half precision: graphs, weights and engines in float16 and bfloat16, and the proof that they are."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+import transformers
+from conftest import plugin_for
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_cli import call
+
+from variator_export import Bundle, NumbersDisagreeError, UserError, build
+from variator_export.core.recipe import Recipe
+from variator_export.engines.eager import EagerModel
+from variator_export.graph.macs import precision_share
+from variator_export.model.backbone import DTYPES, Backbone
+from variator_export.model.families import architectures
+from variator_export.model.plugin_file import load_plugin, save_plugin
+from variator_export.pipeline.build import default_bundle
+from variator_export.pipeline.verified_graph import WIDENED
+from variator_export.pipeline.verify import verify
+
+# Of each kind: post-norm; T5 with its float32 module and its norms; rotated heads with a softmax in float32.
+CASES = [("bert", "float16"), ("t5-v1.0", "float16"), ("modernbert", "bfloat16")]
+WO = "wo"
+
+
+@pytest.fixture(scope="module")
+def half(
+    tmp_path_factory: pytest.TempPathFactory, load_model: Callable[[str], Backbone]
+) -> Callable[[str, str], Path]:
+    """A verified bundle in half precision with an engine, by model and precision."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(model: str, precision: str) -> Path:
+        if (model, precision) not in made:
+            folder = tmp_path_factory.mktemp(f"{model}-{precision}")
+            backbone = load_model(model)
+            save_plugin(plugin_for(backbone, 2), folder / "plugin")
+            recipe = {
+                "name": "half",
+                "backbone": {"source": str(backbone.info.source.folder)},
+                "plugins": [{"source": str(folder / "plugin")}],
+                "precision": precision,
+                "targets": ["onnxruntime", "tensorrt-rtx"],
+                "engine": {"profiles": {"small": {"batch_size": [1, 2, 4], "sequence_length": [1, 16, 64]}}},
+                "speed": None,
+            }
+            made[model, precision] = build(Recipe.model_validate(recipe), folder / "bundle").bundle
+        return made[model, precision]
+
+    return make
+
+
+@pytest.mark.parametrize(("model", "precision"), CASES)
+def test_graphs_weights_and_engines_are_in_the_precision(
+    half: Callable[[str, str], Path], model: str, precision: str
+) -> None:
+    folder = half(model, precision)
+    bundle = Bundle.load(folder)
+    wanted = {"float16": "F16", "bfloat16": "BF16"}[precision]
+    with safe_open(folder / "weights.safetensors", framework="np") as file:
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    floating = {name: kind for name, kind in types.items() if kind.startswith(("F", "BF"))}
+    kept = {name for name in floating if f".{WO}." in name} if model == "t5-v1.0" else set()
+    assert {name for name, kind in floating.items() if kind != wanted} == kept
+    for variant in bundle.manifest.variants:
+        proof = variant.precision_proof
+        assert proof.macs == 1.0
+        assert {name.rpartition(".")[2] for name in proof.float32_modules} == ({WO} if kept else set())
+        graph = ir.load(folder / variant.graphs["model"]).graph
+        assert {str(value.dtype) for value in graph.outputs} == {"FLOAT"}
+        assert {str(value.dtype) for value in graph.inputs} == {"INT64"}
+    (entry,) = bundle.engines("tensorrt-rtx", "ratio-2")
+    sidecar = json.loads(bundle.file(entry.sidecar).read_text())
+    assert (entry.precision, sidecar["precision"]) == (precision, precision)
+    assert sidecar["precision_proof"]["macs"] == 1.0
+
+
+def test_a_session_in_float16_gives_float32_near_eager(
+    half: Callable[[str, str], Path], load_model: Callable[[str], Backbone]
+) -> None:
+    bundle = Bundle.load(half("bert", "float16"))
+    backbone = bundle.manifest.backbone
+    inputs = bundle.text_encoder().encode(
+        ["The ferry leaves at seven."], backbone.inputs, backbone.max_length
+    )
+    exact = EagerModel(load_model("bert"), load_plugin(bundle.path / "plugins" / "ratio-2")).run(inputs)
+    for found in (bundle.session().run(inputs, ratio=2), bundle.session(variant=2).run(inputs)):
+        for name, array in found.items():
+            assert array.dtype == np.float32
+            error = np.linalg.norm(array - exact[name]) / np.linalg.norm(exact[name])
+            assert 1e-5 < error < 1e-2, "rounded, and no more than that"
+
+
+def test_a_bfloat16_graph_is_verified_widened_and_says_so(half: Callable[[str, str], Path]) -> None:
+    folder = half("modernbert", "bfloat16")
+    report = json.loads((folder / "reports" / "verification" / "ratio-2.json").read_text())
+    assert report["ran"] == WIDENED
+    result = verify(folder, [2], profile_shapes=False)
+    assert (result.failures, result.ran) == ([], WIDENED)
+    stored = call("verify", str(folder), "--reference", "stored", "--ratio", "2")
+    assert stored.returncode == 0, stored.stderr
+    assert f"The graphs ran {WIDENED}" in stored.stderr
+    with pytest.raises(UserError, match="is in bfloat16, and ONNX Runtime has no bfloat16 products on a CPU"):
+        Bundle.load(folder).session()
+
+
+def test_a_fault_in_half_precision_is_found(half: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """Two tensors of the plugin in each other's place, the hashes made to fit."""
+    folder = tmp_path / "faulty"
+    shutil.copytree(half("bert", "float16"), folder)
+    path = folder / "plugins" / "ratio-2" / "plugin.safetensors"
+    tensors = load_file(path)
+    first, second = "layers.0.compress.weight", "layers.1.compress.weight"
+    tensors[first], tensors[second] = tensors[second].clone(), tensors[first].clone()
+    save_file(tensors, path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["plugins/ratio-2/plugin.safetensors"] = {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "size_bytes": path.stat().st_size,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert verify(folder, [2], reference="stored", profile_shapes=False).failures
+
+
+def test_products_in_another_type_are_counted_and_refused(
+    half: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    graph = half("t5-v1.0", "float16") / "ratio-1.onnx"
+    assert precision_share(graph, "float16", [WO], 1).macs == 1.0
+    undeclared = precision_share(graph, "float16", [], 1)
+    assert 0.5 < undeclared.macs < 0.95
+    assert precision_share(graph, "bfloat16", [WO], 1).macs == 0
+    # As if it were not declared.
+    monkeypatch.setattr(
+        "variator_export.graph.macs.precision_share",
+        lambda path, precision, _, ratio: precision_share(path, precision, [], ratio),
+    )
+    source = Bundle.load(graph.parent).manifest.recipe
+    with pytest.raises(NumbersDisagreeError, match=r"% of the multiply-accumulates are in float16"):
+        build(
+            Recipe.model_validate({**source, "targets": ["onnxruntime"], "speed": None}), tmp_path / "other"
+        )
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_stays_in_float32_is_what_transformers_keeps() -> None:
+    for name, architecture in architectures().items():
+        model_class = getattr(transformers, name)
+        assert not getattr(model_class, "_keep_in_fp32_modules_strict", None), name
+        kept = tuple(model_class._keep_in_fp32_modules or ())
+        assert architecture.family.float32_modules == kept, name
+
+
+def test_float32_modules_keep_their_unrounded_weights(load_model: Callable[[str], Backbone]) -> None:
+    backbone = load_model("t5-v1.0")
+    before = backbone.state
+    for precision, stays in (("float16", True), ("bfloat16", False)):
+        after = backbone.converted(DTYPES[precision]).state
+        wo = next(name for name in before if f".{WO}." in name)
+        assert (after[wo].dtype == torch.float32) is stays
+        assert torch.equal(after[wo], before[wo]) is stays
+        assert all(
+            tensor.dtype == DTYPES[precision] for name, tensor in after.items() if f".{WO}." not in name
+        )
+
+
+def test_weights_that_do_not_fit_are_refused(small_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "large"
+    shutil.copytree(small_model("bert"), folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("intermediate.dense.weight"))
+    weights[name][0, 0] = 1e6
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    recipe = {"name": "large", "backbone": {"source": str(folder)}, "precision": "float16", "speed": None}
+    with pytest.raises(UserError, match=r"do not fit float16: .*intermediate\.dense\.weight"):
+        build(Recipe.model_validate(recipe), tmp_path / "bundle")
+
+
+def test_a_bundle_has_one_precision(
+    half: Callable[[str, str], Path], small_recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(half("bert", "float16"), folder)
+    with pytest.raises(UserError, match="The bundle is in float16; float32 is asked for"):
+        build(small_recipe, folder)
+    recipe = small_recipe.model_copy(update={"precision": "bfloat16"})
+    assert (default_bundle(small_recipe).name, default_bundle(recipe).name) == ("small", "small-bfloat16")

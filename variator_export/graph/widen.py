@@ -1,0 +1,39 @@
+"""A copy of a graph in which bfloat16 is float32, for runtimes that have no products of bfloat16.
+
+ONNX Runtime's CPU provider has none. What such a copy computes shows that the graph is right, not how it
+rounds.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+_NAME = "widened.onnx"
+
+
+def widen(graph: Path, folder: Path) -> Path:
+    """Write a copy whose bfloat16 tensors are float32.
+
+    Args:
+        graph: The ONNX file.
+        folder: Where the copy and its weights go.
+    """
+    model = ir.load(graph)
+    for value in model.graph.initializers.values():
+        stored = value.const_value
+        if stored is not None and stored.dtype == ir.DataType.BFLOAT16:
+            value.const_value = ir.tensor(stored.numpy().astype(np.float32), name=value.name)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    for node in model.graph:
+        for name in ("to", "softmax_precision", "stash_type"):
+            if name in node.attributes and node.attributes[name].as_int() == ir.DataType.BFLOAT16:
+                node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+        tensor = node.attributes["value"].as_tensor() if "value" in node.attributes else None
+        if tensor is not None and tensor.dtype == ir.DataType.BFLOAT16:
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy().astype(np.float32)))
+    for value in (*model.graph.inputs, *model.graph.outputs, *(o for n in model.graph for o in n.outputs)):
+        if value.dtype == ir.DataType.BFLOAT16:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    ir.save(model, folder / _NAME, external_data="widened.data")
+    return folder / _NAME

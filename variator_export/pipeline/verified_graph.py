@@ -1,0 +1,29 @@
+"""A graph as it is verified on this machine."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from variator_export.core.environment import require
+from variator_export.engines.onnxruntime import OnnxRuntimeGraph
+
+# Of graphs whose verification ran on a copy of another type.
+AS_IT_IS = "as they are"
+WIDENED = "on a copy widened to float32: ONNX Runtime has no bfloat16 products on a CPU"
+
+
+def open_for_verification(graph: Path, extra: Mapping[str, np.ndarray], precision: str) -> OnnxRuntimeGraph:
+    """A graph on ONNX Runtime's CPU provider; one in bfloat16 as a copy that is widened to float32.
+
+    Raises:
+        UserError: The graph cannot be loaded.
+    """
+    if precision != "bfloat16":
+        return OnnxRuntimeGraph(graph, extra)
+    require("onnx_ir", "export", "Verifying a bfloat16 graph on a CPU")
+    from variator_export.graph.widen import widen
+
+    with TemporaryDirectory() as folder:
+        return OnnxRuntimeGraph(widen(graph, Path(folder)), extra)
