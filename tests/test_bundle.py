@@ -99,8 +99,13 @@ def test_paths_that_leave_the_bundle(bundle_copy: Path, path: str) -> None:
 
 
 def test_a_newer_schema(bundle_copy: Path) -> None:
-    _edit_manifest(bundle_copy, lambda m: m.update(schema_version=2, novelty=[1]))
-    _refused(bundle_copy, "schema version 2", "reads up to 1")
+    _edit_manifest(bundle_copy, lambda m: m.update(schema_version=3, novelty=[1]))
+    _refused(bundle_copy, "schema version 3", "reads up to 2")
+
+
+def test_an_earlier_schema(bundle_copy: Path) -> None:
+    _edit_manifest(bundle_copy, lambda m: m.update(schema_version=1))
+    _refused(bundle_copy, "schema version 1", "of an earlier version")
 
 
 def test_manifests_that_are_none(bundle_copy: Path, tmp_path: Path) -> None:

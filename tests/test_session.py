@@ -14,7 +14,7 @@ from conftest import BLOCK, plugin_for
 
 from variator_export import Bundle, UserError, build
 from variator_export.core.recipe import Recipe
-from variator_export.engines.onnxruntime import PROVIDERS
+from variator_export.engines.onnxruntime import PROVIDERS, DeviceGraph, plugin_inputs
 from variator_export.model.backbone import load_backbone, read_backbone_info
 from variator_export.model.plugin_file import Plugin, save_plugin
 from variator_export.model.source import resolve_source
@@ -197,3 +197,19 @@ def test_a_provider_that_cannot_start_is_not_replaced_by_the_cpu(
     for variant in (None, 2):
         with pytest.raises(UserError, match="cannot start it here, and would run on CPUExecutionProvider"):
             Bundle.load(small_bundle).session("onnxruntime-cuda", variant)
+
+
+def test_bound_inputs_and_outputs_give_the_same(small_bundle: Path) -> None:
+    """As on a GPU, whose tensors are bound; the CPU can bind too."""
+    bundle = Bundle.load(small_bundle)
+    inputs = _inputs(bundle, "The ferry leaves at seven.", "Yes.")
+    graph = DeviceGraph(bundle.graph("any-ratio.onnx"), PROVIDERS["onnxruntime"], bind=True)
+    session = bundle.session()
+    for ratio in (4, 1, 2):
+        uploaded = graph.upload(plugin_inputs(bundle, bundle.variant(ratio)))
+        for _ in range(2):
+            found = graph.run(inputs, uploaded)
+            for name, expected in session.run(inputs, ratio=ratio).items():
+                np.testing.assert_array_equal(found[name], expected)
+    with pytest.raises(UserError, match="ONNX Runtime failed on inputs of the shapes"):
+        graph.run({**inputs, "input_ids": inputs["input_ids"] + 10**6}, uploaded)

@@ -14,7 +14,7 @@ from variator_export.core.json_file import read_json_object
 from variator_export.core.validation import describe_validation_error
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Part(BaseModel):
@@ -131,7 +131,7 @@ class Manifest(_Part):
     """
 
     format: Literal["variator-bundle"] = "variator-bundle"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     made_by: dict[str, str | None]
     recipe: dict[str, Any]
     backbone: BackboneEntry
@@ -170,6 +170,12 @@ def read_manifest(bundle: Path) -> Manifest:
             f"{path} has the schema version {version}; this version of variator-export reads up to "
             f"{SCHEMA_VERSION}.",
             "Upgrade: pip install -U variator-export",
+        )
+    if isinstance(version, int) and version < SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has the schema version {version}, of an earlier version of variator-export; this one "
+            f"reads {SCHEMA_VERSION}.",
+            f"Build it again: variator-export build RECIPE --replace --output {bundle}",
         )
     try:
         manifest = Manifest.model_validate(content)
