@@ -1,6 +1,6 @@
 """Runs our TensorRT code against the real bindings of one TensorRT, without its libraries.
 
-    python tests/tensorrt_api.py MODULE TARGET [--without CLASS.NAME]
+    python tests/tensorrt_api.py MODULE TARGET [--without CLASS.NAME] [--bundle FOLDER]
 
 The bindings are imported with libraries that hold nothing but the symbols they ask for (`STUB`). In the place
 of objects stand ones that know the real class: a name that it does not have, a wrong number of arguments or
@@ -17,10 +17,15 @@ import itertools
 import json
 import re
 import tempfile
+import types
 from pathlib import Path
 from typing import Any
 
-from variator_export.engines.tensorrt import build, timing_cache
+import numpy as np
+
+from variator_export.core.bundle_files import BundleFiles
+from variator_export.engines.tensorrt import build, session, timing_cache
+from variator_export.engines.tensorrt.compatibility import Place
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
 
 # Of libnvinfer, libnvinfer_plugin and libnvonnxparser.
@@ -39,7 +44,10 @@ STUB = "".join(
     )
 )
 # Roots of the expressions in our code that are objects of TensorRT.
-ROOTS = ("trt", "builder", "network", "parser", "config", "layer", "made", "error", "cache", "found", "there")
+ROOTS = (
+    *("trt", "builder", "network", "parser", "config", "layer", "made", "error", "cache", "found", "there"),
+    *("runtime", "engine", "_context"),
+)
 _SIGNATURE = re.compile(r"^(?:\d+\. )?\w*\((?P<arguments>.*)\) -> (?P<result>.+?)$", re.MULTILINE)
 
 
@@ -152,7 +160,12 @@ class Fake:
                 return recorder.parses
             if label == "Builder.build_serialized_network":
                 return b"engine" if recorder.parses else None
-            return b"times" if label == "ITimingCache.serialize" else result
+            return {
+                "ITimingCache.serialize": b"times",
+                "ICudaEngine.get_tensor_name": "last_hidden_state",
+                "ICudaEngine.get_tensor_mode": recorder.module.TensorIOMode.OUTPUT,
+                "IExecutionContext.get_tensor_shape": (1, 4, 32),
+            }.get(label, result)
 
         return method
 
@@ -185,7 +198,7 @@ class FakeModule:
         real = getattr(recorder.module, name)
         if hasattr(real, "__members__"):
             return _Enum(recorder, real)
-        if name not in ("Builder", "OnnxParser"):
+        if name not in ("Builder", "OnnxParser", "Runtime"):
             return real
 
         def construct(*arguments: Any) -> Fake:
@@ -240,16 +253,52 @@ def run(module: Any, target: str, removed: str | None) -> Recorder:
     return recorder
 
 
+class HostDevice:
+    """The device of a session, in the host's memory."""
+
+    stream = 0
+
+    def upload(self, array: Any) -> Any:
+        return types.SimpleNamespace(data_ptr=lambda: 1, values=array)
+
+    def empty(self, shape: Any) -> Any:
+        return self.upload(np.zeros(tuple(shape), np.float32))
+
+    def download(self, tensor: Any) -> Any:
+        return tensor.values
+
+
+def run_sessions(recorder: Recorder, folder: Path, target: str) -> None:
+    """Open the engines of a bundle and run each once; the plans are those of TensorRT for RTX."""
+    bundle = BundleFiles(folder)
+    session.load_tensorrt = lambda _: FakeModule(recorder)  # type: ignore[assignment]
+    session.plan_contradicts = lambda *_: None  # type: ignore[assignment]
+    session.this_machine = lambda: Place("this machine", "sm89", {"tensorrt-rtx": "1.7"})
+    choose = session.choose_engine
+    session.choose_engine = lambda b, _, name: choose(b, "tensorrt-rtx", name)
+    names = bundle.manifest.backbone.inputs
+    inputs = {name: np.ones((1, 4), np.int64) for name in names}
+    for variant, ratio in ((None, 2), (None, 1), (2, None)):
+        opened = session.TensorRtSession(
+            bundle, target, variant, allow_unverified=True, trust_host_code=True, device=HostDevice()
+        )
+        found = opened.run(inputs, ratio)
+        assert found["last_hidden_state"].shape == (1, 4, 32)
+
+
 def names_in_our_code() -> set[str]:
     """Every attribute that our code takes of what may be an object of TensorRT."""
     found = set()
-    for module in (build, timing_cache):
+    for module in (build, timing_cache, session):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute):
                 root = node.value
                 while isinstance(root, ast.Attribute | ast.Call):
                     root = root.value if isinstance(root, ast.Attribute) else root.func
                 if isinstance(root, ast.Name) and root.id in ROOTS:
+                    found.add(node.attr)
+                # self._context.NAME
+                if isinstance(node.value, ast.Attribute) and node.value.attr in ROOTS:
                     found.add(node.attr)
     return found
 
@@ -259,8 +308,11 @@ def main() -> None:
     parser.add_argument("module")
     parser.add_argument("target")
     parser.add_argument("--without")
+    parser.add_argument("--bundle", type=Path)
     options = parser.parse_args()
     recorder = run(importlib.import_module(options.module), options.target, options.without)
+    if options.bundle is not None:
+        run_sessions(recorder, options.bundle, options.target)
     unused = sorted(names_in_our_code() - recorder.used)
     print(
         json.dumps(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,11 +15,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from tensorrt_api import STUB
 
+from variator_export.core.recipe import EngineRecipe
+from variator_export.pipeline.compile import compile_engines
+from variator_export.pipeline.engine_steps import EngineOrder
+
 SCRIPT = Path(__file__).parent / "tensorrt_api.py"
 # The oldest and the newest that the target `tensorrt` is meant for.
 VERSIONS = ("10.16.1.11", "11.4.0.106")
 # Ours, or of objects of our own.
-NOT_OF_TENSORRT = {"__class__", "__init__", "load", "store"}
+NOT_OF_TENSORRT = {"__class__", "__init__", "load", "store", "items"}
 OF_RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
 
 
@@ -54,6 +59,15 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
     return fetch
 
 
+@pytest.fixture(scope="module")
+def with_engines(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
+    """A bundle with an engine of ratio 2 and one for every ratio."""
+    folder = tmp_path_factory.mktemp("engines") / "small"
+    shutil.copytree(small_bundle, folder)
+    compile_engines(folder, EngineOrder(EngineRecipe(), ("tensorrt-rtx",), ("ratio-2", "any-ratio")))
+    return folder
+
+
 def _compare(module: str, target: str, environment: dict[str, str], *options: str) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", str(SCRIPT), module, target, *options]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
@@ -64,26 +78,25 @@ def _compare(module: str, target: str, environment: dict[str, str], *options: st
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_name_and_argument_is_one_of_tensorrt(
-    version: str, bindings: Callable[[str], dict[str, str]]
+    version: str, bindings: Callable[[str], dict[str, str]], with_engines: Path
 ) -> None:
     environment = bindings(version)
-    found = _compare("tensorrt_bindings", "tensorrt", environment)
+    found = _compare("tensorrt_bindings", "tensorrt", environment, "--bundle", str(with_engines))
     assert found["problems"] == []
     assert set(found["unused"]) <= NOT_OF_TENSORRT | OF_RTX_ONLY, "names that no option of ours reaches"
 
 
-def test_every_name_and_argument_is_one_of_tensorrt_for_rtx() -> None:
-    found = _compare("tensorrt_rtx", "tensorrt-rtx", {})
+def test_every_name_and_argument_is_one_of_tensorrt_for_rtx(with_engines: Path) -> None:
+    found = _compare("tensorrt_rtx", "tensorrt-rtx", {}, "--bundle", str(with_engines))
     assert found["problems"] == []
     assert found["used"]
     assert not OF_RTX_ONLY & set(found["unused"])
 
 
 @pytest.mark.parametrize(
-    "name", ["IBuilderConfig.set_memory_pool_limit", "BuilderFlag.TF32", "module.OnnxParser"]
+    "name", ["IBuilderConfig.set_memory_pool_limit", "BuilderFlag.TF32", "tensorrt_rtx.OnnxParser"]
 )
 def test_a_name_that_goes_is_found(name: str) -> None:
     found = _compare("tensorrt_rtx", "tensorrt-rtx", {}, "--without", name)
     owner, _, attribute = name.partition(".")
-    label = "tensorrt_rtx" if owner == "module" else owner
-    assert f"{label} has no {attribute}" in found["problems"]
+    assert f"{owner} has no {attribute}" in found["problems"]

@@ -10,13 +10,16 @@ from variator_export.model.tokenizer import TextEncoder
 
 if TYPE_CHECKING:
     from variator_export.engines.onnxruntime import OnnxRuntimeSession, OnnxRuntimeVariantSession
+    from variator_export.engines.tensorrt.session import TensorRtSession
 
-Session = Union["OnnxRuntimeSession", "OnnxRuntimeVariantSession"]
+Session = Union["OnnxRuntimeSession", "OnnxRuntimeVariantSession", "TensorRtSession"]
 SESSION_TARGETS = (
     "onnxruntime",
     "onnxruntime-cuda",
     "onnxruntime-tensorrt",
     "onnxruntime-tensorrt-rtx",
+    "tensorrt-rtx",
+    "tensorrt",
 )
 
 
@@ -44,18 +47,23 @@ class Bundle(BundleFiles):
         variant: int | str | None = None,
         *,
         threads: int | None = None,
+        allow_unverified: bool = False,
+        trust_host_code: bool = False,
     ) -> Session:
         """Open a session.
 
         Args:
-            target: What runs it: `onnxruntime`, on the CPU, or one of its providers for NVIDIA GPUs. What is
-                asked for runs, or fails: no other one takes its place.
+            target: What runs it: `onnxruntime`, on the CPU, or one of its providers for NVIDIA GPUs; or
+                `tensorrt-rtx` or `tensorrt`, with an engine of the bundle. What is asked for runs, or fails:
+                no other one takes its place.
             variant: A ratio or the name of a variant: a session for that one. None: one session that runs
                 every ratio, changed from call to call: `session.run(inputs, ratio=4)`.
-            threads: Of one operator; None: all cores.
+            threads: Of one operator; None: all cores. Of `onnxruntime`.
+            allow_unverified: Run an engine that was built and never verified on a device.
+            trust_host_code: Let an engine bring a program of its own (TensorRT's lean runtime).
 
         Raises:
-            UserError: The target cannot run here, or there is no such variant.
+            UserError: The target cannot run here, or there is no such variant or engine.
         """
         if target not in SESSION_TARGETS:
             raise UserError(
@@ -66,6 +74,16 @@ class Bundle(BundleFiles):
             raise UserError(
                 f"{self.path} is in bfloat16, and ONNX Runtime has no bfloat16 products on a CPU.",
                 "Run it on a GPU (onnxruntime-cuda), or build it with --precision float32 or float16.",
+            )
+        if target in ("tensorrt-rtx", "tensorrt"):
+            from variator_export.engines.tensorrt.session import TensorRtSession
+
+            return TensorRtSession(
+                self,
+                target,
+                variant,
+                allow_unverified=allow_unverified,
+                trust_host_code=trust_host_code,
             )
         from variator_export.engines.onnxruntime import (
             PROVIDERS,

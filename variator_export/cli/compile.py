@@ -13,13 +13,14 @@ from variator_export.core.errors import UsageError
 from variator_export.core.manifest import EngineEntry
 from variator_export.core.recipe import CAPABILITIES
 from variator_export.core.recipe_file import load_recipe
+from variator_export.engines.tensorrt.session import ANY_RATIO
 from variator_export.pipeline.compile import (
     CompileResult,
     compile_engines,
     merge_engines,
     recipe_of_engines,
 )
-from variator_export.pipeline.engine_steps import ANY_RATIO, EngineOrder
+from variator_export.pipeline.engine_steps import EngineOrder
 
 _TARGETS = ("tensorrt-rtx", "tensorrt")
 _CACHE_MODES = ("ignore", "use", "require")

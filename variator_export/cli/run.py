@@ -27,6 +27,18 @@ def run_command(
     target: Annotated[
         str, typer.Option(metavar="T", help=f"What runs it: {', '.join(SESSION_TARGETS)}.")
     ] = "onnxruntime",
+    allow_unverified: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unverified", help="Run an engine that was built and never verified on a device."
+        ),
+    ] = False,
+    trust_host_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-host-code", help="Let an engine bring a program of its own (TensorRT's lean runtime)."
+        ),
+    ] = False,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut texts at the model's limit instead of refusing them.")
     ] = False,
@@ -52,7 +64,9 @@ def run_command(
     choice: int | str = variant if variant is not None else parse_ratio(ratio or "1")
     loaded = Bundle.load(bundle)
     entry = loaded.variant(choice)
-    session = loaded.session(target, entry.name)
+    session = loaded.session(
+        target, entry.name, allow_unverified=allow_unverified, trust_host_code=trust_host_code
+    )
     backbone = loaded.manifest.backbone
     inputs = loaded.text_encoder().encode(text, backbone.inputs, backbone.max_length, truncate=truncate)
     outputs = session.run(inputs)

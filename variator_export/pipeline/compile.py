@@ -11,8 +11,8 @@ from variator_export.core.manifest import EngineEntry, Manifest
 from variator_export.core.progress import Progress, StepReport
 from variator_export.core.recipe import EngineRecipe
 from variator_export.core.store import exclusive
+from variator_export.engines.tensorrt.session import ANY_RATIO
 from variator_export.pipeline.engine_steps import (
-    ANY_RATIO,
     EngineOrder,
     EngineSources,
     check_order,

@@ -25,12 +25,11 @@ from variator_export.engines.tensorrt.request import (
     any_ratio_profiles,
     ratio_profiles,
 )
+from variator_export.engines.tensorrt.session import ANY_RATIO, BUILT_ONLY
 from variator_export.engines.tensorrt.timing_cache import timing_cache_path
 from variator_export.pipeline.reports import ENGINES_REPORT, read_report
 from variator_export.pipeline.workshop import Workshop
 
-ANY_RATIO = "any-ratio"
-BUILT_ONLY = "built, not verified on a device"
 PORTABLE = "portable"
 
 

@@ -1,0 +1,104 @@
+"""Sessions on engines, as far as a machine without a GPU can tell. None is run here."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from test_cli import call
+
+from variator_export import Bundle, UserError
+from variator_export.core.recipe import EngineRecipe, ShapeSet
+from variator_export.engines.tensorrt import session
+from variator_export.engines.tensorrt.compatibility import Place
+from variator_export.engines.tensorrt.request import Profile, any_ratio_profiles
+from variator_export.engines.tensorrt.session import choose_profile
+from variator_export.pipeline.compile import compile_engines
+from variator_export.pipeline.engine_steps import EngineOrder
+
+SETS = {
+    "interactive": ShapeSet(batch_size=(1, 1, 4), sequence_length=(1, 16, 64)),
+    "batch": ShapeSet(batch_size=(1, 32, 32), sequence_length=(1, 64, 64)),
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
+    folder = tmp_path_factory.mktemp("engines") / "small"
+    shutil.copytree(small_bundle, folder)
+    compile_engines(folder, EngineOrder(EngineRecipe(profiles=SETS), ("tensorrt-rtx",), ("ratio-2",)))
+    return folder
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place("this machine", "sm89", {"tensorrt-rtx": "1.7.1.116"})
+    monkeypatch.setattr(session, "this_machine", lambda: place)
+
+
+def test_an_engine_that_does_not_run_here_is_not_replaced_by_anything(compiled: Path) -> None:
+    bundle = Bundle.load(compiled)
+    with pytest.raises(UserError, match=r"no engine of ratio-2 for this machine.*this machine has no GPU"):
+        bundle.session("tensorrt-rtx", 2)
+    with pytest.raises(UserError, match="no engine of ratio-3 for tensorrt-rtx") as raised:
+        bundle.session("tensorrt-rtx", 3)
+    assert "compile" in str(raised.value.hint)
+    assert "--variant ratio-3" in str(raised.value.hint)
+    with pytest.raises(UserError, match="no engine of any-ratio for tensorrt"):
+        bundle.session("tensorrt")
+    result = call("run", str(compiled), "--target", "tensorrt-rtx", "--ratio", "2", "--text", "Yes.")
+    assert (result.returncode, "this machine has no GPU" in result.stderr) == (1, True)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_an_engine_that_was_only_built_is_not_run_unless_that_is_asked_for(compiled: Path) -> None:
+    bundle = Bundle.load(compiled)
+    with pytest.raises(UserError, match="was built and never verified on a device") as raised:
+        bundle.session("tensorrt-rtx", 2)
+    assert "--allow-unverified" in str(raised.value.hint)
+    with pytest.raises(UserError, match=r"PyTorch .* sees no GPU here"):
+        bundle.session("tensorrt-rtx", 2, allow_unverified=True)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_plan_is_not_opened_before_it_is_what_its_sidecar_says(
+    compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "TorchCuda", lambda: None)
+    monkeypatch.setattr(session, "load_tensorrt", lambda _: pytest.fail("the plan would have been opened"))
+    folder = tmp_path / "small"
+    shutil.copytree(compiled, folder)
+    (entry,) = Bundle.load(folder).engines("tensorrt-rtx", "ratio-2")
+    plan = bytearray((folder / entry.engine).read_bytes())
+    plan[-1] ^= 1
+    (folder / entry.engine).write_bytes(plan)
+    with pytest.raises(UserError, match="has the sha256"):
+        Bundle.load(folder).session("tensorrt-rtx", 2, allow_unverified=True)
+    monkeypatch.setattr(session, "plan_contradicts", lambda *_: "it is no plan")
+    with pytest.raises(UserError, match=r"its sidecar says tensorrt-rtx .*, and it is no plan"):
+        Bundle.load(compiled).session("tensorrt-rtx", 2, allow_unverified=True)
+
+
+def test_the_profile_is_that_of_the_ratio_and_the_nearest_shape(small_bundle: Path) -> None:
+    backbone = Bundle.load(small_bundle).manifest.backbone
+    profiles = any_ratio_profiles(SETS, backbone, [(1, 1), (2, 5), (4, 5)])
+
+    def chosen(batch: int, length: int, k: int, m: int) -> str:
+        of_inputs = dict.fromkeys(backbone.inputs, (batch, length))
+        plugin = {
+            "compress.weight": (2, k, k, 32),
+            "compress.bias": (2, k),
+            "decompress.down.weight": (2, m, 64),
+        }
+        plugin |= {"decompress.down.bias": (2, m), "decompress.up.weight": (2, 32, m)}
+        shapes = of_inputs | {f"plugin.{name}": shape for name, shape in plugin.items()}
+        return profiles[choose_profile(profiles, shapes)].name
+
+    assert chosen(1, 8, 4, 5) == "4x5 interactive"
+    assert chosen(32, 64, 4, 5) == "4x5 batch"
+    assert chosen(4, 64, 2, 5) == "2x5 batch"
+    assert chosen(1, 64, 1, 1) == "1x1 interactive"
+    for wrong in ((33, 8, 4, 5), (1, 65, 4, 5), (1, 8, 3, 5), (1, 8, 4, 64)):
+        with pytest.raises(UserError, match=r"No profile of the engine is for the shapes.*4x5 batch \("):
+            chosen(*wrong)
+    one = [Profile(name="only", shapes={"input_ids": ((1, 1), (1, 8), (1, 16))})]
+    assert choose_profile(one, {"input_ids": (1, 16)}) == 0
