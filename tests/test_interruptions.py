@@ -14,6 +14,7 @@ import interrupted_build
 import pytest
 
 from variator_export import Bundle, build
+from variator_export.core.environment import installed_version
 from variator_export.core.recipe import Recipe
 
 # Steps of a build that makes everything again, and of one that adds a ratio.
@@ -22,7 +23,7 @@ ADDING = [
     "plugin/ratio-3",
     "bind/ratio-3",
     "verify/ratio-3",
-    "engine/tensorrt-rtx/ratio-3",
+    f"engine/tensorrt-rtx/portable-{installed_version('tensorrt-rtx')}/ratio-3",
     "publish",
     "report speed",
 ]

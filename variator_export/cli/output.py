@@ -112,7 +112,7 @@ class ConsoleProgress(Progress):
         if self._quiet:
             return
         seconds = f"{time.monotonic() - self._started:6.1f} s" if report.action == "made" else "        "
-        self._output.hint(f"{self._prefix}{report.action:7} {seconds}  {report.name:32} {report.why}")
+        self._output.hint(f"{self._prefix}{report.action:7} {seconds}  {report.name:46} {report.why}")
 
     def note(self, text: str) -> None:
         """Print a line."""
