@@ -9,8 +9,8 @@ EXTRAS := export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,report,demo,do
 build: $(VENV)/.installed  ## The default recipe: artifacts/minilm
 	$(BIN)/variator-export build
 
-test: $(VENV)/.installed  ## The tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed  ## The tests, on all cores
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.installed  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -67,7 +67,7 @@ def test_two_distributions_in_one_folder(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_bundle_is_looked_at(monkeypatch: pytest.MonkeyPatch, bundle_copy: Path) -> None:
-    monkeypatch.setattr(doctor, "_PROBES", {"onnxruntime": "print(1)"})
+    monkeypatch.setattr(doctor, "_PROBES", {"onnxruntime": "print('1.31, CPUExecutionProvider')"})
     found = diagnose(bundle_copy).bundle
     assert found is not None
     assert found["runs_on"] == ["onnxruntime"]

@@ -59,7 +59,9 @@ def test_what_is_no_source(text: str) -> None:
         parse_hub_source(text)
 
 
-def test_an_id_in_a_recipe_is_a_folder_only_where_there_is_one(tmp_path: Path) -> None:
+def test_an_id_in_a_recipe_is_a_folder_only_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (
         "name: x\nbackbone: {source: org/model@v2}\nplugins: [{source: org/plugin}, {source: ./org/plugin}]"
     )
@@ -67,6 +69,11 @@ def test_an_id_in_a_recipe_is_a_folder_only_where_there_is_one(tmp_path: Path) -
     recipe = load_recipe(tmp_path / "r.yaml")
     assert recipe.backbone.source == "hub:org/model@v2"
     assert [plugin.source for plugin in recipe.plugins] == ["hub:org/plugin", str(tmp_path / "org/plugin")]
+    (tmp_path / "sub.yaml").write_text("name: x\nbackbone: {source: ./model}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub.yaml").rename(tmp_path / "sub" / "r.yaml")
+    assert load_recipe("sub/r.yaml").backbone.source == "./sub/model", "no repository"
     (tmp_path / "org" / "plugin").mkdir(parents=True)
     assert load_recipe(tmp_path / "r.yaml").plugins[0].source == str(tmp_path / "org/plugin")
 
@@ -279,6 +286,7 @@ def test_what_is_not_pushed(filled: StandInHub, bundle_copy: Path, tmp_path: Pat
         (writer, [bundle, PLUGINS], "holds something else: ratio-2/"),
         (writer, [bundle, MODEL], "holds something else: 1_Pooling/config.json"),
         (writer, [bundle, "acme/new/folder"], "names a folder inside a repository"),
+        (writer, [bundle, "acme"], "names no organisation"),
         (writer, [str(tmp_path), "acme/new"], "holds neither a bundle nor a plugin"),
         (writer, ["nowhere", "acme/new"], "There is no folder nowhere"),
     ):

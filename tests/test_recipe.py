@@ -69,9 +69,11 @@ def test_sources_in_a_file_are_relative_to_the_file(tmp_path: Path) -> None:
         ("name: x\nbackbone: {source: b, sha256: abc}", ["'backbone.sha256' is 'abc'"]),
         (MINIMAL + "plugins: [{ratio: 2}]", ["either a source or initialise"]),
         (MINIMAL + "plugins: [{initialise: {}}]", ["needs a ratio"]),
-        (MINIMAL + "engine: {batch_size: [4, 2, 8]}", ["min <= opt <= max", "4, 2, 8"]),
+        (MINIMAL + "engine: {profiles: {a: {batch_size: [4, 2, 8]}}}", ["min <= opt <= max", "4, 2, 8"]),
         ("[1, 2]", ["is no mapping"]),
         ("name: [", ["not valid YAML"]),
+        ("name: {{ name }}", ["not valid YAML"]),
+        ("[" * 4000, ["not valid YAML"]),
         (MINIMAL + "name: y\n", ["the key 'name' comes twice", "line 3"]),
     ],
 )
@@ -195,7 +197,8 @@ def test_what_is_wrong_with_extending(tmp_path: Path, text: str, words: str) -> 
 def test_the_shown_recipe_is_one_and_says_where_each_value_comes_from(tmp_path: Path) -> None:
     _write(
         tmp_path,
-        a="extends: minilm\nname: a\nverify: {texts: ['Straße: #1', 'no']}\nengine: {batch_size: [1, 2, 3]}",
+        a="extends: minilm\nname: a\nverify: {texts: ['Straße: #1', 'no']}\n"
+        "engine: {profiles: {a: {batch_size: [1, 2, 3]}}}",
     )
     found = resolve_recipe(tmp_path / "a.yaml", [Layer("--no-speed", {"speed": None})])
     text = found.to_yaml()

@@ -52,7 +52,7 @@ def compile_command(
         typer.Option(
             metavar="SM",
             help="tensorrt-rtx: the GPUs to build for, sm89, or sm86+sm89 for one engine for both; may be "
-            "repeated, for engines of their own. Default: all that it knows.",
+            "repeated, for engines of their own. Default: one for all from sm80 on.",
         ),
     ] = None,
     timing_cache: Annotated[

@@ -10,7 +10,8 @@ Target = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
 Precision = Literal["float32", "float16", "bfloat16"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
 CAPABILITIES = r"^sm[0-9]{2,3}(\+sm[0-9]{2,3})*$"
-VariantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+VARIANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+VariantName = Annotated[str, StringConstraints(pattern=VARIANT_NAME)]
 Range = tuple[
     Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
 ]  # min, opt, max

@@ -212,7 +212,8 @@ def _read(path: Path, origin: str) -> dict[str, Any]:
         ) from error
     try:
         content = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError, RecursionError) as error:
+        # A mapping as a key ({{ name }}), or lists without end, are YAML, but no recipe.
         raise UserError(f"The recipe {origin} is not valid YAML: {error}", "Correct it there.") from error
     if not isinstance(content, dict):
         raise UserError(
@@ -257,7 +258,8 @@ def _below(folder: Path, source: str) -> str:
     path = os.path.normpath(folder / Path(source).expanduser())
     if looks_like_repository(source) and not Path(path).exists():
         return HUB_PREFIX + source
-    return path
+    # A path stays one: sub/model would read as a repository of the hub where there is no such folder.
+    return f".{os.sep}{path}" if looks_like_repository(path) else path
 
 
 def _inline(value: Any) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.environment import install_command, require, require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
+from variator_export.core.recipe import VARIANT_NAME
 from variator_export.engines.base import Arrays, check_inputs
 from variator_export.model.plugin_file import (
     PluginHost,
@@ -260,6 +262,14 @@ class DeviceGraph:
             raise _failed(inputs, error) from error
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A plugin of a session: its ratio, and its tensors where the graph takes them."""
+
+    ratio: int
+    tensors: Mapping[str, Any]
+
+
 class OnnxRuntimeSession:
     """One session that runs every variant of a bundle.
 
@@ -271,22 +281,23 @@ class OnnxRuntimeSession:
         self._bundle = bundle
         graph = bundle.graph(bundle.manifest.any_ratio["model"])
         self._graph = DeviceGraph(graph, provider, threads=threads)
-        # All at once, so that a bundle which is published again later changes nothing here.
+        # All at once, so that a bundle which is published again later changes nothing here. The table is
+        # replaced whole, never changed: calls of other threads see the old one or the new one.
         self._plugins = {
-            v.name: self._graph.upload(plugin_inputs(bundle, v)) for v in bundle.manifest.variants
+            v.name: _Loaded(v.ratio, self._graph.upload(plugin_inputs(bundle, v)))
+            for v in bundle.manifest.variants
         }
-        self._ratios = {v.name: v.ratio for v in bundle.manifest.variants}
         bundle.check_unchanged()
 
     @property
     def ratios(self) -> tuple[int, ...]:
         """The ratios that it runs, ascending."""
-        return tuple(sorted(set(self._ratios.values())))
+        return tuple(sorted({plugin.ratio for plugin in self._plugins.values()}))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of what it runs: the bundle's variants, then the plugins that were added."""
-        return tuple(self._ratios)
+        return tuple(self._plugins)
 
     def add_plugin(self, name: str, source: str | Path) -> None:
         """Take another plugin of the backbone, or a better one under a name that is there.
@@ -295,12 +306,16 @@ class OnnxRuntimeSession:
         plugins, not with this one: build it into a bundle to have it verified too.
 
         Args:
-            name: What to call it in `run`.
+            name: What to call it in `run`, as a variant is called; by its ratio alone it is found only where
+                the bundle has no variant of that ratio.
             source: Its folder, `recipes:PATH`, or `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`.
 
         Raises:
-            UserError: It cannot be read, or was made for another backbone; the session is as before.
+            UserError: It cannot be read, was made for another backbone, or the name is none or that of a
+                plugin of another ratio; the session is as before.
         """
+        if not isinstance(name, str) or not re.fullmatch(VARIANT_NAME, name):
+            raise UserError(f"{name!r} is no name of a plugin.", "Take letters, digits, '.', '_' and '-'.")
         backbone = self._bundle.manifest.backbone
         plugin = load_plugin(plugin_folder(str(source)))
         host = PluginHost(
@@ -311,21 +326,30 @@ class OnnxRuntimeSession:
             weights_sha256=backbone.weights_sha256,
         )
         check_plugin_fits(plugin.config, str(source), host)
-        self._plugins[name] = self._graph.upload(stack_for_graph(plugin))
-        self._ratios[name] = plugin.config.ratio
+        there = self._plugins.get(name)
+        if there is not None and there.ratio != plugin.config.ratio:
+            raise UserError(
+                f"{name} has the ratio {there.ratio}; the plugin {source} has {plugin.config.ratio}.",
+                "Give it a name of its own.",
+            )
+        loaded = _Loaded(plugin.config.ratio, self._graph.upload(stack_for_graph(plugin)))
+        self._plugins = {**self._plugins, name: loaded}
 
-    def _name(self, choice: int | str) -> str:
-        """The one plugin of a ratio or a name."""
-        if choice in self._plugins:
-            return str(choice)
-        found = [name for name, ratio in self._ratios.items() if ratio == choice]
+    def _find(self, choice: int | str) -> "_Loaded":
+        """By name; by ratio the bundle's own before those that were added."""
+        table = self._plugins
+        if isinstance(choice, str) and choice in table:
+            return table[choice]
+        own = {variant.name for variant in self._bundle.manifest.variants}
+        found = [name for name, plugin in table.items() if plugin.ratio == choice]
+        found = [name for name in found if name in own] or found
         if len(found) != 1:
-            there = ", ".join(f"{name} (ratio {ratio})" for name, ratio in self._ratios.items())
+            there = ", ".join(f"{name} (ratio {plugin.ratio})" for name, plugin in table.items())
             raise UserError(
                 f"The session has {'several plugins' if found else 'no plugin'} of {choice!r}: {there}.",
                 "Name one of them, session.run(inputs, ratio=NAME), or session.add_plugin(NAME, DIR).",
             )
-        return found[0]
+        return table[found[0]]
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str = 1) -> Arrays:
         """Run once.
@@ -337,7 +361,7 @@ class OnnxRuntimeSession:
         Raises:
             UserError: There is no such one, or the inputs do not fit.
         """
-        plugin = self._plugins[self._name(ratio)]
+        plugin = self._find(ratio).tensors
         arrays = check_inputs(inputs, self._bundle.manifest.backbone)
         return self._graph.run(arrays, plugin)
 

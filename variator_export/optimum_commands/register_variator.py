@@ -13,7 +13,7 @@ from optimum.commands.export.base import ExportCommand
 
 # Options that are given on as they are; those that may be repeated, and flags.
 _REPEATED = ("ratio", "plugin", "target")
-_FLAGS = ("replace", "no_speed")
+_FLAGS = ("replace", "no_speed", "untrained")
 
 
 class VariatorExportCommand(BaseOptimumCLICommand):
@@ -35,6 +35,10 @@ class VariatorExportCommand(BaseOptimumCLICommand):
         parser.add_argument("--ratio", action="append", help="A ratio to build; may be repeated.")
         parser.add_argument("--plugin", action="append", help="A compression plugin; may be repeated.")
         parser.add_argument("--target", action="append", help="What to build for; may be repeated.")
+        parser.add_argument(
+            "--untrained", action="store_true", help="Make untrained plugins of each --ratio."
+        )
+        parser.add_argument("--precision", help="float32, float16 or bfloat16.")
         parser.add_argument("--replace", action="store_true", help="Start the bundle afresh.")
         parser.add_argument("--no-speed", action="store_true", help="Do not measure the speed-up.")
         parser.add_argument("output", help="The folder of the bundle.")
@@ -48,6 +52,7 @@ class VariatorExportCommand(BaseOptimumCLICommand):
         command += ["--output", given.output]
         command += ["--backbone", given.model] if given.model else []
         command += ["--task", given.task] if given.task else []
+        command += ["--precision", given.precision] if given.precision else []
         for name in _REPEATED:
             for value in getattr(given, name) or ():
                 command += [f"--{name}", value]

@@ -13,7 +13,7 @@ from variator_export.core.environment import conditions, is_importable, machine,
 from variator_export.core.errors import UserError
 from variator_export.core.extras import Extra, extras
 from variator_export.core.manifest import EngineEntry
-from variator_export.engines.onnxruntime import PROVIDERS
+from variator_export.engines.onnxruntime import CPU, PROVIDERS
 from variator_export.engines.tensorrt import api as tensorrt_api
 from variator_export.engines.tensorrt.compatibility import Place, Verdict, can_run, this_machine
 from variator_export.engines.tensorrt.plan_header import HEADER_BYTES, plan_contradicts
@@ -120,7 +120,11 @@ def _look_at(bundle: Bundle, probes: list[Probe], place: Place) -> dict[str, Any
     return {
         "path": str(bundle.path),
         # By the names of providers in ONNX Runtime's own answer.
-        "runs_on": [target for target, provider in PROVIDERS.items() if provider.name in answer],
+        "runs_on": [
+            target
+            for target, provider in PROVIDERS.items()
+            if provider.name in answer and not (provider is CPU and bundle.manifest.precision == "bfloat16")
+        ],
         "backbone": _backbone(bundle),
         "machine": asdict(place),
         "engines": [_engine(bundle, entry, place) for entry in bundle.manifest.engines],

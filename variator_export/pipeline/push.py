@@ -53,11 +53,7 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> Pushe
         UserError: The folder is none of these or is damaged, the repository holds something else, there is no
             token that may write, or the hub cannot be reached.
     """
-    target = parse_hub_source(repository)
-    if target.subfolder:
-        raise UserError(
-            f"{repository} names a folder inside a repository.", "Give ORGANISATION/NAME[@BRANCH]."
-        )
+    target = check_repository(repository)
     files, card = _bundle(folder) if is_bundle(folder) else _plugins(folder)
     there = files_of(target.repo, target.revision)
     removed = _removable(target, there, files) if there else []
@@ -72,6 +68,19 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> Pushe
     message = f"{folder.resolve().name}, with variator-export"
     url = commit(target.repo, operations, message, revision=target.revision, private=private)
     return Pushed(target.repo, url, len(operations) - len(removed), len(removed))
+
+
+def check_repository(repository: str) -> HubSource:
+    """Where something can be pushed to.
+
+    Raises:
+        UserError: It is not written as ORGANISATION/NAME[@BRANCH].
+    """
+    target = parse_hub_source(repository)
+    if target.subfolder or "/" not in target.repo:
+        what = "names a folder inside a repository" if target.subfolder else "names no organisation"
+        raise UserError(f"{repository} {what}.", "Give ORGANISATION/NAME[@BRANCH].")
+    return target
 
 
 def _bundle(folder: Path) -> tuple[dict[str, Path], str]:
@@ -118,7 +127,7 @@ def _removable(target: HubSource, there: set[str], files: dict[str, Path]) -> li
         if old is not None:
             named = {*old.get("files", {}), *(name for name in there if name.startswith(f"{_REPORTS}/"))}
             return sorted((there & named) - files.keys())
-    if MANIFEST_NAME not in files and any(name.endswith(CONFIG_NAME) for name in there):
+    if not {MANIFEST_NAME} & (files.keys() | there) and any(name.endswith(CONFIG_NAME) for name in there):
         return []  # other plugins, which stay
     strange = sorted(there - _OF_THE_HUB - files.keys())
     raise UserError(

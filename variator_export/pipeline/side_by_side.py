@@ -5,6 +5,7 @@ A build that fails, or that the system kills for its memory, takes no other with
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -176,8 +177,9 @@ def _killed(code: int | None) -> UserError:
 
 
 def _build(out: Connection, recipe: Recipe, bundle: Path, replace: bool) -> None:
-    """In a process of its own."""
+    """In a process of its own, which ends with the one that asked: nobody would hear its answer."""
     interrupts.install()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         answer: Any = build(recipe, bundle, replace=replace, progress=_Told(out))
     except UserError as error:
@@ -192,6 +194,13 @@ def _build(out: Connection, recipe: Recipe, bundle: Path, replace: bool) -> None
             "Please report it with the command and these lines.",
         )
     out.send(("done", answer))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class _Told(Progress):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.environment import is_importable
+from variator_export.core.errors import UserError
 from variator_export.core.macs import analytic_macs
 from variator_export.core.manifest import Variant
 from variator_export.engines.base import Runner
@@ -95,6 +96,11 @@ class Subjects:
                 self._backbone = self._load_backbone()
             plugin = load_variant_plugin(self._files, variant) if variant.plugin else None
             return EagerModel(self._backbone, plugin, attention="sdpa", compiled=runtime == "torch.compile")
+        if self._files.manifest.precision == "bfloat16":
+            raise UserError(
+                f"{runtime} does not compute in bfloat16 on a CPU.",
+                "Time the bundle in float32, or this one with --runtime eager.",
+            )
         graph = self._files.graph(variant.graphs["model"])
         if runtime == "openvino":
             from variator_export.engines.openvino import OpenVinoGraph

@@ -27,6 +27,7 @@ class Flavour:
         magic: The first bytes of its plans.
         cannot: What of `core.recipe.EngineRecipe` it refuses, and why.
         compute_capabilities: Those that it can build for without the GPU; None: that of the GPU that builds.
+        portable: Those that an engine runs on for which none was named.
     """
 
     module: str
@@ -34,6 +35,7 @@ class Flavour:
     magic: bytes
     cannot: Mapping[str, str] = field(default_factory=dict)
     compute_capabilities: tuple[str, ...] | None = None
+    portable: tuple[str, ...] = ()
 
 
 FLAVOURS = {
@@ -48,7 +50,9 @@ FLAVOURS = {
             "version_compatible": "it has no lean runtime; build an engine for each version",
             "timing_cache": "it times no kernels when it builds",
         },
+        # sm75 has to be named, and has no kernels for float32 products and none for bfloat16.
         ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
+        portable=("sm80", "sm86", "sm89", "sm120", "sm121"),
     ),
     "tensorrt": Flavour(
         "tensorrt",
@@ -97,7 +101,7 @@ def require_tensorrt(target: str) -> str:
     if version is None:
         raise UserError(
             f"The target {target} needs the Python package {distribution}, which is not installed here.",
-            f"Install it with: {install_command(distribution)}, or leave it out: --target onnxruntime",
+            f"Install it with: {install_command(distribution)}, or leave the target out.",
         )
     return version
 

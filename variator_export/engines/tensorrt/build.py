@@ -172,5 +172,5 @@ def _failed(request: EngineRequest, what: str, log: Any, detail: str = "") -> Us
     profiles = "; ".join(f"{index}: {profile}" for index, profile in enumerate(request.profiles))
     return UserError(
         f"{request.target} {what} for {request.what}. Its profiles: {profiles}. In its own words:\n  {words}",
-        "Other targets are not affected: leave this one out with --target onnxruntime.",
+        "Other targets and engines are not affected.",
     )

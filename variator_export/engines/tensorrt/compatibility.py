@@ -104,7 +104,7 @@ def can_run(sidecar: Mapping[str, Any], place: Place) -> Verdict:
 def _right_gpu(sidecar: Mapping[str, Any], capability: str) -> bool:
     platform = str(sidecar["platform"])
     if platform == "portable":
-        return capability in (FLAVOURS[sidecar["target"]].compute_capabilities or ())
+        return capability in FLAVOURS[sidecar["target"]].portable
     if platform == "ampere-plus":
         return int(capability.removeprefix("sm")) >= 80
     return capability in platform.split("+")
@@ -113,7 +113,7 @@ def _right_gpu(sidecar: Mapping[str, Any], capability: str) -> bool:
 def _gpus(sidecar: Mapping[str, Any]) -> str:
     platform = str(sidecar["platform"])
     if platform == "portable":
-        return ", ".join(FLAVOURS[sidecar["target"]].compute_capabilities or ())
+        return ", ".join(FLAVOURS[sidecar["target"]].portable)
     return "sm80 and later" if platform == "ampere-plus" else platform.replace("+", " and ")
 
 

@@ -84,7 +84,7 @@ def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress |
     raise UserError(
         f"The {request.target} builder {ending} while it built {request.what}. Its last words:\n"
         f"  {words[-2000:] or 'none'}",
-        "Check free memory; other targets are not affected: leave this one out with --target onnxruntime.",
+        "Check free memory. Other targets and engines are not affected.",
     )
 
 
