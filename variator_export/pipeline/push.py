@@ -12,6 +12,7 @@ from variator_export.core.hub import HUB_PREFIX, HubSource, commit, download, fi
 from variator_export.core.manifest import MANIFEST_NAME, Manifest, is_bundle
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin_file import CONFIG_NAME, TENSORS_NAME, load_plugin
+from variator_export.model.source import PACKAGE_PREFIX
 
 if TYPE_CHECKING:
     pass
@@ -165,8 +166,8 @@ def _bundle_card(manifest: Manifest, name: str) -> str:
             *head,
             f"# {name}",
             "",
-            f"`{backbone.architecture}` from `{backbone.source}` with compression plugins, as ONNX graphs in "
-            f"{manifest.precision}. Each graph was compared with eager PyTorch {made.get('torch')} before it "
+            f"`{backbone.architecture}` from `{_public(backbone.source)}` with compression plugins, as ONNX "
+            f"graphs in {manifest.precision}. Each graph was compared with eager PyTorch {made.get('torch')} before it "
             "was published.",
             "",
             "| variant | ratio | plugin | graph |",
@@ -176,6 +177,11 @@ def _bundle_card(manifest: Manifest, name: str) -> str:
             *_use(manifest.variants[-1].ratio),
         ]
     )
+
+
+def _public(source: str) -> str:
+    """A source without where it lies on this machine."""
+    return source if source.startswith((HUB_PREFIX, PACKAGE_PREFIX)) else Path(source).name
 
 
 def _use(ratio: int) -> Sequence[str]:
