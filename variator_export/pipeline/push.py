@@ -167,8 +167,8 @@ def _bundle_card(manifest: Manifest, name: str) -> str:
             f"# {name}",
             "",
             f"`{backbone.architecture}` from `{_public(backbone.source)}` with compression plugins, as ONNX "
-            f"graphs in {manifest.precision}. Each graph was compared with eager PyTorch {made.get('torch')} before it "
-            "was published.",
+            f"graphs in {manifest.precision}. Each graph was compared with eager PyTorch "
+            f"{made.get('torch')} before it was published.",
             "",
             "| variant | ratio | plugin | graph |",
             "|---|---:|---|---|",
