@@ -14,7 +14,8 @@ from conftest import BLOCK, plugin_for
 
 from variator_export import Bundle, UserError, build
 from variator_export.core.recipe import Recipe
-from variator_export.engines.onnxruntime import PROVIDERS, DeviceGraph, plugin_inputs
+from variator_export.engines.onnxruntime import DeviceGraph, plugin_inputs
+from variator_export.engines.onnxruntime_providers import PROVIDERS
 from variator_export.model.backbone import load_backbone, read_backbone_info
 from variator_export.model.plugin_file import Plugin, save_plugin
 from variator_export.model.source import resolve_source

@@ -85,11 +85,8 @@ class Bundle(BundleFiles):
                 allow_unverified=allow_unverified,
                 trust_host_code=trust_host_code,
             )
-        from variator_export.engines.onnxruntime import (
-            PROVIDERS,
-            OnnxRuntimeSession,
-            OnnxRuntimeVariantSession,
-        )
+        from variator_export.engines.onnxruntime import OnnxRuntimeSession, OnnxRuntimeVariantSession
+        from variator_export.engines.onnxruntime_providers import PROVIDERS
 
         if variant is None:
             return OnnxRuntimeSession(self, threads=threads, provider=PROVIDERS[target])

@@ -229,12 +229,13 @@ def _overlay(content: dict[str, Any], origins: dict[str, str], layer: Layer, pre
         if isinstance(value, Mapping) and isinstance(below, dict) and not replaces:
             _overlay(below, origins, Layer(layer.origin, value), f"{key}.")
             continue
-        content[name] = copy.deepcopy(value)
         for other in [k for k in origins if k == key or k.startswith(f"{key}.")]:
             del origins[other]
-        if isinstance(value, Mapping):
-            origins.update({f"{key}.{inner}": layer.origin for inner in value})
+        if isinstance(value, Mapping) and value:
+            content[name] = {}
+            _overlay(content[name], origins, Layer(layer.origin, value), f"{key}.")
         else:
+            content[name] = copy.deepcopy(value)
             origins[key] = layer.origin
 
 

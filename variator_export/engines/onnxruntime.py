@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.core.recipe import VARIANT_NAME
 from variator_export.engines.base import Arrays, check_inputs
+from variator_export.engines.onnxruntime_providers import CPU, Provider
 from variator_export.model.plugin_file import (
     PluginHost,
     check_plugin_fits,
@@ -30,35 +31,6 @@ from variator_export.model.source import plugin_folder
 # On a CPU the fused SkipLayerNormalization is slower than the addition and the normalization it replaces:
 # 505 against 548 ms for MiniLM at (32, 128) on two cores.
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
-
-
-@dataclass(frozen=True)
-class Provider:
-    """A part of ONNX Runtime that runs graphs.
-
-    Attributes:
-        name: As ONNX Runtime calls it.
-        device: Where its tensors are.
-        needs: What has to be installed for it, for people.
-    """
-
-    name: str
-    device: Literal["cpu", "cuda"]
-    needs: str
-
-
-_GPU = "onnxruntime-gpu and the CUDA libraries that it is built for"
-# By the target of a session.
-PROVIDERS = {
-    "onnxruntime": Provider("CPUExecutionProvider", "cpu", "onnxruntime"),
-    "onnxruntime-cuda": Provider("CUDAExecutionProvider", "cuda", _GPU),
-    # The wheel of onnxruntime-gpu 1.31 is built for TensorRT 10, whatever else is installed.
-    "onnxruntime-tensorrt": Provider("TensorrtExecutionProvider", "cuda", f"{_GPU}, and TensorRT 10"),
-    "onnxruntime-tensorrt-rtx": Provider(
-        "NvTensorRTRTXExecutionProvider", "cuda", "an ONNX Runtime that is built with TensorRT for RTX"
-    ),
-}
-CPU = PROVIDERS["onnxruntime"]
 # How ONNX Runtime names the time of an operator itself.
 _KERNEL = "_kernel_time"
 

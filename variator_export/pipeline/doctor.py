@@ -13,7 +13,7 @@ from variator_export.core.environment import conditions, is_importable, machine,
 from variator_export.core.errors import UserError
 from variator_export.core.extras import Extra, extras
 from variator_export.core.manifest import EngineEntry
-from variator_export.engines.onnxruntime import CPU, PROVIDERS
+from variator_export.engines.onnxruntime_providers import CPU, PROVIDERS
 from variator_export.engines.tensorrt import api as tensorrt_api
 from variator_export.engines.tensorrt.compatibility import Place, Verdict, can_run, this_machine
 from variator_export.engines.tensorrt.plan_header import HEADER_BYTES, plan_contradicts
