@@ -1,6 +1,8 @@
 """Engines: real ones, built by TensorRT for RTX on a machine without a GPU. None is run here."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,17 @@ def test_equal_graphs_give_equal_engines_whatever_was_built_before(small_bundle:
     other = build_engine(_request("ratio-3.onnx"), small_bundle)
     assert engine != other
     assert engine == build_engine(_request("ratio-2.onnx"), small_bundle)
+
+
+def test_equal_graphs_give_equal_engines_wherever_they_lie(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = dict.fromkeys(SHAPES, ((1, 1), (8, 64), (32, 64)))  # the lengths of names have shown in these
+    request = _request("ratio-2.onnx", shapes)
+    engine = build_engine(request, small_bundle)
+    shutil.copytree(small_bundle, tmp_path / ("long" * 20))
+    monkeypatch.setenv("PATH", os.environ["PATH"] + ":/of/another/length" * 5)
+    assert engine == build_engine(request, tmp_path / ("long" * 20))
 
 
 def test_a_builder_that_crashes_does_not_take_the_build_with_it(

@@ -27,6 +27,7 @@ from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.training import losses, plugin_run, trainer
 from variator_export.training.adapt import adapt
+from variator_export.training.checkpoints import last_checkpoint
 from variator_export.training.finetune import finetune
 from variator_export.training.passages import Passages, tokenize_documents
 from variator_export.training.plugin_run import TrainedPlugins
@@ -237,10 +238,11 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(
 ) -> None:
     output = tmp_path / "plugins"
     command = [sys.executable, "-m", "variator_export", *_command(embedding_model, texts, output)]
-    checkpoint = tmp_path / ".plugins.training" / "checkpoint-4" / "trainer_state.json"
     process = subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+    work = tmp_path / ".plugins.training"
+    # Whole, that is: one whose last file is only begun is passed over, and rightly.
+    while last_checkpoint(work) is None and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -28,7 +28,7 @@ def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = N
     # The network must outlive its parser: keep a name for it.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(Path(request.graph).resolve())):
+    if not parser.parse_from_file(request.graph):
         raise _failed(request, "cannot parse the graph", log, "\n  ".join(_parser_errors(parser)))
     _allow_decomposed_attention(trt, network)
     config = builder.create_builder_config()

@@ -2,7 +2,8 @@
 
 A builder that crashes does not take the build with it; Ctrl-C ends it at once; and equal inputs give equal
 bytes. TensorRT for RTX orders some of what it writes by memory addresses: the second engine of a process
-differs from the first of another, and two processes differ unless their address space is not randomised.
+differs from the first of another, and two processes differ unless their address space is not randomised
+and what lies in it, names of files and the environment included, has equal lengths.
 Where the system forbids that (some containers), engines are as good, but their bytes may differ.
 
 `python -m variator_export.engines.tensorrt.isolated` takes the request as JSON on standard input and gives
@@ -27,8 +28,10 @@ _REFUSED = 1
 _QUERY, _ADDR_NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000
 _FIXED = "VARIATOR_EXPORT_FIXED_ADDRESSES"
 _PROGRESS = "VARIATOR_EXPORT_PROGRESS"
-# What a builder may need of the caller's environment.
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "HOME")
+# What a builder may need of the caller's environment; PATH is where Windows finds libraries.
+_ENVIRONMENT = ("PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "HOME") + (
+    ("PATH", "SYSTEMROOT") if sys.platform == "win32" else ()
+)
 
 
 def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress | None = None) -> bytes:
@@ -52,10 +55,9 @@ def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress |
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=(writer,),
-        # The lengths of names and of the environment would shift memory too.
+        # The graph's name is relative to it: the length of a path would shift memory too.
         cwd=folder,
-        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        | {"PYTHONHASHSEED": "0", _PROGRESS: f"{writer:06d}"},
+        env=_environment(writer),
     )
     os.close(writer)
     listener = threading.Thread(target=_listen, args=(reader, on_progress), daemon=True)
@@ -94,6 +96,14 @@ def _listen(reader: int, on_progress: OnProgress | None) -> None:
             if on_progress is not None:
                 phase, step, steps = json.loads(line)
                 on_progress(phase, step, steps)
+
+
+def _environment(progress: int) -> dict[str, str]:
+    """What the builder sees of the caller's, always of the same size: it lies in memory as well."""
+    chosen = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    chosen |= {"PYTHONHASHSEED": "0", _PROGRESS: f"{progress:06d}"}
+    size = sum(len(os.fsencode(text)) for item in chosen.items() for text in item) + 10 * len(chosen)
+    return {**chosen, "VARIATOR_EXPORT_PADDING": "-" * (-size % 8192)}
 
 
 def _command() -> list[str]:
