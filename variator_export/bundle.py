@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Union
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
+from variator_export.engines.onnxruntime_providers import PROVIDERS
+from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.model.tokenizer import TextEncoder
 
 if TYPE_CHECKING:
@@ -13,14 +15,7 @@ if TYPE_CHECKING:
     from variator_export.engines.tensorrt.session import TensorRtSession
 
 Session = Union["OnnxRuntimeSession", "OnnxRuntimeVariantSession", "TensorRtSession"]
-SESSION_TARGETS = (
-    "onnxruntime",
-    "onnxruntime-cuda",
-    "onnxruntime-tensorrt",
-    "onnxruntime-tensorrt-rtx",
-    "tensorrt-rtx",
-    "tensorrt",
-)
+SESSION_TARGETS = (*PROVIDERS, *FLAVOURS)
 
 
 class Bundle(BundleFiles):
@@ -75,7 +70,7 @@ class Bundle(BundleFiles):
                 f"{self.path} is in bfloat16, and ONNX Runtime has no bfloat16 products on a CPU.",
                 "Run it on a GPU (onnxruntime-cuda), or build it with --precision float32 or float16.",
             )
-        if target in ("tensorrt-rtx", "tensorrt"):
+        if target in FLAVOURS:
             from variator_export.engines.tensorrt.session import TensorRtSession
 
             return TensorRtSession(
@@ -86,7 +81,6 @@ class Bundle(BundleFiles):
                 trust_host_code=trust_host_code,
             )
         from variator_export.engines.onnxruntime import OnnxRuntimeSession, OnnxRuntimeVariantSession
-        from variator_export.engines.onnxruntime_providers import PROVIDERS
 
         if variant is None:
             return OnnxRuntimeSession(self, threads=threads, provider=PROVIDERS[target])

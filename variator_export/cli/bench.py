@@ -91,8 +91,7 @@ def bench_command(
             raise UsageError(f"{name} {value:g} is not more than 0.", f"Leave out {name}.")
     chosen: list[int | str] = [*(parse_ratio(k) for k in ratio or ()), *(variant or ())]
     printer = Output(format)
-    progress = ConsoleProgress(printer)
-    try:
+    with ConsoleProgress(printer) as progress:
         result = bench(
             bundle,
             [_parse(text) for text in shape] if shape else default_shapes(bundle),
@@ -103,8 +102,6 @@ def bench_command(
             profile=profile,
             progress=progress,
         )
-    finally:
-        progress.close()
     if output is not None:
         write_json(output, result.as_dict())
     if printer.is_json:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from variator_export.cli.build_tables import outcomes_table, speed_table, verification_table
-from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.cli.output import ConsoleProgress, Format, Output, error_document
 from variator_export.cli.push import PushOption, push_result
 from variator_export.cli.recipe_flags import with_flags
 from variator_export.core.errors import UsageError, UserError
@@ -17,7 +17,7 @@ from variator_export.core.recipe_file import ResolvedRecipe, shipped_recipes
 from variator_export.pipeline.build import BuildResult, build, default_bundle
 from variator_export.pipeline.push import check_repository
 from variator_export.pipeline.side_by_side import Order, Outcome, build_all
-from variator_export.pipeline.verified_graph import WIDENED
+from variator_export.pipeline.verified_graph import AS_IT_IS, how_it_runs
 
 
 def build_command(
@@ -169,11 +169,8 @@ def build_command(
     elif len(names) > 1:
         _build_several(printer, resolved, output, replace=replace, jobs=jobs)
     else:
-        progress = ConsoleProgress(printer)
-        try:
+        with ConsoleProgress(printer) as progress:
             result = build(resolved[0].recipe, output, replace=replace, progress=progress)
-        finally:
-            progress.close()
         if not printer.is_json:
             _print(printer, result)
         pushed = push_result(printer, result.bundle, push_to_hub)
@@ -223,9 +220,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "recipe": outcome.name,
         "state": outcome.state,
         **({"bundle": str(outcome.bundle)} if outcome.result is None else _document(outcome.result)),
-        "error": None
-        if error is None
-        else {"message": error.message, "hint": error.hint, "exit_code": error.exit_code},
+        "error": None if error is None else error_document(error),
     }
 
 
@@ -247,8 +242,8 @@ def _print(output: Output, result: BuildResult) -> None:
     output.text(f"{state}: {result.bundle}")
     output.text()
     output.table(verification_table(result))
-    if result.precision == "bfloat16":
-        output.hint(f"The graphs were verified {WIDENED}.")
+    if (how := how_it_runs(result.precision)) != AS_IT_IS:
+        output.hint(f"The graphs were verified {how}.")
     if result.speed is not None:
         output.text()
         output.table(speed_table(result.speed))

@@ -3,7 +3,7 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -13,6 +13,8 @@ from variator_export.core.errors import UsageError
 from variator_export.core.manifest import EngineEntry
 from variator_export.core.recipe import CAPABILITIES
 from variator_export.core.recipe_file import load_recipe
+from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.tensorrt.request import TimingCacheMode
 from variator_export.engines.tensorrt.session import ANY_RATIO
 from variator_export.pipeline.compile import (
     CompileResult,
@@ -22,8 +24,8 @@ from variator_export.pipeline.compile import (
 )
 from variator_export.pipeline.engine_steps import EngineOrder
 
-_TARGETS = ("tensorrt-rtx", "tensorrt")
-_CACHE_MODES = ("ignore", "use", "require")
+_TARGETS = tuple(FLAVOURS)
+_CACHE_MODES = get_args(TimingCacheMode)
 
 
 def compile_command(
@@ -102,11 +104,8 @@ def compile_command(
         timing_cache=timing_cache,  # type: ignore[arg-type]  # one of the modes
     )
     printer = Output(format)
-    progress = ConsoleProgress(printer)
-    try:
+    with ConsoleProgress(printer) as progress:
         result = compile_engines(bundle, order, progress)
-    finally:
-        progress.close()
     _print(printer, result)
 
 
@@ -129,11 +128,8 @@ def merge_command(
     if not others:
         raise UsageError("There is no other bundle to merge.", f"variator-export merge {bundle} OTHER")
     printer = Output(format)
-    progress = ConsoleProgress(printer)
-    try:
+    with ConsoleProgress(printer) as progress:
         result = merge_engines(bundle, others, progress)
-    finally:
-        progress.close()
     _print(printer, result)
 
 

@@ -79,8 +79,7 @@ def evaluate_command(
             check_card(path)
     examples = read_examples(data, Columns(text_column, pair_column, label_column, header))
     printer = Output(format)
-    progress = ConsoleProgress(printer)
-    try:
+    with ConsoleProgress(printer) as progress:
         quality = evaluate(
             folders,
             examples,
@@ -90,8 +89,6 @@ def evaluate_command(
             max_tokens=max_tokens,
             progress=progress,
         )
-    finally:
-        progress.close()
     if card:
         markdown = quality_markdown(quality)
         for path in folders:

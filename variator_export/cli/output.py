@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 
@@ -75,8 +75,12 @@ class Output:
         if error.hint:
             self.hint(f"  hint: {error.hint}")
         if self.is_json:
-            content = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-            self.document({"error": content})
+            self.document({"error": error_document(error)})
+
+
+def error_document(error: UserError) -> dict[str, Any]:
+    """An error in a JSON document."""
+    return {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
 def _console(stream: Any) -> Console:
@@ -147,7 +151,10 @@ class ConsoleProgress(Progress):
             task = bars.add_task(description, total=total)
             yield lambda: bars.advance(task)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Leave the terminal as it was."""
         self._stop_status()
 

@@ -75,8 +75,7 @@ def verify_command(
         raise UsageError("--reference stored does not use a backbone.", "Leave out one of the two.")
     chosen: list[int | str] = [*(parse_ratio(k) for k in ratio or ()), *(variant or ())]
     printer = Output(format)
-    progress = ConsoleProgress(printer)
-    try:
+    with ConsoleProgress(printer) as progress:
         result = verify(
             bundle,
             chosen,
@@ -86,8 +85,6 @@ def verify_command(
             reproduction=reproduction if bisect else None,
             progress=progress,
         )
-    finally:
-        progress.close()
     for path, content in ((junit, junit_xml), (summary, markdown)):
         if path is not None:
             write_text(path, content(result))

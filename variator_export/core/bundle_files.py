@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
@@ -101,15 +102,15 @@ class BundleFiles:
         """The engines of a variant for a target: of several GPUs and versions."""
         return [e for e in self.manifest.engines if (e.target, e.variant) == (target, variant)]
 
+    def sidecar(self, entry: EngineEntry) -> dict[str, Any]:
+        """What is written beside an engine about it, after its hash was compared."""
+        content: dict[str, Any] = json.loads(self.file(entry.sidecar).read_text(encoding="utf-8"))
+        return content
+
     def engine_states(self, variant: str) -> list[str]:
         """The engines of a variant for people: the target, and what is known of the engine."""
-
-        def status(entry: EngineEntry) -> str:
-            sidecar = json.loads(self.file(entry.sidecar).read_text(encoding="utf-8"))
-            return str(sidecar["status"])
-
         return [
-            f"{entry.target} {entry.version} {entry.platform}: {status(entry)}"
+            f"{entry.target} {entry.version} {entry.platform}: {self.sidecar(entry)['status']}"
             for entry in self.manifest.engines
             if entry.variant == variant
         ]

@@ -119,6 +119,11 @@ class EngineEntry(_Part):
     engine: str
     sidecar: str
 
+    @property
+    def files(self) -> tuple[str, str]:
+        """Its two files."""
+        return self.engine, self.sidecar
+
 
 class Manifest(_Part):
     """The content of `manifest.json`.
@@ -228,7 +233,7 @@ def _named_paths(manifest: Manifest) -> set[str]:
                 f"{variant.plugin.folder}/plugin.safetensors",
             }
     for engine in manifest.engines:
-        paths |= {engine.engine, engine.sidecar}
+        paths |= set(engine.files)
     return paths
 
 

@@ -158,14 +158,13 @@ def optimize_transformer(graph: Path, output: Path) -> Path:
 
 
 class OnnxRuntimeGraph:
-    """A graph of one ratio, or an any-ratio graph together with the plugin that it is to run.
+    """A graph of one ratio, or an any-ratio graph together with the plugin that it is to run, on the CPU.
 
     Args:
         graph: The ONNX file, or its content.
         extra: Inputs that stay the same from call to call (`plugin_file.stack_for_graph`).
         threads: Of one operator; None: all cores.
         weights: The folder of the weights that a graph given by its content points into.
-        provider: What runs it.
     """
 
     def __init__(
@@ -175,9 +174,8 @@ class OnnxRuntimeGraph:
         *,
         threads: int | None = None,
         weights: Path | None = None,
-        provider: Provider = CPU,
     ) -> None:
-        self._session = _open(graph, threads, weights, provider=provider)
+        self._session = _open(graph, threads, weights)
         self._extra = dict(extra or {})
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:

@@ -145,11 +145,11 @@ def _take(workshop: Workshop, source: BundleFiles, entry: EngineEntry) -> None:
     step = engine_step(entry)
     depends_on = source.manifest.steps.get(step, {})
     if workshop.old is not None and source.path == workshop.old.path:
-        workshop.keep(step, (entry.engine, entry.sidecar), depends_on)
+        workshop.keep(step, entry.files, depends_on)
         return
 
     def copy() -> None:
-        for name in (entry.engine, entry.sidecar):
+        for name in entry.files:
             shutil.copyfile(source.file(name), workshop.staging / name)
 
-    workshop.step(step, depends_on, [entry.engine, entry.sidecar], copy)
+    workshop.step(step, depends_on, entry.files, copy)

@@ -1,6 +1,5 @@
 """What this machine can build and run. What is reported on is imported in processes of their own."""
 
-import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +132,7 @@ def _look_at(bundle: Bundle, probes: list[Probe], place: Place) -> dict[str, Any
 
 def _engine(bundle: Bundle, entry: EngineEntry, place: Place) -> dict[str, Any]:
     """What an engine is, and whether a machine can run it. Of the plan only the head is read."""
-    sidecar = json.loads(bundle.file(entry.sidecar).read_text(encoding="utf-8"))
+    sidecar = bundle.sidecar(entry)
     with bundle.file(entry.engine).open("rb") as file:
         wrong = plan_contradicts(file.read(HEADER_BYTES), entry.target, entry.version)
     if wrong is not None:

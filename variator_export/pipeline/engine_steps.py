@@ -16,6 +16,7 @@ from variator_export.core.manifest import BackboneEntry, EngineEntry, Variant
 from variator_export.core.progress import Progress
 from variator_export.core.recipe import EngineRecipe
 from variator_export.engines.tensorrt.api import cuda_version, refuse_options, require_tensorrt
+from variator_export.engines.tensorrt.compatibility import AMPERE_PLUS, PORTABLE
 from variator_export.engines.tensorrt.isolated import build_engine
 from variator_export.engines.tensorrt.plan_header import read_plan_version
 from variator_export.engines.tensorrt.request import (
@@ -29,8 +30,6 @@ from variator_export.engines.tensorrt.session import ANY_RATIO, BUILT_ONLY
 from variator_export.engines.tensorrt.timing_cache import timing_cache_path
 from variator_export.pipeline.reports import ENGINES_REPORT, read_report
 from variator_export.pipeline.workshop import Workshop
-
-PORTABLE = "portable"
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,8 @@ class _Planned:
     """An engine, before it is there."""
 
     entry: EngineEntry
-    graph: str
     request: EngineRequest
     depends_on: Mapping[str, Any]
-    plugin: str | None
 
     @property
     def step(self) -> str:
@@ -130,7 +127,7 @@ def make_engines(
             workshop.step(
                 plan.step,
                 plan.depends_on,
-                [plan.entry.engine, plan.entry.sidecar],
+                plan.entry.files,
                 lambda plan=plan: _make(workshop, sources, plan, build(plan)),  # type: ignore[misc]
             )
     return sorted((*kept, *(plan.entry for plan in planned)), key=lambda entry: entry.engine)
@@ -142,7 +139,7 @@ def _platforms(target: str, options: EngineRecipe) -> list[str]:
     if target == "tensorrt-rtx":
         return [PORTABLE]
     if options.hardware_compatibility == "ampere-plus":
-        return ["ampere-plus"]
+        return [AMPERE_PLUS]
     gpu = first_gpu()
     if gpu is None:
         raise UserError(
@@ -164,6 +161,7 @@ def _plan(
     """The engines of a target and a platform."""
     options, backbone, chosen = order.options, sources.backbone, order.only
     folder = f"engines/{target}/{sources.precision}/{platform}-{version}"
+    timing_cache = _timing_cache(order, target, version)
 
     def planned(name: str, graph: str, plugin: str | None, profiles: Sequence[Profile]) -> _Planned:
         entry = EngineEntry(
@@ -186,7 +184,7 @@ def _plan(
             compute_capabilities=tuple(platform.split("+")) if options.compute_capabilities else (),
             hardware_compatibility=options.hardware_compatibility,
             version_compatible=options.version_compatible,
-            timing_cache=_timing_cache(order, target, version),
+            timing_cache=timing_cache,
             timing_cache_mode=order.timing_cache,
         )
         depends_on = {
@@ -196,7 +194,7 @@ def _plan(
             "version": version,
             "code": code_digest("engines/tensorrt"),
         }
-        return _Planned(entry, graph, request, depends_on, plugin)
+        return _Planned(entry, request, depends_on)
 
     profiles = ratio_profiles(options.profiles, backbone)
     for variant in sources.variants:
@@ -239,7 +237,7 @@ def _keep(workshop: Workshop, sources: EngineSources, entry: EngineEntry) -> boo
     plugin = variant.plugin.folder if variant and variant.plugin else None
     # Its TensorRT need not be installed here, nor need it be of this machine.
     now = {**before, **_sources(workshop, graph, plugin)}
-    return workshop.keep(engine_step(entry), (entry.engine, entry.sidecar), now)
+    return workshop.keep(engine_step(entry), entry.files, now)
 
 
 @contextmanager
@@ -261,9 +259,7 @@ def _builders(
 
         yield build_now
         return
-    needed = [
-        p for p in planned if workshop.would_make(p.step, p.depends_on, [p.entry.engine, p.entry.sidecar])
-    ]
+    needed = [p for p in planned if workshop.would_make(p.step, p.depends_on, p.entry.files)]
     if needed:
         workshop.materialise()
     with ThreadPoolExecutor(max_workers=jobs) as pool:

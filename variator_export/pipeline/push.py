@@ -1,6 +1,5 @@
 """Bundles and plugins to the hub: whole and in one commit, or not at all."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.errors import UserError
 from variator_export.core.hub import HUB_PREFIX, HubSource, commit, download, files_of, parse_hub_source
+from variator_export.core.json_file import read_json_object
 from variator_export.core.manifest import MANIFEST_NAME, Manifest, is_bundle
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin_file import CONFIG_NAME, TENSORS_NAME, load_plugin
@@ -139,12 +139,7 @@ def _removable(target: HubSource, there: set[str], files: dict[str, Path]) -> li
 
 def _remote_manifest(target: HubSource) -> dict[str, Any] | None:
     root = download(target, [MANIFEST_NAME], [(MANIFEST_NAME,)])
-    try:
-        content = json.loads((root / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    is_ours = isinstance(content, dict) and content.get("format") == "variator-bundle"
-    return content if is_ours else None
+    return read_json_object(root / MANIFEST_NAME, "Choose another repository.") if is_bundle(root) else None
 
 
 def _bundle_card(manifest: Manifest, name: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from variator_export.core import interrupts
-from variator_export.core.errors import EXIT_BUG, UserError
+from variator_export.core.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from variator_export.core.progress import Progress, StepReport
 from variator_export.core.recipe import Recipe
 from variator_export.pipeline.build import BuildResult, build
@@ -185,10 +185,10 @@ def _build(out: Connection, recipe: Recipe, bundle: Path, replace: bool) -> None
     except UserError as error:
         answer = error
     except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception:  # a bug of ours, which the process that asked reports with its traceback
         if interrupts.was_interrupted():
-            sys.exit(130)
+            sys.exit(EXIT_INTERRUPTED)
         answer = _CrashError(
             f"This is a bug in variator-export:\n{traceback.format_exc().rstrip()}",
             "Please report it with the command and these lines.",

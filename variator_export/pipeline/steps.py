@@ -24,7 +24,7 @@ from variator_export.model.plugin_file import (
 from variator_export.model.source import plugin_folder
 from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
 from variator_export.pipeline.plan import VariantPlan
-from variator_export.pipeline.verified_graph import AS_IT_IS, WIDENED, open_for_verification
+from variator_export.pipeline.verified_graph import how_it_runs, open_for_verification
 from variator_export.stages.budget import MULTIPLE
 
 # Of the multiply-accumulates, in the precision that was asked for.
@@ -245,7 +245,7 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         {
             "variant": plan.name,
             "precision": recipe.precision,
-            "ran": WIDENED if recipe.precision == "bfloat16" else AS_IT_IS,
+            "ran": how_it_runs(recipe.precision),
             "reference": EAGER,
             "findings": [finding.as_dict() for finding in findings],
         },

@@ -21,7 +21,7 @@ from variator_export.engines.base import Runner
 from variator_export.engines.onnxruntime import OnnxRuntimeGraph, plugin_inputs
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.reports import VERIFICATION_REPORT, store_report
-from variator_export.pipeline.verified_graph import AS_IT_IS, WIDENED, open_for_verification
+from variator_export.pipeline.verified_graph import AS_IT_IS, how_it_runs, open_for_verification
 from variator_export.stages.cases import REAL_TEXT
 from variator_export.stages.invariances import check_invariances
 from variator_export.stages.reference import EAGER, load_reference
@@ -179,7 +179,7 @@ def verify(
         graphs={name: manifest.files[name].sha256 for name in graphs},
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
-        ran=WIDENED if manifest.precision == "bfloat16" else AS_IT_IS,
+        ran=how_it_runs(manifest.precision),
         versions=versions("variator-export", "onnxruntime", "onnxruntime-gpu", "torch", "transformers"),
         bisections=tuple(bisections),
     )

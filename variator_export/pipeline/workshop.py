@@ -91,7 +91,7 @@ class Workshop:
         """Take the whole old bundle but its engines, as it is."""
         assert self.old is not None
         manifest = self.old.manifest
-        engines = {path for entry in manifest.engines for path in (entry.engine, entry.sidecar)}
+        engines = {path for entry in manifest.engines for path in entry.files}
         names = [name for name in manifest.files if name not in engines]
         self.steps |= {name: s for name, s in manifest.steps.items() if not name.startswith("engine/")}
         self._files |= {name: manifest.files[name] for name in names}

@@ -89,21 +89,18 @@ def running(
     from variator_export.training.run import Run
 
     options.choose("--dtype", dtype, ("float16", "float32"))
-    progress = ConsoleProgress(printer)
-    run = Run(
-        output=output,
-        dtype=cast(Any, dtype),
-        replace=replace,
-        restart=restart,
-        command=options.command_line(),
-        terms=terms,
-        progress=progress,
-    )
-    run.check_output()
-    try:
+    with ConsoleProgress(printer) as progress:
+        run = Run(
+            output=output,
+            dtype=cast(Any, dtype),
+            replace=replace,
+            restart=restart,
+            command=options.command_line(),
+            terms=terms,
+            progress=progress,
+        )
+        run.check_output()
         yield run
-    finally:
-        progress.close()
 
 
 def is_main() -> bool:

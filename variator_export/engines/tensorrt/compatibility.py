@@ -9,6 +9,8 @@ from variator_export.core.environment import first_gpu, installed_version
 from variator_export.core.errors import UsageError
 from variator_export.engines.tensorrt.api import FLAVOURS
 
+# Platforms of engines beside compute capabilities: all of the target, and sm80 and later.
+PORTABLE, AMPERE_PLUS = "portable", "ampere-plus"
 _CAPABILITY = re.compile(r"sm\d{2,3}")
 _VERSION = re.compile(r"(?P<target>tensorrt-rtx|tensorrt)-(?P<version>\d+(\.\d+)*)")
 
@@ -103,18 +105,18 @@ def can_run(sidecar: Mapping[str, Any], place: Place) -> Verdict:
 
 def _right_gpu(sidecar: Mapping[str, Any], capability: str) -> bool:
     platform = str(sidecar["platform"])
-    if platform == "portable":
+    if platform == PORTABLE:
         return capability in FLAVOURS[sidecar["target"]].portable
-    if platform == "ampere-plus":
+    if platform == AMPERE_PLUS:
         return int(capability.removeprefix("sm")) >= 80
     return capability in platform.split("+")
 
 
 def _gpus(sidecar: Mapping[str, Any]) -> str:
     platform = str(sidecar["platform"])
-    if platform == "portable":
+    if platform == PORTABLE:
         return ", ".join(FLAVOURS[sidecar["target"]].portable)
-    return "sm80 and later" if platform == "ampere-plus" else platform.replace("+", " and ")
+    return "sm80 and later" if platform == AMPERE_PLUS else platform.replace("+", " and ")
 
 
 def _remedy_for_gpu(target: str, capability: str, again: str) -> str:

@@ -4,7 +4,6 @@ Tensors lie in PyTorch's CUDA memory. A plan is executable code: it is not opene
 and its sidecar agree, and one that was only built is not run unless that is asked for.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -215,7 +214,7 @@ def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEn
     place = this_machine()
     reasons = []
     for entry in bundle.engines(target, name):
-        sidecar: dict[str, Any] = json.loads(bundle.file(entry.sidecar).read_text(encoding="utf-8"))
+        sidecar = bundle.sidecar(entry)
         verdict = can_run(sidecar, place)
         if verdict.runs:
             return entry, sidecar
