@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from variator_export.core.bundle_files import BundleFiles
-from variator_export.engines.tensorrt import build, session, timing_cache
+from variator_export.engines.tensorrt import build, plan, session, timing_cache
 from variator_export.engines.tensorrt.compatibility import Place
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
 
@@ -46,7 +47,7 @@ STUB = "".join(
 # Roots of the expressions in our code that are objects of TensorRT.
 ROOTS = (
     *("trt", "builder", "network", "parser", "config", "layer", "made", "error", "cache", "found", "there"),
-    *("runtime", "engine", "_context"),
+    *("runtime", "engine", "context", "refitter", "parser"),
 )
 _SIGNATURE = re.compile(r"^(?:\d+\. )?\w*\((?P<arguments>.*)\) -> (?P<result>.+?)$", re.MULTILINE)
 
@@ -55,7 +56,7 @@ class Recorder:
     """What was used and what was wrong with it."""
 
     def __init__(self, module: Any, removed: str | None) -> None:
-        self.module, self.removed = module, removed
+        self.module, self.removed, self.refuses = module, removed, ""
         self.problems: list[str] = []
         self.used: set[str] = set()
 
@@ -115,8 +116,17 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("INetworkDefinition", "num_inputs"): 1,
     ("INetworkDefinition", "num_layers"): 1,
     ("OnnxParser", "num_errors"): 1,
+    ("OnnxParserRefitter", "num_errors"): 1,
     ("ITensor", "name"): "input_ids",
     ("ITensor", "shape"): (-1, -1),
+}
+
+
+# What refitting gives, what it gives when it fails, and in which way of failing.
+_OF_REFITTING: dict[str, tuple[Any, Any, str]] = {
+    "OnnxParserRefitter.refit_from_file": (True, False, "parses"),
+    "Refitter.get_missing_weights": ([], ["weight"], "missing"),
+    "Refitter.refit_cuda_engine": (True, False, "refits"),
 }
 
 
@@ -158,6 +168,9 @@ class Fake:
             result = recorder.call(label, getattr(real, name), arguments, keywords)
             if label == "OnnxParser.parse_from_file":
                 return recorder.parses
+            if label in _OF_REFITTING:
+                given, refused, unless = _OF_REFITTING[label]
+                return refused if recorder.refuses == unless else given
             if label == "Builder.build_serialized_network":
                 return b"engine" if recorder.parses else None
             return {
@@ -198,7 +211,7 @@ class FakeModule:
         real = getattr(recorder.module, name)
         if hasattr(real, "__members__"):
             return _Enum(recorder, real)
-        if name not in ("Builder", "OnnxParser", "Runtime"):
+        if name not in ("Builder", "OnnxParser", "Runtime", "Refitter", "OnnxParserRefitter"):
             return real
 
         def construct(*arguments: Any) -> Fake:
@@ -233,6 +246,7 @@ def run(module: Any, target: str, removed: str | None) -> Recorder:
             "hardware_compatibility": ["ampere-plus", "same-compute-capability"],
             "version_compatible": [True],
             "timing_cache_mode": ["use", "require"],
+            "strip_weights": [False, True],
         }
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "times.cache"
@@ -258,6 +272,13 @@ class HostDevice:
 
     stream = 0
 
+    def overwrite(self, tensor: Any, array: Any) -> None:
+        tensor.values[...] = array
+
+    def record(self, enqueue: Any) -> Any:
+        enqueue()
+        return lambda: None
+
     def upload(self, array: Any) -> Any:
         return types.SimpleNamespace(data_ptr=lambda: 1, values=array)
 
@@ -271,25 +292,49 @@ class HostDevice:
 def run_sessions(recorder: Recorder, folder: Path, target: str) -> None:
     """Open the engines of a bundle and run each once; the plans are those of TensorRT for RTX."""
     bundle = BundleFiles(folder)
-    session.load_tensorrt = lambda _: FakeModule(recorder)  # type: ignore[assignment]
-    session.plan_contradicts = lambda *_: None  # type: ignore[assignment]
+    plan.load_tensorrt = lambda _: FakeModule(recorder)  # type: ignore[assignment]
+    plan.plan_contradicts = lambda *_: None  # type: ignore[assignment]
     session.this_machine = lambda: Place("this machine", "sm89", {"tensorrt-rtx": "1.7"})
     choose = session.choose_engine
-    session.choose_engine = lambda b, _, name: choose(b, "tensorrt-rtx", name)
+    strips = target == "tensorrt"
+
+    def stand_in(bundle: BundleFiles, _: str, name: str) -> Any:
+        entry, sidecar = choose(bundle, "tensorrt-rtx", name)
+        return entry.model_copy(update={"target": target}), {**sidecar, "strip_weights": strips}
+
+    session.choose_engine = stand_in
     names = bundle.manifest.backbone.inputs
     inputs = {name: np.ones((1, 4), np.int64) for name in names}
-    for variant, ratio in ((None, 2), (None, 1), (2, None)):
+    for (variant, ratio), graphs in itertools.product(((None, 2), (None, 1), (2, None)), (False, True)):
         opened = session.TensorRtSession(
-            bundle, target, variant, allow_unverified=True, trust_host_code=True, device=HostDevice()
+            bundle,
+            target,
+            variant,
+            allow_unverified=True,
+            trust_host_code=True,
+            cuda_graphs=graphs,
+            device=HostDevice(),
         )
-        found = opened.run(inputs, ratio)
-        assert found["last_hidden_state"].shape == (1, 4, 32)
+        for _ in range(2):
+            found = opened.run(inputs, ratio)
+            assert found["last_hidden_state"].shape == (1, 4, 32)
+    if strips:
+        for answer in ("parses", "refits", "missing"):
+            recorder.refuses = answer  # type: ignore[attr-defined]
+            with pytest.raises(session.UserError, match="cannot put the bundle's weights into"):
+                session.TensorRtSession(bundle, target, 2, allow_unverified=True, device=HostDevice())
+        entries = bundle.manifest.files
+        entries["weights.safetensors"] = entries["weights.safetensors"].model_copy(
+            update={"sha256": "0" * 64}
+        )
+        with pytest.raises(session.UserError, match=r"weights.safetensors is not the one that it was built"):
+            session.TensorRtSession(bundle, target, 2, allow_unverified=True, device=HostDevice())
 
 
 def names_in_our_code() -> set[str]:
     """Every attribute that our code takes of what may be an object of TensorRT."""
     found = set()
-    for module in (build, timing_cache, session):
+    for module in (build, timing_cache, plan, session):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute):
                 root = node.value

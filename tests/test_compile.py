@@ -123,6 +123,10 @@ def test_two_different_engines_of_one_place_are_not_merged(bundle_copy: Path, tm
     ("arguments", "words"),
     [
         (["--compute-capability", "sm90"], "cannot build for sm90; it knows sm75, sm80"),
+        (
+            ["--strip-weights"],
+            "strip_weights is not for the target tensorrt-rtx: it builds such engines only",
+        ),
         (["--timing-cache", "use"], "timing_cache is not for the target tensorrt-rtx: it times no kernels"),
         (["--variant", "ratio-9"], "has no variant 'ratio-9'"),
         (["--compute-capability", "h100"], "--compute-capability 'h100' is none"),

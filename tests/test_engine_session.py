@@ -8,6 +8,7 @@ from test_cli import call
 
 from variator_export import Bundle, UserError
 from variator_export.core.recipe import EngineRecipe, ShapeSet
+from variator_export.engines.tensorrt import plan as opening
 from variator_export.engines.tensorrt import session
 from variator_export.engines.tensorrt.compatibility import Place
 from variator_export.engines.tensorrt.request import Profile, any_ratio_profiles
@@ -64,7 +65,7 @@ def test_a_plan_is_not_opened_before_it_is_what_its_sidecar_says(
     compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "TorchCuda", lambda: None)
-    monkeypatch.setattr(session, "load_tensorrt", lambda _: pytest.fail("the plan would have been opened"))
+    monkeypatch.setattr(opening, "load_tensorrt", lambda _: pytest.fail("the plan would have been opened"))
     folder = tmp_path / "small"
     shutil.copytree(compiled, folder)
     (entry,) = Bundle.load(folder).engines("tensorrt-rtx", "ratio-2")
@@ -73,7 +74,7 @@ def test_a_plan_is_not_opened_before_it_is_what_its_sidecar_says(
     (folder / entry.engine).write_bytes(plan)
     with pytest.raises(UserError, match="has the sha256"):
         Bundle.load(folder).session("tensorrt-rtx", 2, allow_unverified=True)
-    monkeypatch.setattr(session, "plan_contradicts", lambda *_: "it is no plan")
+    monkeypatch.setattr(opening, "plan_contradicts", lambda *_: "it is no plan")
     with pytest.raises(UserError, match=r"its sidecar says tensorrt-rtx .*, and it is no plan"):
         Bundle.load(compiled).session("tensorrt-rtx", 2, allow_unverified=True)
 

@@ -44,6 +44,7 @@ class Bundle(BundleFiles):
         threads: int | None = None,
         allow_unverified: bool = False,
         trust_host_code: bool = False,
+        cuda_graphs: bool = False,
     ) -> Session:
         """Open a session.
 
@@ -56,6 +57,8 @@ class Bundle(BundleFiles):
             threads: Of one operator; None: all cores. Of `onnxruntime`.
             allow_unverified: Run an engine that was built and never verified on a device.
             trust_host_code: Let an engine bring a program of its own (TensorRT's lean runtime).
+            cuda_graphs: Record an engine's work once for each shape and variant, and replay it. Of
+                `tensorrt-rtx` and `tensorrt`.
 
         Raises:
             UserError: The target cannot run here, or there is no such variant or engine.
@@ -79,6 +82,7 @@ class Bundle(BundleFiles):
                 variant,
                 allow_unverified=allow_unverified,
                 trust_host_code=trust_host_code,
+                cuda_graphs=cuda_graphs,
             )
         from variator_export.engines.onnxruntime import OnnxRuntimeSession, OnnxRuntimeVariantSession
 

@@ -65,6 +65,14 @@ def compile_command(
             "(fail where one is missing).",
         ),
     ] = "ignore",
+    strip_weights: Annotated[
+        bool | None,
+        typer.Option(
+            "--strip-weights/--with-weights",
+            help="tensorrt: leave the weights out of the engines; sessions take those of the bundle. "
+            "Default: what the recipe says.",
+        ),
+    ] = None,
     jobs: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many engines to build side by side.")
     ] = 1,
@@ -93,9 +101,11 @@ def compile_command(
             raise UsageError(
                 f"--compute-capability {names!r} is none.", "--compute-capability sm89, or sm86+sm89 for both"
             )
-    if compute_capability:
-        content = {**how.model_dump(mode="json"), "compute_capabilities": compute_capability}
-        how = options.checked(type(how), content)
+    asked = {"compute_capabilities": compute_capability or None, "strip_weights": strip_weights}
+    content = how.model_dump(mode="json") | {
+        name: value for name, value in asked.items() if value is not None
+    }
+    how = options.checked(type(how), content)
     order = EngineOrder(
         options=how,
         targets=tuple(dict.fromkeys(target)),

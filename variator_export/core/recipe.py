@@ -137,6 +137,9 @@ class EngineRecipe(_Part):
     version_compatible: bool = False
     """`tensorrt` only: whether later versions may run an engine. The lean runtime, a program of its own, is
     left out of it."""
+    strip_weights: bool = False
+    """`tensorrt` only: leave the weights out of the engines. A session puts the bundle's own into them, so
+    many engines share one file of weights."""
 
     @model_validator(mode="after")
     def _makes_something(self) -> "EngineRecipe":

@@ -184,6 +184,7 @@ def _plan(
             compute_capabilities=tuple(platform.split("+")) if options.compute_capabilities else (),
             hardware_compatibility=options.hardware_compatibility,
             version_compatible=options.version_compatible,
+            strip_weights=options.strip_weights,
             timing_cache=timing_cache,
             timing_cache_mode=order.timing_cache,
         )
@@ -301,6 +302,7 @@ def _make(workshop: Workshop, sources: EngineSources, plan: _Planned, built: tup
             "workspace_mib": request.workspace_mib,
             "hardware_compatibility": request.hardware_compatibility,
             "version_compatible": request.version_compatible,
+            "strip_weights": request.strip_weights,
             "engine": {
                 "sha256": sha256_file(path),
                 "size_bytes": len(engine),

@@ -28,6 +28,7 @@ class Flavour:
         cannot: What of `core.recipe.EngineRecipe` it refuses, and why.
         compute_capabilities: Those that it can build for without the GPU; None: that of the GPU that builds.
         portable: Those that an engine runs on for which none was named.
+        records_graphs: Whether its execution contexts record CUDA graphs; else their stream is recorded.
     """
 
     module: str
@@ -36,6 +37,7 @@ class Flavour:
     cannot: Mapping[str, str] = field(default_factory=dict)
     compute_capabilities: tuple[str, ...] | None = None
     portable: tuple[str, ...] = ()
+    records_graphs: bool = False
 
 
 FLAVOURS = {
@@ -49,10 +51,12 @@ FLAVOURS = {
             "compute_capabilities",
             "version_compatible": "it has no lean runtime; build an engine for each version",
             "timing_cache": "it times no kernels when it builds",
+            "strip_weights": "it builds such engines only where a GPU is, and gives no reason where none is",
         },
         # sm75 has to be named, and has no kernels for float32 products and none for bfloat16.
         ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
         portable=("sm80", "sm86", "sm89", "sm120", "sm121"),
+        records_graphs=True,
     ),
     "tensorrt": Flavour(
         "tensorrt",

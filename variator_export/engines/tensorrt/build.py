@@ -74,6 +74,10 @@ def _configure(trt: Any, config: Any, request: EngineRequest) -> None:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         # A plan with the lean runtime in it is a program, which `engine_host_code_allowed` has to allow.
         config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+    if request.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        # Plain REFIT can give wrong numbers in TensorRT 11.3, by its release notes; the weights are the same.
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     if request.timing_cache_mode == "require":
         config.set_flag(trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
 

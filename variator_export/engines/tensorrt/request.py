@@ -61,6 +61,7 @@ class EngineRequest(BaseModel):
     compute_capabilities: tuple[str, ...] = ()
     hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
     version_compatible: bool = False
+    strip_weights: bool = False
     timing_cache: str | None = None
     timing_cache_mode: TimingCacheMode = "ignore"
 

@@ -1,90 +1,44 @@
 """Running engines. No GPU has executed this code yet; its names and arguments are compared with TensorRT's.
 
-Tensors lie in PyTorch's CUDA memory. A plan is executable code: it is not opened before its hash, its head
-and its sidecar agree, and one that was only built is not run unless that is asked for.
+An engine that was only built is not run unless that is asked for.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from variator_export.core.bundle_files import BundleFiles
-from variator_export.core.environment import require
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import EngineEntry
 from variator_export.engines.base import Arrays, check_inputs
-from variator_export.engines.tensorrt.api import load_tensorrt
+from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.compatibility import can_run, this_machine
-from variator_export.engines.tensorrt.plan_header import plan_contradicts
+from variator_export.engines.tensorrt.device import Device, TorchCuda
+from variator_export.engines.tensorrt.plan import OpenPlan
 from variator_export.engines.tensorrt.request import Profile
 from variator_export.model.plugin_file import load_variant_plugin, stack_for_graph
 
 ANY_RATIO = "any-ratio"
 BUILT_ONLY = "built, not verified on a device"
 _NEVER_EXECUTED = "no GPU has run the code that runs engines yet"
+# Each has its own memory for what lies between layers.
+_MOST_GRAPHS = 8
 
 
-class Device(Protocol):
-    """Where tensors are: PyTorch's CUDA, or what stands for it in tests."""
+@dataclass(frozen=True)
+class _Bound:
+    """An execution context with the shapes and addresses of one call.
 
-    def upload(self, array: np.ndarray) -> Any:
-        """A tensor with these values; has `data_ptr()`."""
-        ...
-
-    def empty(self, shape: Sequence[int]) -> Any:
-        """A float32 tensor for an output."""
-        ...
-
-    def download(self, tensor: Any) -> np.ndarray:
-        """Its values, after everything on the stream is done."""
-        ...
-
-    @property
-    def stream(self) -> int:
-        """The handle of the CUDA stream that all work is on."""
-        ...
-
-
-class TorchCuda:
-    """PyTorch's CUDA memory, on a stream of its own.
-
-    Raises:
-        UserError: PyTorch is not installed, or sees no GPU.
+    Attributes:
+        execute: Enqueues the work on the device's stream.
     """
 
-    def __init__(self) -> None:
-        require("torch", "export", "Running engines")
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError(
-                f"PyTorch {torch.__version__} sees no GPU here.",
-                "Run engines where one is, with a PyTorch for CUDA; onnxruntime runs the bundle on a CPU.",
-            )
-        self._torch = torch
-        self._stream = torch.cuda.Stream()
-
-    def upload(self, array: np.ndarray) -> Any:
-        """Copy an array to the GPU."""
-        with self._torch.cuda.stream(self._stream):
-            return self._torch.from_numpy(np.ascontiguousarray(array)).to("cuda", non_blocking=False)
-
-    def empty(self, shape: Sequence[int]) -> Any:
-        """Memory for a float32 output."""
-        with self._torch.cuda.stream(self._stream):
-            return self._torch.empty(tuple(shape), dtype=self._torch.float32, device="cuda")
-
-    def download(self, tensor: Any) -> np.ndarray:
-        """Wait for the stream and copy to the host."""
-        self._stream.synchronize()
-        values: np.ndarray = tensor.cpu().numpy()
-        return values
-
-    @property
-    def stream(self) -> int:
-        """Its handle."""
-        return int(self._stream.cuda_stream)
+    context: Any
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    execute: Callable[[], None]
 
 
 class TensorRtSession:
@@ -96,6 +50,8 @@ class TensorRtSession:
         variant: A ratio or a name; None: the any-ratio engine.
         allow_unverified: Run an engine that was only built.
         trust_host_code: Let TensorRT run a program that a plan brings along (the lean runtime).
+        cuda_graphs: Record the work once for each shape and variant, and replay it: less is left to the host.
+            The last eight are kept, each with its own memory.
         device: Where tensors are; None: PyTorch's CUDA.
 
     Raises:
@@ -111,6 +67,7 @@ class TensorRtSession:
         *,
         allow_unverified: bool = False,
         trust_host_code: bool = False,
+        cuda_graphs: bool = False,
         device: Device | None = None,
     ) -> None:
         self._bundle = bundle
@@ -132,33 +89,12 @@ class TensorRtSession:
             for key, plugin in arrays.items()
         }
         self._shapes = {key: {n: a.shape for n, a in plugin.items()} for key, plugin in arrays.items()}
-        self._open(bundle, target, trust_host_code)
-        bundle.check_unchanged()
-
-    def _open(self, bundle: BundleFiles, target: str, trust_host_code: bool) -> None:
-        plan = bundle.file(self._entry.engine).read_bytes()  # whose hash is compared
-        if wrong := plan_contradicts(plan, target, self._entry.version):
-            raise UserError(
-                f"{bundle.path / self._entry.engine}: its sidecar says {target} {self._entry.version}, and "
-                f"{wrong}.",
-                "Do not use it: get the bundle again from where it was built.",
-            )
-        trt = load_tensorrt(target)
-        runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-        if trust_host_code:
-            runtime.engine_host_code_allowed = True
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise UserError(
-                f"{target} cannot open {bundle.path / self._entry.engine}; its words are on standard error.",
-                f"variator-export doctor {bundle.path} says what the engine needs.",
-            )
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        self._outputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
-        # The engine has to live as long as its context.
-        self._runtime, self._engine = runtime, engine
-        self._context = engine.create_execution_context()
+        self._plan = OpenPlan(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
+        self._context = None if cuda_graphs else self._plan.engine.create_execution_context()
         self._profile = 0
+        self._graphs: dict[Any, _Bound] = {}
+        self._records_graphs = FLAVOURS[target].records_graphs
+        bundle.check_unchanged()
 
     @property
     def ratios(self) -> tuple[int, ...]:
@@ -184,25 +120,81 @@ class TensorRtSession:
                 "Open one for every ratio, without a variant.",
             )
         arrays = check_inputs(inputs, self._bundle.manifest.backbone)
-        plugin = self._plugins.get(variant.name, {})
         shapes = {name: array.shape for name, array in arrays.items()} | self._shapes.get(variant.name, {})
+        if self._context is None:
+            bound = self._recorded(variant.name, arrays, shapes)
+        else:
+            tensors = {name: self._device.upload(array) for name, array in arrays.items()}
+            self._profile = self._choose_profile(self._context, self._profile, shapes)
+            bound = self._bind(self._context, variant.name, tensors, shapes)
+        bound.execute()
+        return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
+
+    def _choose_profile(self, context: Any, current: int, shapes: Mapping[str, Sequence[int]]) -> int:
         index = choose_profile(self._profiles, shapes)
-        if index != self._profile:
-            self._context.set_optimization_profile_async(index, self._device.stream)
-            self._profile = index
-        tensors = {name: self._device.upload(array) for name, array in arrays.items()} | plugin
-        for name, tensor in tensors.items():
-            self._context.set_input_shape(name, tuple(shapes[name]))
-            self._context.set_tensor_address(name, tensor.data_ptr())
-        found = {name: self._device.empty(self._context.get_tensor_shape(name)) for name in self._outputs}
-        for name, tensor in found.items():
-            self._context.set_tensor_address(name, tensor.data_ptr())
-        if not self._context.execute_async_v3(self._device.stream):
-            raise UserError(
-                f"The engine failed on the shapes {shapes}; TensorRT's words are on standard error.",
-                "Check the GPU's memory.",
-            )
-        return {name: self._device.download(tensor) for name, tensor in found.items()}
+        if index != current:
+            context.set_optimization_profile_async(index, self._device.stream)
+        return index
+
+    def _bind(
+        self,
+        context: Any,
+        variant: str,
+        inputs: Mapping[str, Any],
+        shapes: Mapping[str, Sequence[int]],
+    ) -> _Bound:
+        """Give a context its shapes and addresses."""
+        for name, tensor in {**inputs, **self._plugins.get(variant, {})}.items():
+            context.set_input_shape(name, tuple(shapes[name]))
+            context.set_tensor_address(name, tensor.data_ptr())
+        outputs = {name: self._device.empty(context.get_tensor_shape(name)) for name in self._plan.outputs}
+        for name, tensor in outputs.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+
+        def execute() -> None:
+            if not context.execute_async_v3(self._device.stream):
+                raise UserError(
+                    f"The engine failed on {dict(shapes)}; TensorRT's words are on standard error.",
+                    "Check the GPU's memory.",
+                )
+
+        return _Bound(context, inputs, outputs, execute)
+
+    def _recorded(
+        self, variant: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
+    ) -> _Bound:
+        """What was recorded for a variant and these shapes, with other inputs; recorded first, if need be."""
+        key = variant, tuple(tuple(shapes[name]) for name in arrays)
+        bound = self._graphs.pop(key, None)
+        if bound is None:
+            bound = self._record(variant, arrays, shapes)
+        else:
+            for name, array in arrays.items():
+                self._device.overwrite(bound.inputs[name], array)
+        self._graphs[key] = bound  # the last one that was used is the last one to go
+        if len(self._graphs) > _MOST_GRAPHS:
+            self._graphs.pop(next(iter(self._graphs)))
+        return bound
+
+    def _record(
+        self, variant: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
+    ) -> _Bound:
+        """A context of its own: what is recorded holds its addresses."""
+        trt, engine = self._plan.trt, self._plan.engine
+        if self._records_graphs:
+            config = engine.create_runtime_config()
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            context = engine.create_execution_context(config)
+        else:
+            context = engine.create_execution_context()
+        self._choose_profile(context, 0, shapes)
+        inputs = {name: self._device.upload(array) for name, array in arrays.items()}
+        bound = self._bind(context, variant, inputs, shapes)
+        if self._records_graphs:
+            return bound
+        # TensorRT does at the first call after new shapes what cannot be recorded.
+        bound.execute()
+        return _Bound(context, inputs, bound.outputs, self._device.record(bound.execute))
 
 
 def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEntry, dict[str, Any]]:

@@ -1,0 +1,96 @@
+"""Where a session's tensors are: PyTorch's CUDA memory, or what stands for it in tests."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from variator_export.core.environment import require
+from variator_export.core.errors import UserError
+
+
+class Device(Protocol):
+    """Memory, and a stream that all work is on."""
+
+    def upload(self, array: np.ndarray) -> Any:
+        """A tensor with these values; has `data_ptr()`."""
+        ...
+
+    def overwrite(self, tensor: Any, array: np.ndarray) -> None:
+        """Give a tensor other values of the same shape; its address stays."""
+        ...
+
+    def empty(self, shape: Sequence[int]) -> Any:
+        """A float32 tensor for an output."""
+        ...
+
+    def download(self, tensor: Any) -> np.ndarray:
+        """Its values, after everything on the stream is done."""
+        ...
+
+    def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """Record what a function enqueues on the stream, without running it; gives what replays it."""
+        ...
+
+    @property
+    def stream(self) -> int:
+        """The handle of the CUDA stream."""
+        ...
+
+
+class TorchCuda:
+    """PyTorch's CUDA memory, on a stream of its own.
+
+    Raises:
+        UserError: PyTorch is not installed, or sees no GPU.
+    """
+
+    def __init__(self) -> None:
+        require("torch", "export", "Running engines")
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"PyTorch {torch.__version__} sees no GPU here.",
+                "Run engines where one is, with a PyTorch for CUDA; onnxruntime runs the bundle on a CPU.",
+            )
+        self._torch = torch
+        self._stream = torch.cuda.Stream()
+
+    def upload(self, array: np.ndarray) -> Any:
+        """Copy an array to the GPU."""
+        with self._torch.cuda.stream(self._stream):
+            return self._torch.from_numpy(np.ascontiguousarray(array)).to("cuda", non_blocking=False)
+
+    def overwrite(self, tensor: Any, array: np.ndarray) -> None:
+        """Copy an array into a tensor."""
+        with self._torch.cuda.stream(self._stream):
+            tensor.copy_(self._torch.from_numpy(np.ascontiguousarray(array)))
+
+    def empty(self, shape: Sequence[int]) -> Any:
+        """Memory for a float32 output."""
+        with self._torch.cuda.stream(self._stream):
+            return self._torch.empty(tuple(shape), dtype=self._torch.float32, device="cuda")
+
+    def download(self, tensor: Any) -> np.ndarray:
+        """Wait for the stream and copy to the host."""
+        self._stream.synchronize()
+        values: np.ndarray = tensor.cpu().numpy()
+        return values
+
+    def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """Record the stream while the function enqueues."""
+        graph = self._torch.cuda.CUDAGraph()
+        with self._torch.cuda.graph(graph, stream=self._stream):
+            enqueue()
+
+        def replay() -> None:
+            with self._torch.cuda.stream(self._stream):
+                graph.replay()
+
+        return replay
+
+    @property
+    def stream(self) -> int:
+        """Its handle."""
+        return int(self._stream.cuda_stream)

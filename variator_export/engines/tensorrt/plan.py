@@ -1,0 +1,103 @@
+"""Opening an engine file. A plan is executable code: what it is gets compared before TensorRT sees it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from variator_export.core.bundle_files import WEIGHTS_NAME, BundleFiles
+from variator_export.core.errors import UserError
+from variator_export.core.manifest import EngineEntry, Variant
+from variator_export.engines.tensorrt.api import load_tensorrt
+from variator_export.engines.tensorrt.plan_header import plan_contradicts
+from variator_export.model.plugin_file import TENSORS_NAME
+
+
+class OpenPlan:
+    """An engine as TensorRT has it, whole: weights that were left out of it are put in.
+
+    Args:
+        bundle: The bundle.
+        entry: The engine.
+        sidecar: What is written beside it.
+        variant: What it runs; None: every variant.
+        trust_host_code: Let TensorRT run a program that the plan brings along.
+
+    Attributes:
+        trt: The TensorRT module.
+        engine: Its engine.
+        outputs: The names of its outputs.
+
+    Raises:
+        UserError: The file is not what its sidecar says, TensorRT does not open it, or the bundle's weights
+            are not those it was built with.
+    """
+
+    def __init__(
+        self,
+        bundle: BundleFiles,
+        entry: EngineEntry,
+        sidecar: Mapping[str, Any],
+        variant: Variant | None,
+        *,
+        trust_host_code: bool,
+    ) -> None:
+        path = bundle.path / entry.engine
+        plan = bundle.file(entry.engine).read_bytes()  # whose hash is compared
+        if wrong := plan_contradicts(plan, entry.target, entry.version):
+            raise UserError(
+                f"{path}: its sidecar says {entry.target} {entry.version}, and {wrong}.",
+                "Do not use it: get the bundle again from where it was built.",
+            )
+        self.trt = trt = load_tensorrt(entry.target)
+        self._log = trt.Logger(trt.Logger.WARNING)
+        # The runtime has to live as long as its engine.
+        self._runtime = runtime = trt.Runtime(self._log)
+        if trust_host_code:
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise UserError(
+                f"{entry.target} cannot open {path}; its words are on standard error.",
+                f"variator-export doctor {bundle.path} says what the engine needs.",
+            )
+        self.engine = engine
+        if sidecar.get("strip_weights"):
+            self._put_weights_in(bundle, entry, sidecar["made_from"], variant)
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        self.outputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
+
+    def _put_weights_in(
+        self,
+        bundle: BundleFiles,
+        entry: EngineEntry,
+        made_from: Mapping[str, str | None],
+        variant: Variant | None,
+    ) -> None:
+        """The graph says where they are. All have to be those of the build: others would be taken unseen."""
+        graph = (variant.graphs if variant else bundle.manifest.any_ratio)["model"]
+        sources = {"graph": graph, "weights": WEIGHTS_NAME}
+        if variant is not None and variant.plugin is not None:
+            sources["plugin"] = f"{variant.plugin.folder}/{TENSORS_NAME}"
+        for kind, name in sources.items():
+            if bundle.manifest.files[name].sha256 != made_from[kind]:
+                raise UserError(
+                    f"{bundle.path / entry.engine} has no weights in it, and {name} is not the one that it "
+                    "was built with.",
+                    f"Compile it again: variator-export compile {bundle.path} --target {entry.target} "
+                    f"--variant {entry.variant}",
+                )
+        refitter = self.trt.Refitter(self.engine, self._log)
+        parser = self.trt.OnnxParserRefitter(refitter, self._log)
+        if not parser.refit_from_file(str(bundle.graph(graph))):
+            errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+            self._refuse(bundle, entry, "; ".join(errors) or "it gave no reason")
+        if missing := refitter.get_missing_weights():
+            self._refuse(bundle, entry, f"the graph has none for {', '.join(missing[:3])}")
+        if not refitter.refit_cuda_engine():
+            self._refuse(bundle, entry, "its words are on standard error")
+
+    def _refuse(self, bundle: BundleFiles, entry: EngineEntry, why: str) -> None:
+        raise UserError(
+            f"{entry.target} cannot put the bundle's weights into {bundle.path / entry.engine}: {why}.",
+            f"Compile it with its weights: variator-export compile {bundle.path} --target {entry.target} "
+            f"--variant {entry.variant} --with-weights",
+        )
