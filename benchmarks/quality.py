@@ -25,7 +25,8 @@ from variator_export.core.recipe_file import load_recipe
 from variator_export.data.examples import Columns, Examples, read_examples
 from variator_export.data.texts import read_texts
 from variator_export.model.backbone import load_backbone, read_backbone_info
-from variator_export.model.plugin_file import Plugin, load_plugin, load_plugin_config, save_plugin
+from variator_export.model.plugin_file import load_plugin, load_plugin_config, save_plugin
+from variator_export.model.plugin_layout import Plugin
 from variator_export.model.source import BackboneSource, resolve_source
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.pipeline.evaluate import evaluate

@@ -18,7 +18,8 @@ from variator_export.bundle import Bundle
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.macs import analytic_macs
 from variator_export.core.recipe import Recipe
-from variator_export.engines.onnxruntime import OnnxRuntimeGraph, plugin_inputs
+from variator_export.engines.onnxruntime import plugin_inputs
+from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph
 from variator_export.graph.macs import graph_macs
 from variator_export.pipeline.build import build
 from variator_export.stages.speed import speed_inputs

@@ -16,7 +16,8 @@ from variator_export.core.recipe import Recipe
 from variator_export.core.recipe_file import load_recipe
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin import initialise_plugin
-from variator_export.model.plugin_file import BackboneIdentity, Plugin, save_plugin
+from variator_export.model.plugin_file import save_plugin
+from variator_export.model.plugin_layout import BackboneIdentity, Plugin
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.pipeline.build import build

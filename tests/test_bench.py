@@ -13,7 +13,7 @@ from conftest import BLOCK
 from variator_export.cli.app import make_app
 from variator_export.core.errors import TooSlowError, UsageError, UserError
 from variator_export.engines.base import Arrays
-from variator_export.engines.onnxruntime import OperatorTime
+from variator_export.engines.onnxruntime_graph import OperatorTime
 from variator_export.pipeline import bench as module
 from variator_export.pipeline.bench import TimingSettings, bench
 from variator_export.stages.profile import profile_rows

@@ -1,5 +1,6 @@
 """The build: what it reuses and why, what it refuses, and that a wrong graph is never published."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from small_disk import run_on_small_disk
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
 from variator_export.core.recipe import BackboneRecipe, PluginRecipe, Recipe
 from variator_export.model.backbone import Backbone
-from variator_export.model.plugin_file import Plugin, save_plugin
+from variator_export.model.plugin_file import save_plugin
+from variator_export.model.plugin_layout import Plugin
 from variator_export.pipeline import steps
 from variator_export.pipeline.build import BuildResult
 from variator_export.stages.reference import load_reference
@@ -142,7 +144,7 @@ def test_a_bundle_of_another_backbone(
 
 
 def _other(plugin: Plugin, **config: Any) -> Plugin:
-    return Plugin(plugin.config.model_copy(update=config), plugin.tensors)
+    return Plugin(dataclasses.replace(plugin.config, **config), plugin.tensors)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +175,9 @@ def test_a_plugin_that_does_not_fit(
         "hidden size": initialise_plugin(4, 16, 2),
         "layers": initialise_plugin(4, 32, 1),
         "hash": _other(
-            fitting, backbone=identity.model_copy(update={"name": "other", "weights_sha256": "0" * 64})
+            fitting, backbone=dataclasses.replace(identity, name="other", weights_sha256="0" * 64)
         ),
-        "family": _other(fitting, backbone=identity.model_copy(update={"model_type": "t5"})),
+        "family": _other(fitting, backbone=dataclasses.replace(identity, model_type="t5")),
         "ratio 1": initialise_plugin(1, 32, 2),
         "truncated": fitting,
     }[what]

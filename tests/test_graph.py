@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.macs import analytic_macs
 from variator_export.engines.eager import EagerModel
-from variator_export.engines.onnxruntime import OnnxRuntimeGraph
+from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph
 from variator_export.engines.tensorrt.isolated import build_engine
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.graph.bind import bind, bind_baseline
@@ -26,7 +26,8 @@ from variator_export.graph.trace import OPSET, trace
 from variator_export.model.augmented import AugmentedModel
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
-from variator_export.model.plugin_file import Plugin, null_plugin, save_plugin, stack_for_graph
+from variator_export.model.plugin_file import save_plugin
+from variator_export.model.plugin_layout import Plugin, null_plugin, stack_for_graph
 from variator_export.stages.compare import deviation
 
 RATIOS = (2, 3, 4, 8)

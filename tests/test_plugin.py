@@ -17,7 +17,7 @@ from variator_export.model.plugin import (
     DecompressionLayer,
     initialise_plugin,
 )
-from variator_export.model.plugin_file import expected_shapes, null_plugin, stack_for_graph
+from variator_export.model.plugin_layout import expected_shapes, null_plugin, stack_for_graph
 
 
 def _random(*shape: int) -> torch.Tensor:

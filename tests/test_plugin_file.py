@@ -89,7 +89,7 @@ def test_a_truncated_file_is_refused(folder: Path, keep_bytes: int) -> None:
     ("changes", "words"),
     [
         ({"ratoi": 4}, ["unknown key 'ratoi'", "did you mean 'ratio'?"]),
-        ({"ratio": 0}, ["'ratio' is 0", "greater than or equal to 1"]),
+        ({"ratio": 0}, ["'ratio' is 0", "has to be at least 1"]),
         ({"ratio": "four"}, ["'ratio' is 'four'"]),
         ({"masking": "some"}, ["'masking' is 'some'", "exclude-padding"]),
         ({"format_version": 2}, ["format_version 2", "reads 1"]),

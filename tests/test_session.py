@@ -14,10 +14,12 @@ from conftest import BLOCK, plugin_for
 
 from variator_export import Bundle, UserError, build
 from variator_export.core.recipe import Recipe
-from variator_export.engines.onnxruntime import DeviceGraph, plugin_inputs
+from variator_export.engines.onnxruntime import plugin_inputs
+from variator_export.engines.onnxruntime_graph import DeviceGraph
 from variator_export.engines.onnxruntime_providers import PROVIDERS
 from variator_export.model.backbone import load_backbone, read_backbone_info
-from variator_export.model.plugin_file import Plugin, save_plugin
+from variator_export.model.plugin_file import save_plugin
+from variator_export.model.plugin_layout import Plugin
 from variator_export.model.source import resolve_source
 
 

@@ -19,7 +19,8 @@ from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
-from variator_export.model.plugin_file import BackboneIdentity, load_plugin
+from variator_export.model.plugin_file import load_plugin
+from variator_export.model.plugin_layout import BackboneIdentity
 from variator_export.model.upstream import read_upstream
 
 K, D, M, L = 4, 32, 5, 2

@@ -6,9 +6,9 @@ from typing import Any
 
 from variator_export.cli import options
 from variator_export.core.errors import UsageError, UserError
+from variator_export.core.nearest import nearest
 from variator_export.core.recipe import DEFAULT_RECIPE, TARGETS
 from variator_export.core.recipe_file import Layer, ResolvedRecipe, resolve_recipe
-from variator_export.core.validation import nearest
 from variator_export.pipeline.plan import parse_ratio
 
 

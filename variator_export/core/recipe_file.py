@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from pydantic import ValidationError
 from variator_export.core.errors import UserError
 from variator_export.core.hub import HUB_PREFIX, looks_like_repository
 from variator_export.core.recipe import Recipe
+from variator_export.core.recipes_folder import recipes_folder
 from variator_export.core.validation import describe_validation_error
 
 # Before the path of a plugin that comes with the package's recipes.
-RECIPES_PREFIX = "recipes:"
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -152,12 +151,6 @@ def recipe_schema() -> dict[str, Any]:
 def shipped_recipes() -> list[str]:
     """The names of the recipes that come with the package."""
     return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
-
-
-def recipes_folder() -> Path:
-    """Where the recipes of the package lie."""
-    # A folder on disk: the package says that it cannot run from an archive (pyproject.toml, zip-safe).
-    return Path(str(resources.files("variator_export.recipes")))
 
 
 def _layers(recipe: str | Path, folder: Path | None, above: tuple[Path, ...]) -> list[Layer]:

@@ -1,35 +1,38 @@
 """Pydantic's errors in words: where, what was found, what was expected, and the nearest known key."""
 
-import difflib
+import dataclasses
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-
-def nearest(word: str, known: list[str]) -> str | None:
-    """The known word that is most like the given one, or None if none is."""
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return matches[0] if matches else None
+from variator_export.core.nearest import nearest
 
 
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def _known_keys(model: type, location: tuple[int | str, ...]) -> list[str]:
     """The keys that are known beside the last one of a location."""
     current: Any = model
     for step in location[:-1]:
-        if isinstance(step, int) or not (isinstance(current, type) and issubclass(current, BaseModel)):
+        fields = _fields(current)
+        if isinstance(step, int) or not fields:
             continue
-        field = current.model_fields.get(step)
-        if field is None:
+        if step not in fields:
             return []
-        current = _model_in(field.annotation)
-    return (
-        sorted(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
-    )
+        current = _model_in(fields[step])
+    return sorted(_fields(current))
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    """The types of a model's fields by name; none for what is no model."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return {name: field.annotation for name, field in model.model_fields.items()}
+    if isinstance(model, type) and dataclasses.is_dataclass(model):
+        return {field.name: field.type for field in dataclasses.fields(model)}
+    return {}
 
 
 def _model_in(annotation: Any) -> Any:
-    """The pydantic model within an annotation such as `tuple[Model, ...] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    """The model within an annotation such as `tuple[Model, ...] | None`."""
+    if _fields(annotation):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
         found = _model_in(argument)
@@ -38,12 +41,17 @@ def _model_in(annotation: Any) -> Any:
     return None
 
 
-def describe_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """One sentence for each thing that is wrong."""
+def describe_validation_error(error: ValidationError, model: type) -> str:
+    """One sentence for each thing that is wrong.
+
+    Args:
+        error: Of pydantic.
+        model: What was validated, a pydantic model or a dataclass.
+    """
     sentences = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"]) or "the whole"
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # the second of dataclasses
             known = _known_keys(model, item["loc"])
             guess = nearest(str(item["loc"][-1]), known)
             choice = f"did you mean {guess!r}?" if guess else f"known keys: {', '.join(known)}."
@@ -52,5 +60,6 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel]) ->
             sentences.append(f"{where!r} is missing.")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            sentences.append(f"{where!r} is {item['input']!r}: {message[0].lower()}{message[1:]}.")
+            place = f"{where!r} is {item['input']!r}: " if item["loc"] else ""  # it names its place itself
+            sentences.append(f"{place}{message[0].lower()}{message[1:]}.")
     return " ".join(sentences)

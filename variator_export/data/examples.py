@@ -10,7 +10,7 @@ from typing import Any
 
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file, sha256_json
-from variator_export.core.validation import nearest
+from variator_export.core.nearest import nearest
 from variator_export.data.hub_dataset import is_dataset, read_dataset
 from variator_export.data.json_lines import json_rows
 from variator_export.data.lines import read_lines

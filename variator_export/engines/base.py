@@ -4,12 +4,14 @@ Arrays: int64 inputs (B, S) by name; outputs by name, one row per token for toke
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from variator_export.core.errors import UserError
-from variator_export.core.manifest import BackboneEntry
+
+if TYPE_CHECKING:  # what runs graphs needs no manifest
+    from variator_export.core.manifest import BackboneEntry
 
 Arrays = dict[str, np.ndarray]
 
@@ -22,7 +24,7 @@ class Runner(Protocol):
         ...
 
 
-def check_inputs(inputs: Mapping[str, np.ndarray], backbone: BackboneEntry) -> Arrays:
+def check_inputs(inputs: Mapping[str, np.ndarray], backbone: "BackboneEntry") -> Arrays:
     """Inputs as a graph takes them: all of them, int64, one shape, within the model's limit.
 
     Raises:

@@ -12,7 +12,7 @@ from variator_export.engines.base import Arrays
 from variator_export.model.augmented import AugmentedModel, PlainModel
 from variator_export.model.backbone import Backbone, quiet_transformers
 from variator_export.model.plugin import CompressionPlugin
-from variator_export.model.plugin_file import Plugin
+from variator_export.model.plugin_layout import Plugin
 
 
 class _SoftmaxInFloat64(TorchFunctionMode):

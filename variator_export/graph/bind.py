@@ -11,7 +11,7 @@ from variator_export.graph.constants import add_constant
 from variator_export.graph.masking import keep_everything
 from variator_export.graph.simplify import module_of, name_nodes, simplify
 from variator_export.graph.weights import attach_weights, detach_weights, external_tensors
-from variator_export.model.plugin_file import (
+from variator_export.model.plugin_layout import (
     EXCLUDE_PADDING_INPUT,
     GRAPH_INPUT_PREFIX,
     PluginConfig,

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from variator_export.graph.constants import add_constant
-from variator_export.model.plugin_file import GRAPH_INPUT_PREFIX
+from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 
 BATCH, LENGTH = "batch_size", "sequence_length"
 _PADDED = ".padded"

@@ -19,7 +19,7 @@ from variator_export.graph.weights import attach_weights, detach, external_tenso
 from variator_export.model.augmented import CompressedFeedForward, WindowedModel
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin, graph_state
-from variator_export.model.plugin_file import (
+from variator_export.model.plugin_layout import (
     EXCLUDE_PADDING_INPUT,
     GRAPH_INPUT_PREFIX,
     TENSOR_KINDS,
@@ -72,7 +72,7 @@ def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
 
     Returns:
         A graph with the inputs of the backbone, (batch_size, sequence_length), those of the plugin
-        (`plugin_file.stack_for_graph`), and the backbone's outputs.
+        (`plugin_layout.stack_for_graph`), and the backbone's outputs.
     """
     size = backbone.info.size
     config = PluginConfig(

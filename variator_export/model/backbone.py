@@ -19,7 +19,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
 from variator_export.model.families import find_architecture, find_task
 from variator_export.model.families.base import Architecture
-from variator_export.model.plugin_file import BackboneIdentity
+from variator_export.model.plugin_layout import BackboneIdentity
 from variator_export.model.pooling import PoolingSpec, read_pooling
 from variator_export.model.source import BackboneSource
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from variator_export.model.plugin_file import BackboneIdentity, Masking, Plugin, PluginConfig, Start
+from variator_export.model.plugin_layout import BackboneIdentity, Masking, Plugin, PluginConfig, Start
 
 DEFAULT_BOTTLENECK_SIZE = 64
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from variator_export.core.errors import UserError
-from variator_export.model.plugin_file import CONFIG_NAME, TENSORS_NAME, PluginConfig
+from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME, PluginConfig
 
 CARD_NAME = "README.md"
 PLOT_NAME = "loss.svg"

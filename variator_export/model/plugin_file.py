@@ -1,18 +1,15 @@
 """Compression plugin files: `plugin_config.json` and `plugin.safetensors` (docs/plugin-format.md).
 
 Needs neither torch nor transformers, so that a session can read plugins where those are not installed.
-
-Shapes: L layers, k ratio, d hidden size, m bottleneck size.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -22,66 +19,19 @@ from variator_export.core.hashing import sha256_files
 from variator_export.core.json_file import read_json_object
 from variator_export.core.manifest import Variant
 from variator_export.core.validation import describe_validation_error
-
-CONFIG_NAME = "plugin_config.json"
-TENSORS_NAME = "plugin.safetensors"
-FORMAT_VERSION = 1
-
-Masking = Literal["none", "exclude-padding"]
-Start = Literal["paper", "teacher"]
-
-# The six tensors of a layer, in the order in which an any-ratio graph takes them.
-TENSOR_KINDS = (
-    "compress.weight",
-    "compress.bias",
-    "decompress.down.weight",
-    "decompress.down.bias",
-    "decompress.up.weight",
-    "decompress.up.bias",
+from variator_export.model.plugin_layout import (
+    CONFIG_NAME,
+    TENSORS_NAME,
+    Plugin,
+    PluginConfig,
+    expected_shapes,
+    null_plugin,
 )
-GRAPH_INPUT_PREFIX = "plugin."
+
+FORMAT_VERSION = 1
+_CONFIG = TypeAdapter(PluginConfig)
+
 _UNTRAINED = "Before there is one, `build --untrained --ratio K` shows the speed."
-EXCLUDE_PADDING_INPUT = "plugin.exclude_padding"
-
-
-class BackboneIdentity(BaseModel):
-    """The backbone that a plugin was made for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model_type: str
-    name: str | None = None
-    weights_sha256: str | None = None
-
-
-class PluginConfig(BaseModel):
-    """The content of `plugin_config.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[1] = 1
-    ratio: int = Field(ge=1)
-    hidden_size: int = Field(ge=1)
-    bottleneck_size: int = Field(ge=1)
-    num_layers: int = Field(ge=1)
-    activation: Literal["tanh"] = "tanh"
-    masking: Masking = "none"
-    backbone: BackboneIdentity | None = None
-    # None: only initialised. Otherwise what it was trained on and the loss reached.
-    training: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """A compression plugin in memory.
-
-    Attributes:
-        config: The content of `plugin_config.json`.
-        tensors: numpy arrays by the names of the file.
-    """
-
-    config: PluginConfig
-    tensors: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -132,23 +82,6 @@ def check_plugin_fits(config: PluginConfig, source: str, host: PluginHost) -> No
         )
 
 
-def tensor_name(layer: int, kind: str) -> str:
-    """The name of one tensor in `plugin.safetensors`."""
-    return f"layers.{layer}.{kind}"
-
-
-def layer_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each of a layer's six tensors."""
-    k, d, m = config.ratio, config.hidden_size, config.bottleneck_size
-    return dict(zip(TENSOR_KINDS, ((k, k * d), (k,), (m, 2 * d), (m,), (d, m), (d,)), strict=True))
-
-
-def expected_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of the file."""
-    shapes = layer_shapes(config)
-    return {tensor_name(i, kind): shape for i in range(config.num_layers) for kind, shape in shapes.items()}
-
-
 def plugin_files(folder: Path) -> tuple[Path, Path]:
     """The paths of the two files of a plugin folder (config, tensors).
 
@@ -189,7 +122,7 @@ def load_plugin_config(folder: Path) -> PluginConfig:
             "Upgrade: pip install -U variator-export",
         )
     try:
-        return PluginConfig.model_validate(content)
+        return _CONFIG.validate_python(content)
     except ValidationError as error:
         raise UserError(
             f"{path} is not a plugin configuration: {describe_validation_error(error, PluginConfig)}",
@@ -258,37 +191,8 @@ def save_plugin(plugin: Plugin, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     ordered = {name: np.ascontiguousarray(plugin.tensors[name]) for name in sorted(plugin.tensors)}
     (folder / TENSORS_NAME).write_bytes(save(ordered))
-    text = json.dumps(plugin.config.model_dump(), indent=2, ensure_ascii=False)
+    text = json.dumps(asdict(plugin.config), indent=2, ensure_ascii=False)
     (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
-
-
-def stack_for_graph(plugin: Plugin) -> dict[str, np.ndarray]:
-    """The inputs of an any-ratio graph that carry this plugin.
-
-    Each kind of tensor is stacked over the layers; the weight of the compression layer becomes
-    (L, k, k, d), because a graph dimension k*d could not be told from k and d. Float32.
-    """
-    config = plugin.config
-    k, d = config.ratio, config.hidden_size
-    inputs: dict[str, np.ndarray] = {}
-    for kind in TENSOR_KINDS:
-        stacked = np.stack([plugin.tensors[tensor_name(i, kind)] for i in range(config.num_layers)])
-        if kind == "compress.weight":
-            stacked = stacked.reshape(config.num_layers, k, k, d)
-        inputs[GRAPH_INPUT_PREFIX + kind] = stacked.astype(np.float32)
-    inputs[EXCLUDE_PADDING_INPUT] = np.array(config.masking == "exclude-padding")
-    return inputs
-
-
-def null_plugin(num_layers: int, hidden_size: int) -> Plugin:
-    """The plugin of ratio 1 that changes nothing.
-
-    A window of one vector has the weight softmax(0) = 1, and a zero `up` adds nothing to the output of
-    the feed-forward network, so an any-ratio graph computes the backbone itself.
-    """
-    config = PluginConfig(ratio=1, hidden_size=hidden_size, bottleneck_size=1, num_layers=num_layers)
-    shapes = expected_shapes(config)
-    return Plugin(config, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
 
 
 def load_variant_plugin(bundle: BundleFiles, variant: Variant) -> Plugin:

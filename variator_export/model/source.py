@@ -14,8 +14,8 @@ from variator_export.core.hub import (
     parse_hub_source,
     pin,
 )
-from variator_export.core.recipe_file import RECIPES_PREFIX, recipes_folder
-from variator_export.model.plugin_file import CONFIG_NAME, TENSORS_NAME
+from variator_export.core.recipes_folder import RECIPES_PREFIX, recipes_folder
+from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 from variator_export.model.tokenizer import TOKENIZER_FILES
 
 PACKAGE_PREFIX = "package:"

@@ -17,7 +17,7 @@ import torch
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
-from variator_export.model.plugin_file import (
+from variator_export.model.plugin_layout import (
     BackboneIdentity,
     Plugin,
     PluginConfig,

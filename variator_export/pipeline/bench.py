@@ -260,7 +260,7 @@ def _profile(
     settings: TimingSettings,
     progress: Progress,
 ) -> ShapeResult:
-    from variator_export.engines.onnxruntime import profile_operators
+    from variator_export.engines.onnxruntime_graph import profile_operators
     from variator_export.graph.modules import module_names
 
     inputs = _inputs(bundle, (result.batch_size, result.sequence_length))

@@ -10,7 +10,8 @@ from variator_export.core.bundle_files import WEIGHTS_NAME
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.core.recipe import Recipe
-from variator_export.model.plugin_file import PluginConfig, PluginHost, load_plugin, load_plugin_config
+from variator_export.model.plugin_file import PluginHost, load_plugin, load_plugin_config
+from variator_export.model.plugin_layout import PluginConfig
 from variator_export.model.source import BackboneSource
 from variator_export.model.tokenizer import TOKENIZER_FILES, TextEncoder
 from variator_export.pipeline.plan import VariantPlan

@@ -12,7 +12,8 @@ from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
-from variator_export.model.plugin_file import load_variant_plugin, stack_for_graph
+from variator_export.model.plugin_file import load_variant_plugin
+from variator_export.model.plugin_layout import stack_for_graph
 from variator_export.model.source import resolve_source
 from variator_export.stages.cases import Case, make_cases
 from variator_export.stages.reference import Expected, eager_reference
@@ -84,7 +85,7 @@ class EagerBundle:
     def bisect(self, variant: Variant, findings: Sequence[Finding], folder: Path) -> "list[Bisection]":
         """Bisect each graph of a variant that failed, on the worst case on which it ran."""
         from variator_export.engines.eager import EagerModel
-        from variator_export.engines.onnxruntime import OnnxRuntimeGraph
+        from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph
         from variator_export.stages.bisect import bisect, write_reproduction
 
         bundle = self._bundle

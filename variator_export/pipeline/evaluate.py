@@ -19,7 +19,8 @@ from variator_export.core.progress import Progress
 from variator_export.core.recipe import BackboneRecipe, PluginRecipe, Recipe
 from variator_export.data.examples import Examples
 from variator_export.engines.base import Runner
-from variator_export.model.plugin_file import CONFIG_NAME, load_plugin_config, load_variant_plugin
+from variator_export.model.plugin_file import load_plugin_config, load_variant_plugin
+from variator_export.model.plugin_layout import CONFIG_NAME
 from variator_export.model.source import PACKAGE_PREFIX, resolve_source
 from variator_export.model.tokenizer import TokenRow, pad_rows
 from variator_export.pipeline.build import build

@@ -11,7 +11,8 @@ from variator_export.core.hub import HUB_PREFIX, HubSource, commit, download, fi
 from variator_export.core.json_file import read_json_object
 from variator_export.core.manifest import MANIFEST_NAME, Manifest, is_bundle
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
-from variator_export.model.plugin_file import CONFIG_NAME, TENSORS_NAME, load_plugin
+from variator_export.model.plugin_file import load_plugin
+from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 from variator_export.model.source import PACKAGE_PREFIX
 
 if TYPE_CHECKING:

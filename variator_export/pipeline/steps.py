@@ -11,16 +11,13 @@ from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.json_file import write_json
 from variator_export.core.manifest import PrecisionProof
 from variator_export.model.plugin_file import (
-    CONFIG_NAME,
-    TENSORS_NAME,
     check_plugin_fits,
     load_plugin,
-    null_plugin,
     plugin_files,
     plugin_sha256,
     save_plugin,
-    stack_for_graph,
 )
+from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME, null_plugin, stack_for_graph
 from variator_export.model.source import plugin_folder
 from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
 from variator_export.pipeline.plan import VariantPlan

@@ -106,7 +106,7 @@ class Subjects:
             from variator_export.engines.openvino import OpenVinoGraph
 
             return OpenVinoGraph(graph, threads=self._threads)
-        from variator_export.engines.onnxruntime import OnnxRuntimeGraph, optimize_transformer
+        from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph, optimize_transformer
 
         if runtime == "onnxruntime-optimizer":
             graph = optimize_transformer(graph, self._scratch / "optimized.onnx")

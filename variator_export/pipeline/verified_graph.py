@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from variator_export.core.environment import require
-from variator_export.engines.onnxruntime import OnnxRuntimeGraph
+from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph
 
 # Of graphs whose verification ran on a copy of another type.
 AS_IT_IS = "as they are"

@@ -18,7 +18,8 @@ from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Runner
-from variator_export.engines.onnxruntime import OnnxRuntimeGraph, plugin_inputs
+from variator_export.engines.onnxruntime import plugin_inputs
+from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.reports import VERIFICATION_REPORT, store_report
 from variator_export.pipeline.verified_graph import AS_IT_IS, how_it_runs, open_for_verification

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from variator_export.engines.onnxruntime import OperatorTime
+from variator_export.engines.onnxruntime_graph import OperatorTime
 
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 

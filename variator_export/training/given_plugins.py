@@ -1,5 +1,6 @@
 """Plugins that were trained before and are trained further."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 from variator_export.core.errors import UserError
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
-from variator_export.model.plugin_file import PluginConfig, load_plugin, load_plugin_config, plugin_sha256
+from variator_export.model.plugin_file import load_plugin, load_plugin_config, plugin_sha256
 
 # As variants are named (core.recipe).
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -64,9 +65,7 @@ def _load(folder: Path, backbone: Backbone) -> CompressionPlugin:
     if not any(p.any() for layer in module.layer_plugins() for p in layer.decompress.parameters()):
         leave_out_decompression(module)  # it was trained without, and stays so
     # From here on it is for this backbone.
-    module.config = PluginConfig.model_validate(
-        {**config.model_dump(), "backbone": backbone.info.identity.model_dump()}
-    )
+    module.config = dataclasses.replace(config, backbone=backbone.info.identity)
     return module
 
 

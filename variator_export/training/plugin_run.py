@@ -1,5 +1,6 @@
 """What pre-training and adaptation share: from plugins and batches to published plugin folders."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch.utils.data import Dataset
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME, plugin_card
-from variator_export.model.plugin_file import Plugin, PluginConfig, save_plugin
+from variator_export.model.plugin_file import save_plugin
+from variator_export.model.plugin_layout import Plugin
 from variator_export.model.tokenizer import TokenRow, pad_rows
 from variator_export.training.checkpoints import History
 from variator_export.training.distillation import Distillation
@@ -83,7 +85,11 @@ def train_plugins(
             "optimisation": optimisation.model_dump(),
         }
         record = {**record, "settings": settings}
-        identity = {**record, "backbone": backbone.info.identity.model_dump(), "processes": num_processes()}
+        identity = {
+            **record,
+            "backbone": dataclasses.asdict(backbone.info.identity),
+            "processes": num_processes(),
+        }
         history = fit(module, train, held_out, collate, optimisation, checkpoints, identity, run.listener())
         best = history.best().metrics
         if is_main_process():
@@ -98,7 +104,7 @@ def train_plugins(
                     "parent": (record.get("parents") or {}).get(name),
                     **run.record(),
                 }
-                config = PluginConfig.model_validate({**plugin.config.model_dump(), "training": training})
+                config = dataclasses.replace(plugin.config, training=training)
                 tensors = {key: array.astype(run.dtype) for key, array in plugin.to_file().tensors.items()}
                 folder = staging / name
                 save_plugin(Plugin(config, tensors), folder)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from variator_export.model.plugin_file import Masking, Start
+from variator_export.model.plugin_layout import Masking, Start
 
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["linear", "constant"]

@@ -8,7 +8,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.manifest import EngineEntry, Variant
 from variator_export.engines.tensorrt.api import load_tensorrt
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
-from variator_export.model.plugin_file import TENSORS_NAME
+from variator_export.model.plugin_layout import TENSORS_NAME
 
 
 class OpenPlan:

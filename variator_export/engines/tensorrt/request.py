@@ -8,10 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import BackboneEntry
 from variator_export.core.recipe import ShapeSet
-from variator_export.model.plugin_file import (
-    GRAPH_INPUT_PREFIX,
-    TENSOR_KINDS,
-)
+from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX, TENSOR_KINDS
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, max
 TimingCacheMode = Literal["ignore", "use", "require"]

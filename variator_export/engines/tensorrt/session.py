@@ -18,7 +18,8 @@ from variator_export.engines.tensorrt.compatibility import can_run, this_machine
 from variator_export.engines.tensorrt.device import Device, TorchCuda
 from variator_export.engines.tensorrt.plan import OpenPlan
 from variator_export.engines.tensorrt.request import Profile
-from variator_export.model.plugin_file import load_variant_plugin, stack_for_graph
+from variator_export.model.plugin_file import load_variant_plugin
+from variator_export.model.plugin_layout import stack_for_graph
 
 ANY_RATIO = "any-ratio"
 BUILT_ONLY = "built, not verified on a device"

@@ -3,7 +3,7 @@
 from importlib.metadata import entry_points
 
 from variator_export.core.errors import UserError
-from variator_export.core.validation import nearest
+from variator_export.core.nearest import nearest
 from variator_export.model.families.base import Architecture, Family
 from variator_export.model.families.bert import BERT
 from variator_export.model.families.deberta import DEBERTA, DEBERTA_V2
