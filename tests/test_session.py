@@ -196,8 +196,8 @@ def test_a_provider_that_cannot_start_is_not_replaced_by_the_cpu(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
     real = onnxruntime.InferenceSession
 
-    def falls_back(graph: str, options: object, providers: list[str], **more: object) -> object:
-        assert providers == ["CUDAExecutionProvider"]
+    def falls_back(graph: str, options: object, providers: list[object], **more: object) -> object:
+        assert providers == [("CUDAExecutionProvider", {"use_tf32": "0"})]
         return real(graph, options, providers=["CPUExecutionProvider"], **more)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)

@@ -125,16 +125,23 @@ class AugmentedModel(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], *, hidden_states: bool = False) -> dict[str, Tensor]:
         """int64 inputs (B, S) to outputs by name, those with one row per token at S tokens."""
+        outputs = self.windowed(self.pad(inputs), self.exclude_padding, hidden_states=hidden_states)
+        return self.unpad(outputs, inputs["input_ids"].shape[1])
+
+    def pad(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """int64 inputs (B, S), padded and cut into windows, (B, W, k)."""
         batch, length = inputs["input_ids"].shape
         padding = -length % self.ratio
         windows = (length + padding) // self.ratio
-        padded = {
+        return {
             name: nn.functional.pad(
                 value, (0, padding), value=self.pad_token_id if name == "input_ids" else 0
             ).reshape(batch, windows, self.ratio)
             for name, value in inputs.items()
         }
-        outputs = self.windowed(padded, self.exclude_padding, hidden_states=hidden_states)
+
+    def unpad(self, outputs: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+        """Outputs of windows without what belongs to padding."""
         return {
             name: value[:, :length]
             if name in self.token_outputs or name.startswith(HIDDEN_STATES_PREFIX)

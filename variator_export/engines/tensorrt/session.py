@@ -113,6 +113,18 @@ class TensorRtSession:
         Raises:
             UserError: The session has no such variant, or no profile of the engine is for these shapes.
         """
+        bound = self._bound(inputs, ratio)
+        bound.execute()
+        return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
+
+    def prepare(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Callable[[], None]:
+        """What enqueues it on inputs that are on the GPU already, and leaves the outputs there: for timing.
+
+        Without CUDA graphs it holds until the next call of `run` or `prepare`.
+        """
+        return self._bound(inputs, ratio).execute
+
+    def _bound(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> _Bound:
         asked = ratio if ratio is not None else (self._variant.name if self._variant else 1)
         variant = self._bundle.variant(asked)
         if self._variant is not None and variant.name != self._variant.name:
@@ -123,13 +135,10 @@ class TensorRtSession:
         arrays = check_inputs(inputs, self._bundle.manifest.backbone)
         shapes = {name: array.shape for name, array in arrays.items()} | self._shapes.get(variant.name, {})
         if self._context is None:
-            bound = self._recorded(variant.name, arrays, shapes)
-        else:
-            tensors = {name: self._device.upload(array) for name, array in arrays.items()}
-            self._profile = self._choose_profile(self._context, self._profile, shapes)
-            bound = self._bind(self._context, variant.name, tensors, shapes)
-        bound.execute()
-        return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
+            return self._recorded(variant.name, arrays, shapes)
+        tensors = {name: self._device.upload(array) for name, array in arrays.items()}
+        self._profile = self._choose_profile(self._context, self._profile, shapes)
+        return self._bind(self._context, variant.name, tensors, shapes)
 
     def _choose_profile(self, context: Any, current: int, shapes: Mapping[str, Sequence[int]]) -> int:
         index = choose_profile(self._profiles, shapes)

@@ -1,0 +1,49 @@
+"""Engines of TensorRT for `gpu.py`: a bundle of the same model, compiled for this GPU."""
+
+from pathlib import Path
+from typing import Any
+
+from common import minilm_folder
+from gpu_models import Model
+
+from variator_export.bundle import Bundle
+from variator_export.core.recipe import EngineRecipe, Recipe, ShapeSet
+from variator_export.model.plugin_file import save_plugin
+from variator_export.pipeline.build import build
+from variator_export.pipeline.compile import compile_engines
+from variator_export.pipeline.engine_steps import EngineOrder
+
+_SHAPES = {
+    "short": ShapeSet(batch_size=(1, 1, 8), sequence_length=(1, 128, 512)),
+    "batch": ShapeSet(batch_size=(1, 32, 64), sequence_length=(1, 128, 512)),
+}
+
+
+def open_engine(model: Model, ratio: int, folder: Path) -> Any:
+    """A session on the engine of a ratio, with CUDA graphs; the bundle is built once."""
+    if not (folder / "manifest.json").exists():
+        build(_recipe(model, folder.parent), folder)
+    order = EngineOrder(EngineRecipe(profiles=_SHAPES), ("tensorrt",), (f"ratio-{ratio}",))
+    compile_engines(folder, order)
+    return Bundle.load(folder).session("tensorrt", ratio, allow_unverified=True, cuda_graphs=True)
+
+
+def _recipe(model: Model, folder: Path) -> Recipe:
+    source = model.backbone.info.source.folder
+    if not (source / "tokenizer.json").exists():  # a bundle has one, and is verified on text
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+            (source / name).write_bytes((minilm_folder() / name).read_bytes())
+    plugins = []
+    for k, plugin in model.plugins.items():
+        if plugin is not None:
+            save_plugin(plugin, folder / "given" / f"ratio-{k}")
+            plugins.append({"ratio": k, "source": str(folder / "given" / f"ratio-{k}")})
+    return Recipe.model_validate(
+        {
+            "name": model.name,
+            "backbone": {"source": str(source)},
+            "plugins": plugins,
+            "precision": model.precision,
+            "speed": None,
+        }
+    )

@@ -1,0 +1,226 @@
+"""What `gpu.py` compares: each way to run a model, with inputs that lie on the device already."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir
+import torch
+from gpu_models import Model
+from safetensors.numpy import save_file
+
+from variator_export.core.errors import UserError
+from variator_export.engines.base import Arrays
+from variator_export.engines.onnxruntime_graph import DeviceGraph
+from variator_export.engines.onnxruntime_providers import PROVIDERS
+from variator_export.graph.bind import bind, bind_baseline
+from variator_export.graph.trace import trace
+from variator_export.model.augmented import AugmentedModel, PlainModel
+from variator_export.model.plugin import CompressionPlugin
+from variator_export.model.plugin_layout import TENSORS_NAME, Plugin
+
+# By the family in which speed-ups are taken: over its own fastest run without plugins.
+FAMILIES = {
+    "eager": "torch",
+    "torch.compile": "torch",
+    "aot-inductor": "torch",
+    "onnxruntime": "onnxruntime",
+    "tensorrt": "tensorrt",
+}
+
+
+class Way(Protocol):
+    """One model at one ratio."""
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Run it once, for its numbers."""
+        ...
+
+    def prepare(self, inputs: Arrays) -> Callable[[], object]:
+        """What runs it once more and waits for its end, for its time."""
+        ...
+
+
+class TorchWay:
+    """Eager PyTorch, torch.compile, or AOTInductor."""
+
+    def __init__(
+        self, module: AugmentedModel | PlainModel, names: tuple[str, ...], device: str, how: str, folder: Path
+    ) -> None:
+        self._device = device
+        module = module.to(device)
+        self._call: Callable[..., Any] = module
+        if how == "torch.compile":
+            self._call = _around(module, lambda inner: torch.compile(inner, dynamic=True))
+        elif how == "aot-inductor":
+            package = folder / f"{id(self)}.pt2"
+            shape = (3, 40) if isinstance(module, PlainModel) else (3, 5, module.ratio)
+            example = {name: torch.ones(shape, dtype=torch.int64, device=device) for name in names}
+            self._call = _around(module, lambda inner: _compile_ahead(inner, example, package))
+
+    def run(self, inputs: Arrays) -> Arrays:
+        with torch.inference_mode():
+            outputs = self._call(self._upload(inputs))
+        return {name: value.float().cpu().numpy() for name, value in outputs.items()}
+
+    def prepare(self, inputs: Arrays) -> Callable[[], object]:
+        tensors = self._upload(inputs)
+
+        def call() -> None:
+            with torch.inference_mode():
+                self._call(tensors)
+            wait(self._device)
+
+        return call
+
+    def _upload(self, inputs: Arrays) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
+
+
+def _around(
+    module: AugmentedModel | PlainModel, compile: Callable[[torch.nn.Module], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """Compiled once for every shape, as a server of texts needs it; windows are cut outside.
+
+    PyTorch 2.13 cannot follow how a length is rounded up to windows: torch.export refuses it, and
+    torch.compile with dynamic shapes gives outputs of the padded length.
+    """
+    if isinstance(module, PlainModel):
+        return compile(module)
+    run = compile(module.windowed)
+
+    def call(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return module.unpad(run(module.pad(tensors)), tensors["input_ids"].shape[1])
+
+    return call
+
+
+def _compile_ahead(
+    inner: torch.nn.Module, example: dict[str, torch.Tensor], package: Path
+) -> Callable[..., Any]:
+    """By AOTInductor; of the example's dimensions the batch and the tokens or windows vary."""
+    ratio = example["input_ids"].shape[2] if example["input_ids"].dim() == 3 else 1
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    length = torch.export.Dim("length", min=1, max=512 // ratio)
+    dynamic = ({name: {0: batch, 1: length} for name in example},)
+    program = torch.export.export(inner, (example,), dynamic_shapes=dynamic, strict=False)
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+    return torch._inductor.aoti_load_package(path)
+
+
+class GraphWay:
+    """Our graph on ONNX Runtime."""
+
+    def __init__(self, graph: Path, target: str, device: str) -> None:
+        self._graph = DeviceGraph(graph, PROVIDERS[target])
+        self._device = device
+
+    def run(self, inputs: Arrays) -> Arrays:
+        return self._graph.run(inputs, {})
+
+    def prepare(self, inputs: Arrays) -> Callable[[], object]:
+        call = self._graph.prepare(inputs, {})
+
+        def run() -> None:
+            call()
+            wait(self._device)
+
+        return run
+
+
+class EngineWay:
+    """An engine of TensorRT."""
+
+    def __init__(self, session: Any, device: str) -> None:
+        self._session = session
+        self._device = device
+
+    def run(self, inputs: Arrays) -> Arrays:
+        return dict(self._session.run(inputs))
+
+    def prepare(self, inputs: Arrays) -> Callable[[], object]:
+        enqueue = self._session.prepare(inputs)
+
+        def run() -> None:
+            enqueue()
+            wait(self._device)
+
+        return run
+
+
+class Ways:
+    """Opens the ways to run one model.
+
+    Args:
+        model: The model.
+        device: cuda or cpu.
+        folder: For graphs and compiled packages.
+    """
+
+    def __init__(self, model: Model, device: str, folder: Path) -> None:
+        self._model, self._device, self._folder = model, device, folder
+
+    def open(self, runtime: str, ratio: int, attention: str = "sdpa") -> Way:
+        """A way at a ratio.
+
+        Raises:
+            UserError: It cannot run here; the message says why.
+        """
+        if runtime == "onnxruntime":
+            target = "onnxruntime-cuda" if self._device == "cuda" else "onnxruntime"
+            return GraphWay(self._graph(ratio), target, self._device)
+        if runtime == "tensorrt":
+            return EngineWay(self._session(ratio), self._device)
+        model, plugin = self._model, self._model.plugins[ratio]
+        module = make_module(model, plugin, attention)
+        names = model.backbone.spec.family.inputs
+        return TorchWay(module, names, self._device, runtime, self._folder)
+
+    def _graph(self, ratio: int) -> Path:
+        any_ratio, graph = self._folder / "any-ratio.onnx", self._folder / f"ratio-{ratio}.onnx"
+        if not any_ratio.exists():
+            onnx_ir.save(trace(self._model.backbone, self._folder, "weights.safetensors"), any_ratio)
+        if not graph.exists():
+            onnx_ir.save(self._bind(any_ratio, self._model.plugins[ratio]), graph)
+        return graph
+
+    def _bind(self, any_ratio: Path, plugin: Plugin | None) -> onnx_ir.Model:
+        if plugin is None:
+            return bind_baseline(any_ratio)
+        location = f"plugins/ratio-{plugin.config.ratio}/{TENSORS_NAME}"
+        (self._folder / location).parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: np.ascontiguousarray(array) for name, array in plugin.tensors.items()}
+        save_file(tensors, self._folder / location)
+        return bind(any_ratio, plugin.config, location)
+
+    def _session(self, ratio: int) -> Any:
+        """Of an engine, built from a bundle of the same model and plugins."""
+        for needed in ("tensorrt", "pydantic"):
+            if importlib.util.find_spec(needed) is None:
+                raise UserError(f"{needed} is not installed.", "Install variator-export with tensorrt.")
+        from gpu_engines import open_engine
+
+        return open_engine(self._model, ratio, self._folder / "bundle")
+
+
+def make_module(model: Model, plugin: Plugin | None, attention: str) -> AugmentedModel | PlainModel:
+    """The model as a PyTorch module, on the CPU. The caller moves it, so weights are not shared."""
+    backbone = model.backbone.converted(model.backbone.dtype)
+    module: AugmentedModel | PlainModel
+    if plugin is None:
+        module = PlainModel(backbone)
+        inner: Any = module.model
+    else:
+        module = AugmentedModel(backbone, CompressionPlugin.from_file(plugin).to(backbone.dtype))
+        inner = module.windowed.model
+    if attention == "sdpa":
+        inner.set_attn_implementation("sdpa")
+    return module.eval()
+
+
+def wait(device: str) -> None:
+    """Until the device has done all that was enqueued."""
+    if device == "cuda":
+        torch.cuda.synchronize()
