@@ -34,7 +34,8 @@ COMMANDS = {
         "compile:merge_command", "Join the engines of copies of one bundle, compiled on several machines."
     ),
     "verify": Command(
-        "verify:verify_command", "Verify that the graphs of a bundle compute what eager PyTorch computes."
+        "verify:verify_command",
+        "Verify that the graphs or engines of a bundle compute what eager PyTorch computes.",
     ),
     "bench": Command(
         "bench:bench_command", "Time every ratio of a bundle against what a user would run instead."

@@ -39,7 +39,8 @@ def bench_command(
         list[str] | None,
         typer.Option(
             metavar="R",
-            help=f"What runs it; may be repeated: {', '.join(RUNTIMES)}. Default: all that are installed.",
+            help=f"What runs it; may be repeated: {', '.join(RUNTIMES)}. Default: all that are "
+            "installed and run on the CPU.",
         ),
     ] = None,
     backbone: Annotated[
@@ -64,6 +65,7 @@ def bench_command(
     profile: Annotated[
         bool, typer.Option("--profile", help="Show besides at which modules each graph spends its time.")
     ] = False,
+    allow_unverified: options.AllowUnverifiedOption = False,
     fail_under: Annotated[
         float | None,
         typer.Option(metavar="X", help="Exit code 4 where the lower bound of a speed-up is below this."),
@@ -100,6 +102,7 @@ def bench_command(
             backbone=backbone,
             settings=TimingSettings(block_seconds, window, tolerance, max_rounds, threads),
             profile=profile,
+            allow_unverified=allow_unverified,
             progress=progress,
         )
     if output is not None:

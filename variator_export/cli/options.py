@@ -45,6 +45,16 @@ OnlyRatiosOption = Annotated[
 OnlyVariantsOption = Annotated[
     list[str] | None, typer.Option("--variant", metavar="NAME", help="Only this variant; may be repeated.")
 ]
+AllowUnverifiedOption = Annotated[
+    bool,
+    typer.Option("--allow-unverified", help="Run an engine that was built and never verified on a device."),
+]
+TrustHostCodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-host-code", help="Let an engine bring a program of its own (TensorRT's lean runtime)."
+    ),
+]
 OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write.")]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", min=1, metavar="N", help="Steps of the optimizer.")

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from variator_export.bundle import SESSION_TARGETS, Bundle
+from variator_export.cli import options
 from variator_export.cli.output import Format, Output
 from variator_export.core.errors import UsageError
 from variator_export.pipeline.plan import parse_ratio
@@ -27,18 +28,8 @@ def run_command(
     target: Annotated[
         str, typer.Option(metavar="T", help=f"What runs it: {', '.join(SESSION_TARGETS)}.")
     ] = "onnxruntime",
-    allow_unverified: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unverified", help="Run an engine that was built and never verified on a device."
-        ),
-    ] = False,
-    trust_host_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-host-code", help="Let an engine bring a program of its own (TensorRT's lean runtime)."
-        ),
-    ] = False,
+    allow_unverified: options.AllowUnverifiedOption = False,
+    trust_host_code: options.TrustHostCodeOption = False,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut texts at the model's limit instead of refusing them.")
     ] = False,

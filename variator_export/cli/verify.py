@@ -11,6 +11,7 @@ from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.cli.verification_files import junit_xml, markdown
 from variator_export.core.errors import NumbersDisagreeError, UsageError
 from variator_export.core.json_file import write_text
+from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.pipeline.plan import parse_ratio
 from variator_export.pipeline.verified_graph import AS_IT_IS
 from variator_export.pipeline.verify import Verification, store_verification, verify
@@ -22,6 +23,14 @@ def verify_command(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
     ratio: options.OnlyRatiosOption = None,
     variant: options.OnlyVariantsOption = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="T",
+            help=f"onnxruntime: the graphs, on the CPU; {' or '.join(FLAVOURS)}: the engines, on the GPU of "
+            "this machine. `run` takes an engine once it has passed.",
+        ),
+    ] = "onnxruntime",
     reference: Annotated[
         str,
         typer.Option(
@@ -45,6 +54,7 @@ def verify_command(
         Path,
         typer.Option(metavar="DIR", help="Where --bisect writes a folder that shows each fault on its own."),
     ] = Path("reproduction"),
+    trust_host_code: options.TrustHostCodeOption = False,
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the result as JUnit XML, for CI.")
     ] = None,
@@ -53,7 +63,7 @@ def verify_command(
     ] = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Verify that the graphs of a bundle compute what eager PyTorch computes.
+    """Verify that the graphs or engines of a bundle compute what eager PyTorch computes.
 
     What is allowed is a multiple of the rounding error that eager PyTorch itself makes. Besides, rows of a
     batch must not depend on each other, on their order or on padding. Exit code 3: something fails.
@@ -66,8 +76,11 @@ def verify_command(
 
     `variator-export verify artifacts/minilm --bisect --reproduction fault/`
 
+    `variator-export verify artifacts/minilm --target tensorrt` verifies engines, on a GPU.
+
     `variator-export verify artifacts/minilm --reference stored` needs neither torch nor the backbone.
     """
+    options.choose("--target", target, ("onnxruntime", *FLAVOURS))
     options.choose("--reference", reference, ("auto", "eager", "stored"))
     if reference == "stored" and bisect:
         raise UsageError("--bisect runs eager PyTorch.", "Leave out --reference stored.")
@@ -79,10 +92,12 @@ def verify_command(
         result = verify(
             bundle,
             chosen,
+            target=target,
             reference=cast(Any, reference),
             backbone=backbone,
             profile_shapes=not quick,
             reproduction=reproduction if bisect else None,
+            trust_host_code=trust_host_code,
             progress=progress,
         )
     for path, content in ((junit, junit_xml), (summary, markdown)):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from variator_export.core.engine_records import BUILT_ONLY, EngineRecord, read_records
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
 from variator_export.core.manifest import EngineEntry, Manifest, Variant, read_manifest, rebuild_hint
@@ -107,10 +108,19 @@ class BundleFiles:
         content: dict[str, Any] = json.loads(self.file(entry.sidecar).read_text(encoding="utf-8"))
         return content
 
+    def engine_records(self, entry: EngineEntry) -> list[EngineRecord]:
+        """The verifications of an engine, one for each GPU."""
+        sha256 = self.manifest.files[entry.engine].sha256
+        return [record for record in read_records(self.path) if record.sha256 == sha256]
+
+    def engine_status(self, entry: EngineEntry) -> str:
+        """What is known of an engine, for people."""
+        return "; ".join(map(str, self.engine_records(entry))) or BUILT_ONLY
+
     def engine_states(self, variant: str) -> list[str]:
         """The engines of a variant for people: the target, and what is known of the engine."""
         return [
-            f"{entry.target} {entry.version} {entry.platform}: {self.sidecar(entry)['status']}"
+            f"{entry.target} {entry.version} {entry.platform}: {self.engine_status(entry)}"
             for entry in self.manifest.engines
             if entry.variant == variant
         ]

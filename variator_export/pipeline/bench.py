@@ -22,6 +22,7 @@ from variator_export.core.json_file import read_json_object
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
+from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.pipeline.eager_bundle import load_bundle_backbone
 from variator_export.pipeline.evaluate import MAIN_METRIC
 from variator_export.pipeline.reports import BENCHMARK_REPORT, QUALITY_REPORT, read_report, store_report
@@ -137,6 +138,7 @@ def bench(
     backbone: str | None = None,
     settings: TimingSettings | None = None,
     profile: bool = False,
+    allow_unverified: bool = False,
     progress: Progress | None = None,
 ) -> Benchmark:
     """Time a bundle.
@@ -145,10 +147,11 @@ def bench(
         bundle: The bundle's folder.
         shapes: (batch_size, sequence_length); rows are full.
         variants: Ratios or names; None: all. Ratio 1 always comes along.
-        runtimes: Names in `pipeline.subjects.RUNTIMES`; None: all that are installed.
+        runtimes: Names in `pipeline.subjects.RUNTIMES`; None: all that are installed and run on the CPU.
         backbone: Where the backbone is, for PyTorch; None: where it was when the bundle was built.
         settings: How long to time.
         profile: Look besides where the time of each graph goes on ONNX Runtime; needs the extra `export`.
+        allow_unverified: Time engines that no GPU of this kind has verified.
         progress: Is told what happens.
 
     Raises:
@@ -176,7 +179,10 @@ def bench(
         without = "choose the others with --runtime onnxruntime"
         return load_bundle_backbone(opened, backbone, without)
 
-    with open_subjects(opened, load_backbone, settings.threads) as opener, _torch_threads(settings.threads):
+    with (
+        open_subjects(opened, load_backbone, settings.threads, allow_unverified=allow_unverified) as opener,
+        _torch_threads(settings.threads),
+    ):
         subjects = _open(opener, list(runtimes or available_runtimes()), chosen)
         results = [_time(opener, subjects, opened, shape, settings, progress) for shape in shapes]
         if profile:
@@ -194,7 +200,8 @@ def bench(
         machine=machine(),
         conditions={"before": before, "after": conditions()},
         versions=versions(
-            "variator-export", "torch", "transformers", "onnxruntime", "onnxruntime-gpu", "openvino"
+            *("variator-export", "torch", "transformers", "onnxruntime", "onnxruntime-gpu", "openvino"),
+            *(flavour.distribution for flavour in FLAVOURS.values()),
         ),
     )
 

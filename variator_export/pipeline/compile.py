@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from variator_export.core.bundle_files import BundleFiles
+from variator_export.core.engine_records import ENGINE_RECORDS, read_records, records_document
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import EngineEntry, Manifest
 from variator_export.core.progress import Progress, StepReport
@@ -19,6 +20,7 @@ from variator_export.pipeline.engine_steps import (
     engine_step,
     make_engines,
 )
+from variator_export.pipeline.reports import store_report
 from variator_export.pipeline.workshop import Workshop
 
 
@@ -101,7 +103,19 @@ def merge_engines(bundle: Path, others: Sequence[Path], progress: Progress | Non
                 found[entry.engine] = entry, source
         engines = tuple(found[name][0] for name in sorted(found))
         published = workshop.finish(_with_engines(old.manifest, engines), bundle)
+        _join_records(bundle, others)
     return CompileResult(bundle, published, tuple(workshop.reports), engines)
+
+
+def _join_records(bundle: Path, others: Sequence[Path]) -> None:
+    """Take over which GPU has verified which engine."""
+    merged = BundleFiles(bundle)
+    there = {merged.manifest.files[entry.engine].sha256 for entry in merged.manifest.engines}
+    own = read_records(bundle)
+    more = [record for other in others for record in read_records(other) if record.sha256 in there]
+    if set(more) - set(own):
+        state = "The engines were joined; the records of their verification are not stored."
+        store_report(bundle, ENGINE_RECORDS, records_document([*own, *more]), state)
 
 
 def _check_names(bundle: BundleFiles, only: Sequence[str] | None) -> None:

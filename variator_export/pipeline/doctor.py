@@ -141,7 +141,7 @@ def _engine(bundle: Bundle, entry: EngineEntry, place: Place) -> dict[str, Any]:
     else:
         verdict = can_run(sidecar, place)
     named = {name: getattr(entry, name) for name in ("target", "version", "platform", "variant", "precision")}
-    return {**named, "status": sidecar["status"], **asdict(verdict)}
+    return {**named, "status": bundle.engine_status(entry), **asdict(verdict)}
 
 
 def _backbone(bundle: Bundle) -> str:

@@ -26,7 +26,7 @@ from variator_export.engines.tensorrt.request import (
     any_ratio_profiles,
     ratio_profiles,
 )
-from variator_export.engines.tensorrt.session import ANY_RATIO, BUILT_ONLY
+from variator_export.engines.tensorrt.session import ANY_RATIO
 from variator_export.engines.tensorrt.timing_cache import timing_cache_path
 from variator_export.pipeline.reports import ENGINES_REPORT, read_report
 from variator_export.pipeline.workshop import Workshop
@@ -288,7 +288,6 @@ def _make(workshop: Workshop, sources: EngineSources, plan: _Planned, built: tup
     write_json(
         workshop.staging / entry.sidecar,
         {
-            "status": BUILT_ONLY,
             "target": entry.target,
             "version": entry.version,
             "cuda": cuda_version(entry.target),

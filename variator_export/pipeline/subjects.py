@@ -14,6 +14,8 @@ from variator_export.core.errors import UserError
 from variator_export.core.macs import analytic_macs
 from variator_export.core.manifest import Variant
 from variator_export.engines.base import Runner
+from variator_export.engines.onnxruntime_providers import CPU, PROVIDERS
+from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.model.plugin_file import load_variant_plugin
 from variator_export.stages.speed import Macs, Subject
 
@@ -29,11 +31,13 @@ class Runtime:
         family: Those of one family are compared with each other.
         only_baseline: Whether only ratio 1 is run with it: what a user runs who has no plugins.
         needs: The module without which it does not run.
+        gpu: Whether it runs on a GPU: a session as users open it, inputs and outputs copied in each call.
     """
 
     family: str
     only_baseline: bool
     needs: str
+    gpu: bool = False
 
 
 RUNTIMES = {
@@ -42,6 +46,14 @@ RUNTIMES = {
     "onnxruntime": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
     "onnxruntime-optimizer": Runtime("onnxruntime", only_baseline=True, needs="onnx"),
     "openvino": Runtime("openvino", only_baseline=False, needs="openvino"),
+}
+_GRAPH_TARGETS = tuple(name for name, provider in PROVIDERS.items() if provider is not CPU)
+RUNTIMES |= {
+    name: Runtime(name, only_baseline=False, needs="onnxruntime", gpu=True) for name in _GRAPH_TARGETS
+}
+RUNTIMES |= {
+    name: Runtime(name, only_baseline=False, needs=flavour.module, gpu=True)
+    for name, flavour in FLAVOURS.items()
 }
 TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.family == "torch")
 
@@ -54,16 +66,24 @@ class Subjects:
         backbone: Loads the backbone; called once, where a runtime of PyTorch is asked for.
         scratch: A folder for graphs that are made for the comparison.
         threads: Of one operator; None: all cores. PyTorch's are set for the whole process, by the caller.
+        allow_unverified: Time engines that no GPU of this kind has verified.
     """
 
     def __init__(
-        self, files: BundleFiles, backbone: "Callable[[], Backbone]", scratch: Path, threads: int | None
+        self,
+        files: BundleFiles,
+        backbone: "Callable[[], Backbone]",
+        scratch: Path,
+        threads: int | None,
+        *,
+        allow_unverified: bool = False,
     ) -> None:
         self._files = files
         self._load_backbone = backbone
         self._backbone: Backbone | None = None
         self._scratch = scratch
         self._threads = threads
+        self._allow_unverified = allow_unverified
 
     def open(self, runtime: str, variant: Variant) -> Subject:
         """One variant on one runtime.
@@ -96,6 +116,20 @@ class Subjects:
                 self._backbone = self._load_backbone()
             plugin = load_variant_plugin(self._files, variant) if variant.plugin else None
             return EagerModel(self._backbone, plugin, attention="sdpa", compiled=runtime == "torch.compile")
+        if runtime in FLAVOURS:
+            from variator_export.engines.tensorrt.session import TensorRtSession
+
+            return TensorRtSession(
+                self._files,
+                runtime,
+                variant.name,
+                allow_unverified=self._allow_unverified,
+                cuda_graphs=True,
+            )
+        if runtime in _GRAPH_TARGETS:
+            from variator_export.engines.onnxruntime import OnnxRuntimeVariantSession
+
+            return OnnxRuntimeVariantSession(self._files, variant.name, provider=PROVIDERS[runtime])
         if self._files.manifest.precision == "bfloat16":
             raise UserError(
                 f"{runtime} does not compute in bfloat16 on a CPU.",
@@ -115,13 +149,17 @@ class Subjects:
 
 @contextmanager
 def open_subjects(
-    files: BundleFiles, backbone: "Callable[[], Backbone]", threads: int | None = None
+    files: BundleFiles,
+    backbone: "Callable[[], Backbone]",
+    threads: int | None = None,
+    *,
+    allow_unverified: bool = False,
 ) -> Iterator[Subjects]:
     """`Subjects` whose scratch folder ends with the block."""
     with TemporaryDirectory() as scratch:
-        yield Subjects(files, backbone, Path(scratch), threads)
+        yield Subjects(files, backbone, Path(scratch), threads, allow_unverified=allow_unverified)
 
 
 def available_runtimes() -> list[str]:
-    """Those whose modules are installed."""
-    return [name for name, runtime in RUNTIMES.items() if is_importable(runtime.needs)]
+    """Those whose modules are installed, on the CPU: what runs on a GPU has to be named."""
+    return [name for name, runtime in RUNTIMES.items() if is_importable(runtime.needs) and not runtime.gpu]

@@ -1,12 +1,16 @@
 """Verifying a finished bundle against eager PyTorch, or against what eager gave when it was built."""
 
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from variator_export.bundle import Bundle
+from variator_export.core.bundle_files import BundleFiles
+from variator_export.core.engine_records import ENGINE_RECORDS, EngineRecord, read_records, records_document
 from variator_export.core.environment import (
     install_command,
     is_importable,
@@ -17,15 +21,15 @@ from variator_export.core.environment import (
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
-from variator_export.engines.base import Runner
-from variator_export.engines.onnxruntime import plugin_inputs
-from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph
+from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.tensorrt.session import ANY_RATIO
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.reports import VERIFICATION_REPORT, store_report
-from variator_export.pipeline.verified_graph import AS_IT_IS, how_it_runs, open_for_verification
+from variator_export.pipeline.verified_graph import AS_IT_IS
+from variator_export.pipeline.verify_targets import Engines, Graphs, Target
 from variator_export.stages.cases import REAL_TEXT
 from variator_export.stages.invariances import check_invariances
-from variator_export.stages.reference import EAGER, load_reference
+from variator_export.stages.reference import EAGER, Expected, load_reference
 from variator_export.stages.verify import Finding, verify_graph
 
 if TYPE_CHECKING:
@@ -68,7 +72,8 @@ class Verification:
         machine: This machine.
         versions: Of what ran.
         bisections: Where graphs that failed leave eager PyTorch, if that was asked for.
-        ran: How the graphs ran.
+        ran: How the graphs or engines ran.
+        gpu: On which GPU; None: on the CPU.
     """
 
     bundle: Path
@@ -80,6 +85,7 @@ class Verification:
     versions: dict[str, str | None]
     bisections: tuple["Bisection", ...] = ()
     ran: str = AS_IT_IS
+    gpu: str | None = None
 
     @property
     def failures(self) -> list[Finding]:
@@ -100,11 +106,42 @@ class Verification:
             rows.append(SummaryRow(*group, len(members), worst.used, worst.allowed, failed))
         return rows
 
+    def engine_records(self, gpu: str, num_variants: int) -> list[EngineRecord]:
+        """One for each engine that ran.
+
+        Args:
+            gpu: On which.
+            num_variants: Of the bundle: an engine of all of them has not passed before each has.
+        """
+        records = []
+        for engine, sha256 in self.graphs.items():
+            own = [f for found in self.findings.values() for f in found if f.question.graph == engine]
+            passed = all(finding.passed for finding in own)
+            is_any_ratio = PurePosixPath(engine).stem == ANY_RATIO
+            if passed and is_any_ratio and len(self.findings) < num_variants:
+                continue
+            worst = max(own, key=lambda finding: finding.badness)
+            batch_size, length = max((finding.question.input_shape for finding in own), key=math.prod)
+            records.append(
+                EngineRecord(
+                    sha256=sha256,
+                    gpu=gpu,
+                    passed=passed,
+                    worst=worst.used,
+                    allowed=worst.allowed,
+                    largest=f"{batch_size}x{length}",
+                    reference=self.reference,
+                    verified_at=self.verified_at,
+                )
+            )
+        return records
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {
             "bundle": str(self.bundle),
             "ran": self.ran,
+            "gpu": self.gpu,
             "passed": not self.failures,
             "reference": self.reference,
             "graphs": self.graphs,
@@ -120,23 +157,29 @@ def verify(
     bundle: str | Path,
     variants: Sequence[int | str] | None = None,
     *,
+    target: str = "onnxruntime",
     reference: ReferenceChoice = "auto",
     backbone: str | None = None,
     profile_shapes: bool = True,
     reproduction: Path | None = None,
+    trust_host_code: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
-    """Verify the graphs of a bundle on ONNX Runtime, each variant by its own graph and the any-ratio graph.
+    """Verify a bundle's graphs or engines, each variant by its own and by the one that runs every ratio.
 
     Args:
         bundle: The bundle's folder.
         variants: Ratios or names; None: all.
+        target: `onnxruntime`: the graphs, on the CPU. `tensorrt-rtx`, `tensorrt`: the engines, on the GPU of
+            this machine.
         reference: `eager`: eager PyTorch; `stored`: what it gave for the small cases when the bundle was
             built; `auto`: eager where torch and transformers are installed.
         backbone: Where the backbone is; None: where it was when the bundle was built.
         profile_shapes: With eager, verify at the smallest, the usual and the largest shape of the engines'
             profile too.
-        reproduction: Bisect what fails, and write a folder that shows it into this one; needs eager.
+        reproduction: Bisect the graphs that fail, and write a folder that shows it into this one; needs
+            eager.
+        trust_host_code: Let an engine bring a program of its own (TensorRT's lean runtime).
         progress: Is told what happens.
 
     Raises:
@@ -147,9 +190,15 @@ def verify(
         raise UserError(
             f"{reproduction} holds files already.", "Remove it, or choose another --reproduction."
         )
+    if reproduction is not None and target in FLAVOURS:
+        raise UserError(
+            "Bisecting marks outputs inside a graph; an engine has none but its own.",
+            "Verify it without --bisect; to bisect the graph that it was built of, leave out --target.",
+        )
     progress = progress or Progress()
     opened = Bundle.load(bundle)
-    require_onnxruntime()
+    if target not in FLAVOURS:
+        require_onnxruntime()
     manifest = opened.manifest
     found = [opened.variant(v) for v in variants] if variants else manifest.variants
     chosen = list({variant.name: variant for variant in found}.values())
@@ -161,18 +210,19 @@ def verify(
             "Bisecting runs eager PyTorch module by module.",
             f"Leave it out, or install what it needs: {install_command('export')}",
         )
+    runs: Target
+    if target in FLAVOURS:
+        runs = Engines(opened, target, chosen, trust_host_code=trust_host_code)
+    else:
+        runs = Graphs(opened)
     eager = EagerBundle(opened, backbone, profile_shapes=profile_shapes) if is_eager else None
-    any_ratio = open_for_verification(opened.graph(manifest.any_ratio["model"]), {}, manifest.precision)
     opened.check_unchanged()
-    findings = {
-        variant.name: tuple(_verify_variant(opened, variant, any_ratio, eager, progress))
-        for variant in chosen
-    }
+    findings = {v.name: tuple(_verify_variant(opened, v, runs, eager, progress)) for v in chosen}
     bisections: list[Bisection] = []
     if reproduction is not None and eager is not None:
         for variant in chosen:
             bisections += eager.bisect(variant, findings[variant.name], reproduction)
-    graphs = [*manifest.any_ratio.values(), *(v.graphs["model"] for v in chosen)]
+    graphs = sorted({f.question.graph for found in findings.values() for f in found})
     return Verification(
         bundle=opened.path,
         reference=STORED if eager is None else EAGER,
@@ -180,26 +230,46 @@ def verify(
         graphs={name: manifest.files[name].sha256 for name in graphs},
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
-        ran=how_it_runs(manifest.precision),
-        versions=versions("variator-export", "onnxruntime", "onnxruntime-gpu", "torch", "transformers"),
+        ran=runs.ran,
+        gpu=runs.gpu,
+        versions=versions(
+            *("variator-export", "onnxruntime", "onnxruntime-gpu", "torch", "transformers"),
+            *(flavour.distribution for flavour in FLAVOURS.values()),
+        ),
         bisections=tuple(bisections),
     )
 
 
 def store_verification(verification: Verification) -> Path:
-    """Keep a result in its bundle.
+    """Keep a result in its bundle; of engines a record for each besides, which `run` looks for.
 
     Raises:
         UserError: The bundle cannot be written.
     """
+    if verification.gpu is not None:
+        num_variants = len(BundleFiles(verification.bundle).manifest.variants)
+        new = verification.engine_records(verification.gpu, num_variants)
+        records = [*read_records(verification.bundle), *new]
+        state = "The engines were verified; the record of it is not stored."
+        store_report(verification.bundle, ENGINE_RECORDS, records_document(records), state)
     state = "The bundle was verified; the report of it is not stored."
     return store_report(verification.bundle, VERIFICATION_REPORT, verification.as_dict(), state)
+
+
+def _longest(runs: Target, graph: str, expected: Expected, ratio: int, max_length: int | None) -> int | None:
+    """The most tokens that rows of a case are padded to; None: an engine does not take them all."""
+    batch, length = expected.case.shape
+    shapes = [(batch, length), (batch, 1), (1, length), (1, 1)]
+    if not all(runs.takes(graph, *shape) for shape in shapes):
+        return None
+    reach = range(length, min(length + 3 * ratio + 1, max_length or sys.maxsize) + 1)
+    return max(n for n in reach if runs.takes(graph, batch, n))
 
 
 def _verify_variant(
     bundle: Bundle,
     variant: Variant,
-    any_ratio: OnnxRuntimeGraph,
+    runs: Target,
     eager: EagerBundle | None,
     progress: Progress,
 ) -> list[Finding]:
@@ -210,23 +280,31 @@ def _verify_variant(
     )
     real_text = next(expected for expected in reference if expected.case.name == REAL_TEXT)
     backbone = bundle.manifest.backbone
-    own, precision = variant.graphs["model"], bundle.manifest.precision
-    runners: dict[str, Runner] = {
-        own: open_for_verification(bundle.graph(own), {}, precision),
-        bundle.manifest.any_ratio["model"]: any_ratio.with_plugin(plugin_inputs(bundle, variant)),
-    }
+    runners = runs.runners(variant)
     findings: list[Finding] = []
     with progress.bar(f"verify {variant.name}", len(runners) * (len(reference) + 1)) as advance:
         for graph, runner in runners.items():
-            findings += verify_graph(graph, runner, reference, advance)
-            findings += check_invariances(
-                graph,
-                runner,
-                real_text,
-                ratio=variant.ratio,
-                pad_token_id=backbone.pad_token_id,
-                token_outputs=backbone.token_outputs,
-                max_length=backbone.max_length,
-            )
+            taken = [expected for expected in reference if runs.takes(graph, *expected.case.shape)]
+            if not taken:
+                raise UserError(
+                    f"None of the {len(reference)} cases is within the profiles of {graph}.",
+                    "Verify with eager PyTorch and without --quick, so that the shapes of the recipe's "
+                    "profiles are looked at; or compile the engine with a wider one.",
+                )
+            if len(taken) < len(reference):
+                # What an engine has no profile for it is not asked to run; `run` refuses that too.
+                left = len(reference) - len(taken)
+                progress.note(f"{graph}: {left} of {len(reference)} cases are outside its profiles, left out")
+            findings += verify_graph(graph, runner, taken, advance)
+            if (longest := _longest(runs, graph, real_text, variant.ratio, backbone.max_length)) is not None:
+                findings += check_invariances(
+                    graph,
+                    runner,
+                    real_text,
+                    ratio=variant.ratio,
+                    pad_token_id=backbone.pad_token_id,
+                    token_outputs=backbone.token_outputs,
+                    max_length=longest,
+                )
             advance()
     return findings

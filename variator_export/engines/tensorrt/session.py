@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from variator_export.core.bundle_files import BundleFiles
+from variator_export.core.environment import first_gpu
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import EngineEntry
 from variator_export.engines.base import Arrays, check_inputs
@@ -22,8 +23,6 @@ from variator_export.model.plugin_file import load_variant_plugin
 from variator_export.model.plugin_layout import stack_for_graph
 
 ANY_RATIO = "any-ratio"
-BUILT_ONLY = "built, not verified on a device"
-_NEVER_EXECUTED = "no GPU has run the code that runs engines yet"
 # Each has its own memory for what lies between layers.
 _MOST_GRAPHS = 8
 
@@ -75,12 +74,8 @@ class TensorRtSession:
         self._variant = None if variant is None else bundle.variant(variant)
         name = ANY_RATIO if self._variant is None else self._variant.name
         self._entry, sidecar = choose_engine(bundle, target, name)
-        if sidecar["status"] == BUILT_ONLY and not allow_unverified:
-            raise UserError(
-                f"{bundle.path / self._entry.engine} was built and never verified on a device.",
-                "To run it all the same: --allow-unverified (in Python allow_unverified=True); "
-                f"{_NEVER_EXECUTED}.",
-            )
+        if not allow_unverified:
+            _require_verified(bundle, self._entry)
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
         self._device = device or TorchCuda()
         variants = bundle.manifest.variants if self._variant is None else ()
@@ -102,6 +97,13 @@ class TensorRtSession:
         """The ratios that it runs, ascending."""
         found = self._bundle.manifest.variants if self._variant is None else (self._variant,)
         return tuple(sorted({variant.ratio for variant in found}))
+
+    def takes(self, batch_size: int, sequence_length: int) -> bool:
+        """Whether a profile is for a shape of the inputs, at every ratio that it runs."""
+        names = self._bundle.manifest.backbone.inputs
+        shapes = dict.fromkeys(names, (batch_size, sequence_length))
+        plugins = list(self._shapes.values()) or [{}]
+        return all(any(_covers(p, {**shapes, **plugin}) for p in self._profiles) for plugin in plugins)
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
         """Run once.
@@ -205,6 +207,22 @@ class TensorRtSession:
         # TensorRT does at the first call after new shapes what cannot be recorded.
         bound.execute()
         return _Bound(context, inputs, bound.outputs, self._device.record(bound.execute))
+
+
+def _require_verified(bundle: BundleFiles, entry: EngineEntry) -> None:
+    """Refuse an engine that no GPU of this kind has verified, or that failed there."""
+    gpu = first_gpu()
+    records = bundle.engine_records(entry)
+    here = [record for record in records if gpu is not None and record.gpu == gpu.name]
+    if any(record.passed for record in here):
+        return
+    known = "; ".join(map(str, here or records)) or "was built and never verified on a device"
+    where = "" if here or not records or gpu is None else f", and this is {gpu.name}"
+    raise UserError(
+        f"{bundle.path / entry.engine} {known}{where}.",
+        f"Verify it here: variator-export verify {bundle.path} --target {entry.target}. To run it all the "
+        "same: --allow-unverified (in Python allow_unverified=True).",
+    )
 
 
 def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEntry, dict[str, Any]]:

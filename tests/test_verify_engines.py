@@ -1,0 +1,184 @@
+"""Verifying engines, as far as a machine without a GPU can tell. No engine runs here.
+
+Where an engine would run, its graph runs on ONNX Runtime: what is tested is what is looked at, what is
+recorded, and who believes the record.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_cli import call
+
+from variator_export import Bundle, UserError
+from variator_export.core.bundle_files import BundleFiles
+from variator_export.core.engine_records import ENGINE_RECORDS, read_records
+from variator_export.core.environment import Gpu
+from variator_export.core.recipe import EngineRecipe, ShapeSet
+from variator_export.engines.onnxruntime import OnnxRuntimeSession
+from variator_export.engines.tensorrt import session
+from variator_export.engines.tensorrt.compatibility import Place
+from variator_export.engines.tensorrt.request import Profile
+from variator_export.engines.tensorrt.session import TensorRtSession
+from variator_export.pipeline import verify_targets
+from variator_export.pipeline.bench import bench
+from variator_export.pipeline.compile import compile_engines, merge_engines
+from variator_export.pipeline.engine_steps import EngineOrder
+from variator_export.pipeline.verify import Verification, store_verification, verify
+
+TARGET = "tensorrt-rtx"
+
+
+class GraphInItsPlace(TensorRtSession):
+    """A session whose engine is replaced by the graph, before anything of TensorRT is opened."""
+
+    factor = 1.0
+
+    def __init__(self, bundle: BundleFiles, target: str, variant: str | None, **_: Any) -> None:
+        self._bundle, self._shapes = bundle, {}
+        self._name = variant
+        _, sidecar = session.choose_engine(bundle, target, variant or "any-ratio")
+        self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
+        if variant is None:
+            self._profiles = [p.model_copy(update={"shapes": _of_inputs(p)}) for p in self._profiles]
+        self._graphs_session = OnnxRuntimeSession(bundle)
+
+    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> dict[str, np.ndarray]:
+        found = self._graphs_session.run(inputs, ratio or self._name or 1)
+        return {name: self.factor * array for name, array in found.items()}
+
+
+def _of_inputs(profile: Profile) -> dict[str, Any]:
+    return {name: shapes for name, shapes in profile.shapes.items() if not name.startswith("plugin.")}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
+    folder = tmp_path_factory.mktemp("engines") / "small"
+    shutil.copytree(small_bundle, folder)
+    compile_engines(folder, EngineOrder(EngineRecipe(), (TARGET,), ("ratio-2", "any-ratio")))
+    return folder
+
+
+@pytest.fixture
+def bundle(compiled: Path, tmp_path: Path) -> Path:
+    shutil.copytree(compiled, tmp_path / "small")
+    return tmp_path / "small"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    found = Gpu("NVIDIA of the test", "sm89")
+    place = Place("this machine", "sm89", {TARGET: "1.7.1.116"})
+    for module in (session, verify_targets):
+        monkeypatch.setattr(module, "first_gpu", lambda: found)
+    monkeypatch.setattr(session, "this_machine", lambda: place)
+    monkeypatch.setattr(verify_targets, "TensorRtSession", GraphInItsPlace)
+    return found
+
+
+def _verified(bundle: Path, variants: list[int] | None = None) -> Verification:
+    result = verify(bundle, variants, target=TARGET, reference="stored")
+    store_verification(result)
+    return result
+
+
+def _states(bundle: Path) -> dict[str, str]:
+    opened = Bundle.load(bundle)
+    return {entry.variant: opened.engine_status(entry) for entry in opened.manifest.engines}
+
+
+def test_engines_are_not_verified_without_a_gpu(compiled: Path) -> None:
+    result = call("verify", str(compiled), "--target", TARGET)
+    assert result.returncode == 1
+    assert "no GPU here" in result.stderr
+    with pytest.raises(UserError, match="Bisecting marks outputs inside a graph"):
+        verify(compiled, target=TARGET, reproduction=compiled / "no")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_a_gpu_has_verified_runs_there_and_nowhere_else(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = _verified(bundle)
+    assert not result.failures
+    assert (result.gpu, result.ran) == ("NVIDIA of the test", f"as engines of {TARGET} on NVIDIA of the test")
+    engines = {Path(name).stem for name in result.graphs}
+    assert engines == {"ratio-2", "any-ratio"}, "ratio 3 and 4 have no engine of their own"
+    assert {f.question.graph for f in result.findings["ratio-3"]} == {
+        name for name in result.graphs if name.endswith("any-ratio.engine")
+    }
+    for state in _states(bundle).values():
+        assert state.startswith("verified on NVIDIA of the test (20")
+        assert "times the error of eager PyTorch, allowed 4" in state
+    assert "verified on NVIDIA of the test" in call("doctor", str(bundle), "--format", "json").stdout
+    with pytest.raises(UserError, match=r"PyTorch .* sees no GPU here"):  # the next thing after the record
+        Bundle.load(bundle).session(TARGET, 2)
+    monkeypatch.setattr(session, "first_gpu", lambda: Gpu("another NVIDIA", "sm89"))
+    with pytest.raises(
+        UserError, match=r"verified on NVIDIA of the test .*, and this is another NVIDIA"
+    ) as raised:
+        Bundle.load(bundle).session(TARGET, 2)
+    assert f"verify {bundle} --target {TARGET}" in str(raised.value.hint)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_engine_that_is_wrong_is_recorded_and_refused(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _verified(bundle)
+    monkeypatch.setattr(GraphInItsPlace, "factor", 1.01)
+    assert _verified(bundle, [2]).failures
+    states = _states(bundle)
+    assert all(state.startswith("FAILED its verification on NVIDIA of the test") for state in states.values())
+    with pytest.raises(UserError, match="FAILED its verification on NVIDIA of the test"):
+        Bundle.load(bundle).session(TARGET, 2)
+    with pytest.raises(UserError, match="no engine of ratio-1 for tensorrt-rtx"):  # the baseline comes along
+        bench(bundle, [(1, 8)], [2], runtimes=[TARGET])
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_engine_of_every_ratio_has_passed_when_every_ratio_has(bundle: Path) -> None:
+    _verified(bundle, [2])
+    states = _states(bundle)
+    assert states["ratio-2"].startswith("verified on")
+    assert states["any-ratio"] == "built, not verified on a device"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_record_is_of_one_engine_and_goes_along_with_it(
+    bundle: Path, compiled: Path, tmp_path: Path
+) -> None:
+    _verified(bundle)
+    other = tmp_path / "other"
+    shutil.copytree(compiled, other)
+    assert not read_records(other)
+    assert not merge_engines(other, [bundle]).published, "the engines are the same"
+    assert _states(other) == _states(bundle)
+    content = json.loads((other / ENGINE_RECORDS).read_text())
+    for entry in content["engines"]:
+        entry["sha256"] = "0" * 64
+    (other / ENGINE_RECORDS).write_text(json.dumps(content))
+    assert set(_states(other).values()) == {"built, not verified on a device"}
+    (other / ENGINE_RECORDS).write_text("{")
+    assert set(_states(other).values()) == {"built, not verified on a device"}
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_an_engine_has_no_profile_for_is_left_out_and_said(small_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "narrow"
+    shutil.copytree(small_bundle, folder)
+    narrow = {"one": ShapeSet(batch_size=(1, 1, 1), sequence_length=(1, 16, 64))}
+    compile_engines(folder, EngineOrder(EngineRecipe(profiles=narrow), (TARGET,), ("ratio-2",)))
+    result = _verified(folder, [2])
+    assert not result.failures
+    rows = {f.question.input_shape[0] for f in result.findings["ratio-2"]}
+    assert rows == {1}
+    too_long = {"long": ShapeSet(batch_size=(32, 32, 32), sequence_length=(64, 64, 64))}
+    compile_engines(folder, EngineOrder(EngineRecipe(profiles=too_long), (TARGET,), ("ratio-2",)))
+    with pytest.raises(UserError, match=r"None of the .* cases is within the profiles"):
+        _verified(folder, [2])

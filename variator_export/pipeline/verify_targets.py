@@ -1,0 +1,119 @@
+"""What `verify` runs: the graphs of a bundle on ONNX Runtime, or its engines on this machine's GPU."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from variator_export.bundle import Bundle
+from variator_export.core.environment import first_gpu
+from variator_export.core.errors import UserError
+from variator_export.core.manifest import Variant
+from variator_export.engines.base import Arrays, Runner
+from variator_export.engines.onnxruntime import plugin_inputs
+from variator_export.engines.tensorrt.session import ANY_RATIO, TensorRtSession, choose_engine
+from variator_export.pipeline.verified_graph import how_it_runs, open_for_verification
+
+
+class Target(Protocol):
+    """Runs variants of a bundle.
+
+    Attributes:
+        ran: How, for reports.
+        gpu: On which GPU; None: on the CPU.
+    """
+
+    ran: str
+    gpu: str | None
+
+    def runners(self, variant: Variant) -> dict[str, Runner]:
+        """What runs a variant, by the file that it runs."""
+        ...
+
+    def takes(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
+        """Whether inputs of a shape are among what a file is for."""
+        ...
+
+
+class Graphs:
+    """Each variant's own graph and the any-ratio graph, on the CPU."""
+
+    gpu: str | None = None
+
+    def __init__(self, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        self.ran = how_it_runs(manifest.precision)
+        self._bundle = bundle
+        self._any_name = manifest.any_ratio["model"]
+        self._any_ratio = open_for_verification(bundle.graph(self._any_name), {}, manifest.precision)
+
+    def runners(self, variant: Variant) -> dict[str, Runner]:
+        """Its own graph, and the any-ratio graph with its plugin."""
+        own = variant.graphs["model"]
+        return {
+            own: open_for_verification(self._bundle.graph(own), {}, self._bundle.manifest.precision),
+            self._any_name: self._any_ratio.with_plugin(plugin_inputs(self._bundle, variant)),
+        }
+
+    def takes(self, _file: str, _batch_size: int, _sequence_length: int, /) -> bool:
+        """A graph takes every shape."""
+        return True
+
+
+class _AtRatio:
+    """The any-ratio engine at one variant."""
+
+    def __init__(self, session: TensorRtSession, variant: str) -> None:
+        self._session, self._variant = session, variant
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Run it once."""
+        return self._session.run(inputs, self._variant)
+
+
+class Engines:
+    """The engines of a target that run on this machine: each variant's own and the any-ratio engine.
+
+    Raises:
+        UserError: There is no GPU, or no engine of a variant for it.
+    """
+
+    def __init__(
+        self, bundle: Bundle, target: str, variants: Sequence[Variant], *, trust_host_code: bool
+    ) -> None:
+        gpu = first_gpu()
+        if gpu is None:
+            raise UserError(
+                "nvidia-smi knows of no GPU here.",
+                "Verify engines where they are to run; graphs are verified without --target.",
+            )
+        self.gpu: str | None = gpu.name
+        self.ran = f"as engines of {target} on {gpu.name}"
+        self._sessions: dict[str, TensorRtSession] = {}
+        self._files: dict[str, str] = {}
+        for name in (*(variant.name for variant in variants), ANY_RATIO):
+            # One of the two is enough; where there is neither the error is that of the variant.
+            if not bundle.engines(target, name) and (name == ANY_RATIO or bundle.engines(target, ANY_RATIO)):
+                continue
+            entry, _ = choose_engine(bundle, target, name)
+            self._files[name] = entry.engine
+            self._sessions[entry.engine] = TensorRtSession(
+                bundle,
+                target,
+                None if name == ANY_RATIO else name,
+                allow_unverified=True,
+                trust_host_code=trust_host_code,
+            )
+
+    def runners(self, variant: Variant) -> dict[str, Runner]:
+        """Its own engine, and the any-ratio engine with its plugin."""
+        found: dict[str, Runner] = {}
+        if (own := self._files.get(variant.name)) is not None:
+            found[own] = self._sessions[own]
+        if (file := self._files.get(ANY_RATIO)) is not None:
+            found[file] = _AtRatio(self._sessions[file], variant.name)
+        return found
+
+    def takes(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
+        """Whether one of the engine's profiles is for a shape."""
+        return self._sessions[file].takes(batch_size, sequence_length)
