@@ -47,7 +47,7 @@ STUB = "".join(
 # Roots of the expressions in our code that are objects of TensorRT.
 ROOTS = (
     *("trt", "builder", "network", "parser", "config", "layer", "made", "error", "cache", "found", "there"),
-    *("runtime", "engine", "context", "refitter", "parser"),
+    *("runtime", "engine", "context", "refitter", "parser", "inspector"),
 )
 _SIGNATURE = re.compile(r"^(?:\d+\. )?\w*\((?P<arguments>.*)\) -> (?P<result>.+?)$", re.MULTILINE)
 
@@ -178,6 +178,7 @@ class Fake:
                 "ICudaEngine.get_tensor_name": "last_hidden_state",
                 "ICudaEngine.get_tensor_mode": recorder.module.TensorIOMode.OUTPUT,
                 "IExecutionContext.get_tensor_shape": (1, 4, 32),
+                "EngineInspector.get_engine_information": '{"Layers": ["name"]}',
             }.get(label, result)
 
         return method
@@ -315,6 +316,7 @@ def run_sessions(recorder: Recorder, folder: Path, target: str) -> None:
             cuda_graphs=graphs,
             device=HostDevice(),
         )
+        assert opened.layers() == ["name"]
         for _ in range(2):
             found = opened.run(inputs, ratio)
             assert found["last_hidden_state"].shape == (1, 4, 32)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 import torch
 import transformers
-from conftest import plugin_for
+from conftest import MODELS, plugin_for
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cli import call
@@ -19,7 +19,11 @@ from test_cli import call
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
 from variator_export.core.recipe import Recipe
 from variator_export.engines.eager import EagerModel
+from variator_export.engines.tensorrt.isolated import build_engine
+from variator_export.engines.tensorrt.request import EngineRequest, Profile
+from variator_export.graph.bind import bind
 from variator_export.graph.macs import precision_share
+from variator_export.graph.trace import trace
 from variator_export.model.backbone import DTYPES, Backbone
 from variator_export.model.families import architectures
 from variator_export.model.plugin_file import load_plugin, save_plugin
@@ -29,6 +33,13 @@ from variator_export.pipeline.verify import verify
 
 # Of each kind: post-norm; T5 with its float32 module and its norms; rotated heads with a softmax in float32.
 CASES = [("bert", "float16"), ("t5-v1.0", "float16"), ("modernbert", "bfloat16")]
+# One of each family; what CASES has is built there with everything around it.
+FAMILIES = [
+    (model, precision)
+    for model in MODELS
+    if model not in ("bert-classifier", "t5-v1.1", "xlm-roberta")
+    for precision in ("float16", "bfloat16")
+]
 WO = "wo"
 
 
@@ -57,6 +68,23 @@ def half(
         return made[model, precision]
 
     return make
+
+
+@pytest.mark.parametrize(("model", "precision"), [case for case in FAMILIES if case not in CASES])
+def test_an_engine_can_be_built_of_every_family_in_half_precision(
+    load_model: Callable[[str], Backbone], tmp_path: Path, model: str, precision: str
+) -> None:
+    backbone = load_model(model).converted(DTYPES[precision])
+    ir.save(trace(backbone, tmp_path, "weights.safetensors"), tmp_path / "any-ratio.onnx")
+    plugin = plugin_for(backbone, 2)
+    save_plugin(plugin, tmp_path / "plugin")
+    ir.save(
+        bind(tmp_path / "any-ratio.onnx", plugin.config, "plugin/plugin.safetensors"), tmp_path / "2.onnx"
+    )
+    shapes = dict.fromkeys(backbone.spec.family.inputs, ((1, 1), (2, 16), (4, 64)))
+    profiles = (Profile(name="default", shapes=shapes),)
+    request = EngineRequest(target="tensorrt-rtx", graph="2.onnx", what="ratio-2", profiles=profiles)
+    assert build_engine(request, tmp_path)
 
 
 @pytest.mark.parametrize(("model", "precision"), CASES)

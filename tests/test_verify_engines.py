@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from test_cli import call
 
-from variator_export import Bundle, UserError
+from variator_export import Bundle, NumbersDisagreeError, UserError
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.engine_records import ENGINE_RECORDS, read_records
 from variator_export.core.environment import Gpu
@@ -22,6 +23,7 @@ from variator_export.core.recipe import EngineRecipe, ShapeSet
 from variator_export.engines.onnxruntime import OnnxRuntimeSession
 from variator_export.engines.tensorrt import session
 from variator_export.engines.tensorrt.compatibility import Place
+from variator_export.engines.tensorrt.layers import EnginePrecision, precision_in_engine
 from variator_export.engines.tensorrt.request import Profile
 from variator_export.engines.tensorrt.session import TensorRtSession
 from variator_export.pipeline import verify_targets
@@ -37,6 +39,7 @@ class GraphInItsPlace(TensorRtSession):
     """A session whose engine is replaced by the graph, before anything of TensorRT is opened."""
 
     factor = 1.0
+    kind = "FP32"
 
     def __init__(self, bundle: BundleFiles, target: str, variant: str | None, **_: Any) -> None:
         self._bundle, self._shapes = bundle, {}
@@ -46,6 +49,17 @@ class GraphInItsPlace(TensorRtSession):
         if variant is None:
             self._profiles = [p.model_copy(update={"shapes": _of_inputs(p)}) for p in self._profiles]
         self._graphs_session = OnnxRuntimeSession(bundle)
+
+    def layers(self) -> list[Any]:
+        """As TensorRT lists them: one for each product of the graph, but for one that it does not name."""
+        graph = ir.load(self._bundle.path / "ratio-2.onnx").graph
+        nodes = [node for node in graph if node.op_type in ("MatMul", "Gemm", "Attention")]
+        told = [{"Name": "a reformat", "Inputs": [], "Metadata": ""}, "a name alone"]
+        for node in nodes[1:]:
+            inputs = [{"Name": "x", "Format/Datatype": f"Row major linear {self.kind}"}]
+            inputs.append({"Name": "shape", "Format/Datatype": "Row major linear Int64"})
+            told.append({"Inputs": inputs, "Metadata": f"[ONNX Layer: {node.name}]\u001e[ONNX Layer: bias]"})
+        return told
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> dict[str, np.ndarray]:
         found = self._graphs_session.run(inputs, ratio or self._name or 1)
@@ -112,6 +126,10 @@ def test_what_a_gpu_has_verified_runs_there_and_nowhere_else(
     assert {f.question.graph for f in result.findings["ratio-3"]} == {
         name for name in result.graphs if name.endswith("any-ratio.engine")
     }
+    own = result.precisions["ratio-2"]
+    assert 0.9 < own.asked < 1
+    assert (own.other, own.unknown) == (0, pytest.approx(1 - own.asked))
+    assert [r.precision is not None for r in read_records(bundle)].count(True) == 1
     for state in _states(bundle).values():
         assert state.startswith("verified on NVIDIA of the test (20")
         assert "times the error of eager PyTorch, allowed 4" in state
@@ -137,6 +155,9 @@ def test_an_engine_that_is_wrong_is_recorded_and_refused(
     assert all(state.startswith("FAILED its verification on NVIDIA of the test") for state in states.values())
     with pytest.raises(UserError, match="FAILED its verification on NVIDIA of the test"):
         Bundle.load(bundle).session(TARGET, 2)
+    monkeypatch.setattr(GraphInItsPlace, "kind", "FP16")
+    with pytest.raises(NumbersDisagreeError, match=r"TensorRT says that \d+.\d% .* are not in float32"):
+        _verified(bundle, [2])
     with pytest.raises(UserError, match="no engine of ratio-1 for tensorrt-rtx"):  # the baseline comes along
         bench(bundle, [(1, 8)], [2], runtimes=[TARGET])
 
@@ -182,3 +203,17 @@ def test_what_an_engine_has_no_profile_for_is_left_out_and_said(small_bundle: Pa
     compile_engines(folder, EngineOrder(EngineRecipe(profiles=too_long), (TARGET,), ("ratio-2",)))
     with pytest.raises(UserError, match=r"None of the .* cases is within the profiles"):
         _verified(folder, [2])
+
+
+def test_types_of_layers_are_counted_by_the_products_that_went_into_them() -> None:
+    def layer(nodes: str, *formats: str) -> dict[str, Any]:
+        inputs = [{"Name": "x", "Format/Datatype": text} for text in formats]
+        return {"Inputs": inputs, "Metadata": "\x1e".join(f"[ONNX Layer: {node}]" for node in nodes)}
+
+    macs = {"a": 50, "b": 30, "c": 15, "d": 5}
+    layers = [layer("ab", "Half", "Int32"), layer("c", "FP16", "Row major linear FP32"), layer("z", "Float")]
+    assert precision_in_engine(layers, macs, "float16") == EnginePrecision(0.8, 0.0, 0.2)
+    layers[0] = layer("ab", "BFloat16")
+    assert precision_in_engine(layers, macs, "float16") == EnginePrecision(0.0, 0.8, 0.2)
+    assert precision_in_engine(["gemm", layer("z", "Half")], macs, "float16") is None
+    assert precision_in_engine([], {}, "float32") is None

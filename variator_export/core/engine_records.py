@@ -5,7 +5,7 @@ so it never speaks for another one.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class EngineRecord:
         largest: The largest shape that was looked at.
         reference: What it was compared with.
         verified_at: ISO 8601, UTC.
+        precision: Shares of its multiply-accumulates by the inspector: `asked`, `other` and `unknown`; None:
+            TensorRT does not say.
     """
 
     sha256: str
@@ -37,6 +39,7 @@ class EngineRecord:
     largest: str
     reference: str
     verified_at: str
+    precision: Mapping[str, float] | None = None
 
     def __str__(self) -> str:
         if not self.passed:

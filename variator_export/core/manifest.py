@@ -15,6 +15,8 @@ from variator_export.core.validation import describe_validation_error
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 2
+# Of the multiply-accumulates, in the precision that was asked for.
+LEAST_SHARE = 0.95
 
 
 class _Part(BaseModel):

@@ -3,8 +3,9 @@
 Only matrix products count; scores and weighted sums of the attention do.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,19 +65,11 @@ def precision_share(
         float32_modules: The last names of modules that stay in float32.
         ratio: k of the graph.
     """
-    model = ir.load(graph)
-    bindings = {BATCH: 8, LENGTH: 128, "windows": math.ceil(128 / ratio)}
     wanted = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}[precision]
     asked = rest = whole = 0
     declared: dict[str, int] = {}
-    for node in model.graph:
-        try:
-            macs = _node_macs(node, bindings)
-        except _UnknownShapeError:
-            continue  # some of DeBERTa's; both counts leave them out
-        if not macs or node.inputs[0] is None:
-            continue
-        module, kind = module_of(node), node.inputs[0].dtype
+    for node, macs in _products(graph, ratio):
+        module, kind = module_of(node), node.inputs[0].dtype if node.inputs[0] else None
         whole += macs
         if wanted != "FLOAT" and kind == ir.DataType.FLOAT and module.rpartition(".")[2] in float32_modules:
             declared[module] = declared.get(module, 0) + macs
@@ -85,6 +78,27 @@ def precision_share(
         asked += macs if kind is not None and kind.name == wanted else 0
     shares = {module: macs / whole for module, macs in declared.items()}
     return PrecisionShare(precision, asked / rest if rest else 0.0, shares)
+
+
+def macs_by_node(graph: Path, float32_modules: Collection[str], ratio: int) -> dict[str, int]:
+    """The products of a graph of one ratio by the node's name, at 8 rows of 128 tokens.
+
+    Args:
+        graph: The ONNX file.
+        float32_modules: Whole names of modules that are left out.
+        ratio: k of the graph.
+    """
+    products = _products(graph, ratio)
+    return {str(node.name): macs for node, macs in products if module_of(node) not in float32_modules}
+
+
+def _products(graph: Path, ratio: int) -> Iterator[tuple[ir.Node, int]]:
+    """The matrix products and their MACs, where their shapes are known (some of DeBERTa's are not)."""
+    bindings = {BATCH: 8, LENGTH: 128, "windows": math.ceil(128 / ratio)}
+    for node in ir.load(graph).graph:
+        with contextlib.suppress(_UnknownShapeError):
+            if macs := _node_macs(node, bindings):
+                yield node, macs
 
 
 def _node_macs(node: ir.Node, bindings: dict[str, int]) -> int:

@@ -113,7 +113,7 @@ def _join_records(bundle: Path, others: Sequence[Path]) -> None:
     there = {merged.manifest.files[entry.engine].sha256 for entry in merged.manifest.engines}
     own = read_records(bundle)
     more = [record for other in others for record in read_records(other) if record.sha256 in there]
-    if set(more) - set(own):
+    if any(record not in own for record in more):
         state = "The engines were joined; the records of their verification are not stored."
         store_report(bundle, ENGINE_RECORDS, records_document([*own, *more]), state)
 

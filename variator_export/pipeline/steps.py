@@ -9,7 +9,7 @@ from variator_export.core.bundle_files import WEIGHTS_NAME
 from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.json_file import write_json
-from variator_export.core.manifest import PrecisionProof
+from variator_export.core.manifest import LEAST_SHARE, PrecisionProof
 from variator_export.model.plugin_file import (
     check_plugin_fits,
     load_plugin,
@@ -23,9 +23,6 @@ from variator_export.pipeline.context import ANY_RATIO_NAME, BuildContext
 from variator_export.pipeline.plan import VariantPlan
 from variator_export.pipeline.verified_graph import how_it_runs, open_for_verification
 from variator_export.stages.budget import MULTIPLE
-
-# Of the multiply-accumulates, in the precision that was asked for.
-_LEAST_SHARE = 0.95
 
 if TYPE_CHECKING:
     from variator_export.stages.cases import Case
@@ -173,10 +170,10 @@ def precision_proof(context: BuildContext, plan: VariantPlan) -> PrecisionProof:
     precision = context.recipe.precision
     kept = context.info.spec.family.float32_modules
     share = precision_share(workshop.staging / name, precision, kept, plan.ratio)
-    if share.macs < _LEAST_SHARE:
+    if share.macs < LEAST_SHARE:
         raise NumbersDisagreeError(
             f"{plan.name}: {share.macs:.1%} of the multiply-accumulates are in {precision}, of all but those "
-            f"of modules that stay in float32; at least {_LEAST_SHARE:.0%} have to be.",
+            f"of modules that stay in float32; at least {LEAST_SHARE:.0%} have to be.",
             "This is a fault of the export: please report it with the recipe, or take --precision float32.",
         )
     return PrecisionProof(macs=round(share.macs, 6), float32_modules=share.float32_modules)

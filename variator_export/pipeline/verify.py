@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
 from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.tensorrt.layers import EnginePrecision
 from variator_export.engines.tensorrt.session import ANY_RATIO
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.reports import VERIFICATION_REPORT, store_report
@@ -74,6 +75,7 @@ class Verification:
         bisections: Where graphs that failed leave eager PyTorch, if that was asked for.
         ran: How the graphs or engines ran.
         gpu: On which GPU; None: on the CPU.
+        precisions: In which types engines compute, by variant.
     """
 
     bundle: Path
@@ -86,6 +88,7 @@ class Verification:
     bisections: tuple["Bisection", ...] = ()
     ran: str = AS_IT_IS
     gpu: str | None = None
+    precisions: Mapping[str, EnginePrecision] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[Finding]:
@@ -120,6 +123,7 @@ class Verification:
             is_any_ratio = PurePosixPath(engine).stem == ANY_RATIO
             if passed and is_any_ratio and len(self.findings) < num_variants:
                 continue
+            precision = self.precisions.get(PurePosixPath(engine).stem)
             worst = max(own, key=lambda finding: finding.badness)
             batch_size, length = max((finding.question.input_shape for finding in own), key=math.prod)
             records.append(
@@ -132,6 +136,7 @@ class Verification:
                     largest=f"{batch_size}x{length}",
                     reference=self.reference,
                     verified_at=self.verified_at,
+                    precision=None if precision is None else asdict(precision),
                 )
             )
         return records
@@ -142,6 +147,7 @@ class Verification:
             "bundle": str(self.bundle),
             "ran": self.ran,
             "gpu": self.gpu,
+            "precisions": {name: asdict(found) for name, found in self.precisions.items()},
             "passed": not self.failures,
             "reference": self.reference,
             "graphs": self.graphs,
@@ -217,6 +223,7 @@ def verify(
         runs = Graphs(opened)
     eager = EagerBundle(opened, backbone, profile_shapes=profile_shapes) if is_eager else None
     opened.check_unchanged()
+    precisions = {variant.name: runs.check_precision(variant) for variant in chosen}
     findings = {v.name: tuple(_verify_variant(opened, v, runs, eager, progress)) for v in chosen}
     bisections: list[Bisection] = []
     if reproduction is not None and eager is not None:
@@ -232,6 +239,7 @@ def verify(
         machine=machine(),
         ran=runs.ran,
         gpu=runs.gpu,
+        precisions={name: found for name, found in precisions.items() if found is not None},
         versions=versions(
             *("variator-export", "onnxruntime", "onnxruntime-gpu", "torch", "transformers"),
             *(flavour.distribution for flavour in FLAVOURS.values()),

@@ -6,11 +6,12 @@ from typing import Protocol
 import numpy as np
 
 from variator_export.bundle import Bundle
-from variator_export.core.environment import first_gpu
-from variator_export.core.errors import UserError
-from variator_export.core.manifest import Variant
+from variator_export.core.environment import first_gpu, is_importable
+from variator_export.core.errors import NumbersDisagreeError, UserError
+from variator_export.core.manifest import LEAST_SHARE, Variant
 from variator_export.engines.base import Arrays, Runner
 from variator_export.engines.onnxruntime import plugin_inputs
+from variator_export.engines.tensorrt.layers import EnginePrecision, precision_in_engine
 from variator_export.engines.tensorrt.session import ANY_RATIO, TensorRtSession, choose_engine
 from variator_export.pipeline.verified_graph import how_it_runs, open_for_verification
 
@@ -25,6 +26,10 @@ class Target(Protocol):
 
     ran: str
     gpu: str | None
+
+    def check_precision(self, variant: Variant, /) -> EnginePrecision | None:
+        """In which types what runs a variant computes, where that can be asked."""
+        ...
 
     def runners(self, variant: Variant) -> dict[str, Runner]:
         """What runs a variant, by the file that it runs."""
@@ -54,6 +59,10 @@ class Graphs:
             own: open_for_verification(self._bundle.graph(own), {}, self._bundle.manifest.precision),
             self._any_name: self._any_ratio.with_plugin(plugin_inputs(self._bundle, variant)),
         }
+
+    def check_precision(self, _variant: Variant, /) -> EnginePrecision | None:
+        """Of a graph it was counted when it was built."""
+        return None
 
     def takes(self, _file: str, _batch_size: int, _sequence_length: int, /) -> bool:
         """A graph takes every shape."""
@@ -89,6 +98,7 @@ class Engines:
             )
         self.gpu: str | None = gpu.name
         self.ran = f"as engines of {target} on {gpu.name}"
+        self._bundle = bundle
         self._sessions: dict[str, TensorRtSession] = {}
         self._files: dict[str, str] = {}
         for name in (*(variant.name for variant in variants), ANY_RATIO):
@@ -112,6 +122,28 @@ class Engines:
             found[own] = self._sessions[own]
         if (file := self._files.get(ANY_RATIO)) is not None:
             found[file] = _AtRatio(self._sessions[file], variant.name)
+        return found
+
+    def check_precision(self, variant: Variant, /) -> EnginePrecision | None:
+        """In which types a variant's own engine computes; None: it has none, or TensorRT does not say.
+
+        Raises:
+            NumbersDisagreeError: Too little of it is in the bundle's precision.
+        """
+        if (file := self._files.get(variant.name)) is None or not is_importable("onnx_ir"):
+            return None
+        from variator_export.graph.macs import macs_by_node
+
+        precision = self._bundle.manifest.precision
+        graph = self._bundle.graph(variant.graphs["model"])
+        macs = macs_by_node(graph, variant.precision_proof.float32_modules, variant.ratio)
+        found = precision_in_engine(self._sessions[file].layers(), macs, precision)
+        if found is not None and found.other > 1 - LEAST_SHARE:
+            raise NumbersDisagreeError(
+                f"{file}: TensorRT says that {found.other:.1%} of its multiply-accumulates are not in "
+                f"{precision}.",
+                "Compile it again; if it stays so, build the bundle in float32.",
+            )
         return found
 
     def takes(self, file: str, batch_size: int, sequence_length: int, /) -> bool:

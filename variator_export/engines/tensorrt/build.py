@@ -58,6 +58,8 @@ def _configure(trt: Any, config: Any, request: EngineRequest) -> None:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)  # which is set by default
+    # So that an engine can be asked in which types it computes (`layers`).
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
     if request.workspace_mib is not None:

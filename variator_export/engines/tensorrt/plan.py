@@ -1,5 +1,6 @@
 """Opening an engine file. A plan is executable code: what it is gets compared before TensorRT sees it."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +65,13 @@ class OpenPlan:
             self._put_weights_in(bundle, entry, sidecar["made_from"], variant)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self.outputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
+
+    def layers(self) -> list[Any]:
+        """What TensorRT says of its layers (`layers.precision_in_engine`)."""
+        inspector = self.engine.create_engine_inspector()
+        told = json.loads(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
+        found: list[Any] = told.get("Layers", [])
+        return found
 
     def _put_weights_in(
         self,

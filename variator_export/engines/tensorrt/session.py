@@ -98,6 +98,10 @@ class TensorRtSession:
         found = self._bundle.manifest.variants if self._variant is None else (self._variant,)
         return tuple(sorted({variant.ratio for variant in found}))
 
+    def layers(self) -> list[Any]:
+        """What TensorRT's inspector says of the engine's layers."""
+        return self._plan.layers()
+
     def takes(self, batch_size: int, sequence_length: int) -> bool:
         """Whether a profile is for a shape of the inputs, at every ratio that it runs."""
         names = self._bundle.manifest.backbone.inputs
