@@ -160,6 +160,14 @@ def test_what_a_target_cannot_do_is_refused_with_the_reason(
         compile_engines(
             small_bundle, EngineOrder(EngineRecipe(compute_capabilities=("sm89",)), ("tensorrt",))
         )
+    portable = EngineRecipe(hardware_compatibility="ampere-plus")
+    with pytest.raises(UserError, match="A timing cache is of one GPU, and nvidia-smi knows of none"):
+        compile_engines(small_bundle, EngineOrder(portable, ("tensorrt",), timing_cache="require"))
+
+
+def test_gpus_in_another_order_are_the_same() -> None:
+    recipe = EngineRecipe(compute_capabilities=("sm120+sm86", "sm86+sm120", "sm89+sm89"))
+    assert recipe.compute_capabilities == ("sm86+sm120", "sm89")
 
 
 def test_a_workspace_that_is_too_small_fails_in_the_builders_words(small_bundle: Path) -> None:
@@ -244,7 +252,7 @@ def test_this_machine_and_machines_that_are_none(monkeypatch: pytest.MonkeyPatch
     assert not can_run(RTX, Place("this machine", None, {"tensorrt-rtx": "1.7.1.116"})).runs
     monkeypatch.setattr(compatibility, "first_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
     assert can_run(RTX, compatibility.this_machine()).runs
-    for text in ("h100", "sm90", "tensorrt-11.4", ""):
+    for text in ("h100", "sm90", "tensorrt-11.4", "sm86,sm89,tensorrt-11.4", ""):
         with pytest.raises(UsageError, match="--for"):
             named_machine(text)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 DEFAULT_RECIPE = "minilm"
 TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
@@ -140,6 +140,13 @@ class EngineRecipe(_Part):
     strip_weights: bool = False
     """`tensorrt` only: leave the weights out of the engines. A session puts the bundle's own into them, so
     many engines share one file of weights."""
+
+    @field_validator("compute_capabilities")
+    @classmethod
+    def _in_one_order(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """sm120+sm86 is sm86+sm120, and twice the same is once."""
+        parts = [sorted(set(name.split("+")), key=lambda sm: int(sm.removeprefix("sm"))) for name in names]
+        return tuple(dict.fromkeys("+".join(part) for part in parts))
 
     @model_validator(mode="after")
     def _makes_something(self) -> "EngineRecipe":

@@ -208,8 +208,15 @@ def _plan(
 
 
 def _timing_cache(order: EngineOrder, target: str, version: str) -> str | None:
-    gpu = None if order.timing_cache == "ignore" else first_gpu()
-    return None if gpu is None else str(timing_cache_path(gpu.name, cuda_version(target) or "", version))
+    if order.timing_cache == "ignore":
+        return None
+    gpu = first_gpu()
+    if gpu is None:
+        raise UserError(
+            "A timing cache is of one GPU, and nvidia-smi knows of none here.",
+            "Leave out --timing-cache, or compile where nvidia-smi runs.",
+        )
+    return str(timing_cache_path(gpu.name, cuda_version(target) or "", version))
 
 
 def _sources(workshop: Workshop, graph: str, plugin: str | None) -> dict[str, str | None]:

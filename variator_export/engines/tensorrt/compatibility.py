@@ -62,6 +62,8 @@ def named_machine(text: str) -> Place:
     capability, versions = None, {}
     for part in text.split(","):
         if _CAPABILITY.fullmatch(part):
+            if capability is not None:
+                raise UsageError(f"--for {text} names two GPUs.", "Ask for one after the other.")
             capability = part
         elif match := _VERSION.fullmatch(part):
             versions[match["target"]] = match["version"]
