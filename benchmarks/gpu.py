@@ -88,6 +88,10 @@ def _measure(options: argparse.Namespace) -> None:
     result = {"parts": []}
     if options.output.exists():
         result = json.loads(options.output.read_text(encoding="utf-8"))
+    settings = _settings(options)
+    others = [part["settings"] for part in result["parts"] if part["settings"] != settings]
+    if others:
+        sys.exit(f"{options.output} was measured with {others[0]}, not {settings}: choose another --output.")
     done = {(part["model"], part["precision"]) for part in result["parts"]}
     start = time.monotonic()
     for precision in options.precisions:
@@ -108,6 +112,10 @@ def _measure(options: argparse.Namespace) -> None:
 def _part(name: str, precision: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     start = time.monotonic()
     print(f"{name} {precision}", flush=True)
+    # Compilations count by function, not by model: without this the later parts would run eagerly, unseen.
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 8 * len(options.ratios)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     model = make_model(name, precision, options.ratios, folder)
     ways = Ways(model, options.device, folder)
     before = conditions()
@@ -118,7 +126,7 @@ def _part(name: str, precision: str, options: argparse.Namespace, folder: Path) 
         "model": name,
         "weights": model.weights,
         "precision": precision,
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
         "machine": machine(),
         "conditions": {"before": before, "after": conditions()},
         "versions": {
@@ -126,13 +134,19 @@ def _part(name: str, precision: str, options: argparse.Namespace, folder: Path) 
             **versions("tensorrt", "variator-export"),
             "cuda": torch.version.cuda,
         },
-        "settings": {"block_seconds": options.block_seconds, "max_rounds": options.max_rounds},
+        "settings": _settings(options),
         "allowed": MULTIPLE,
         "numbers": numbers,
         "skipped": skipped,
         "shapes": shapes,
         "seconds": round(time.monotonic() - start, 1),
     }
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What all parts of a result have in common."""
+    names = ("device", "runtimes", "ratios", "shapes", "block_seconds", "max_rounds")
+    return json.loads(json.dumps({name: getattr(options, name) for name in names}))
 
 
 class _Expected:

@@ -272,6 +272,7 @@ class HostDevice:
     """The device of a session, in the host's memory."""
 
     stream = 0
+    name = "a GPU"
 
     def overwrite(self, tensor: Any, array: Any) -> None:
         tensor.values[...] = array

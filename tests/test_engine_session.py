@@ -1,15 +1,24 @@
 """Sessions on engines, as far as a machine without a GPU can tell. None is run here."""
 
+import dataclasses
+import gc
 import shutil
+import types
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 from test_cli import call
 
 from variator_export import Bundle, UserError
+from variator_export.core.environment import Gpu
 from variator_export.core.recipe import EngineRecipe, ShapeSet
 from variator_export.engines.tensorrt import plan as opening
 from variator_export.engines.tensorrt import session
+from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.compatibility import Place
 from variator_export.engines.tensorrt.request import Profile, any_ratio_profiles
 from variator_export.engines.tensorrt.session import choose_profile
@@ -103,3 +112,162 @@ def test_the_profile_is_that_of_the_ratio_and_the_nearest_shape(small_bundle: Pa
             chosen(*wrong)
     one = [Profile(name="only", shapes={"input_ids": ((1, 1), (1, 8), (1, 16))})]
     assert choose_profile(one, {"input_ids": (1, 16)}) == 0
+
+
+class _Tensor:
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def data_ptr(self) -> int:
+        return id(self)
+
+
+class _Gpu:
+    """A device in the host's memory: what nobody holds is gone, what is recorded runs when it is replayed."""
+
+    stream, name = 0, "a GPU"
+
+    def __init__(self) -> None:
+        self.there: weakref.WeakValueDictionary[int, _Tensor] = weakref.WeakValueDictionary()
+        self.recording: list[_Context] | None = None
+        self.replays = 0
+
+    def upload(self, array: np.ndarray) -> _Tensor:
+        tensor = _Tensor(array.copy())
+        self.there[tensor.data_ptr()] = tensor
+        return tensor
+
+    def empty(self, shape: Sequence[int]) -> _Tensor:
+        return self.upload(np.full(tuple(shape), np.nan, np.float32))
+
+    def overwrite(self, tensor: _Tensor, array: np.ndarray) -> None:
+        tensor.values[...] = array
+
+    def download(self, tensor: _Tensor) -> np.ndarray:
+        return tensor.values.copy()
+
+    def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        recorded: list[_Context] = []
+        self.recording = recorded
+        enqueue()
+        self.recording = None
+
+        def replay() -> None:
+            self.replays += 1
+            for context in recorded:
+                context.compute()
+
+        return replay
+
+
+class _Context:
+    """Gives each token its id in all 32 dimensions."""
+
+    def __init__(self, gpu: _Gpu) -> None:
+        self.gpu = gpu
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return True
+
+    def set_optimization_profile_async(self, _index: int, _stream: int) -> bool:
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def get_tensor_shape(self, _: str) -> tuple[int, ...]:
+        return (*self.shapes["input_ids"], 32)
+
+    def execute_async_v3(self, _: int) -> bool:
+        if self.gpu.recording is None:
+            self.compute()
+        else:
+            self.gpu.recording.append(self)
+        return True
+
+    def compute(self) -> None:
+        tensors = {name: self.gpu.there[address] for name, address in self.addresses.items()}
+        tensors["last_hidden_state"].values[...] = tensors["input_ids"].values[..., None]
+
+
+class _Plan:
+    """In the place of an open plan."""
+
+    outputs = ("last_hidden_state",)
+    trt = mock.MagicMock()
+
+    def __init__(self, gpu: _Gpu) -> None:
+        self.made: list[weakref.ref[_Context]] = []
+        self.refuses = False
+        self.engine = types.SimpleNamespace(
+            create_execution_context=lambda _: self._make(gpu), create_runtime_config=mock.MagicMock
+        )
+
+    def _make(self, gpu: _Gpu) -> _Context | None:
+        if self.refuses:
+            return None
+        context = _Context(gpu)
+        self.made.append(weakref.ref(context))
+        return context
+
+    def alive(self) -> int:
+        gc.collect()
+        return sum(context() is not None for context in self.made)
+
+
+def _ids(bundle: Bundle, value: int, length: int) -> dict[str, np.ndarray]:
+    return dict.fromkeys(bundle.manifest.backbone.inputs, np.full((1, length), value, np.int64))
+
+
+@pytest.mark.parametrize("records_itself", [False, True], ids=["stream", "context"])
+@pytest.mark.parametrize("graphs", [False, True], ids=["no graphs", "graphs"])
+@pytest.mark.usefixtures("on_a_gpu")
+def test_each_call_has_its_own_inputs_and_holds_its_memory(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch, graphs: bool, records_itself: bool
+) -> None:
+    gpu = _Gpu()
+    plan = _Plan(gpu)
+    monkeypatch.setattr(session, "OpenPlan", lambda *_, **__: plan)
+    flavour = dataclasses.replace(FLAVOURS["tensorrt-rtx"], records_graphs=records_itself)
+    monkeypatch.setitem(FLAVOURS, "tensorrt-rtx", flavour)
+    bundle = Bundle.load(compiled)
+
+    def open_session() -> session.TensorRtSession:
+        return session.TensorRtSession(
+            bundle, "tensorrt-rtx", 2, allow_unverified=True, cuda_graphs=graphs, device=gpu
+        )
+
+    opened = open_session()
+    for length in range(1, 13):
+        for value in (3, 5):
+            found = opened.run(_ids(bundle, value, length))["last_hidden_state"]
+            assert found.shape == (1, length, 32)
+            assert (found == value).all()
+    assert gpu.replays == (24 if graphs and not records_itself else 0)
+    assert plan.alive() == (8 if graphs else 1), "the last eight shapes are kept"
+    opened.run(_ids(bundle, 1, 5))  # the oldest of them, which is the newest now
+    made = len(plan.made)
+    opened.run(_ids(bundle, 1, 1))
+    opened.run(_ids(bundle, 1, 5))
+    assert len(plan.made) == made + (1 if graphs else 0)
+    prepared = opened.prepare(_ids(bundle, 7, 4))
+    gc.collect()
+    prepared()
+    plan.refuses = True
+    with pytest.raises(UserError, match="refused an execution context of engines/"):
+        open_session().run(_ids(bundle, 1, 4))
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_another_gpu_than_nvidia_smi_names_is_refused(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "first_gpu", lambda: Gpu("another GPU", "sm89"))
+    with pytest.raises(UserError, match="PyTorch runs on a GPU, and nvidia-smi names another GPU first"):
+        session.TensorRtSession(
+            Bundle.load(compiled), "tensorrt-rtx", 2, allow_unverified=True, device=_Gpu()
+        )

@@ -25,7 +25,13 @@ VERSIONS = ("10.16.1.11", "11.4.0.106")
 # Ours, or of objects of our own.
 NOT_OF_TENSORRT = {"__class__", "__init__", "load", "store", "items"}
 OF_RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
-OF_RTX_ONLY |= {"CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE", "cuda_graph_strategy", "create_runtime_config"}
+OF_RTX_ONLY |= {
+    "set_execution_context_allocation_strategy",
+    "CudaGraphStrategy",
+    "WHOLE_GRAPH_CAPTURE",
+    "cuda_graph_strategy",
+    "create_runtime_config",
+}
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ def test_every_fault_of_the_page_is_planted() -> None:
 
 def test_every_module_of_a_correct_graph_is_within_its_budget(embedding_bundle: Path, tmp_path: Path) -> None:
     opened = Bundle.load(embedding_bundle)
-    eager = EagerBundle(opened, None, profile_shapes=False)
+    eager = EagerBundle(opened, None, ())
     for variant in opened.manifest.variants:
         result = verify(embedding_bundle, [variant.name], reference="stored")
         wrong = [dataclasses.replace(f, problem="x") for f in result.findings[variant.name]]

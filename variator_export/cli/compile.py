@@ -9,13 +9,13 @@ import typer
 
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.core.engine_records import ANY_RATIO
 from variator_export.core.errors import UsageError
 from variator_export.core.manifest import EngineEntry
 from variator_export.core.recipe import CAPABILITIES
 from variator_export.core.recipe_file import load_recipe
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.request import TimingCacheMode
-from variator_export.engines.tensorrt.session import ANY_RATIO
 from variator_export.pipeline.compile import (
     CompileResult,
     compile_engines,

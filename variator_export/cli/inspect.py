@@ -8,6 +8,7 @@ from rich.table import Table
 
 from variator_export.bundle import Bundle
 from variator_export.cli.output import Format, Output
+from variator_export.core.engine_records import ANY_RATIO
 
 
 def inspect_command(
@@ -60,6 +61,8 @@ def _variants_table(bundle: Bundle) -> Table:
             variant.graphs["model"],
             "\n".join(bundle.engine_states(variant.name)),
         )
+    if states := bundle.engine_states(ANY_RATIO):
+        table.add_row(ANY_RATIO, "all", "", "", bundle.manifest.any_ratio["model"], "\n".join(states))
     return table
 
 

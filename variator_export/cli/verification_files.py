@@ -40,8 +40,9 @@ def junit_xml(result: Verification) -> str:
 
 def markdown(result: Verification) -> str:
     """A summary for a pull request or a release."""
-    verdict = f"{len(result.failures)} checks FAILED" if result.failures else "all checks passed"
-    where = result.machine["cpu"] or "an unknown CPU"
+    failed = [*map(str, result.failures), *(f"{name}: {why}" for name, why in result.imprecise.items())]
+    verdict = f"{len(failed)} checks FAILED" if failed else "all checks passed"
+    where = result.gpu or result.machine["cpu"] or "an unknown CPU"
     lines = [
         f"# Verification of {result.bundle.name}: {verdict}",
         "",
@@ -56,6 +57,6 @@ def markdown(result: Verification) -> str:
         outcome = "passed" if row.failed == 0 else f"**{row.failed} failed**"
         cells = (row.variant, row.graph, row.check, row.count, worst, f"{row.allowed:g}", outcome)
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    if result.failures:
-        lines += ["", "## Failures", "", *(f"- {finding}" for finding in result.failures)]
+    if failed:
+        lines += ["", "## Failures", "", *(f"- {words}" for words in failed)]
     return "\n".join(lines) + "\n"

@@ -109,7 +109,7 @@ def verify_command(
         _print(printer, result)
     with printer.warning():  # what was found counts, and is shown already
         store_verification(result)
-    if result.failures:
+    if not result.passed:
         raise typer.Exit(NumbersDisagreeError.exit_code)
 
 
@@ -125,12 +125,14 @@ def _print(printer: Output, result: Verification) -> None:
         table.add_row(row.variant, row.graph, row.check, str(row.count), worst, f"{row.allowed:g}", verdict)
     printer.table(table)
     if result.ran != AS_IT_IS:
-        printer.hint(f"The graphs ran {result.ran}.")
+        printer.hint(f"Ran {result.ran}.")
     printer.hint("Numbers are multiples of the rounding error that eager PyTorch makes itself.")
     failures = result.failures
     for finding in failures[:_SHOWN_FAILURES]:
         printer.hint(f"FAILED: {finding}")
     if len(failures) > _SHOWN_FAILURES:
         printer.hint(f"... and {len(failures) - _SHOWN_FAILURES} more: --format json shows all.")
+    for name, why in result.imprecise.items():
+        printer.hint(f"FAILED: {name}: {why}")
     for bisection in result.bisections:
         printer.hint(f"BISECTED: {bisection}")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ENGINE_RECORDS = "reports/engine-verifications.json"
+# The name of an engine that runs every ratio, in the place of a variant's.
+ANY_RATIO = "any-ratio"
 BUILT_ONLY = "built, not verified on a device"
 
 

@@ -142,7 +142,9 @@ class Gpu:
 
 def first_gpu() -> Gpu | None:
     """The GPU that TensorRT builds on, as nvidia-smi says it; None: there is none that it knows of."""
-    lines = _nvidia_smi("name,compute_cap")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    only = None if visible is None else visible.split(",")[0].strip()
+    lines = None if only in ("", "-1") else _nvidia_smi("name,compute_cap", only)
     if not lines:
         return None
     name, _, capability = lines[0].rpartition(",")
@@ -154,8 +156,10 @@ def _gpus() -> list[str] | None:
     return _nvidia_smi("name,driver_version,clocks.sm,clocks.mem")
 
 
-def _nvidia_smi(fields: str) -> list[str] | None:
+def _nvidia_smi(fields: str, only: str | None = None) -> list[str] | None:
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    if only is not None:
+        query += ["-i", only]
     try:
         found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):

@@ -17,7 +17,6 @@ from variator_export.core.recipe import Recipe
 from variator_export.core.recipes_folder import recipes_folder
 from variator_export.core.validation import describe_validation_error
 
-# Before the path of a plugin that comes with the package's recipes.
 _SUFFIXES = (".yaml", ".yml")
 
 

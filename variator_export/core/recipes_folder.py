@@ -3,6 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
+# Before the path of a plugin that comes with the recipes.
 RECIPES_PREFIX = "recipes:"
 
 

@@ -160,7 +160,8 @@ def bench(
     progress = progress or Progress()
     settings = settings or TimingSettings()
     opened = Bundle.load(bundle)
-    require_onnxruntime()
+    if profile or runtimes is None or any(RUNTIMES[name].needs == "onnxruntime" for name in runtimes):
+        require_onnxruntime()
     if profile:
         require("onnx_ir", "export", "Reading the modules of a graph")
     entry = opened.manifest.backbone

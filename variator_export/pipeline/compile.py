@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from variator_export.core.bundle_files import BundleFiles
-from variator_export.core.engine_records import ENGINE_RECORDS, read_records, records_document
+from variator_export.core.engine_records import ANY_RATIO, ENGINE_RECORDS, read_records, records_document
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import EngineEntry, Manifest
 from variator_export.core.progress import Progress, StepReport
 from variator_export.core.recipe import EngineRecipe
 from variator_export.core.store import exclusive
-from variator_export.engines.tensorrt.session import ANY_RATIO
 from variator_export.pipeline.engine_steps import (
     EngineOrder,
     EngineSources,

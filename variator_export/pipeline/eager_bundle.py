@@ -61,12 +61,12 @@ class EagerBundle:
     Args:
         bundle: The bundle.
         source: Where its backbone is; None: where it was when the bundle was built.
-        profile_shapes: Whether references cover the shapes of the engines' profile too.
+        shapes: (batch_size, sequence_length) that references cover besides.
     """
 
-    def __init__(self, bundle: Bundle, source: str | None, *, profile_shapes: bool) -> None:
+    def __init__(self, bundle: Bundle, source: str | None, shapes: Sequence[tuple[int, int]]) -> None:
         self._bundle = bundle
-        self._profile_shapes = profile_shapes
+        self._shapes = shapes
         self._backbone: Backbone = load_bundle_backbone(bundle, source, "--reference stored")
         import torch  # after it was seen that it is there
 
@@ -115,11 +115,6 @@ class EagerBundle:
 
     def _cases(self, variant: Variant) -> list[Case]:
         manifest = self._bundle.manifest
-        shapes = [
-            shape
-            for profile in manifest.recipe["engine"]["profiles"].values()
-            for shape in zip(profile["batch_size"], profile["sequence_length"], strict=True)
-        ]
         return make_cases(
             self._bundle.text_encoder(),
             manifest.backbone.inputs,
@@ -127,6 +122,6 @@ class EagerBundle:
             vocab_size=self._backbone.info.config.vocab_size,
             max_length=manifest.backbone.max_length,
             texts=manifest.recipe["verify"]["texts"],
-            shapes=shapes if self._profile_shapes else (),
+            shapes=self._shapes,
             seed=manifest.recipe["verify"]["seed"],
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from variator_export.core.bundle_files import WEIGHTS_NAME
+from variator_export.core.engine_records import ANY_RATIO
 from variator_export.core.environment import first_gpu, machine
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import code_digest, sha256_file
@@ -26,7 +27,6 @@ from variator_export.engines.tensorrt.request import (
     any_ratio_profiles,
     ratio_profiles,
 )
-from variator_export.engines.tensorrt.session import ANY_RATIO
 from variator_export.engines.tensorrt.timing_cache import timing_cache_path
 from variator_export.pipeline.reports import ENGINES_REPORT, read_report
 from variator_export.pipeline.workshop import Workshop

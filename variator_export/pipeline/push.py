@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.errors import UserError
@@ -14,9 +14,6 @@ from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin_file import load_plugin
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 from variator_export.model.source import PACKAGE_PREFIX
-
-if TYPE_CHECKING:
-    pass
 
 _REPORTS = "reports"
 # What a repository has before anything was written to it.

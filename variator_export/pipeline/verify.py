@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from variator_export.bundle import Bundle
 from variator_export.core.bundle_files import BundleFiles
-from variator_export.core.engine_records import ENGINE_RECORDS, EngineRecord, read_records, records_document
+from variator_export.core.engine_records import (
+    ANY_RATIO,
+    ENGINE_RECORDS,
+    EngineRecord,
+    read_records,
+    records_document,
+)
 from variator_export.core.environment import (
     install_command,
     is_importable,
@@ -19,11 +25,10 @@ from variator_export.core.environment import (
     versions,
 )
 from variator_export.core.errors import UserError
-from variator_export.core.manifest import Variant
+from variator_export.core.manifest import LEAST_SHARE, Variant
 from variator_export.core.progress import Progress
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.layers import EnginePrecision
-from variator_export.engines.tensorrt.session import ANY_RATIO
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.reports import VERIFICATION_REPORT, store_report
 from variator_export.pipeline.verified_graph import AS_IT_IS
@@ -73,7 +78,8 @@ class Verification:
         machine: This machine.
         versions: Of what ran.
         bisections: Where graphs that failed leave eager PyTorch, if that was asked for.
-        ran: How the graphs or engines ran.
+        target: What ran: graphs on `onnxruntime`, or engines.
+        ran: How they ran.
         gpu: On which GPU; None: on the CPU.
         precisions: In which types engines compute, by variant.
     """
@@ -86,6 +92,7 @@ class Verification:
     machine: dict[str, Any]
     versions: dict[str, str | None]
     bisections: tuple["Bisection", ...] = ()
+    target: str = "onnxruntime"
     ran: str = AS_IT_IS
     gpu: str | None = None
     precisions: Mapping[str, EnginePrecision] = field(default_factory=dict)
@@ -95,6 +102,20 @@ class Verification:
         """What is outside its limit, the worst first."""
         failed = [f for findings in self.findings.values() for f in findings if not f.passed]
         return sorted(failed, key=lambda finding: finding.badness, reverse=True)
+
+    @property
+    def imprecise(self) -> dict[str, str]:
+        """Variants of which TensorRT says that too much is computed in another type."""
+        return {
+            name: f"{found.other:.1%} of its multiply-accumulates are in another type, TensorRT says"
+            for name, found in self.precisions.items()
+            if found.other > 1 - LEAST_SHARE
+        }
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures and not self.imprecise
 
     def summary(self) -> list[SummaryRow]:
         """One row for each variant, graph and check."""
@@ -119,11 +140,11 @@ class Verification:
         records = []
         for engine, sha256 in self.graphs.items():
             own = [f for found in self.findings.values() for f in found if f.question.graph == engine]
-            passed = all(finding.passed for finding in own)
-            is_any_ratio = PurePosixPath(engine).stem == ANY_RATIO
-            if passed and is_any_ratio and len(self.findings) < num_variants:
+            variant = PurePosixPath(engine).stem
+            passed = all(finding.passed for finding in own) and variant not in self.imprecise
+            if passed and variant == ANY_RATIO and len(self.findings) < num_variants:
                 continue
-            precision = self.precisions.get(PurePosixPath(engine).stem)
+            precision = self.precisions.get(variant)
             worst = max(own, key=lambda finding: finding.badness)
             batch_size, length = max((finding.question.input_shape for finding in own), key=math.prod)
             records.append(
@@ -145,10 +166,11 @@ class Verification:
         """As JSON."""
         return {
             "bundle": str(self.bundle),
+            "target": self.target,
             "ran": self.ran,
             "gpu": self.gpu,
             "precisions": {name: asdict(found) for name, found in self.precisions.items()},
-            "passed": not self.failures,
+            "passed": self.passed,
             "reference": self.reference,
             "graphs": self.graphs,
             "verified_at": self.verified_at,
@@ -221,9 +243,10 @@ def verify(
         runs = Engines(opened, target, chosen, trust_host_code=trust_host_code)
     else:
         runs = Graphs(opened)
-    eager = EagerBundle(opened, backbone, profile_shapes=profile_shapes) if is_eager else None
+    shapes = runs.shapes() if profile_shapes else []
+    eager = EagerBundle(opened, backbone, shapes) if is_eager else None
     opened.check_unchanged()
-    precisions = {variant.name: runs.check_precision(variant) for variant in chosen}
+    precisions = {variant.name: runs.precision(variant) for variant in chosen}
     findings = {v.name: tuple(_verify_variant(opened, v, runs, eager, progress)) for v in chosen}
     bisections: list[Bisection] = []
     if reproduction is not None and eager is not None:
@@ -237,6 +260,7 @@ def verify(
         graphs={name: manifest.files[name].sha256 for name in graphs},
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
+        target=target,
         ran=runs.ran,
         gpu=runs.gpu,
         precisions={name: found for name, found in precisions.items() if found is not None},
@@ -261,7 +285,10 @@ def store_verification(verification: Verification) -> Path:
         state = "The engines were verified; the record of it is not stored."
         store_report(verification.bundle, ENGINE_RECORDS, records_document(records), state)
     state = "The bundle was verified; the report of it is not stored."
-    return store_report(verification.bundle, VERIFICATION_REPORT, verification.as_dict(), state)
+    # The graphs' own report stays: the page is about them.
+    is_engine = verification.target in FLAVOURS
+    name = f"reports/verification-{verification.target}.json" if is_engine else VERIFICATION_REPORT
+    return store_report(verification.bundle, name, verification.as_dict(), state)
 
 
 def _longest(runs: Target, graph: str, expected: Expected, ratio: int, max_length: int | None) -> int | None:

@@ -6,13 +6,14 @@ from typing import Protocol
 import numpy as np
 
 from variator_export.bundle import Bundle
+from variator_export.core.engine_records import ANY_RATIO
 from variator_export.core.environment import first_gpu, is_importable
-from variator_export.core.errors import NumbersDisagreeError, UserError
-from variator_export.core.manifest import LEAST_SHARE, Variant
+from variator_export.core.errors import UserError
+from variator_export.core.manifest import Variant
 from variator_export.engines.base import Arrays, Runner
 from variator_export.engines.onnxruntime import plugin_inputs
 from variator_export.engines.tensorrt.layers import EnginePrecision, precision_in_engine
-from variator_export.engines.tensorrt.session import ANY_RATIO, TensorRtSession, choose_engine
+from variator_export.engines.tensorrt.session import TensorRtSession, choose_engine
 from variator_export.pipeline.verified_graph import how_it_runs, open_for_verification
 
 
@@ -27,12 +28,16 @@ class Target(Protocol):
     ran: str
     gpu: str | None
 
-    def check_precision(self, variant: Variant, /) -> EnginePrecision | None:
+    def precision(self, variant: Variant, /) -> EnginePrecision | None:
         """In which types what runs a variant computes, where that can be asked."""
         ...
 
     def runners(self, variant: Variant) -> dict[str, Runner]:
         """What runs a variant, by the file that it runs."""
+        ...
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """The smallest, the usual and the largest shapes that it is for."""
         ...
 
     def takes(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
@@ -60,9 +65,18 @@ class Graphs:
             self._any_name: self._any_ratio.with_plugin(plugin_inputs(self._bundle, variant)),
         }
 
-    def check_precision(self, _variant: Variant, /) -> EnginePrecision | None:
+    def precision(self, _variant: Variant, /) -> EnginePrecision | None:
         """Of a graph it was counted when it was built."""
         return None
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Those of the profiles in the bundle's recipe."""
+        profiles = self._bundle.manifest.recipe["engine"]["profiles"].values()
+        return [
+            shape
+            for profile in profiles
+            for shape in zip(profile["batch_size"], profile["sequence_length"], strict=True)
+        ]
 
     def takes(self, _file: str, _batch_size: int, _sequence_length: int, /) -> bool:
         """A graph takes every shape."""
@@ -101,11 +115,19 @@ class Engines:
         self._bundle = bundle
         self._sessions: dict[str, TensorRtSession] = {}
         self._files: dict[str, str] = {}
+        missing: dict[str, UserError] = {}
         for name in (*(variant.name for variant in variants), ANY_RATIO):
-            # One of the two is enough; where there is neither the error is that of the variant.
-            if not bundle.engines(target, name) and (name == ANY_RATIO or bundle.engines(target, ANY_RATIO)):
+            try:
+                entry, sidecar = choose_engine(bundle, target, name)
+            except UserError as error:  # of another GPU, say
+                missing[name] = error
                 continue
-            entry, _ = choose_engine(bundle, target, name)
+            if sidecar["tf32"] and bundle.manifest.precision == "float32":
+                raise UserError(
+                    f"{entry.engine} computes float32 products in TF32, with 10 bits of mantissa: by the "
+                    "error of float32 it cannot pass.",
+                    "Compile it without tf32; or run it as it is, with --allow-unverified.",
+                )
             self._files[name] = entry.engine
             self._sessions[entry.engine] = TensorRtSession(
                 bundle,
@@ -114,6 +136,15 @@ class Engines:
                 allow_unverified=True,
                 trust_host_code=trust_host_code,
             )
+        # One of the two is enough.
+        for name, reason in missing.items():
+            if name != ANY_RATIO and ANY_RATIO in missing:
+                raise reason
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """The smallest, the usual and the largest of each profile of each engine."""
+        found = [shape for session in self._sessions.values() for shape in session.profile_shapes()]
+        return list(dict.fromkeys(found))
 
     def runners(self, variant: Variant) -> dict[str, Runner]:
         """Its own engine, and the any-ratio engine with its plugin."""
@@ -124,12 +155,8 @@ class Engines:
             found[file] = _AtRatio(self._sessions[file], variant.name)
         return found
 
-    def check_precision(self, variant: Variant, /) -> EnginePrecision | None:
-        """In which types a variant's own engine computes; None: it has none, or TensorRT does not say.
-
-        Raises:
-            NumbersDisagreeError: Too little of it is in the bundle's precision.
-        """
+    def precision(self, variant: Variant, /) -> EnginePrecision | None:
+        """In which types a variant's own engine computes; None: it has none, or TensorRT does not say."""
         if (file := self._files.get(variant.name)) is None or not is_importable("onnx_ir"):
             return None
         from variator_export.graph.macs import macs_by_node
@@ -137,14 +164,7 @@ class Engines:
         precision = self._bundle.manifest.precision
         graph = self._bundle.graph(variant.graphs["model"])
         macs = macs_by_node(graph, variant.precision_proof.float32_modules, variant.ratio)
-        found = precision_in_engine(self._sessions[file].layers(), macs, precision)
-        if found is not None and found.other > 1 - LEAST_SHARE:
-            raise NumbersDisagreeError(
-                f"{file}: TensorRT says that {found.other:.1%} of its multiply-accumulates are not in "
-                f"{precision}.",
-                "Compile it again; if it stays so, build the bundle in float32.",
-            )
-        return found
+        return precision_in_engine(self._sessions[file].layers(), macs, precision)
 
     def takes(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
         """Whether one of the engine's profiles is for a shape."""

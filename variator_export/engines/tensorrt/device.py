@@ -1,6 +1,7 @@
 """Where a session's tensors are: PyTorch's CUDA memory, or what stands for it in tests."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +38,11 @@ class Device(Protocol):
         """The handle of the CUDA stream."""
         ...
 
+    @property
+    def name(self) -> str:
+        """Of the GPU, as its driver calls it."""
+        ...
+
 
 class TorchCuda:
     """PyTorch's CUDA memory, on a stream of its own.
@@ -59,33 +65,34 @@ class TorchCuda:
 
     def upload(self, array: np.ndarray) -> Any:
         """Copy an array to the GPU."""
-        with self._torch.cuda.stream(self._stream):
+        with self._on_stream():
             return self._torch.from_numpy(np.ascontiguousarray(array)).to("cuda", non_blocking=False)
 
     def overwrite(self, tensor: Any, array: np.ndarray) -> None:
         """Copy an array into a tensor."""
-        with self._torch.cuda.stream(self._stream):
+        with self._on_stream():
             tensor.copy_(self._torch.from_numpy(np.ascontiguousarray(array)))
 
     def empty(self, shape: Sequence[int]) -> Any:
         """Memory for a float32 output."""
-        with self._torch.cuda.stream(self._stream):
+        with self._on_stream():
             return self._torch.empty(tuple(shape), dtype=self._torch.float32, device="cuda")
 
     def download(self, tensor: Any) -> np.ndarray:
         """Wait for the stream and copy to the host."""
-        self._stream.synchronize()
-        values: np.ndarray = tensor.cpu().numpy()
+        with self._on_stream():
+            values: np.ndarray = tensor.cpu().numpy()  # waits: it is on the same stream
         return values
 
     def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Record the stream while the function enqueues."""
         graph = self._torch.cuda.CUDAGraph()
-        with self._torch.cuda.graph(graph, stream=self._stream):
+        # The outer block gives the caller's stream back where recording fails.
+        with self._on_stream(), self._torch.cuda.graph(graph, stream=self._stream):
             enqueue()
 
         def replay() -> None:
-            with self._torch.cuda.stream(self._stream):
+            with self._on_stream():
                 graph.replay()
 
         return replay
@@ -94,3 +101,19 @@ class TorchCuda:
     def stream(self) -> int:
         """Its handle."""
         return int(self._stream.cuda_stream)
+
+    @property
+    def name(self) -> str:
+        """Of PyTorch's current device."""
+        return str(self._torch.cuda.get_device_name())
+
+    @contextlib.contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        try:
+            with self._torch.cuda.stream(self._stream):
+                yield
+        except RuntimeError as error:  # PyTorch's error for full memory is one
+            raise UserError(
+                f"PyTorch failed on {self.name}: {str(error).splitlines()[0]}",
+                "Mostly the GPU's memory is full: run smaller batches, or end what else uses it.",
+            ) from error

@@ -28,10 +28,8 @@ _REFUSED = 1
 _QUERY, _ADDR_NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000
 _FIXED = "VARIATOR_EXPORT_FIXED_ADDRESSES"
 _PROGRESS = "VARIATOR_EXPORT_PROGRESS"
-# What a builder may need of the caller's environment; PATH is where Windows finds libraries.
-_ENVIRONMENT = ("PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "HOME") + (
-    ("PATH", "SYSTEMROOT") if sys.platform == "win32" else ()
-)
+# What a builder may need of the caller's environment.
+_ENVIRONMENT = ("PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HOME")
 
 
 def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress | None = None) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from variator_export.core.bundle_files import BundleFiles
+from variator_export.core.engine_records import ANY_RATIO
 from variator_export.core.environment import first_gpu
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import EngineEntry
@@ -22,23 +23,25 @@ from variator_export.engines.tensorrt.request import Profile
 from variator_export.model.plugin_file import load_variant_plugin
 from variator_export.model.plugin_layout import stack_for_graph
 
-ANY_RATIO = "any-ratio"
 # Each has its own memory for what lies between layers.
 _MOST_GRAPHS = 8
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """An execution context with the shapes and addresses of one call.
+    """An execution context with the shapes and addresses of one call; it keeps all of them alive.
 
     Attributes:
-        execute: Enqueues the work on the device's stream.
+        enqueue: Puts the work on the device's stream.
     """
 
     context: Any
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
-    execute: Callable[[], None]
+    enqueue: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.enqueue()
 
 
 class TensorRtSession:
@@ -78,6 +81,7 @@ class TensorRtSession:
             _require_verified(bundle, self._entry)
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
         self._device = device or TorchCuda()
+        _require_same_gpu(self._device)
         variants = bundle.manifest.variants if self._variant is None else ()
         arrays = {v.name: stack_for_graph(load_variant_plugin(bundle, v)) for v in variants}
         self._plugins = {
@@ -86,10 +90,12 @@ class TensorRtSession:
         }
         self._shapes = {key: {n: a.shape for n, a in plugin.items()} for key, plugin in arrays.items()}
         self._plan = OpenPlan(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
-        self._context = None if cuda_graphs else self._plan.engine.create_execution_context()
+        self._target = target
+        # TensorRT for RTX records in its contexts, TensorRT on the stream.
+        self._records_graphs = FLAVOURS[target].records_graphs
+        self._context = None if cuda_graphs else self._new_context(records_graphs=False)
         self._profile = 0
         self._graphs: dict[Any, _Bound] = {}
-        self._records_graphs = FLAVOURS[target].records_graphs
         bundle.check_unchanged()
 
     @property
@@ -101,6 +107,11 @@ class TensorRtSession:
     def layers(self) -> list[Any]:
         """What TensorRT's inspector says of the engine's layers."""
         return self._plan.layers()
+
+    def profile_shapes(self) -> list[tuple[int, int]]:
+        """(batch_size, sequence_length) of each profile at its min, opt and max."""
+        name = self._bundle.manifest.backbone.inputs[0]
+        return [(shape[0], shape[1]) for profile in self._profiles for shape in profile.shapes[name]]
 
     def takes(self, batch_size: int, sequence_length: int) -> bool:
         """Whether a profile is for a shape of the inputs, at every ratio that it runs."""
@@ -120,15 +131,16 @@ class TensorRtSession:
             UserError: The session has no such variant, or no profile of the engine is for these shapes.
         """
         bound = self._bound(inputs, ratio)
-        bound.execute()
+        bound()
         return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
 
     def prepare(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Callable[[], None]:
         """What enqueues it on inputs that are on the GPU already, and leaves the outputs there: for timing.
 
-        Without CUDA graphs it holds until the next call of `run` or `prepare`.
+        It holds until the next call of `run` or `prepare`; with CUDA graphs, until the next one of this
+        variant and shape.
         """
-        return self._bound(inputs, ratio).execute
+        return self._bound(inputs, ratio)
 
     def _bound(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> _Bound:
         asked = ratio if ratio is not None else (self._variant.name if self._variant else 1)
@@ -149,8 +161,31 @@ class TensorRtSession:
     def _choose_profile(self, context: Any, current: int, shapes: Mapping[str, Sequence[int]]) -> int:
         index = choose_profile(self._profiles, shapes)
         if index != current:
-            context.set_optimization_profile_async(index, self._device.stream)
+            done = context.set_optimization_profile_async(index, self._device.stream)
+            self._require(done, f"the profile {self._profiles[index].name}")
         return index
+
+    def _require(self, done: object, what: str) -> None:
+        """TensorRT says False or None where it refuses."""
+        if done is False or done is None:
+            raise UserError(
+                f"{self._target} refused {what} of {self._entry.engine}; its words are on standard error.",
+                "Mostly the GPU's memory is full: run smaller batches, or end what else uses it.",
+            )
+
+    def _new_context(self, *, records_graphs: bool) -> Any:
+        """Memory is taken for the profile in use, not for the largest one."""
+        trt, engine = self._plan.trt, self._plan.engine
+        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        if records_graphs:
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(strategy)
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            context = engine.create_execution_context(config)
+        else:
+            context = engine.create_execution_context(strategy)
+        self._require(context, "an execution context")
+        return context
 
     def _bind(
         self,
@@ -161,20 +196,20 @@ class TensorRtSession:
     ) -> _Bound:
         """Give a context its shapes and addresses."""
         for name, tensor in {**inputs, **self._plugins.get(variant, {})}.items():
-            context.set_input_shape(name, tuple(shapes[name]))
-            context.set_tensor_address(name, tensor.data_ptr())
+            self._require(context.set_input_shape(name, tuple(shapes[name])), f"the shape of {name}")
+            self._require(context.set_tensor_address(name, tensor.data_ptr()), f"the address of {name}")
         outputs = {name: self._device.empty(context.get_tensor_shape(name)) for name in self._plan.outputs}
         for name, tensor in outputs.items():
-            context.set_tensor_address(name, tensor.data_ptr())
+            self._require(context.set_tensor_address(name, tensor.data_ptr()), f"the address of {name}")
 
-        def execute() -> None:
+        def enqueue() -> None:
             if not context.execute_async_v3(self._device.stream):
                 raise UserError(
                     f"The engine failed on {dict(shapes)}; TensorRT's words are on standard error.",
                     "Check the GPU's memory.",
                 )
 
-        return _Bound(context, inputs, outputs, execute)
+        return _Bound(context, inputs, outputs, enqueue)
 
     def _recorded(
         self, variant: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
@@ -183,34 +218,38 @@ class TensorRtSession:
         key = variant, tuple(tuple(shapes[name]) for name in arrays)
         bound = self._graphs.pop(key, None)
         if bound is None:
+            if len(self._graphs) == _MOST_GRAPHS:
+                self._graphs.pop(next(iter(self._graphs)))
             bound = self._record(variant, arrays, shapes)
         else:
             for name, array in arrays.items():
                 self._device.overwrite(bound.inputs[name], array)
         self._graphs[key] = bound  # the last one that was used is the last one to go
-        if len(self._graphs) > _MOST_GRAPHS:
-            self._graphs.pop(next(iter(self._graphs)))
         return bound
 
     def _record(
         self, variant: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
     ) -> _Bound:
         """A context of its own: what is recorded holds its addresses."""
-        trt, engine = self._plan.trt, self._plan.engine
-        if self._records_graphs:
-            config = engine.create_runtime_config()
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            context = engine.create_execution_context(config)
-        else:
-            context = engine.create_execution_context()
+        context = self._new_context(records_graphs=self._records_graphs)
         self._choose_profile(context, 0, shapes)
         inputs = {name: self._device.upload(array) for name, array in arrays.items()}
         bound = self._bind(context, variant, inputs, shapes)
         if self._records_graphs:
             return bound
         # TensorRT does at the first call after new shapes what cannot be recorded.
-        bound.execute()
-        return _Bound(context, inputs, bound.outputs, self._device.record(bound.execute))
+        bound()
+        return _Bound(context, inputs, bound.outputs, self._device.record(bound.enqueue))
+
+
+def _require_same_gpu(device: Device) -> None:
+    """Engines and records are of the GPU that nvidia-smi names first; CUDA may count in another order."""
+    gpu = first_gpu()
+    if gpu is not None and device.name != gpu.name:
+        raise UserError(
+            f"PyTorch runs on {device.name}, and nvidia-smi names {gpu.name} first.",
+            "Set CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES to the one that is meant.",
+        )
 
 
 def _require_verified(bundle: BundleFiles, entry: EngineEntry) -> None:
