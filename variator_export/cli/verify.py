@@ -125,7 +125,7 @@ def _print(printer: Output, result: Verification) -> None:
         table.add_row(row.variant, row.graph, row.check, str(row.count), worst, f"{row.allowed:g}", verdict)
     printer.table(table)
     if result.ran != AS_IT_IS:
-        printer.hint(f"Ran {result.ran}.")
+        printer.hint(f"{'It' if result.gpu else 'The graphs'} ran {result.ran}.")
     printer.hint("Numbers are multiples of the rounding error that eager PyTorch makes itself.")
     failures = result.failures
     for finding in failures[:_SHOWN_FAILURES]:
