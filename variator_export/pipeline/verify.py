@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from variator_export.bundle import Bundle
-from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.engine_records import (
     ANY_RATIO,
     ENGINE_RECORDS,
@@ -279,7 +278,7 @@ def store_verification(verification: Verification) -> Path:
         UserError: The bundle cannot be written.
     """
     if verification.gpu is not None:
-        num_variants = len(BundleFiles(verification.bundle).manifest.variants)
+        num_variants = len(Bundle.load(verification.bundle).manifest.variants)
         new = verification.engine_records(verification.gpu, num_variants)
         records = [*read_records(verification.bundle), *new]
         state = "The engines were verified; the record of it is not stored."

@@ -11,7 +11,7 @@ import numpy as np
 
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.engine_records import ANY_RATIO
-from variator_export.core.environment import first_gpu
+from variator_export.core.environment import Gpu, first_gpu
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import EngineEntry
 from variator_export.engines.base import Arrays, check_inputs
@@ -77,11 +77,12 @@ class TensorRtSession:
         self._variant = None if variant is None else bundle.variant(variant)
         name = ANY_RATIO if self._variant is None else self._variant.name
         self._entry, sidecar = choose_engine(bundle, target, name)
+        gpu = first_gpu()
         if not allow_unverified:
-            _require_verified(bundle, self._entry)
+            _require_verified(bundle, self._entry, gpu)
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
         self._device = device or TorchCuda()
-        _require_same_gpu(self._device)
+        _require_same_gpu(self._device, gpu)
         variants = bundle.manifest.variants if self._variant is None else ()
         arrays = {v.name: stack_for_graph(load_variant_plugin(bundle, v)) for v in variants}
         self._plugins = {
@@ -203,11 +204,7 @@ class TensorRtSession:
             self._require(context.set_tensor_address(name, tensor.data_ptr()), f"the address of {name}")
 
         def enqueue() -> None:
-            if not context.execute_async_v3(self._device.stream):
-                raise UserError(
-                    f"The engine failed on {dict(shapes)}; TensorRT's words are on standard error.",
-                    "Check the GPU's memory.",
-                )
+            self._require(context.execute_async_v3(self._device.stream), f"a run on {dict(shapes)}")
 
         return _Bound(context, inputs, outputs, enqueue)
 
@@ -242,9 +239,8 @@ class TensorRtSession:
         return _Bound(context, inputs, bound.outputs, self._device.record(bound.enqueue))
 
 
-def _require_same_gpu(device: Device) -> None:
+def _require_same_gpu(device: Device, gpu: Gpu | None) -> None:
     """Engines and records are of the GPU that nvidia-smi names first; CUDA may count in another order."""
-    gpu = first_gpu()
     if gpu is not None and device.name != gpu.name:
         raise UserError(
             f"PyTorch runs on {device.name}, and nvidia-smi names {gpu.name} first.",
@@ -252,9 +248,8 @@ def _require_same_gpu(device: Device) -> None:
         )
 
 
-def _require_verified(bundle: BundleFiles, entry: EngineEntry) -> None:
+def _require_verified(bundle: BundleFiles, entry: EngineEntry, gpu: Gpu | None) -> None:
     """Refuse an engine that no GPU of this kind has verified, or that failed there."""
-    gpu = first_gpu()
     records = bundle.engine_records(entry)
     here = [record for record in records if gpu is not None and record.gpu == gpu.name]
     if any(record.passed for record in here):
