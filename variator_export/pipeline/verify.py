@@ -322,8 +322,8 @@ def _verify_variant(
             if not taken:
                 raise UserError(
                     f"None of the {len(reference)} cases is within the profiles of {graph}.",
-                    "Verify with eager PyTorch and without --quick, so that the shapes of the recipe's "
-                    "profiles are looked at; or compile the engine with a wider one.",
+                    "Verify with eager PyTorch and without --quick, so that its profiles' own shapes are "
+                    "looked at; or compile it with a wider profile.",
                 )
             if len(taken) < len(reference):
                 # What an engine has no profile for it is not asked to run; `run` refuses that too.
