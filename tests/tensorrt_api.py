@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from variator_export.core.bundle_files import BundleFiles
-from variator_export.engines.tensorrt import build, plan, session, timing_cache
+from variator_export.engines.tensorrt import build, execution, plan, session, timing_cache
 from variator_export.engines.tensorrt.compatibility import Place
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
 
@@ -176,6 +176,7 @@ class Fake:
             return {
                 "ITimingCache.serialize": b"times",
                 "ICudaEngine.get_tensor_name": "last_hidden_state",
+                "ICudaEngine.get_tensor_dtype": recorder.module.DataType.FLOAT,
                 "ICudaEngine.get_tensor_mode": recorder.module.TensorIOMode.OUTPUT,
                 "IExecutionContext.get_tensor_shape": (1, 4, 32),
                 "EngineInspector.get_engine_information": '{"Layers": ["name"]}',
@@ -284,8 +285,8 @@ class HostDevice:
     def upload(self, array: Any) -> Any:
         return types.SimpleNamespace(data_ptr=lambda: 1, values=array)
 
-    def empty(self, shape: Any) -> Any:
-        return self.upload(np.zeros(tuple(shape), np.float32))
+    def empty(self, shape: Any, dtype: str) -> Any:
+        return self.upload(np.zeros(tuple(shape), dtype))
 
     def download(self, tensor: Any) -> Any:
         return tensor.values
@@ -337,7 +338,7 @@ def run_sessions(recorder: Recorder, folder: Path, target: str) -> None:
 def names_in_our_code() -> set[str]:
     """Every attribute that our code takes of what may be an object of TensorRT."""
     found = set()
-    for module in (build, timing_cache, plan, session):
+    for module in (build, timing_cache, plan, session, execution):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute):
                 root = node.value

@@ -20,8 +20,8 @@ from variator_export.engines.tensorrt import plan as opening
 from variator_export.engines.tensorrt import session
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.compatibility import Place
+from variator_export.engines.tensorrt.execution import choose_profile
 from variator_export.engines.tensorrt.request import Profile, any_ratio_profiles
-from variator_export.engines.tensorrt.session import choose_profile
 from variator_export.pipeline.compile import compile_engines
 from variator_export.pipeline.engine_steps import EngineOrder
 
@@ -137,8 +137,8 @@ class _Gpu:
         self.there[tensor.data_ptr()] = tensor
         return tensor
 
-    def empty(self, shape: Sequence[int]) -> _Tensor:
-        return self.upload(np.full(tuple(shape), np.nan, np.float32))
+    def empty(self, shape: Sequence[int], dtype: str) -> _Tensor:
+        return self.upload(np.full(tuple(shape), np.nan, dtype))
 
     def overwrite(self, tensor: _Tensor, array: np.ndarray) -> None:
         tensor.values[...] = array
@@ -204,7 +204,9 @@ class _Plan:
         self.made: list[weakref.ref[_Context]] = []
         self.refuses = False
         self.engine = types.SimpleNamespace(
-            create_execution_context=lambda _: self._make(gpu), create_runtime_config=mock.MagicMock
+            create_execution_context=lambda _: self._make(gpu),
+            create_runtime_config=mock.MagicMock,
+            get_tensor_dtype=lambda _: types.SimpleNamespace(name="FLOAT"),
         )
 
     def _make(self, gpu: _Gpu) -> _Context | None:
@@ -231,7 +233,7 @@ def test_each_call_has_its_own_inputs_and_holds_its_memory(
 ) -> None:
     gpu = _Gpu()
     plan = _Plan(gpu)
-    monkeypatch.setattr(session, "OpenPlan", lambda *_, **__: plan)
+    monkeypatch.setattr(session, "open_engine", lambda *_, **__: plan)
     flavour = dataclasses.replace(FLAVOURS["tensorrt-rtx"], records_graphs=records_itself)
     monkeypatch.setitem(FLAVOURS, "tensorrt-rtx", flavour)
     bundle = Bundle.load(compiled)

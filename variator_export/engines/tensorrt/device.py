@@ -21,8 +21,8 @@ class Device(Protocol):
         """Give a tensor other values of the same shape; its address stays."""
         ...
 
-    def empty(self, shape: Sequence[int]) -> Any:
-        """A float32 tensor for an output."""
+    def empty(self, shape: Sequence[int], dtype: str) -> Any:
+        """A tensor for an output; dtype: `float32`, say."""
         ...
 
     def download(self, tensor: Any) -> np.ndarray:
@@ -73,16 +73,16 @@ class TorchCuda:
         with self._on_stream():
             tensor.copy_(self._torch.from_numpy(np.ascontiguousarray(array)))
 
-    def empty(self, shape: Sequence[int]) -> Any:
-        """Memory for a float32 output."""
+    def empty(self, shape: Sequence[int], dtype: str) -> Any:
+        """Memory for an output."""
         with self._on_stream():
-            return self._torch.empty(tuple(shape), dtype=self._torch.float32, device="cuda")
+            return self._torch.empty(tuple(shape), dtype=getattr(self._torch, dtype), device="cuda")
 
     def download(self, tensor: Any) -> np.ndarray:
         """Wait for the stream and copy to the host."""
         with self._on_stream():
-            values: np.ndarray = tensor.cpu().numpy()  # waits: it is on the same stream
-        return values
+            values = tensor.cpu()  # waits: it is on the same stream
+        return to_numpy(values)
 
     def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Record the stream while the function enqueues."""
@@ -117,3 +117,14 @@ class TorchCuda:
                 f"PyTorch failed on {self.name}: {str(error).splitlines()[0]}",
                 "Mostly the GPU's memory is full: run smaller batches, or end what else uses it.",
             ) from error
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor on the CPU as an array that shares its memory; bfloat16, which numpy lacks, by ml_dtypes."""
+    if str(tensor.dtype) != "torch.bfloat16":
+        found: np.ndarray = tensor.numpy()
+        return found
+    import ml_dtypes  # only values inside a graph have this type: outputs are float32
+    import torch
+
+    return np.asarray(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from variator_export.core.bundle_files import WEIGHTS_NAME, BundleFiles
@@ -13,13 +14,13 @@ from variator_export.model.plugin_layout import TENSORS_NAME
 
 
 class OpenPlan:
-    """An engine as TensorRT has it, whole: weights that were left out of it are put in.
+    """A plan as TensorRT has it.
 
     Args:
-        bundle: The bundle.
-        entry: The engine.
-        sidecar: What is written beside it.
-        variant: What it runs; None: every variant.
+        target: `tensorrt-rtx` or `tensorrt`.
+        plan: The content of the file.
+        what: How messages call it.
+        remedy: What to do where it does not open.
         trust_host_code: Let TensorRT run a program that the plan brings along.
 
     Attributes:
@@ -28,27 +29,13 @@ class OpenPlan:
         outputs: The names of its outputs.
 
     Raises:
-        UserError: The file is not what its sidecar says, TensorRT does not open it, or the bundle's weights
-            are not those it was built with.
+        UserError: TensorRT does not open it.
     """
 
     def __init__(
-        self,
-        bundle: BundleFiles,
-        entry: EngineEntry,
-        sidecar: Mapping[str, Any],
-        variant: Variant | None,
-        *,
-        trust_host_code: bool,
+        self, target: str, plan: bytes, what: str, remedy: str, *, trust_host_code: bool = False
     ) -> None:
-        path = bundle.path / entry.engine
-        plan = bundle.file(entry.engine).read_bytes()  # whose hash is compared
-        if wrong := plan_contradicts(plan, entry.target, entry.version):
-            raise UserError(
-                f"{path}: its sidecar says {entry.target} {entry.version}, and {wrong}.",
-                "Do not use it: get the bundle again from where it was built.",
-            )
-        self.trt = trt = load_tensorrt(entry.target)
+        self.trt = trt = load_tensorrt(target)
         self._log = trt.Logger(trt.Logger.WARNING)
         # The runtime has to live as long as its engine.
         self._runtime = runtime = trt.Runtime(self._log)
@@ -56,13 +43,8 @@ class OpenPlan:
             runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise UserError(
-                f"{entry.target} cannot open {path}; its words are on standard error.",
-                f"variator-export doctor {bundle.path} says what the engine needs.",
-            )
+            raise UserError(f"{target} cannot open {what}; its words are on standard error.", remedy)
         self.engine = engine
-        if sidecar.get("strip_weights"):
-            self._put_weights_in(bundle, entry, sidecar["made_from"], variant)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self.outputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
 
@@ -73,39 +55,73 @@ class OpenPlan:
         found: list[Any] = told.get("Layers", [])
         return found
 
-    def _put_weights_in(
-        self,
-        bundle: BundleFiles,
-        entry: EngineEntry,
-        made_from: Mapping[str, str | None],
-        variant: Variant | None,
-    ) -> None:
-        """The graph says where they are. All have to be those of the build: others would be taken unseen."""
-        graph = (variant.graphs if variant else bundle.manifest.any_ratio)["model"]
-        sources = {"graph": graph, "weights": WEIGHTS_NAME}
-        if variant is not None and variant.plugin is not None:
-            sources["plugin"] = f"{variant.plugin.folder}/{TENSORS_NAME}"
-        for kind, name in sources.items():
-            if bundle.manifest.files[name].sha256 != made_from[kind]:
-                raise UserError(
-                    f"{bundle.path / entry.engine} has no weights in it, and {name} is not the one that it "
-                    "was built with.",
-                    f"Compile it again: variator-export compile {bundle.path} --target {entry.target} "
-                    f"--variant {entry.variant}",
-                )
+    def put_weights_in(self, graph: Path) -> str | None:
+        """Give an engine without weights those of its graph; says what is wrong where it cannot be done."""
         refitter = self.trt.Refitter(self.engine, self._log)
         parser = self.trt.OnnxParserRefitter(refitter, self._log)
-        if not parser.refit_from_file(str(bundle.graph(graph))):
+        if not parser.refit_from_file(str(graph)):
             errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-            self._refuse(bundle, entry, "; ".join(errors) or "it gave no reason")
+            return "; ".join(errors) or "it gave no reason"
         if missing := refitter.get_missing_weights():
-            self._refuse(bundle, entry, f"the graph has none for {', '.join(missing[:3])}")
-        if not refitter.refit_cuda_engine():
-            self._refuse(bundle, entry, "its words are on standard error")
+            return f"the graph has none for {', '.join(missing[:3])}"
+        return None if refitter.refit_cuda_engine() else "its words are on standard error"
 
-    def _refuse(self, bundle: BundleFiles, entry: EngineEntry, why: str) -> None:
+
+def open_engine(
+    bundle: BundleFiles,
+    entry: EngineEntry,
+    sidecar: Mapping[str, Any],
+    variant: Variant | None,
+    *,
+    trust_host_code: bool,
+) -> OpenPlan:
+    """Open an engine of a bundle, whole: weights that were left out of it are put in.
+
+    Args:
+        bundle: The bundle.
+        entry: The engine.
+        sidecar: What is written beside it.
+        variant: What it runs; None: every variant.
+        trust_host_code: Let TensorRT run a program that the plan brings along.
+
+    Raises:
+        UserError: The file is not what its sidecar says, TensorRT does not open it, or the bundle's weights
+            are not those it was built with.
+    """
+    path = bundle.path / entry.engine
+    content = bundle.file(entry.engine).read_bytes()  # whose hash is compared
+    if wrong := plan_contradicts(content, entry.target, entry.version):
         raise UserError(
-            f"{entry.target} cannot put the bundle's weights into {bundle.path / entry.engine}: {why}.",
-            f"Compile it with its weights: variator-export compile {bundle.path} --target {entry.target} "
-            f"--variant {entry.variant} --with-weights",
+            f"{path}: its sidecar says {entry.target} {entry.version}, and {wrong}.",
+            "Do not use it: get the bundle again from where it was built.",
         )
+    remedy = f"variator-export doctor {bundle.path} says what the engine needs."
+    plan = OpenPlan(entry.target, content, str(path), remedy, trust_host_code=trust_host_code)
+    if sidecar.get("strip_weights"):
+        graph = _graph_of_weights(bundle, entry, sidecar["made_from"], variant)
+        if wrong := plan.put_weights_in(graph):
+            raise UserError(
+                f"{entry.target} cannot put the bundle's weights into {path}: {wrong}.",
+                f"Compile it with its weights: variator-export compile {bundle.path} --target "
+                f"{entry.target} --variant {entry.variant} --with-weights",
+            )
+    return plan
+
+
+def _graph_of_weights(
+    bundle: BundleFiles, entry: EngineEntry, made_from: Mapping[str, str | None], variant: Variant | None
+) -> Path:
+    """The graph says where they are. All have to be those of the build: others would be taken unseen."""
+    graph = (variant.graphs if variant else bundle.manifest.any_ratio)["model"]
+    sources = {"graph": graph, "weights": WEIGHTS_NAME}
+    if variant is not None and variant.plugin is not None:
+        sources["plugin"] = f"{variant.plugin.folder}/{TENSORS_NAME}"
+    for kind, name in sources.items():
+        if bundle.manifest.files[name].sha256 != made_from[kind]:
+            raise UserError(
+                f"{bundle.path / entry.engine} has no weights in it, and {name} is not the one that it "
+                "was built with.",
+                f"Compile it again: variator-export compile {bundle.path} --target {entry.target} "
+                f"--variant {entry.variant}",
+            )
+    return bundle.graph(graph)

@@ -33,6 +33,14 @@ class Profile(BaseModel):
         words = ("x".join(map(str, shape)) for shapes in sorted(ends) for shape in shapes)
         return f"{self.name} ({', '.join(words)})"
 
+    def covers(self, shapes: Mapping[str, Sequence[int]]) -> bool:
+        """Whether it is for these shapes of inputs."""
+        return all(
+            len(shapes[name]) == len(low)
+            and all(a <= s <= b for a, s, b in zip(low, shapes[name], high, strict=True))
+            for name, (low, _, high) in self.shapes.items()
+        )
+
 
 class EngineRequest(BaseModel):
     """An engine to build.

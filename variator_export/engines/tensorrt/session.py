@@ -4,7 +4,7 @@ An engine that was only built is not run unless that is asked for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,30 +18,14 @@ from variator_export.engines.base import Arrays, check_inputs
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.compatibility import can_run, this_machine
 from variator_export.engines.tensorrt.device import Device, TorchCuda
-from variator_export.engines.tensorrt.plan import OpenPlan
+from variator_export.engines.tensorrt.execution import Bound, Execution
+from variator_export.engines.tensorrt.plan import open_engine
 from variator_export.engines.tensorrt.request import Profile
 from variator_export.model.plugin_file import load_variant_plugin
 from variator_export.model.plugin_layout import stack_for_graph
 
 # Each has its own memory for what lies between layers.
 _MOST_GRAPHS = 8
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """An execution context with the shapes and addresses of one call; it keeps all of them alive.
-
-    Attributes:
-        enqueue: Puts the work on the device's stream.
-    """
-
-    context: Any
-    inputs: Mapping[str, Any]
-    outputs: Mapping[str, Any]
-    enqueue: Callable[[], None]
-
-    def __call__(self) -> None:
-        self.enqueue()
 
 
 class TensorRtSession:
@@ -90,13 +74,13 @@ class TensorRtSession:
             for key, plugin in arrays.items()
         }
         self._shapes = {key: {n: a.shape for n, a in plugin.items()} for key, plugin in arrays.items()}
-        self._plan = OpenPlan(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
-        self._target = target
+        self._plan = open_engine(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
+        self._execution = Execution(self._plan, self._profiles, self._device, target, self._entry.engine)
         # TensorRT for RTX records in its contexts, TensorRT on the stream.
         self._records_graphs = FLAVOURS[target].records_graphs
-        self._context = None if cuda_graphs else self._new_context(records_graphs=False)
+        self._context = None if cuda_graphs else self._execution.new_context()
         self._profile = 0
-        self._graphs: dict[Any, _Bound] = {}
+        self._graphs: dict[Any, Bound] = {}
         bundle.check_unchanged()
 
     @property
@@ -119,7 +103,7 @@ class TensorRtSession:
         names = self._bundle.manifest.backbone.inputs
         shapes = dict.fromkeys(names, (batch_size, sequence_length))
         plugins = list(self._shapes.values()) or [{}]
-        return all(any(_covers(p, {**shapes, **plugin}) for p in self._profiles) for plugin in plugins)
+        return all(any(p.covers({**shapes, **plugin}) for p in self._profiles) for plugin in plugins)
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
         """Run once.
@@ -143,7 +127,7 @@ class TensorRtSession:
         """
         return self._bound(inputs, ratio)
 
-    def _bound(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> _Bound:
+    def _bound(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> Bound:
         asked = ratio if ratio is not None else (self._variant.name if self._variant else 1)
         variant = self._bundle.variant(asked)
         if self._variant is not None and variant.name != self._variant.name:
@@ -155,62 +139,17 @@ class TensorRtSession:
         shapes = {name: array.shape for name, array in arrays.items()} | self._shapes.get(variant.name, {})
         if self._context is None:
             return self._recorded(variant.name, arrays, shapes)
-        tensors = {name: self._device.upload(array) for name, array in arrays.items()}
-        self._profile = self._choose_profile(self._context, self._profile, shapes)
-        return self._bind(self._context, variant.name, tensors, shapes)
+        self._profile = self._execution.choose_profile(self._context, self._profile, shapes)
+        return self._execution.bind(self._context, self._upload(variant.name, arrays), shapes)
 
-    def _choose_profile(self, context: Any, current: int, shapes: Mapping[str, Sequence[int]]) -> int:
-        index = choose_profile(self._profiles, shapes)
-        if index != current:
-            done = context.set_optimization_profile_async(index, self._device.stream)
-            self._require(done, f"the profile {self._profiles[index].name}")
-        return index
-
-    def _require(self, done: object, what: str) -> None:
-        """TensorRT says False or None where it refuses."""
-        if done is False or done is None:
-            raise UserError(
-                f"{self._target} refused {what} of {self._entry.engine}; its words are on standard error.",
-                "Mostly the GPU's memory is full: run smaller batches, or end what else uses it.",
-            )
-
-    def _new_context(self, *, records_graphs: bool) -> Any:
-        """Memory is taken for the profile in use, not for the largest one."""
-        trt, engine = self._plan.trt, self._plan.engine
-        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        if records_graphs:
-            config = engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(strategy)
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            context = engine.create_execution_context(config)
-        else:
-            context = engine.create_execution_context(strategy)
-        self._require(context, "an execution context")
-        return context
-
-    def _bind(
-        self,
-        context: Any,
-        variant: str,
-        inputs: Mapping[str, Any],
-        shapes: Mapping[str, Sequence[int]],
-    ) -> _Bound:
-        """Give a context its shapes and addresses."""
-        for name, tensor in {**inputs, **self._plugins.get(variant, {})}.items():
-            self._require(context.set_input_shape(name, tuple(shapes[name])), f"the shape of {name}")
-            self._require(context.set_tensor_address(name, tensor.data_ptr()), f"the address of {name}")
-        outputs = {name: self._device.empty(context.get_tensor_shape(name)) for name in self._plan.outputs}
-        for name, tensor in outputs.items():
-            self._require(context.set_tensor_address(name, tensor.data_ptr()), f"the address of {name}")
-
-        def enqueue() -> None:
-            self._require(context.execute_async_v3(self._device.stream), f"a run on {dict(shapes)}")
-
-        return _Bound(context, inputs, outputs, enqueue)
+    def _upload(self, variant: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The inputs, with the plugin of a variant, which is on the device already."""
+        inputs = {name: self._device.upload(array) for name, array in arrays.items()}
+        return inputs | self._plugins.get(variant, {})
 
     def _recorded(
         self, variant: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
-    ) -> _Bound:
+    ) -> Bound:
         """What was recorded for a variant and these shapes, with other inputs; recorded first, if need be."""
         key = variant, tuple(tuple(shapes[name]) for name in arrays)
         bound = self._graphs.pop(key, None)
@@ -226,17 +165,16 @@ class TensorRtSession:
 
     def _record(
         self, variant: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
-    ) -> _Bound:
+    ) -> Bound:
         """A context of its own: what is recorded holds its addresses."""
-        context = self._new_context(records_graphs=self._records_graphs)
-        self._choose_profile(context, 0, shapes)
-        inputs = {name: self._device.upload(array) for name, array in arrays.items()}
-        bound = self._bind(context, variant, inputs, shapes)
+        context = self._execution.new_context(records_graphs=self._records_graphs)
+        self._execution.choose_profile(context, 0, shapes)
+        bound = self._execution.bind(context, self._upload(variant, arrays), shapes)
         if self._records_graphs:
             return bound
         # TensorRT does at the first call after new shapes what cannot be recorded.
         bound()
-        return _Bound(context, inputs, bound.outputs, self._device.record(bound.enqueue))
+        return replace(bound, enqueue=self._device.record(bound.enqueue))
 
 
 def _require_same_gpu(device: Device, gpu: Gpu | None) -> None:
@@ -286,35 +224,3 @@ def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEn
         f"{bundle.path} has no engine of {name} for {target}.",
         f"Build it: variator-export compile {bundle.path} --target {target} --variant {name}",
     )
-
-
-def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int:
-    """The profile that is for these shapes: of several the one whose usual shape is nearest.
-
-    Raises:
-        UserError: There is none; names those there are.
-    """
-    fitting = [index for index, profile in enumerate(profiles) if _covers(profile, shapes)]
-    if not fitting:
-        given = {name: tuple(shape) for name, shape in shapes.items()}
-        raise UserError(
-            f"No profile of the engine is for the shapes {given}. It has {'; '.join(map(str, profiles))}.",
-            "Compile the engine with such a set of shapes: engine.profiles in the recipe.",
-        )
-    return min(fitting, key=lambda index: _distance(profiles[index], shapes))
-
-
-def _covers(profile: Profile, shapes: Mapping[str, Sequence[int]]) -> bool:
-    return all(
-        len(shapes[name]) == len(low)
-        and all(a <= s <= b for a, s, b in zip(low, shapes[name], high, strict=True))
-        for name, (low, _, high) in profile.shapes.items()
-    )
-
-
-def _distance(profile: Profile, shapes: Mapping[str, Sequence[int]]) -> float:
-    """How far the usual shape is: the sum of the logarithms of all ratios of dimensions."""
-    pairs = (
-        (o, s) for name, (_, opt, _) in profile.shapes.items() for o, s in zip(opt, shapes[name], strict=True)
-    )
-    return sum(abs(float(np.log(usual / given))) for usual, given in pairs)
