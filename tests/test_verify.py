@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from conftest import BLOCK
@@ -21,14 +22,20 @@ from variator_export.bundle import Bundle
 from variator_export.cli.app import make_app
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.hashing import sha256_file
-from variator_export.core.manifest import MANIFEST_NAME
+from variator_export.core.manifest import MANIFEST_NAME, Variant
+from variator_export.core.progress import Progress
+from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
+from variator_export.graph.modules import module_outputs
 from variator_export.model.backbone import Backbone
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.verify import STORED, Verification, verify
+from variator_export.pipeline.verify_targets import Graphs
+from variator_export.stages.bisect import Bisection, BisectTarget
 from variator_export.stages.budget import EPSILON, Budget, make_budgets, make_pooled_budgets
 from variator_export.stages.compare import argmax_agreement, deviation, rank_correlation
 from variator_export.stages.reference import load_reference
+from variator_export.stages.verify import REFERENCE
 
 WRONG_RATIO = "a plugin of the wrong ratio"
 PAGE = Path(__file__).parent.parent / "docs" / "verification.md"
@@ -139,14 +146,64 @@ def test_every_module_of_a_correct_graph_is_within_its_budget(embedding_bundle: 
     opened = Bundle.load(embedding_bundle)
     eager = EagerBundle(opened, None, ())
     for variant in opened.manifest.variants:
-        result = verify(embedding_bundle, [variant.name], reference="stored")
-        wrong = [dataclasses.replace(f, problem="x") for f in result.findings[variant.name]]
-        bisections = eager.bisect(variant, wrong, tmp_path)
-        assert [b.graph for b in bisections] == [f"{variant.name}.onnx", "any-ratio.onnx"]
-        for bisection in bisections:
-            assert bisection.first is None, str(bisection)
-            assert len(bisection.modules) > 30
-            assert "no module leaves its budget, the last being encoder" in str(bisection)
+        right = verify(embedding_bundle, [variant.name], reference="stored").findings[variant.name]
+
+        def bisections(of_outputs: bool) -> list[Bisection]:
+            wrong = [
+                dataclasses.replace(f, problem="x") if (f.question.check == REFERENCE) == of_outputs else f
+                for f in right  # noqa: B023
+            ]
+            found = eager.bisect(variant, wrong, Graphs(opened), tmp_path, Progress())  # noqa: B023
+            assert [b.graph for b in found] == [f"{variant.name}.onnx", "any-ratio.onnx"]  # noqa: B023
+            assert [b.first for b in found] == [None, None]
+            return found
+
+        for bisection in bisections(of_outputs=False):
+            assert len(bisection.modules) == bisection.num_modules > 30
+            assert "what fails is that rows are independent" in str(bisection)
+        # That the outputs were wrong, and are not once values between modules are outputs.
+        for bisection in bisections(of_outputs=True):
+            assert {finding.module.count(".") for finding in bisection.modules} == {0}
+            assert "the runtime makes the fault where it fuses over modules" in str(bisection)
+
+
+class FusesWrongly(Graphs):
+    """Where a layer is one piece, its outputs are wrong: as a runtime's fault in what it fuses would be."""
+
+    def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> BisectTarget:
+        target = super().bisect_target(variant, file, progress)
+
+        def run(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> Arrays:
+            outputs = {value.name for value in model.graph.outputs}
+            inside = {v for m, v in module_outputs(target.load()).items() if m.startswith("encoder.layer.1.")}
+            if not outputs & inside - {module_outputs(target.load())["encoder.layer.1"]}:
+                weight = model.graph.initializers["encoder.layer.1.output.dense.bias"]
+                assert weight.const_value is not None
+                weight.const_value = ir.tensor(weight.const_value.numpy() + 1.0, name=weight.name)
+            return target.run(model, inputs)
+
+        return dataclasses.replace(target, run=run)
+
+
+def test_a_fault_of_what_is_fused_is_found_where_less_is_looked_at(
+    embedding_bundle: Path, tmp_path: Path
+) -> None:
+    opened = Bundle.load(embedding_bundle)
+    variant = opened.variant(4)
+    right = verify(embedding_bundle, [4], reference="stored").findings["ratio-4"]
+    wrong = [
+        dataclasses.replace(f, problem="x")
+        for f in right
+        if (f.question.check, f.question.graph) == (REFERENCE, "ratio-4.onnx")
+    ]
+    (found,) = EagerBundle(opened, None, ()).bisect(
+        variant, wrong, FusesWrongly(opened), tmp_path, Progress()
+    )
+    assert found.first is not None
+    assert found.first.module == "encoder.layer.1"
+    assert 1 < len(found.modules) < found.num_modules
+    assert "with more, the fault goes away" in str(found)
+    assert (tmp_path / "ratio-4" / "ratio-4.onnx" / "graph.onnx").is_file()
 
 
 def test_the_command_says_what_failed_and_ends_with_3(

@@ -1,25 +1,15 @@
-"""A copy of a graph in which bfloat16 is float32, for runtimes that have no products of bfloat16.
+"""Making bfloat16 float32 in a graph, for runtimes that have no products of bfloat16.
 
-ONNX Runtime's CPU provider has none. What such a copy computes shows that the graph is right, not how it
+ONNX Runtime's CPU provider has none. What such a graph computes shows that the graph is right, not how it
 rounds.
 """
-
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-_NAME = "widened.onnx"
 
-
-def widen(graph: Path, folder: Path) -> Path:
-    """Write a copy whose bfloat16 tensors are float32.
-
-    Args:
-        graph: The ONNX file.
-        folder: Where the copy and its weights go.
-    """
-    model = ir.load(graph)
+def widen(model: ir.Model) -> None:
+    """Make all bfloat16 tensors of a graph float32; their values are in memory then."""
     for value in model.graph.initializers.values():
         stored = value.const_value
         if stored is not None and stored.dtype == ir.DataType.BFLOAT16:
@@ -35,5 +25,3 @@ def widen(graph: Path, folder: Path) -> Path:
     for value in (*model.graph.inputs, *model.graph.outputs, *(o for n in model.graph for o in n.outputs)):
         if value.dtype == ir.DataType.BFLOAT16:
             value.type = ir.TensorType(ir.DataType.FLOAT)
-    ir.save(model, folder / _NAME, external_data="widened.data")
-    return folder / _NAME

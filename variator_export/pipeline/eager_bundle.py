@@ -1,23 +1,20 @@
 """A bundle in eager PyTorch: the backbone that it was built from, with the plugins that it holds."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from variator_export.bundle import Bundle
 from variator_export.core.environment import require_export
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
-from variator_export.engines.base import Arrays
 from variator_export.model.plugin_file import load_variant_plugin
-from variator_export.model.plugin_layout import stack_for_graph
 from variator_export.model.source import resolve_source
+from variator_export.pipeline.verify_targets import Target
 from variator_export.stages.cases import Case, make_cases
 from variator_export.stages.reference import Expected, eager_reference
-from variator_export.stages.verify import Finding
+from variator_export.stages.verify import REFERENCE, Finding
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
@@ -82,34 +79,41 @@ class EagerBundle:
             exact, rounded = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
             return eager_reference(exact, rounded, cases, precision, advance)
 
-    def bisect(self, variant: Variant, findings: Sequence[Finding], folder: Path) -> "list[Bisection]":
-        """Bisect each graph of a variant that failed, on the worst case on which it ran."""
-        from variator_export.engines.eager import EagerModel
-        from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph
-        from variator_export.stages.bisect import bisect, write_reproduction
+    def bisect(
+        self, variant: Variant, findings: Sequence[Finding], runs: Target, folder: Path, progress: Progress
+    ) -> "list[Bisection]":
+        """Bisect each graph or engine of a variant that failed, on the worst case on which it ran.
 
-        bundle = self._bundle
-        plugin = load_variant_plugin(bundle, variant)
+        Args:
+            variant: The variant.
+            findings: Of all that ran it.
+            runs: What ran it.
+            folder: Where reproductions go.
+            progress: Is told what happens.
+        """
+        from variator_export.engines.eager import EagerModel
+        from variator_export.stages.bisect import bisect
+        from variator_export.stages.reproduction import write_reproduction
+
+        plugin = load_variant_plugin(self._bundle, variant)
         # With its plugin of zeros ratio 1 has the modules that its graph was traced from.
         exact, rounded = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
         cases = {case.name: case for case in self._cases(variant)}
-        any_ratio = bundle.manifest.any_ratio["model"]
         found = []
-        for graph in (variant.graphs["model"], any_ratio):
-            failed = [f for f in findings if f.question.graph == graph and not f.passed and f.ran]
+        for file in dict.fromkeys(finding.question.graph for finding in findings):
+            of_file = [f for f in findings if f.question.graph == file and f.ran]
+            failed = [f for f in of_file if not f.passed]
             if not failed:
                 continue
-            case = cases[max(failed, key=lambda finding: finding.badness).question.case]
-            extra = stack_for_graph(plugin) if graph == any_ratio else {}
-
-            def run(content: bytes, inputs: Mapping[str, np.ndarray], extra: Arrays = extra) -> Arrays:
-                return OnnxRuntimeGraph(content, extra, weights=bundle.path).run(inputs)
-
-            result = bisect(bundle.graph(graph), run, exact, rounded, case, bundle.manifest.precision)
+            # Of rows that depend on each other a module says less than of a wrong number.
+            wrong = [f for f in failed if f.question.check == REFERENCE] or failed
+            case = cases[max(wrong, key=lambda finding: finding.badness).question.case]
+            outputs = [f for f in of_file if f.question.case == case.name and f.question.check == REFERENCE]
+            target = runs.bisect_target(variant, file, progress)
+            result = bisect(target, exact, rounded, case, outputs, self._bundle.manifest.precision)
             if result.first is not None:
-                write_reproduction(
-                    bundle.graph(graph), run, exact, case, result.first, folder / variant.name / graph
-                )
+                where = folder / variant.name / PurePosixPath(file).name
+                write_reproduction(target, exact, case, result.first, where)
             found.append(result)
         return found
 

@@ -254,7 +254,7 @@ def _builders(
 ) -> Iterator[Callable[[_Planned], tuple[bytes, float]]]:
     """What builds an engine, or waits for one that is being built: with several jobs all begin at once."""
 
-    def build(plan: _Planned, bars: "_PhaseBars | None" = None) -> tuple[bytes, float]:
+    def build(plan: _Planned, bars: "PhaseBars | None" = None) -> tuple[bytes, float]:
         start = time.monotonic()
         engine = build_engine(plan.request, workshop.staging, bars.tell if bars else None)
         return engine, time.monotonic() - start
@@ -262,7 +262,7 @@ def _builders(
     if jobs == 1:
 
         def build_now(plan: _Planned) -> tuple[bytes, float]:
-            with _PhaseBars(workshop.progress, f"{plan.entry.target} {plan.entry.variant}") as bars:
+            with PhaseBars(workshop.progress, f"{plan.entry.target} {plan.entry.variant}") as bars:
                 return build(plan, bars)
 
         yield build_now
@@ -326,7 +326,7 @@ def _make(workshop: Workshop, sources: EngineSources, plan: _Planned, built: tup
     write_json(staged, {**(before or {}), entry.engine: {"seconds": round(seconds, 2), "machine": machine()}})
 
 
-class _PhaseBars:
+class PhaseBars:
     """A bar for each phase of a builder."""
 
     def __init__(self, progress: Progress, prefix: str) -> None:
@@ -334,7 +334,7 @@ class _PhaseBars:
         self._open = ExitStack()
         self._advance: Callable[[], None] | None = None
 
-    def __enter__(self) -> "_PhaseBars":
+    def __enter__(self) -> "PhaseBars":
         return self
 
     def __exit__(self, *_: object) -> None:

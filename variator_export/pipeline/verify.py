@@ -217,11 +217,6 @@ def verify(
         raise UserError(
             f"{reproduction} holds files already.", "Remove it, or choose another --reproduction."
         )
-    if reproduction is not None and target in FLAVOURS:
-        raise UserError(
-            "Bisecting marks outputs inside a graph; an engine has none but its own.",
-            "Verify it without --bisect; to bisect the graph that it was built of, leave out --target.",
-        )
     progress = progress or Progress()
     opened = Bundle.load(bundle)
     if target not in FLAVOURS:
@@ -250,7 +245,7 @@ def verify(
     bisections: list[Bisection] = []
     if reproduction is not None and eager is not None:
         for variant in chosen:
-            bisections += eager.bisect(variant, findings[variant.name], reproduction)
+            bisections += eager.bisect(variant, findings[variant.name], runs, reproduction, progress)
     graphs = sorted({f.question.graph for found in findings.values() for f in found})
     return Verification(
         bundle=opened.path,

@@ -1,7 +1,8 @@
 """What `verify` runs: the graphs of a bundle on ONNX Runtime, or its engines on this machine's GPU."""
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -9,12 +10,25 @@ from variator_export.bundle import Bundle
 from variator_export.core.engine_records import ANY_RATIO
 from variator_export.core.environment import first_gpu, is_importable
 from variator_export.core.errors import UserError
-from variator_export.core.manifest import Variant
+from variator_export.core.manifest import EngineEntry, Variant
+from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays, Runner
 from variator_export.engines.onnxruntime import plugin_inputs
+from variator_export.engines.tensorrt.api import FLAVOURS, require_tensorrt
 from variator_export.engines.tensorrt.layers import EnginePrecision, precision_in_engine
 from variator_export.engines.tensorrt.session import TensorRtSession, choose_engine
-from variator_export.pipeline.verified_graph import how_it_runs, open_for_verification
+from variator_export.pipeline.engine_steps import PhaseBars
+from variator_export.pipeline.verified_graph import (
+    how_it_runs,
+    load_for_verification,
+    open_changed,
+    open_for_verification,
+)
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from variator_export.stages.bisect import BisectTarget
 
 
 class Target(Protocol):
@@ -42,6 +56,10 @@ class Target(Protocol):
 
     def takes(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
         """Whether inputs of a shape are among what a file is for."""
+        ...
+
+    def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> "BisectTarget":
+        """What runs changed copies of the graph of a file, at a variant."""
         ...
 
 
@@ -82,6 +100,21 @@ class Graphs:
         """A graph takes every shape."""
         return True
 
+    def bisect_target(self, variant: Variant, file: str, _progress: Progress, /) -> "BisectTarget":
+        """On ONNX Runtime, as the graph itself."""
+        from variator_export.stages.bisect import BisectTarget
+        from variator_export.stages.reproduction import ONNXRUNTIME_SCRIPT
+
+        bundle, precision = self._bundle, self._bundle.manifest.precision
+        graph = bundle.graph(file)
+        extra = plugin_inputs(bundle, variant) if file == self._any_name else {}
+
+        def run(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Arrays:
+            return open_changed(model, bundle.path, extra, precision).run(inputs)
+
+        load = functools.partial(load_for_verification, graph, precision)
+        return BisectTarget(file, load, run, extra, ONNXRUNTIME_SCRIPT)
+
 
 class _AtRatio:
     """The any-ratio engine at one variant."""
@@ -115,6 +148,7 @@ class Engines:
         self._bundle = bundle
         self._sessions: dict[str, TensorRtSession] = {}
         self._files: dict[str, str] = {}
+        self._built: dict[str, tuple[EngineEntry, Mapping[str, Any]]] = {}
         missing: dict[str, UserError] = {}
         for name in (*(variant.name for variant in variants), ANY_RATIO):
             try:
@@ -129,6 +163,7 @@ class Engines:
                     "Compile it without tf32; or run it as it is, with --allow-unverified.",
                 )
             self._files[name] = entry.engine
+            self._built[entry.engine] = entry, sidecar
             self._sessions[entry.engine] = TensorRtSession(
                 bundle,
                 target,
@@ -169,3 +204,27 @@ class Engines:
     def takes(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
         """Whether one of the engine's profiles is for a shape."""
         return self._sessions[file].takes(batch_size, sequence_length)
+
+    def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> "BisectTarget":
+        """As engines that are built on this machine, by what its sidecar says."""
+        import onnx_ir as ir
+
+        from variator_export.engines.tensorrt.rebuilt import RebuiltEngine
+        from variator_export.stages.bisect import BisectTarget
+        from variator_export.stages.reproduction import tensorrt_script
+
+        bundle, (entry, sidecar) = self._bundle, self._built[file]
+        any_ratio = entry.variant == ANY_RATIO
+        graph = bundle.graph((bundle.manifest.any_ratio if any_ratio else variant.graphs)["model"])
+        extra = plugin_inputs(bundle, variant) if any_ratio else {}
+        if (installed := require_tensorrt(entry.target)) != entry.version:
+            progress.note(
+                f"{file} was built by {entry.target} {entry.version}; it is bisected by {installed}"
+            )
+
+        def run(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Arrays:
+            with PhaseBars(progress, f"bisect {entry.variant}") as bars:
+                return RebuiltEngine(bundle, entry, sidecar, extra, bars.tell).run(model, inputs)
+
+        script = tensorrt_script(FLAVOURS[entry.target].module, sidecar["optimization_level"])
+        return BisectTarget(file, functools.partial(ir.load, graph), run, extra, script)

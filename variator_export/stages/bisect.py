@@ -1,29 +1,45 @@
-"""Where a graph leaves eager PyTorch: module by module.
+"""Where a graph or an engine leaves eager PyTorch: module by module.
 
 The values between modules are made outputs of the graph, and each is compared with what the module gives in
-eager PyTorch, within the same budget as the outputs are.
+eager PyTorch, within the same budget as the outputs are. A runtime fuses nothing over an output, so a fault
+of what it fuses goes away: then fewer values are made outputs, those of the outer modules.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from safetensors.numpy import save_file
 from torch import nn
 
 from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
-from variator_export.graph.modules import extract_module, mark_outputs, module_inputs, module_outputs
+from variator_export.graph.modules import mark_outputs, module_outputs
 from variator_export.stages.budget import MULTIPLE, Budget, make_pooled_budgets
 from variator_export.stages.cases import Case
 from variator_export.stages.compare import Deviation, deviation
+from variator_export.stages.verify import Finding, judge
 
-# Runs a graph that was changed: its bytes and the inputs of a case, to outputs by name.
-RunGraph = Callable[[bytes, Mapping[str, np.ndarray]], Arrays]
+
+@dataclass(frozen=True)
+class BisectTarget:
+    """A graph, or an engine that was built of one.
+
+    Attributes:
+        name: The file that failed.
+        load: Gives the graph, to be changed.
+        run: Runs a changed graph as that file was run: the graph and the inputs of a case, to outputs.
+        constant: What it gets besides the inputs of a case: the plugin of an any-ratio graph.
+        script: The program of a reproduction (`reproduction.py`).
+    """
+
+    name: str
+    load: Callable[[], ir.Model]
+    run: Callable[[ir.Model, Mapping[str, np.ndarray]], Arrays]
+    constant: Mapping[str, np.ndarray]
+    script: str
 
 
 @dataclass(frozen=True)
@@ -79,12 +95,18 @@ class Bisection:
     Attributes:
         graph: The file.
         case: The case's name.
-        modules: In the order in which they run, inner ones before those that hold them.
+        modules: Whose outputs were looked at in the last attempt, in the order in which they run, inner ones
+            before those that hold them.
+        num_modules: How many have an output in the graph.
+        outputs_failed: Whether the file's own outputs were still out of their limit in that attempt; None if
+            they never were, because only the rows' independence failed.
     """
 
     graph: str
     case: str
     modules: tuple[ModuleFinding, ...]
+    num_modules: int
+    outputs_failed: bool | None
 
     @property
     def first(self) -> ModuleFinding | None:
@@ -97,53 +119,103 @@ class Bisection:
             "graph": self.graph,
             "case": self.case,
             "first": self.first.module if self.first else None,
+            "num_modules": self.num_modules,
+            "outputs_failed": self.outputs_failed,
             "modules": [finding.as_dict() for finding in self.modules],
         }
 
     def __str__(self) -> str:
         where = f"{self.graph}, case {self.case}"
-        first = self.first
-        if first is None:
-            last = self.modules[-1].module if self.modules else "none"
-            return (
-                f"{where}: no module leaves its budget, the last being {last}. The fault is behind it, or in "
-                "what the runtime makes of several modules at once (it cannot, where values between them are "
-                "outputs)."
+        first, looked_at = self.first, len(self.modules)
+        if first is not None:
+            fewer = (
+                f" Only {looked_at} of {self.num_modules} modules were looked at: with more, the fault goes "
+                "away, as one does that the runtime makes where it fuses over modules."
+                if looked_at < self.num_modules
+                else ""
             )
-        return f"{where}: the first module that leaves its budget is {first}."
+            return f"{where}: the first module that leaves its budget is {first}.{fewer}"
+        last = self.modules[-1].module if self.modules else "none"
+        found = f"{where}: no module leaves its budget, the last being {last}"
+        if self.outputs_failed is None:
+            return f"{found}, and the outputs are within theirs: what fails is that rows are independent."
+        if self.outputs_failed:
+            return f"{found}, and the outputs leave theirs: the fault is behind it."
+        return (
+            f"{found}, and the outputs are within theirs as soon as any value between modules is an output: "
+            "the runtime makes the fault where it fuses over modules."
+        )
 
 
 def bisect(
-    graph: Path, run: RunGraph, exact: EagerModel, rounded: EagerModel, case: Case, precision: str
+    target: BisectTarget,
+    exact: EagerModel,
+    rounded: EagerModel,
+    case: Case,
+    findings: Sequence[Finding],
+    precision: str,
 ) -> Bisection:
     """Compare every module's output.
 
     Args:
-        graph: The ONNX file.
-        run: Runs a changed copy of it.
+        target: What failed.
         exact: Eager in float64, of the same modules as the graph was traced from.
         rounded: Eager in the graph's precision.
         case: The inputs.
+        findings: How the target's own outputs compared with eager PyTorch in that case.
         precision: Of the graph.
     """
-    model = ir.load(graph)
-    values = module_outputs(model)
-    mark_outputs(model, values.values())
-    found = run(ir.to_proto(model).SerializeToString(), case.inputs)
-    expected, same = (_module_outputs(eager, case.inputs) for eager in (exact, rounded))
+    wanted, expected = run_by_module(exact, case.inputs)
+    _, same = run_by_module(rounded, case.inputs)
+    # A module of eager that the graph has no value for is left out.
+    values = {name: value for name, value in module_outputs(target.load()).items() if name in expected}
     names = [name for name in expected if name in values]
-    budgets = make_pooled_budgets([deviation(same[name], expected[name]) for name in names], precision)
-    findings = []
-    for name, base in zip(names, budgets, strict=True):
-        value = found[values[name]]
-        # The graph may have another shape for the same numbers, but not another count of them.
-        result = deviation(value, expected[name]) if value.size == expected[name].size else None
-        findings.append(ModuleFinding(name, values[name], value.shape, result, base))
-    return Bisection(graph.name, case.name, tuple(findings))
+    deviations = [deviation(same[name], expected[name]) for name in names]
+    budgets = dict(zip(names, make_pooled_budgets(deviations, precision), strict=True))
+    failed = [finding for finding in findings if not finding.passed]
+    chosen = names
+    while True:
+        model = target.load()
+        mark_outputs(model, [values[name] for name in chosen])
+        found = target.run(model, case.inputs)
+        modules = tuple(
+            _judge_module(name, values[name], found[values[name]], expected[name], budgets[name])
+            for name in chosen
+        )
+        still = any(not _judge_again(f, found, wanted, case.judged_rows).passed for f in failed)
+        outputs_failed = still if failed else None
+        result = Bisection(target.name, case.name, modules, len(names), outputs_failed)
+        fewer = _without_innermost(chosen)
+        if result.first is not None or outputs_failed is not False or not fewer:
+            return result
+        chosen = fewer
 
 
-def _module_outputs(eager: EagerModel, inputs: Mapping[str, np.ndarray]) -> Arrays:
-    """The output of every module (of several the first), in the order in which the modules end."""
+def _without_innermost(names: Sequence[str]) -> list[str]:
+    """Modules without those that lie deepest."""
+    deepest = max((name.count(".") for name in names), default=0)
+    return [name for name in names if name.count(".") < deepest]
+
+
+def _judge_module(
+    name: str, value: str, found: np.ndarray, expected: np.ndarray, base: Budget
+) -> ModuleFinding:
+    # The graph may have another shape for the same numbers, but not another count of them.
+    result = deviation(found, expected) if found.size == expected.size else None
+    return ModuleFinding(name, value, found.shape, result, base)
+
+
+def _judge_again(finding: Finding, found: Arrays, expected: Arrays, rows: np.ndarray | slice) -> Finding:
+    output = finding.question.output
+    return judge(finding.question, found.get(output), expected[output], finding.base_error, rows)
+
+
+def run_by_module(eager: EagerModel, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
+    """Run eager PyTorch.
+
+    Returns:
+        Its outputs, and the output of every module (of several the first) in the order in which they end.
+    """
     found: Arrays = {}
     hooks = []
 
@@ -159,51 +231,8 @@ def _module_outputs(eager: EagerModel, inputs: Mapping[str, np.ndarray]) -> Arra
         if name:
             hooks.append(module.register_forward_hook(record(name)))
     try:
-        eager.run(inputs)
+        outputs = eager.run(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
-
-
-_SCRIPT = '''"""Runs one module of a graph and compares it with eager PyTorch: python reproduce.py"""
-
-import numpy as np
-import onnxruntime
-from safetensors.numpy import load_file
-
-session = onnxruntime.InferenceSession("graph.onnx", providers=["CPUExecutionProvider"])
-(found,) = session.run(None, load_file("inputs.safetensors"))
-expected = load_file("expected.safetensors")["output"]
-if found.size != expected.size:
-    raise SystemExit(f"the graph gives the shape {found.shape}, eager PyTorch {expected.shape}")
-expected = expected.reshape(found.shape)
-error = np.linalg.norm(found.astype(np.float64) - expected) / (np.linalg.norm(expected) or 1.0)
-print(f"onnxruntime {onnxruntime.__version__}: relative Frobenius error {error:.3e}")
-print("eager PyTorch's own in this precision: %(base).3e; allowed: %(allowed).3e")
-'''
-
-
-def write_reproduction(
-    graph: Path, run: RunGraph, exact: EagerModel, case: Case, finding: ModuleFinding, folder: Path
-) -> None:
-    """Write a folder that shows the fault of one module without this package.
-
-    `graph.onnx` (the module alone, with its weights), `inputs.safetensors` (what it got in the graph),
-    `expected.safetensors` (what eager PyTorch gives, float64), `reproduce.py`.
-    """
-    model = ir.load(graph)
-    entering = module_inputs(model, finding.module)
-    given = {value.name for value in model.graph.inputs}
-    mark_outputs(model, [name for name in entering if name not in given])
-    found = {**case.inputs, **run(ir.to_proto(model).SerializeToString(), case.inputs)}
-    expected = _module_outputs(exact, case.inputs)[finding.module]
-    folder.mkdir(parents=True, exist_ok=True)
-    inputs = {name: np.ascontiguousarray(found[name]) for name in entering}
-    extracted = extract_module(ir.load(graph), finding.module, inputs, finding.value)
-    ir.save(extracted, folder / "graph.onnx")
-    save_file(inputs, folder / "inputs.safetensors")
-    save_file({"output": np.ascontiguousarray(expected)}, folder / "expected.safetensors")
-    base = finding.base_error.relative_frobenius
-    script = _SCRIPT % {"base": base, "allowed": base * MULTIPLE}
-    (folder / "reproduce.py").write_text(script, encoding="utf-8")
+    return outputs, found

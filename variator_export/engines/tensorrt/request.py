@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import BackboneEntry
 from variator_export.core.recipe import ShapeSet
+from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.tensorrt.compatibility import PORTABLE
 from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX, TENSOR_KINDS
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, max
@@ -69,6 +71,32 @@ class EngineRequest(BaseModel):
     strip_weights: bool = False
     timing_cache: str | None = None
     timing_cache_mode: TimingCacheMode = "ignore"
+
+
+def request_of(
+    sidecar: Mapping[str, Any], graph: str, what: str, profiles: Sequence[Profile]
+) -> EngineRequest:
+    """The request that an engine was built by, for another graph; its weights are left in.
+
+    Args:
+        sidecar: Of the engine.
+        graph: The ONNX file.
+        what: How messages call the new engine.
+        profiles: Its profiles.
+    """
+    named = FLAVOURS[sidecar["target"]].compute_capabilities is not None and sidecar["platform"] != PORTABLE
+    return EngineRequest(
+        target=sidecar["target"],
+        graph=graph,
+        what=what,
+        profiles=tuple(profiles),
+        tf32=sidecar["tf32"],
+        optimization_level=sidecar["optimization_level"],
+        workspace_mib=sidecar["workspace_mib"],
+        compute_capabilities=tuple(sidecar["platform"].split("+")) if named else (),
+        hardware_compatibility=sidecar["hardware_compatibility"],
+        version_compatible=sidecar["version_compatible"],
+    )
 
 
 def ratio_profiles(sets: Mapping[str, ShapeSet], backbone: BackboneEntry) -> list[Profile]:

@@ -1,0 +1,89 @@
+"""Engines of changed copies of a graph, built and run as an engine of a bundle was: to look inside it.
+
+No GPU has executed this code yet: the engines were built, and run by a stand-in.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from variator_export.core.bundle_files import BundleFiles
+from variator_export.core.manifest import EngineEntry
+from variator_export.engines.base import Arrays, check_inputs
+from variator_export.engines.tensorrt.build import OnProgress
+from variator_export.engines.tensorrt.device import Device, TorchCuda
+from variator_export.engines.tensorrt.execution import Execution, choose_profile
+from variator_export.engines.tensorrt.isolated import build_engine
+from variator_export.engines.tensorrt.plan import OpenPlan
+from variator_export.engines.tensorrt.request import Profile, request_of
+
+_GRAPH = "changed.onnx"
+
+
+class RebuiltEngine:
+    """Builds an engine for each run, by the TensorRT that is installed here.
+
+    Args:
+        bundle: The bundle.
+        entry: The engine that is looked into.
+        sidecar: What is written beside it: how it was built.
+        constant: Inputs that stay the same from call to call (`plugin_layout.stack_for_graph`).
+        on_progress: Is told how far a build is.
+        device: Where tensors are; None: PyTorch's CUDA.
+    """
+
+    def __init__(
+        self,
+        bundle: BundleFiles,
+        entry: EngineEntry,
+        sidecar: Mapping[str, Any],
+        constant: Mapping[str, np.ndarray],
+        on_progress: OnProgress | None = None,
+        device: Device | None = None,
+    ) -> None:
+        self._bundle, self._entry, self._sidecar, self._constant = bundle, entry, sidecar, constant
+        self._on_progress = on_progress
+        self._device = device or TorchCuda()
+
+    def run(self, model: ir.Model, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Build an engine of a graph and run it once.
+
+        Args:
+            model: A changed copy of the engine's graph.
+            inputs: int64 arrays (B, S); a profile of the engine is for them.
+
+        Raises:
+            UserError: It cannot be built, opened or run.
+        """
+        arrays = {**check_inputs(inputs, self._bundle.manifest.backbone), **self._constant}
+        shapes = {name: array.shape for name, array in arrays.items()}
+        profiles = [Profile.model_validate(profile) for profile in self._sidecar["profiles"]]
+        profile = profiles[choose_profile(profiles, shapes)]
+        what = f"{self._entry.variant} with other outputs"
+        with TemporaryDirectory() as folder:
+            _save(model, Path(folder))
+            request = request_of(self._sidecar, _GRAPH, what, (profile,))
+            content = build_engine(request, Path(folder), self._on_progress)
+        target = self._entry.target
+        plan = OpenPlan(target, content, what, "Verify it without --bisect.")
+        execution = Execution(plan, [profile], self._device, target, what)
+        tensors = {name: self._device.upload(array) for name, array in arrays.items()}
+        bound = execution.bind(execution.new_context(), tensors, shapes)
+        bound()
+        return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
+
+
+def _save(model: ir.Model, folder: Path) -> None:
+    """Write a graph; the files of its weights are linked, not copied."""
+    for value in model.graph.initializers.values():
+        stored = value.const_value
+        if isinstance(stored, ir.ExternalTensor):
+            link = folder / stored.location
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(Path(stored.path).absolute())
+    ir.save(model, folder / _GRAPH)
