@@ -13,21 +13,25 @@ import ast
 import contextlib
 import importlib
 import inspect
+import io
 import itertools
 import json
 import re
+import sys
 import tempfile
 import types
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from variator_export.core.bundle_files import BundleFiles
-from variator_export.engines.tensorrt import build, execution, plan, session, timing_cache
+from variator_export.engines.tensorrt import build, execution, log, plan, session, timing_cache
 from variator_export.engines.tensorrt.compatibility import Place
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
+from variator_export.stages.reproduction import script_for_tensorrt
 
 # Of libnvinfer, libnvinfer_plugin and libnvonnxparser.
 STUB = "".join(
@@ -217,7 +221,7 @@ class FakeModule:
             return real
 
         def construct(*arguments: Any) -> Fake:
-            if name == "Builder":
+            if name == "Builder" and hasattr(arguments[0], "messages"):  # TensorRT's own would print
                 for severity in ("INTERNAL_ERROR", "ERROR", "WARNING"):
                     if recorder.has(recorder.module.ILogger, severity):
                         arguments[0].log(getattr(recorder.module.ILogger, severity), "words")
@@ -335,10 +339,31 @@ def run_sessions(recorder: Recorder, folder: Path, target: str) -> None:
             session.TensorRtSession(bundle, target, 2, allow_unverified=True, device=HostDevice())
 
 
+def run_script(recorder: Recorder) -> None:
+    """Run the program of a reproduction, which is no module of ours."""
+    values = np.ones((1, 4, 32), np.float32)
+    torch = mock.MagicMock()
+    torch.empty.return_value.float.return_value.cpu.return_value.numpy.return_value = values
+    loaded = {"output": mock.MagicMock(**{"numpy.return_value": values})}
+    loaded["input_ids"] = mock.MagicMock(shape=(1, 4))
+    name = recorder.module.__name__
+    stand_ins = {
+        name: FakeModule(recorder),
+        "torch": torch,
+        "safetensors.torch": mock.MagicMock(**{"load_file.return_value": loaded}),
+    }
+    script = script_for_tensorrt(name, 3).replace("BASE", "1e-7").replace("ALLOWED", "4e-7")
+    recorder.parses = True  # type: ignore[attr-defined]
+    shown = io.StringIO()
+    with mock.patch.dict(sys.modules, stand_ins), contextlib.redirect_stdout(shown):
+        exec(compile(script, "reproduce.py", "exec"), {"__name__": "__main__"})
+    assert "relative Frobenius error 0.000e+00" in shown.getvalue()
+
+
 def names_in_our_code() -> set[str]:
     """Every attribute that our code takes of what may be an object of TensorRT."""
     found = set()
-    for module in (build, timing_cache, plan, session, execution):
+    for module in (build, timing_cache, plan, session, execution, log):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute):
                 root = node.value
@@ -360,6 +385,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path)
     options = parser.parse_args()
     recorder = run(importlib.import_module(options.module), options.target, options.without)
+    run_script(recorder)
     if options.bundle is not None:
         run_sessions(recorder, options.bundle, options.target)
     unused = sorted(names_in_our_code() - recorder.used)

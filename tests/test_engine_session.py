@@ -5,12 +5,12 @@ import gc
 import shutil
 import types
 import weakref
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+from host_gpu import HostGpu
 from test_cli import call
 
 from variator_export import Bundle, UserError
@@ -114,56 +114,10 @@ def test_the_profile_is_that_of_the_ratio_and_the_nearest_shape(small_bundle: Pa
     assert choose_profile(one, {"input_ids": (1, 16)}) == 0
 
 
-class _Tensor:
-    def __init__(self, values: np.ndarray) -> None:
-        self.values = values
-
-    def data_ptr(self) -> int:
-        return id(self)
-
-
-class _Gpu:
-    """A device in the host's memory: what nobody holds is gone, what is recorded runs when it is replayed."""
-
-    stream, name = 0, "a GPU"
-
-    def __init__(self) -> None:
-        self.there: weakref.WeakValueDictionary[int, _Tensor] = weakref.WeakValueDictionary()
-        self.recording: list[_Context] | None = None
-        self.replays = 0
-
-    def upload(self, array: np.ndarray) -> _Tensor:
-        tensor = _Tensor(array.copy())
-        self.there[tensor.data_ptr()] = tensor
-        return tensor
-
-    def empty(self, shape: Sequence[int], dtype: str) -> _Tensor:
-        return self.upload(np.full(tuple(shape), np.nan, dtype))
-
-    def overwrite(self, tensor: _Tensor, array: np.ndarray) -> None:
-        tensor.values[...] = array
-
-    def download(self, tensor: _Tensor) -> np.ndarray:
-        return tensor.values.copy()
-
-    def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        recorded: list[_Context] = []
-        self.recording = recorded
-        enqueue()
-        self.recording = None
-
-        def replay() -> None:
-            self.replays += 1
-            for context in recorded:
-                context.compute()
-
-        return replay
-
-
 class _Context:
     """Gives each token its id in all 32 dimensions."""
 
-    def __init__(self, gpu: _Gpu) -> None:
+    def __init__(self, gpu: HostGpu) -> None:
         self.gpu = gpu
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -200,7 +154,10 @@ class _Plan:
     outputs = ("last_hidden_state",)
     trt = mock.MagicMock()
 
-    def __init__(self, gpu: _Gpu) -> None:
+    def words(self) -> str:
+        return "out of memory"
+
+    def __init__(self, gpu: HostGpu) -> None:
         self.made: list[weakref.ref[_Context]] = []
         self.refuses = False
         self.engine = types.SimpleNamespace(
@@ -209,7 +166,7 @@ class _Plan:
             get_tensor_dtype=lambda _: types.SimpleNamespace(name="FLOAT"),
         )
 
-    def _make(self, gpu: _Gpu) -> _Context | None:
+    def _make(self, gpu: HostGpu) -> _Context | None:
         if self.refuses:
             return None
         context = _Context(gpu)
@@ -231,7 +188,7 @@ def _ids(bundle: Bundle, value: int, length: int) -> dict[str, np.ndarray]:
 def test_each_call_has_its_own_inputs_and_holds_its_memory(
     compiled: Path, monkeypatch: pytest.MonkeyPatch, graphs: bool, records_itself: bool
 ) -> None:
-    gpu = _Gpu()
+    gpu = HostGpu()
     plan = _Plan(gpu)
     monkeypatch.setattr(session, "open_engine", lambda *_, **__: plan)
     flavour = dataclasses.replace(FLAVOURS["tensorrt-rtx"], records_graphs=records_itself)
@@ -260,8 +217,18 @@ def test_each_call_has_its_own_inputs_and_holds_its_memory(
     gc.collect()
     prepared()
     plan.refuses = True
-    with pytest.raises(UserError, match="refused an execution context of engines/"):
+    with pytest.raises(UserError, match=r"refused an execution context of engines/.*\n  out of memory"):
         open_session().run(_ids(bundle, 1, 4))
+
+
+def test_a_plan_that_does_not_open_is_refused_in_tensorrts_words(capfd: pytest.CaptureFixture[str]) -> None:
+    """TensorRT for RTX itself refuses it; its own logger would write into standard output."""
+    with pytest.raises(
+        UserError, match=r"cannot open this plan. In its own words:\n  .*plan\.header"
+    ) as raised:
+        opening.OpenPlan("tensorrt-rtx", b"vtrt" + bytes(100), "this plan", "Build it again.")
+    assert raised.value.hint == "Build it again."
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.usefixtures("on_a_gpu")
@@ -271,5 +238,5 @@ def test_another_gpu_than_nvidia_smi_names_is_refused(
     monkeypatch.setattr(session, "first_gpu", lambda: Gpu("another GPU", "sm89"))
     with pytest.raises(UserError, match="PyTorch runs on a GPU, and nvidia-smi names another GPU first"):
         session.TensorRtSession(
-            Bundle.load(compiled), "tensorrt-rtx", 2, allow_unverified=True, device=_Gpu()
+            Bundle.load(compiled), "tensorrt-rtx", 2, allow_unverified=True, device=HostGpu()
         )

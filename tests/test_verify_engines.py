@@ -7,13 +7,16 @@ recorded, and who believes the record.
 import json
 import re
 import shutil
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from host_gpu import HostGpu, OpenGraph
 from test_cli import call
 
 from variator_export import Bundle, UserError
@@ -22,11 +25,13 @@ from variator_export.core.engine_records import ENGINE_RECORDS, read_records
 from variator_export.core.environment import Gpu
 from variator_export.core.recipe import EngineRecipe, ShapeSet
 from variator_export.engines.onnxruntime import OnnxRuntimeSession
-from variator_export.engines.tensorrt import session
+from variator_export.engines.tensorrt import rebuilt, session
 from variator_export.engines.tensorrt.compatibility import Place
+from variator_export.engines.tensorrt.isolated import build_engine
 from variator_export.engines.tensorrt.layers import EnginePrecision, precision_in_engine
-from variator_export.engines.tensorrt.request import Profile
+from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.engines.tensorrt.session import TensorRtSession
+from variator_export.graph.modules import module_outputs
 from variator_export.pipeline import verify_targets
 from variator_export.pipeline.bench import bench
 from variator_export.pipeline.compile import compile_engines, merge_engines
@@ -34,6 +39,7 @@ from variator_export.pipeline.engine_steps import EngineOrder
 from variator_export.pipeline.verify import Verification, store_verification, verify
 
 TARGET = "tensorrt-rtx"
+Plant = Callable[[ir.Model], None]
 
 
 class GraphInItsPlace(TensorRtSession):
@@ -96,6 +102,32 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     return found
 
 
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plant], list[EngineRequest]]:
+    """Give all engines a fault; gives the requests of the engines that are built."""
+
+    def plant(fault: Plant) -> list[EngineRequest]:
+        requests, graphs = [], {}
+
+        def build(request: EngineRequest, folder: Path, tell: Any) -> bytes:
+            plan = build_engine(request, folder, tell)
+            model = ir.load(folder / request.graph)
+            ir.external_data.load_to_model(model)
+            fault(model)
+            graphs[plan] = ir.to_proto(model).SerializeToString()
+            requests.append(request)
+            return plan
+
+        device = HostGpu()
+        monkeypatch.setattr(GraphInItsPlace, "factor", 1.01)
+        monkeypatch.setattr(rebuilt, "build_engine", build)
+        monkeypatch.setattr(rebuilt, "TorchCuda", lambda: device)
+        monkeypatch.setattr(rebuilt, "OpenPlan", lambda _, plan, *__: OpenGraph(graphs[plan], device))
+        return requests
+
+    return plant
+
+
 def _verified(bundle: Path, variants: list[int] | None = None) -> Verification:
     result = verify(bundle, variants, target=TARGET, reference="stored")
     store_verification(result)
@@ -111,8 +143,6 @@ def test_engines_are_not_verified_without_a_gpu(compiled: Path) -> None:
     result = call("verify", str(compiled), "--target", TARGET)
     assert result.returncode == 1
     assert "no GPU here" in result.stderr
-    with pytest.raises(UserError, match="Bisecting marks outputs inside a graph"):
-        verify(compiled, target=TARGET, reproduction=compiled / "no")
 
 
 @pytest.mark.usefixtures("gpu")
@@ -221,3 +251,55 @@ def test_types_of_layers_are_counted_by_the_products_that_went_into_them() -> No
     assert precision_in_engine(layers, macs, "float16") == EnginePrecision(0.0, 0.8, 0.2)
     assert precision_in_engine(["gemm", layer("z", "Half")], macs, "float16") is None
     assert precision_in_engine([], {}, "float32") is None
+
+
+def _scale(bundle: Path, module: str) -> Plant:
+    """What leaves a module is 1.01 times what it should be."""
+    names = {module_outputs(ir.load(bundle / name))[module] for name in ("ratio-2.onnx", "any-ratio.onnx")}
+
+    def fault(model: ir.Model) -> None:
+        values = ir.convenience.create_value_mapping(model.graph)
+        (value,) = (values[name] for name in names if name in values)
+        factor = ir.tensor(np.array(1.01, np.float32).astype(value.dtype.numpy()), name="factor")
+        constant = ir.node("Constant", [], {"value": factor})
+        scaled = ir.node("Mul", [value, constant.outputs[0]])
+        scaled.outputs[0].type = value.type
+        ir.convenience.replace_all_uses_with(value, scaled.outputs[0], replace_graph_outputs=True)
+        scaled.replace_input_with(0, value)
+        scaled.outputs[0].name, value.name = value.name, "before"
+        model.graph.insert_after(value.producer(), [constant, scaled])
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    "module", ["encoder.layer.1.attention.self", "encoder.layer.0.intermediate.plugin.decompress"]
+)
+@pytest.mark.usefixtures("gpu")
+def test_the_module_is_named_at_which_an_engine_goes_wrong(
+    bundle: Path, tmp_path: Path, planted: Callable[[Plant], list[EngineRequest]], module: str
+) -> None:
+    requests = planted(_scale(bundle, module))
+    folder = tmp_path / "fault"
+    result = verify(bundle, [2], target=TARGET, profile_shapes=False, reproduction=folder)
+    assert [Path(b.graph).name for b in result.bisections] == ["ratio-2.engine", "any-ratio.engine"]
+    for bisection in result.bisections:
+        assert bisection.first is not None
+        assert bisection.first.module == module
+        assert bisection.outputs_failed
+        assert len(bisection.modules) == bisection.num_modules > 30
+    # As the engine of the bundle, but for the profile, of which one is enough, and for what it is called.
+    (sidecar,) = bundle.glob("engines/*/*/*/ratio-2.json")
+    first, built = requests[0], json.loads(sidecar.read_text())
+    assert (first.target, first.tf32, first.compute_capabilities) == (TARGET, False, ())
+    assert [profile.model_dump(mode="json") for profile in first.profiles] == built["profiles"][:1]
+    assert [profile.name for profile in requests[-1].profiles] == ["2x5 default"]
+    for engine in ("ratio-2.engine", "any-ratio.engine"):
+        shown = subprocess.run(
+            [sys.executable, "reproduce.py"],
+            cwd=folder / "ratio-2" / engine,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert re.search(r"an engine was built; PyTorch \S+ sees no GPU to run it on", shown.stderr)

@@ -36,10 +36,10 @@ def module_names(graph: Path) -> dict[str, str]:
 
 
 def mark_outputs(model: ir.Model, names: Iterable[str]) -> None:
-    """Make values outputs of the graph besides those that are."""
+    """Make values outputs of the graph besides those that are; the output of two modules is one value."""
     values = ir.convenience.create_value_mapping(model.graph)
     there = {value.name for value in model.graph.outputs}
-    model.graph.outputs.extend(values[name] for name in names if name not in there)
+    model.graph.outputs.extend(values[name] for name in dict.fromkeys(names) if name not in there)
 
 
 def module_inputs(model: ir.Model, module: str) -> list[str]:

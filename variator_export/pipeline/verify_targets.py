@@ -211,7 +211,7 @@ class Engines:
 
         from variator_export.engines.tensorrt.rebuilt import RebuiltEngine
         from variator_export.stages.bisect import BisectTarget
-        from variator_export.stages.reproduction import tensorrt_script
+        from variator_export.stages.reproduction import script_for_tensorrt
 
         bundle, (entry, sidecar) = self._bundle, self._built[file]
         any_ratio = entry.variant == ANY_RATIO
@@ -226,5 +226,5 @@ class Engines:
             with PhaseBars(progress, f"bisect {entry.variant}") as bars:
                 return RebuiltEngine(bundle, entry, sidecar, extra, bars.tell).run(model, inputs)
 
-        script = tensorrt_script(FLAVOURS[entry.target].module, sidecar["optimization_level"])
+        script = script_for_tensorrt(FLAVOURS[entry.target].module, sidecar["optimization_level"])
         return BisectTarget(file, functools.partial(ir.load, graph), run, extra, script)

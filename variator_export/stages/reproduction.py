@@ -95,7 +95,7 @@ found = result.float().cpu().numpy()
 ONNXRUNTIME_SCRIPT = _ONNXRUNTIME + _COMPARE
 
 
-def tensorrt_script(module: str, optimization_level: int | None) -> str:
+def script_for_tensorrt(module: str, optimization_level: int | None) -> str:
     """The program that builds and runs an engine of `graph.onnx`.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 
 from variator_export.core.errors import UserError
 from variator_export.engines.tensorrt.api import load_tensorrt
+from variator_export.engines.tensorrt.log import last_words, make_log
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.engines.tensorrt.timing_cache import TimingCache
 
@@ -20,7 +21,7 @@ OnProgress = Callable[[str, int, int], None]
 def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = None) -> bytes:
     """`isolated.build_engine` without the process of its own: the same result and errors."""
     trt = load_tensorrt(request.target)
-    log = _make_logger(trt)
+    log = make_log(trt)
     try:
         builder = trt.Builder(log)
     except (RuntimeError, TypeError) as error:
@@ -132,21 +133,6 @@ def _make_profile(builder: Any, network: Any, request: EngineRequest, profile: P
     return made
 
 
-def _make_logger(trt: Any) -> Any:
-    """A logger that keeps errors and warnings, where a failed build leaves its only reason."""
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
-                self.messages.append(message)
-
-    return Log()
-
-
 def _make_monitor(trt: Any, on_progress: OnProgress) -> Any:
     """Tells the outermost phase of a build."""
 
@@ -174,9 +160,9 @@ def _make_monitor(trt: Any, on_progress: OnProgress) -> Any:
 
 
 def _failed(request: EngineRequest, what: str, log: Any, detail: str = "") -> UserError:
-    words = "\n  ".join([*([detail] if detail else []), *log.messages[-8:]]) or "it gave no reason"
     profiles = "; ".join(f"{index}: {profile}" for index, profile in enumerate(request.profiles))
     return UserError(
-        f"{request.target} {what} for {request.what}. Its profiles: {profiles}. In its own words:\n  {words}",
+        f"{request.target} {what} for {request.what}. Its profiles: {profiles}. In its own words:\n  "
+        f"{last_words(log, detail)}",
         "Other targets and engines are not affected.",
     )

@@ -104,7 +104,7 @@ class Execution:
         """TensorRT says False or None where it refuses."""
         if done is False or done is None:
             raise UserError(
-                f"{self._refuser} refused {what} of {self._what}; its words are on standard error.",
+                f"{self._refuser} refused {what} of {self._what}. In its own words:\n  {self._plan.words()}",
                 "Mostly the GPU's memory is full: run smaller batches, or end what else uses it.",
             )
 

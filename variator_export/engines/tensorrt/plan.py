@@ -9,6 +9,7 @@ from variator_export.core.bundle_files import WEIGHTS_NAME, BundleFiles
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import EngineEntry, Variant
 from variator_export.engines.tensorrt.api import load_tensorrt
+from variator_export.engines.tensorrt.log import last_words, make_log
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
 from variator_export.model.plugin_layout import TENSORS_NAME
 
@@ -36,17 +37,21 @@ class OpenPlan:
         self, target: str, plan: bytes, what: str, remedy: str, *, trust_host_code: bool = False
     ) -> None:
         self.trt = trt = load_tensorrt(target)
-        self._log = trt.Logger(trt.Logger.WARNING)
+        self._log = make_log(trt)
         # The runtime has to live as long as its engine.
         self._runtime = runtime = trt.Runtime(self._log)
         if trust_host_code:
             runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise UserError(f"{target} cannot open {what}; its words are on standard error.", remedy)
+            raise UserError(f"{target} cannot open {what}. In its own words:\n  {self.words()}", remedy)
         self.engine = engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self.outputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
+
+    def words(self) -> str:
+        """What TensorRT said last of errors."""
+        return last_words(self._log)
 
     def layers(self) -> list[Any]:
         """What TensorRT says of its layers (`layers.precision_in_engine`)."""
@@ -61,10 +66,10 @@ class OpenPlan:
         parser = self.trt.OnnxParserRefitter(refitter, self._log)
         if not parser.refit_from_file(str(graph)):
             errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-            return "; ".join(errors) or "it gave no reason"
+            return last_words(self._log, "\n  ".join(errors))
         if missing := refitter.get_missing_weights():
             return f"the graph has none for {', '.join(missing[:3])}"
-        return None if refitter.refit_cuda_engine() else "its words are on standard error"
+        return None if refitter.refit_cuda_engine() else self.words()
 
 
 def open_engine(
@@ -101,7 +106,7 @@ def open_engine(
         graph = _graph_of_weights(bundle, entry, sidecar["made_from"], variant)
         if wrong := plan.put_weights_in(graph):
             raise UserError(
-                f"{entry.target} cannot put the bundle's weights into {path}: {wrong}.",
+                f"{entry.target} cannot put the bundle's weights into {path}. In its own words:\n  {wrong}",
                 f"Compile it with its weights: variator-export compile {bundle.path} --target "
                 f"{entry.target} --variant {entry.variant} --with-weights",
             )
