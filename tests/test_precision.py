@@ -1,8 +1,10 @@
 """Half precision: graphs, weights and engines in float16 and bfloat16, and the proof that they are."""
 
-import hashlib
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from test_cli import call
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
+from variator_export.core.hashing import sha256_file
 from variator_export.core.recipe import Recipe
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.tensorrt.isolated import build_engine
@@ -141,22 +144,36 @@ def test_a_bfloat16_graph_is_verified_widened_and_says_so(half: Callable[[str, s
         Bundle.load(folder).session()
 
 
-def test_a_fault_in_half_precision_is_found(half: Callable[[str, str], Path], tmp_path: Path) -> None:
-    """Two tensors of the plugin in each other's place, the hashes made to fit."""
+@pytest.mark.parametrize(("model", "precision"), [("bert", "float16"), ("modernbert", "bfloat16")])
+def test_a_fault_in_half_precision_is_found_and_named(
+    half: Callable[[str, str], Path], tmp_path: Path, model: str, precision: str
+) -> None:
+    """Two layers have each other's plugin tensor in the graph, whose hash is made to fit."""
     folder = tmp_path / "faulty"
-    shutil.copytree(half("bert", "float16"), folder)
-    path = folder / "plugins" / "ratio-2" / "plugin.safetensors"
-    tensors = load_file(path)
-    first, second = "layers.0.compress.weight", "layers.1.compress.weight"
-    tensors[first], tensors[second] = tensors[second].clone(), tensors[first].clone()
-    save_file(tensors, path)
+    shutil.copytree(half(model, precision), folder)
+    graph = ir.load(folder / "ratio-2.onnx")
+    first, second = (
+        graph.graph.initializers[f"plugin.layers.{layer}.decompress.up.weight"] for layer in (0, 1)
+    )
+    first.const_value, second.const_value = second.const_value, first.const_value
+    ir.save(graph, folder / "ratio-2.onnx")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["plugins/ratio-2/plugin.safetensors"] = {
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "size_bytes": path.stat().st_size,
+    manifest["files"]["ratio-2.onnx"] = {
+        "sha256": sha256_file(folder / "ratio-2.onnx"),
+        "size_bytes": (folder / "ratio-2.onnx").stat().st_size,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert verify(folder, [2], reference="stored", profile_shapes=False).failures
+    (bisection,) = verify(folder, [2], profile_shapes=False, reproduction=tmp_path / "fault").bisections
+    assert bisection.first is not None
+    layer = "encoder.layer.0.intermediate" if model == "bert" else "layers.0.mlp"
+    assert bisection.first.module == f"{layer}.plugin.decompress"
+    where = tmp_path / "fault" / "ratio-2" / "ratio-2.onnx"
+    shown = subprocess.run(
+        [sys.executable, "reproduce.py"], cwd=where, capture_output=True, text=True, check=False
+    )
+    error, limit = (float(number) for number in re.findall(r"(?:error|allowed:) (\S+)", shown.stdout))
+    assert error > 5 * limit, shown.stderr
 
 
 def test_products_in_another_type_are_counted_and_refused(

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from host_gpu import HostGpu, OpenGraph
 from test_cli import call
 
 from variator_export import Bundle, UserError
+from variator_export.cli.verification_files import junit_xml, markdown
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.engine_records import ENGINE_RECORDS, read_records
 from variator_export.core.environment import Gpu
@@ -192,6 +194,8 @@ def test_an_engine_that_is_wrong_is_recorded_and_refused(
     assert (result.failures, result.passed) == ([], False)
     assert re.match(r"\d+\.\d% of its .* in another type, TensorRT says", result.imprecise["ratio-2"])
     assert _states(bundle)["ratio-2"].startswith("FAILED")
+    (failure,) = ElementTree.fromstring(junit_xml(result).encode()).iter("failure")
+    assert failure.get("message") == result.imprecise["ratio-2"]
     with pytest.raises(UserError, match="no engine of ratio-1 for tensorrt-rtx"):  # the baseline comes along
         bench(bundle, [(1, 8)], [2], runtimes=[TARGET])
 
@@ -282,6 +286,7 @@ def test_the_module_is_named_at_which_an_engine_goes_wrong(
     requests = planted(_scale(bundle, module))
     folder = tmp_path / "fault"
     result = verify(bundle, [2], target=TARGET, profile_shapes=False, reproduction=folder)
+    assert f"the first module that leaves its budget is {module}" in markdown(result)
     assert [Path(b.graph).name for b in result.bisections] == ["ratio-2.engine", "any-ratio.engine"]
     for bisection in result.bisections:
         assert bisection.first is not None

@@ -6,16 +6,17 @@ from variator_export.pipeline.verify import Verification
 
 
 def junit_xml(result: Verification) -> str:
-    """One test suite for each variant, one test case for each finding."""
+    """One test suite for each variant, one test case for each finding and for the precision of an engine."""
     root = ElementTree.Element("testsuites", name=f"variator-export verify {result.bundle.name}")
     for variant, findings in result.findings.items():
-        failed = [finding for finding in findings if not finding.passed]
+        has_precision, imprecise = variant in result.precisions, result.imprecise.get(variant)
+        num_failed = sum(not finding.passed for finding in findings) + (imprecise is not None)
         suite = ElementTree.SubElement(
             root,
             "testsuite",
             name=variant,
-            tests=str(len(findings)),
-            failures=str(len(failed)),
+            tests=str(len(findings) + has_precision),
+            failures=str(num_failed),
             errors="0",
             skipped="0",
             timestamp=result.verified_at,
@@ -31,6 +32,12 @@ def junit_xml(result: Verification) -> str:
             if not finding.passed:
                 failure = ElementTree.SubElement(case, "failure", message=finding.problem or "out of limit")
                 failure.text = str(finding)
+        if has_precision:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=f"{variant}.{result.target}", name="precision in the engine"
+            )
+            if imprecise is not None:
+                ElementTree.SubElement(case, "failure", message=imprecise)
     for element in root.iter("testsuite"):
         root.set("tests", str(int(root.get("tests", "0")) + int(element.get("tests", "0"))))
         root.set("failures", str(int(root.get("failures", "0")) + int(element.get("failures", "0"))))
@@ -59,4 +66,6 @@ def markdown(result: Verification) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if failed:
         lines += ["", "## Failures", "", *(f"- {words}" for words in failed)]
+    if result.bisections:
+        lines += ["", "## Where", "", *(f"- {bisection}" for bisection in result.bisections)]
     return "\n".join(lines) + "\n"

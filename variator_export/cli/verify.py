@@ -48,7 +48,9 @@ def verify_command(
     ] = False,
     bisect: Annotated[
         bool,
-        typer.Option("--bisect", help="Name the first PyTorch module at which a failing graph goes wrong."),
+        typer.Option(
+            "--bisect", help="Name the first PyTorch module at which a failing graph or engine goes wrong."
+        ),
     ] = False,
     reproduction: Annotated[
         Path,
