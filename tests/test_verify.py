@@ -28,6 +28,7 @@ from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
 from variator_export.graph.modules import module_outputs
 from variator_export.model.backbone import Backbone
+from variator_export.pipeline import verify_targets
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.verify import STORED, Verification, verify
 from variator_export.pipeline.verify_targets import Graphs
@@ -168,42 +169,86 @@ def test_every_module_of_a_correct_graph_is_within_its_budget(embedding_bundle: 
 
 
 class FusesWrongly(Graphs):
-    """Where a layer is one piece, its outputs are wrong: as a runtime's fault in what it fuses would be."""
+    """Where a layer is one piece, its outputs are wrong: as a runtime's fault in what it fuses would be.
+
+    Where it is not, they are right, or the runtime refuses the graph.
+    """
+
+    refuses = False
 
     def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> BisectTarget:
         target = super().bisect_target(variant, file, progress)
+        values = module_outputs(target.load())
+        layer = "encoder.layer.1"
+        inside = {value for module, value in values.items() if module.startswith(f"{layer}.")}
 
         def run(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> Arrays:
-            outputs = {value.name for value in model.graph.outputs}
-            inside = {v for m, v in module_outputs(target.load()).items() if m.startswith("encoder.layer.1.")}
-            if not outputs & inside - {module_outputs(target.load())["encoder.layer.1"]}:
-                weight = model.graph.initializers["encoder.layer.1.output.dense.bias"]
+            if not {value.name for value in model.graph.outputs} & (inside - {values[layer]}):
+                weight = model.graph.initializers[f"{layer}.output.dense.bias"]
                 assert weight.const_value is not None
                 weight.const_value = ir.tensor(weight.const_value.numpy() + 1.0, name=weight.name)
+            elif self.refuses:
+                raise UserError("No engine was built. In its own words:\n  no tactic", "Try another one.")
             return target.run(model, inputs)
 
         return dataclasses.replace(target, run=run)
 
 
-def test_a_fault_of_what_is_fused_is_found_where_less_is_looked_at(
-    embedding_bundle: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def bisect_wrongly(embedding_bundle: Path, tmp_path: Path) -> Callable[[], list[Bisection]]:
+    """Bisect a graph that is said to have failed, on `FusesWrongly`."""
     opened = Bundle.load(embedding_bundle)
-    variant = opened.variant(4)
     right = verify(embedding_bundle, [4], reference="stored").findings["ratio-4"]
     wrong = [
         dataclasses.replace(f, problem="x")
         for f in right
         if (f.question.check, f.question.graph) == (REFERENCE, "ratio-4.onnx")
     ]
-    (found,) = EagerBundle(opened, None, ()).bisect(
-        variant, wrong, FusesWrongly(opened), tmp_path, Progress()
-    )
+
+    def bisect() -> list[Bisection]:
+        eager = EagerBundle(opened, None, ())
+        return eager.bisect(opened.variant(4), wrong, FusesWrongly(opened), tmp_path, Progress())
+
+    return bisect
+
+
+@pytest.mark.parametrize(
+    ("refuses", "words"),
+    [(False, "with more, the fault goes away"), (True, "the runtime refuses more (no tactic).")],
+)
+def test_fewer_modules_are_looked_at_where_more_would_hide_the_fault_or_are_refused(
+    bisect_wrongly: Callable[[], list[Bisection]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refuses: bool,
+    words: str,
+) -> None:
+    monkeypatch.setattr(FusesWrongly, "refuses", refuses)
+    (found,) = bisect_wrongly()
     assert found.first is not None
     assert found.first.module == "encoder.layer.1"
     assert 1 < len(found.modules) < found.num_modules
-    assert "with more, the fault goes away" in str(found)
+    assert words in str(found)
     assert (tmp_path / "ratio-4" / "ratio-4.onnx" / "graph.onnx").is_file()
+
+
+def test_what_was_found_stays_where_every_graph_is_refused(
+    faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("No engine was built.", "Try another one.")
+
+    notes: list[str] = []
+    progress = Progress()
+    monkeypatch.setattr(progress, "note", notes.append)
+    plant(FAULTS["a transposed window"], faulty / "ratio-4.onnx")
+    _sign(faulty)
+    monkeypatch.setattr(verify_targets, "open_changed", refuse)
+    folder = tmp_path / "reproduction"
+    result = verify(faulty, [4], profile_shapes=False, reproduction=folder, progress=progress)
+    assert result.failures
+    assert not result.bisections
+    assert "ratio-4.onnx was not bisected to its end: No engine was built." in notes
 
 
 def test_the_command_says_what_failed_and_ends_with_3(

@@ -109,12 +109,16 @@ class EagerBundle:
             wrong = [f for f in failed if f.question.check == REFERENCE] or failed
             case = cases[max(wrong, key=lambda finding: finding.badness).question.case]
             outputs = [f for f in of_file if f.question.case == case.name and f.question.check == REFERENCE]
-            target = runs.bisect_target(variant, file, progress)
-            result = bisect(target, exact, rounded, case, outputs, self._bundle.manifest.precision)
-            if result.first is not None:
-                where = folder / variant.name / PurePosixPath(file).name
-                write_reproduction(target, exact, case, result.first, where)
-            found.append(result)
+            try:
+                target = runs.bisect_target(variant, file, progress)
+                result = bisect(target, exact, rounded, case, outputs, self._bundle.manifest.precision)
+                found.append(result)
+                if result.first is not None:
+                    where = folder / variant.name / PurePosixPath(file).name
+                    write_reproduction(target, exact, case, result.first, where)
+            except (UserError, OSError) as error:  # what was found before it counts all the same
+                words = error.message if isinstance(error, UserError) else str(error)
+                progress.note(f"{file} was not bisected to its end: {words}")
         return found
 
     def _cases(self, variant: Variant) -> list[Case]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
 from variator_export.graph.modules import mark_outputs, module_outputs
@@ -100,6 +101,7 @@ class Bisection:
         num_modules: How many have an output in the graph.
         outputs_failed: Whether the file's own outputs were still out of their limit in that attempt; None if
             they never were, because only the rows' independence failed.
+        refused: Why the runtime refused to look at more modules; None: it did not.
     """
 
     graph: str
@@ -107,6 +109,7 @@ class Bisection:
     modules: tuple[ModuleFinding, ...]
     num_modules: int
     outputs_failed: bool | None
+    refused: str | None
 
     @property
     def first(self) -> ModuleFinding | None:
@@ -121,30 +124,38 @@ class Bisection:
             "first": self.first.module if self.first else None,
             "num_modules": self.num_modules,
             "outputs_failed": self.outputs_failed,
+            "refused": self.refused,
             "modules": [finding.as_dict() for finding in self.modules],
         }
 
     def __str__(self) -> str:
         where = f"{self.graph}, case {self.case}"
         first, looked_at = self.first, len(self.modules)
-        if first is not None:
-            fewer = (
-                f" Only {looked_at} of {self.num_modules} modules were looked at: with more, the fault goes "
-                "away, as one does that the runtime makes where it fuses over modules."
-                if looked_at < self.num_modules
-                else ""
+        fewer = f" Only {looked_at} of {self.num_modules} modules were looked at: " if self._fewer else ""
+        if self.refused is not None:
+            fewer += f"the runtime refuses more ({self.refused.splitlines()[-1].strip()})."
+        elif fewer:
+            fewer += (
+                "with more, the fault goes away, as one does that the runtime makes where it fuses over them."
             )
+        if first is not None:
             return f"{where}: the first module that leaves its budget is {first}.{fewer}"
         last = self.modules[-1].module if self.modules else "none"
         found = f"{where}: no module leaves its budget, the last being {last}"
         if self.outputs_failed is None:
-            return f"{found}, and the outputs are within theirs: what fails is that rows are independent."
+            return (
+                f"{found}, and the outputs are within theirs: what fails is that rows are independent.{fewer}"
+            )
         if self.outputs_failed:
-            return f"{found}, and the outputs leave theirs: the fault is behind it."
+            return f"{found}, and the outputs leave theirs: the fault is behind it.{fewer}"
         return (
             f"{found}, and the outputs are within theirs as soon as any value between modules is an output: "
             "the runtime makes the fault where it fuses over modules."
         )
+
+    @property
+    def _fewer(self) -> bool:
+        return len(self.modules) < self.num_modules
 
 
 def bisect(
@@ -164,6 +175,9 @@ def bisect(
         case: The inputs.
         findings: How the target's own outputs compared with eager PyTorch in that case.
         precision: Of the graph.
+
+    Raises:
+        UserError: The runtime refuses the graph, however few values are outputs.
     """
     wanted, expected = run_by_module(exact, case.inputs)
     _, same = run_by_module(rounded, case.inputs)
@@ -173,19 +187,25 @@ def bisect(
     deviations = [deviation(same[name], expected[name]) for name in names]
     budgets = dict(zip(names, make_pooled_budgets(deviations, precision), strict=True))
     failed = [finding for finding in findings if not finding.passed]
-    chosen = names
+    chosen, refused = names, None
     while True:
-        model = target.load()
+        model, fewer = target.load(), _without_innermost(chosen)
         mark_outputs(model, [values[name] for name in chosen])
-        found = target.run(model, case.inputs)
+        try:
+            found = target.run(model, case.inputs)
+        except UserError as error:
+            # TensorRT for RTX 1.7 builds no engine of a ModernBERT whose `Wqkv` is an output.
+            if not fewer:
+                raise
+            chosen, refused = fewer, error.message
+            continue
         modules = tuple(
             _judge_module(name, values[name], found[values[name]], expected[name], budgets[name])
             for name in chosen
         )
         still = any(not _judge_again(f, found, wanted, case.judged_rows).passed for f in failed)
         outputs_failed = still if failed else None
-        result = Bisection(target.name, case.name, modules, len(names), outputs_failed)
-        fewer = _without_innermost(chosen)
+        result = Bisection(target.name, case.name, modules, len(names), outputs_failed, refused)
         if result.first is not None or outputs_failed is not False or not fewer:
             return result
         chosen = fewer
