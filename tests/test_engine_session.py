@@ -65,7 +65,7 @@ def test_an_engine_that_was_only_built_is_not_run_unless_that_is_asked_for(compi
     with pytest.raises(UserError, match="was built and never verified on a device") as raised:
         bundle.session("tensorrt-rtx", 2)
     assert "--allow-unverified" in str(raised.value.hint)
-    with pytest.raises(UserError, match=r"PyTorch .* sees no GPU here"):
+    with pytest.raises(UserError, match=r"CUDA sees no GPU here: \w.* \(cudaError\w+\)"):
         bundle.session("tensorrt-rtx", 2, allow_unverified=True)
 
 
@@ -73,7 +73,7 @@ def test_an_engine_that_was_only_built_is_not_run_unless_that_is_asked_for(compi
 def test_a_plan_is_not_opened_before_it_is_what_its_sidecar_says(
     compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "TorchCuda", lambda: None)
+    monkeypatch.setattr(session, "CudaDevice", lambda _: None)
     monkeypatch.setattr(opening, "load_tensorrt", lambda _: pytest.fail("the plan would have been opened"))
     folder = tmp_path / "small"
     shutil.copytree(compiled, folder)
@@ -236,7 +236,7 @@ def test_another_gpu_than_nvidia_smi_names_is_refused(
     compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "first_gpu", lambda: Gpu("another GPU", "sm89"))
-    with pytest.raises(UserError, match="PyTorch runs on a GPU, and nvidia-smi names another GPU first"):
+    with pytest.raises(UserError, match="CUDA runs on a GPU, and nvidia-smi names another GPU first"):
         session.TensorRtSession(
             Bundle.load(compiled), "tensorrt-rtx", 2, allow_unverified=True, device=HostGpu()
         )

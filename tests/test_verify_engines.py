@@ -123,7 +123,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plant], list[EngineReq
         device = HostGpu()
         monkeypatch.setattr(GraphInItsPlace, "factor", 1.01)
         monkeypatch.setattr(rebuilt, "build_engine", build)
-        monkeypatch.setattr(rebuilt, "TorchCuda", lambda: device)
+        monkeypatch.setattr(rebuilt, "CudaDevice", lambda _: device)
         monkeypatch.setattr(rebuilt, "OpenPlan", lambda _, plan, *__: OpenGraph(graphs[plan], device))
         return requests
 
@@ -167,7 +167,9 @@ def test_what_a_gpu_has_verified_runs_there_and_nowhere_else(
         assert state.startswith("verified on NVIDIA of the test (20")
         assert "times the error of eager PyTorch, allowed 4" in state
     assert "verified on NVIDIA of the test" in call("doctor", str(bundle), "--format", "json").stdout
-    with pytest.raises(UserError, match=r"PyTorch .* sees no GPU here"):  # the next thing after the record
+    with pytest.raises(
+        UserError, match=r"CUDA sees no GPU here: \w.* \(cudaError\w+\)"
+    ):  # the next thing after the record
         Bundle.load(bundle).session(TARGET, 2)
     monkeypatch.setattr(session, "first_gpu", lambda: Gpu("another NVIDIA", "sm89"))
     with pytest.raises(

@@ -26,6 +26,8 @@ _PROBES = {
     "onnxruntime": "import onnxruntime as o; print(o.__version__, *o.get_available_providers(), sep=', ')",
     "openvino": "import openvino as o; print(o.__version__, *o.Core().available_devices, sep=', ')",
     **tensorrt_api.PROBES,
+    "cuda.bindings": "import cuda.bindings as c; from cuda.bindings import runtime as r; "
+    "error, n = r.cudaGetDeviceCount(); print(c.__version__, f'{n} GPUs' if n else error.name, sep=', ')",
 }
 
 

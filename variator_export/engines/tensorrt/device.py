@@ -1,12 +1,16 @@
-"""Where a session's tensors are: PyTorch's CUDA memory, or what stands for it in tests."""
+"""Where a session's tensors are: a GPU's memory, or what stands for it in tests.
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+By NVIDIA's bindings of the CUDA runtime: images that run engines have no PyTorch. No GPU has executed this
+code yet; calls and arguments are those of the bindings.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from variator_export.core.environment import require
+from variator_export.core.environment import install_command, installed_version
 from variator_export.core.errors import UserError
 
 
@@ -44,87 +48,157 @@ class Device(Protocol):
         ...
 
 
-class TorchCuda:
-    """PyTorch's CUDA memory, on a stream of its own.
+class CudaTensor:
+    """Memory on the GPU, as long as somebody holds it.
 
-    Raises:
-        UserError: PyTorch is not installed, or sees no GPU.
+    Attributes:
+        shape: Its shape.
+        dtype: numpy's; of bfloat16 that of ml_dtypes.
     """
 
-    def __init__(self) -> None:
-        require("torch", "export", "Running engines")
-        import torch
+    def __init__(self, pointer: int, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+        self._pointer, self.shape, self.dtype = pointer, tuple(shape), dtype
 
-        if not torch.cuda.is_available():
+    def data_ptr(self) -> int:
+        """Its address."""
+        return self._pointer
+
+
+class CudaDevice:
+    """The current GPU (the first of CUDA_VISIBLE_DEVICES), with a stream of its own.
+
+    Args:
+        extra: What of this package installs the bindings, for messages.
+
+    Raises:
+        UserError: The bindings are not installed, or CUDA sees no GPU.
+    """
+
+    def __init__(self, extra: str) -> None:
+        if installed_version("cuda-bindings") is None:
             raise UserError(
-                f"PyTorch {torch.__version__} sees no GPU here.",
-                "Run engines where one is, with a PyTorch for CUDA; onnxruntime runs the bundle on a CPU.",
+                "Running engines needs the Python package cuda-bindings, which is not installed here.",
+                f"Install it with: {install_command(extra)}",
             )
-        self._torch = torch
-        self._stream = torch.cuda.Stream()
+        from cuda.bindings import runtime
 
-    def upload(self, array: np.ndarray) -> Any:
+        self._cuda = runtime
+        error, count = runtime.cudaGetDeviceCount()
+        if error != runtime.cudaError_t.cudaSuccess or count == 0:
+            why = "it has none" if error == runtime.cudaError_t.cudaSuccess else self._words(error)
+            raise UserError(
+                f"CUDA sees no GPU here: {why}.",
+                "Run engines where one is, with a driver for CUDA 13; onnxruntime runs the bundle on a CPU.",
+            )
+        self._name = ""
+        self._stream = self._call(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
+        weakref.finalize(self, runtime.cudaStreamDestroy, self._stream)
+        self._is_recording = False
+        self._to_free: list[int] = []
+
+    def upload(self, array: np.ndarray) -> CudaTensor:
         """Copy an array to the GPU."""
-        with self._on_stream():
-            return self._torch.from_numpy(np.ascontiguousarray(array)).to("cuda", non_blocking=False)
+        tensor = self._allocate(array.shape, array.dtype)
+        self.overwrite(tensor, array)
+        return tensor
 
-    def overwrite(self, tensor: Any, array: np.ndarray) -> None:
-        """Copy an array into a tensor."""
-        with self._on_stream():
-            tensor.copy_(self._torch.from_numpy(np.ascontiguousarray(array)))
+    def overwrite(self, tensor: CudaTensor, array: np.ndarray) -> None:
+        """Copy an array into a tensor; it has been read when this returns (pageable memory)."""
+        if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(f"{array.dtype} {array.shape} into {tensor.dtype} {tensor.shape}")
+        array = np.ascontiguousarray(array)
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._copy(tensor.data_ptr(), array.ctypes.data, array.nbytes, kind)
 
-    def empty(self, shape: Sequence[int], dtype: str) -> Any:
+    def empty(self, shape: Sequence[int], dtype: str) -> CudaTensor:
         """Memory for an output."""
-        with self._on_stream():
-            return self._torch.empty(tuple(shape), dtype=getattr(self._torch, dtype), device="cuda")
+        return self._allocate(shape, _numpy_type(dtype))
 
-    def download(self, tensor: Any) -> np.ndarray:
+    def download(self, tensor: CudaTensor) -> np.ndarray:
         """Wait for the stream and copy to the host."""
-        with self._on_stream():
-            values = tensor.cpu()  # waits: it is on the same stream
-        return to_numpy(values)
+        array = np.empty(tensor.shape, tensor.dtype)
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._copy(array.ctypes.data, tensor.data_ptr(), array.nbytes, kind)
+        self._call(self._cuda.cudaStreamSynchronize, self._stream)
+        return array
 
     def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Record the stream while the function enqueues."""
-        graph = self._torch.cuda.CUDAGraph()
-        # The outer block gives the caller's stream back where recording fails.
-        with self._on_stream(), self._torch.cuda.graph(graph, stream=self._stream):
+        cuda = self._cuda
+        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call(cuda.cudaStreamBeginCapture, self._stream, mode)
+        self._is_recording = True
+        try:
             enqueue()
+        finally:  # the stream has to be of use afterwards, whatever happened
+            error, graph = cuda.cudaStreamEndCapture(self._stream)
+            self._is_recording = False
+            while self._to_free:
+                self._free(self._to_free.pop())
+        self._check(error)
+        try:
+            recorded = self._call(cuda.cudaGraphInstantiate, graph, 0)
+        finally:
+            cuda.cudaGraphDestroy(graph)
 
         def replay() -> None:
-            with self._on_stream():
-                graph.replay()
+            self._call(cuda.cudaGraphLaunch, recorded, self._stream)
 
+        weakref.finalize(replay, cuda.cudaGraphExecDestroy, recorded)
         return replay
 
     @property
     def stream(self) -> int:
         """Its handle."""
-        return int(self._stream.cuda_stream)
+        return int(self._stream)
 
     @property
     def name(self) -> str:
-        """Of PyTorch's current device."""
-        return str(self._torch.cuda.get_device_name())
+        """Of the current GPU."""
+        if not self._name:
+            index = self._call(self._cuda.cudaGetDevice)
+            properties = self._call(self._cuda.cudaGetDeviceProperties, index)
+            self._name = bytes(properties.name).split(b"\0")[0].decode()
+        return self._name
 
-    @contextlib.contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        try:
-            with self._torch.cuda.stream(self._stream):
-                yield
-        except RuntimeError as error:  # PyTorch's error for full memory is one
+    def _allocate(self, shape: Sequence[int], dtype: np.dtype[Any]) -> CudaTensor:
+        num_bytes = int(np.prod(tuple(shape), dtype=np.int64)) * dtype.itemsize
+        pointer = int(self._call(self._cuda.cudaMallocAsync, max(num_bytes, 1), self._stream))
+        tensor = CudaTensor(pointer, shape, dtype)
+        weakref.finalize(tensor, self._free, pointer)
+        return tensor
+
+    def _free(self, pointer: int) -> None:
+        """After what was enqueued before. What is freed while the stream records would be recorded."""
+        if self._is_recording:
+            self._to_free.append(pointer)
+        else:
+            self._cuda.cudaFreeAsync(pointer, self._stream)  # at the end of a process nobody minds an error
+
+    def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
+        self._call(self._cuda.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call gives; all of them give their error first."""
+        error, *found = function(*arguments)
+        self._check(error)
+        return found[0] if found else None
+
+    def _check(self, error: Any) -> None:
+        if error != self._cuda.cudaError_t.cudaSuccess:
             raise UserError(
-                f"PyTorch failed on {self.name}: {str(error).splitlines()[0]}",
+                f"CUDA failed: {self._words(error)}.",
                 "Mostly the GPU's memory is full: run smaller batches, or end what else uses it.",
-            ) from error
+            )
+
+    def _words(self, error: Any) -> str:
+        _, text = self._cuda.cudaGetErrorString(error)
+        return f"{text.decode()} ({error.name})"
 
 
-def to_numpy(tensor: Any) -> np.ndarray:
-    """A tensor on the CPU as an array that shares its memory; bfloat16, which numpy lacks, by ml_dtypes."""
-    if str(tensor.dtype) != "torch.bfloat16":
-        found: np.ndarray = tensor.numpy()
-        return found
+def _numpy_type(name: str) -> np.dtype[Any]:
+    if name != "bfloat16":
+        return np.dtype(name)
     import ml_dtypes  # only values inside a graph have this type: outputs are float32
-    import torch
 
-    return np.asarray(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
+    return np.dtype(ml_dtypes.bfloat16)

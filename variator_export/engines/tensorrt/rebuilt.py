@@ -14,8 +14,9 @@ import onnx_ir as ir
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.manifest import EngineEntry
 from variator_export.engines.base import Arrays, check_inputs
+from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.build import OnProgress
-from variator_export.engines.tensorrt.device import Device, TorchCuda
+from variator_export.engines.tensorrt.device import CudaDevice, Device
 from variator_export.engines.tensorrt.execution import Execution, choose_profile
 from variator_export.engines.tensorrt.isolated import build_engine
 from variator_export.engines.tensorrt.plan import OpenPlan
@@ -33,7 +34,7 @@ class RebuiltEngine:
         sidecar: What is written beside it: how it was built.
         constant: Inputs that stay the same from call to call (`plugin_layout.stack_for_graph`).
         on_progress: Is told how far a build is.
-        device: Where tensors are; None: PyTorch's CUDA.
+        device: Where tensors are; None: CUDA's current GPU.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class RebuiltEngine:
     ) -> None:
         self._bundle, self._entry, self._sidecar, self._constant = bundle, entry, sidecar, constant
         self._on_progress = on_progress
-        self._device = device or TorchCuda()
+        self._device = device or CudaDevice(FLAVOURS[entry.target].distribution)
 
     def run(self, model: ir.Model, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Build an engine of a graph and run it once.

@@ -17,7 +17,7 @@ from variator_export.core.manifest import EngineEntry
 from variator_export.engines.base import Arrays, check_inputs
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.compatibility import can_run, this_machine
-from variator_export.engines.tensorrt.device import Device, TorchCuda
+from variator_export.engines.tensorrt.device import CudaDevice, Device
 from variator_export.engines.tensorrt.execution import Bound, Execution
 from variator_export.engines.tensorrt.plan import open_engine
 from variator_export.engines.tensorrt.request import Profile
@@ -39,7 +39,7 @@ class TensorRtSession:
         trust_host_code: Let TensorRT run a program that a plan brings along (the lean runtime).
         cuda_graphs: Record the work once for each shape and variant, and replay it: less is left to the host.
             The last eight are kept, each with its own memory.
-        device: Where tensors are; None: PyTorch's CUDA.
+        device: Where tensors are; None: CUDA's current GPU.
 
     Raises:
         UserError: The bundle has no such engine for this machine, nobody has verified it, or it cannot be
@@ -65,7 +65,7 @@ class TensorRtSession:
         if not allow_unverified:
             _require_verified(bundle, self._entry, gpu)
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
-        self._device = device or TorchCuda()
+        self._device = device or CudaDevice(FLAVOURS[target].distribution)
         _require_same_gpu(self._device, gpu)
         variants = bundle.manifest.variants if self._variant is None else ()
         arrays = {v.name: stack_for_graph(load_variant_plugin(bundle, v)) for v in variants}
@@ -181,7 +181,7 @@ def _require_same_gpu(device: Device, gpu: Gpu | None) -> None:
     """Engines and records are of the GPU that nvidia-smi names first; CUDA may count in another order."""
     if gpu is not None and device.name != gpu.name:
         raise UserError(
-            f"PyTorch runs on {device.name}, and nvidia-smi names {gpu.name} first.",
+            f"CUDA runs on {device.name}, and nvidia-smi names {gpu.name} first.",
             "Set CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES to the one that is meant.",
         )
 

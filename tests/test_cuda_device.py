@@ -1,0 +1,211 @@
+"""Memory of a GPU, on a CUDA runtime that computes in the host's memory.
+
+Every call is compared with NVIDIA's bindings: it must be one of theirs, with as many arguments.
+"""
+
+import ctypes
+import gc
+import itertools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cuda.bindings import runtime
+
+from variator_export.core.errors import UserError
+from variator_export.engines.tensorrt import device as module
+from variator_export.engines.tensorrt.device import CudaDevice
+
+SUCCESS = runtime.cudaError_t.cudaSuccess
+
+
+def _method(name: str) -> str:
+    """cudaFreeAsync is `_free_async`."""
+    return re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name.removeprefix("cuda"))
+
+
+class HostCuda:
+    """In the place of `cuda.bindings.runtime`."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, Any] = {}
+        self.recording: list[Callable[[], None]] | None = None
+        self.failing: str | None = None
+        self.handles = itertools.count(100)
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.alive: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(runtime, name)
+        if not name.startswith("cuda") or not callable(real) or isinstance(real, type):
+            return real  # enums and constants
+        parameters = re.match(rf"{name}\((.*)\)", real.__doc__)[1]
+
+        def call(*arguments: Any) -> Any:
+            assert len(arguments) == len([part for part in parameters.split(",") if part]), name
+            if name == self.failing:
+                self.failing = self.recording = None
+                return runtime.cudaError_t.cudaErrorMemoryAllocation, None
+            found = getattr(self, _method(name), lambda *_: ())(*arguments)
+            return (SUCCESS, *found) if name != "cudaGetErrorString" else real(*arguments)
+
+        return call
+
+    def _get_device_count(self) -> tuple[int]:
+        return (1,)
+
+    def _get_device(self) -> tuple[int]:
+        return (0,)
+
+    def _get_device_properties(self, _: int) -> tuple[Any]:
+        return (type("properties", (), {"name": b"NVIDIA H\0\0"}),)
+
+    def _stream_create_with_flags(self, flags: int) -> tuple[int]:
+        assert flags == runtime.cudaStreamNonBlocking
+        self.alive.add(7)
+        return (7,)
+
+    def _stream_destroy(self, stream: int) -> tuple[()]:
+        self.alive.remove(stream)
+        return ()
+
+    def _malloc_async(self, size: int, _: int) -> tuple[int]:
+        assert self.recording is None
+        buffer = ctypes.create_string_buffer(b"x" * size, size)
+        self.memory[ctypes.addressof(buffer)] = buffer
+        return (ctypes.addressof(buffer),)
+
+    def _free_async(self, pointer: int, _: int) -> tuple[()]:
+        assert self.recording is None, "it would be recorded"
+        del self.memory[pointer]
+        return ()
+
+    def _memcpy_async(self, target: int, source: int, size: int, kind: Any, _: int) -> tuple[()]:
+        device = target if kind == runtime.cudaMemcpyKind.cudaMemcpyHostToDevice else source
+        assert size <= len(self.memory[device].raw)
+        ctypes.memmove(target, source, size)
+        return ()
+
+    def _stream_begin_capture(self, _: int, __: Any) -> tuple[()]:
+        self.recording = []
+        return ()
+
+    def _stream_end_capture(self, _: int) -> tuple[int]:
+        handle, self.graphs[handle] = (found := next(self.handles)), self.recording or []
+        self.recording = None
+        return (found,)
+
+    def _graph_instantiate(self, graph: int, _: int) -> tuple[int]:
+        handle = next(self.handles)
+        self.graphs[handle] = self.graphs[graph]
+        return (handle,)
+
+    def _graph_destroy(self, graph: int) -> tuple[()]:
+        del self.graphs[graph]
+        return ()
+
+    _graph_exec_destroy = _graph_destroy
+
+    def _graph_launch(self, graph: int, _: int) -> tuple[()]:
+        for work in self.graphs[graph]:
+            work()
+        return ()
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
+    host = HostCuda()
+    monkeypatch.setattr("cuda.bindings.runtime", host)
+    return host
+
+
+ARRAYS = [
+    np.arange(6, dtype=np.int64).reshape(2, 3),
+    np.arange(12, dtype=np.float32).reshape(3, 4).T,
+    np.array([[1.5, -2.0]], np.float16),
+    np.array([1.5, 3.0], ml_dtypes.bfloat16),
+    np.zeros((0, 4), np.float32),
+]
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}-{array.shape}")
+def test_what_is_copied_there_comes_back(array: np.ndarray) -> None:
+    device = CudaDevice("tensorrt")
+    tensor = device.upload(array)
+    found = device.download(tensor)
+    assert (found.dtype, found.shape) == (array.dtype, array.shape)
+    assert (found == array).all()
+    device.overwrite(tensor, array + array)
+    assert (device.download(tensor) == array + array).all()
+    assert device.empty(array.shape, array.dtype.name).dtype == array.dtype
+    with pytest.raises(ValueError, match=r"float64 \(1,\) into"):
+        device.overwrite(tensor, np.zeros(1))
+
+
+def test_memory_is_given_back_with_its_last_reference(cuda: HostCuda) -> None:
+    device = CudaDevice("tensorrt")
+    tensors = [device.upload(array) for array in ARRAYS]
+    assert len(cuda.memory) == len({tensor.data_ptr() for tensor in tensors}) == len(ARRAYS)
+    del tensors[0]
+    assert len(cuda.memory) == len(ARRAYS) - 1
+    tensors.clear()
+    assert not cuda.memory
+    assert cuda.alive == {device.stream}
+    del device
+    gc.collect()
+    assert not cuda.alive, "nor does the stream stay"
+
+
+def test_what_is_recorded_runs_when_it_is_replayed(cuda: HostCuda) -> None:
+    device = CudaDevice("tensorrt")
+    dropped, runs = [device.upload(ARRAYS[0])], []
+
+    def enqueue() -> None:
+        assert cuda.recording is not None
+        cuda.recording.append(lambda: runs.append(1))
+        dropped.clear()  # is not freed while the stream records
+
+    replay = device.record(enqueue)
+    assert not cuda.memory
+    assert not runs
+    replay()
+    replay()
+    assert len(runs) == 2
+    del replay
+    assert not cuda.graphs
+
+    def fail() -> None:
+        raise UserError("The engine refuses.", "Try again.")
+
+    with pytest.raises(UserError, match="The engine refuses"):
+        device.record(fail)
+    assert cuda.recording is None, "the stream is of use again"
+
+
+def test_errors_are_in_cudas_words(cuda: HostCuda) -> None:
+    device = CudaDevice("tensorrt")
+    assert (device.name, device.stream) == ("NVIDIA H", 7)
+    for name in ("cudaMallocAsync", "cudaMemcpyAsync"):
+        cuda.failing = name
+        with pytest.raises(
+            UserError, match=r"^CUDA failed: out of memory \(cudaErrorMemoryAllocation\)\.\n"
+        ) as raised:
+            device.upload(ARRAYS[0])
+        assert "run smaller batches" in str(raised.value.hint)
+    cuda.failing = "cudaStreamEndCapture"
+    with pytest.raises(UserError, match="out of memory"):
+        device.record(lambda: None)
+
+
+def test_without_bindings_or_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bindings themselves say that there is none."""
+    with pytest.raises(UserError, match=r"CUDA sees no GPU here: .* \(cudaError\w+\)\.\n"):
+        CudaDevice("tensorrt")
+    monkeypatch.setattr(module, "installed_version", lambda _: None)
+    with pytest.raises(UserError, match="needs the Python package cuda-bindings") as raised:
+        CudaDevice("tensorrt-rtx")
+    assert "pip install 'variator-export[tensorrt-rtx]'" in str(raised.value.hint)
