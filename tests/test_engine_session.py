@@ -3,6 +3,8 @@
 import dataclasses
 import gc
 import shutil
+import subprocess
+import sys
 import types
 import weakref
 from pathlib import Path
@@ -10,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from conftest import BLOCK
 from host_gpu import HostGpu
 from test_cli import call
 
@@ -67,6 +70,19 @@ def test_an_engine_that_was_only_built_is_not_run_unless_that_is_asked_for(compi
     assert "--allow-unverified" in str(raised.value.hint)
     with pytest.raises(UserError, match=r"CUDA sees no GPU here: \w.* \(cudaError\w+\)"):
         bundle.session("tensorrt-rtx", 2, allow_unverified=True)
+
+
+def test_an_engine_needs_neither_torch_nor_transformers(compiled: Path) -> None:
+    code = BLOCK + (
+        "from variator_export import Bundle\n"
+        "from variator_export.engines.tensorrt import session\n"
+        "from variator_export.engines.tensorrt.compatibility import Place\n"
+        "place = Place('this machine', 'sm89', {'tensorrt-rtx': '1.7.1.116'})\n"
+        "session.this_machine = lambda: place\n"
+        f"Bundle.load({str(compiled)!r}).session('tensorrt-rtx', 2, allow_unverified=True)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "UserError: CUDA sees no GPU here" in result.stderr
 
 
 @pytest.mark.usefixtures("on_a_gpu")
