@@ -303,8 +303,17 @@ def test_a_push_that_fails_after_a_build_says_how_to_do_it_again(
     filled: StandInHub, embedding_model: Path, tmp_path: Path
 ) -> None:
     command = ["build", "--backbone", str(embedding_model), "--ratio", "1", "--target", "onnxruntime"]
-    command += ["--no-speed", "--output", "out", "--push-to-hub", "acme/new"]
-    result = call(*command, cwd=tmp_path, **filled.environment(tmp_path / "c"))
+    command += ["--no-speed", "--output", "out", "--push-to-hub"]
+    for repository, words in (
+        ("acme/new", "There is no token of the hub"),
+        ("acme", "names no organisation"),
+    ):
+        result = call(*command, repository, cwd=tmp_path, **filled.environment(tmp_path / "c"))
+        assert (result.returncode, words in result.stderr) == (1, True), result.stderr
+        assert not (tmp_path / "out").exists(), "it is refused before the work"
+    filled.writers = {"hf_writer"}
+    environment = filled.environment(tmp_path / "c", HF_TOKEN="hf_reader")
+    result = call(*command, "acme/new", cwd=tmp_path, **environment)
     assert result.returncode == 1
     assert "out is complete, but was not pushed" in result.stderr
     assert f"variator-export push {tmp_path / 'out'} acme/new" in result.stderr

@@ -131,6 +131,13 @@ def test_a_session_in_float16_gives_float32_near_eager(
             assert 1e-5 < error < 1e-2, "rounded, and no more than that"
 
 
+def test_a_time_in_half_precision_on_a_cpu_says_what_it_is(half: Callable[[str, str], Path]) -> None:
+    command = ["bench", str(half("bert", "float16")), "--runtime", "onnxruntime", "--shape", "1x8"]
+    result = call(*command, "--block-seconds", "0.01", "--max-rounds", "4")
+    assert result.returncode == 0, result.stderr
+    assert "A CPU's speed in float16 says nothing of a GPU's." in result.stderr
+
+
 def test_a_bfloat16_graph_is_verified_widened_and_says_so(half: Callable[[str, str], Path]) -> None:
     folder = half("modernbert", "bfloat16")
     report = json.loads((folder / "reports" / "verification" / "ratio-2.json").read_text())

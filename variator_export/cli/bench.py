@@ -66,6 +66,7 @@ def bench_command(
         bool, typer.Option("--profile", help="Show besides at which modules each graph spends its time.")
     ] = False,
     allow_unverified: options.AllowUnverifiedOption = False,
+    trust_host_code: options.TrustHostCodeOption = False,
     fail_under: Annotated[
         float | None,
         typer.Option(metavar="X", help="Exit code 4 where the lower bound of a speed-up is below this."),
@@ -103,6 +104,7 @@ def bench_command(
             settings=TimingSettings(block_seconds, window, tolerance, max_rounds, threads),
             profile=profile,
             allow_unverified=allow_unverified,
+            trust_host_code=trust_host_code,
             progress=progress,
         )
     if output is not None:

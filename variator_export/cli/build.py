@@ -15,7 +15,6 @@ from variator_export.core.errors import UsageError, UserError
 from variator_export.core.recipe import DEFAULT_RECIPE, TARGETS
 from variator_export.core.recipe_file import ResolvedRecipe, shipped_recipes
 from variator_export.pipeline.build import BuildResult, build, default_bundle
-from variator_export.pipeline.push import check_repository
 from variator_export.pipeline.side_by_side import Order, Outcome, build_all
 from variator_export.pipeline.verified_graph import AS_IT_IS, how_it_runs
 
@@ -147,8 +146,6 @@ def build_command(
         for option, value in alone.items():
             if value:
                 raise UsageError(f"{option} is for one recipe; there are {len(names)}.", "Give one recipe.")
-    if push_to_hub is not None:
-        check_repository(push_to_hub)  # before the work
     resolved = [
         with_flags(
             name,

@@ -8,12 +8,23 @@ import typer
 
 from variator_export.cli.output import Format, Output
 from variator_export.core.errors import UserError
-from variator_export.pipeline.push import push
+from variator_export.core.hub import require_token
+from variator_export.pipeline.push import check_repository, push
+
+
+def _check(repository: str | None) -> str | None:
+    """Before the work: it may take hours, and is not lost, but nobody waits for a refusal."""
+    if repository is not None:
+        check_repository(repository)
+        require_token()
+    return repository
+
 
 PushOption = Annotated[
     str | None,
     typer.Option(
         "--push-to-hub",
+        callback=_check,
         metavar="ORGANISATION/NAME[@BRANCH]",
         help="Write the result to this repository of the hub when it is complete.",
     ),

@@ -160,6 +160,22 @@ def commit(
     return str(info.commit_url)
 
 
+def require_token() -> None:
+    """Ask for a token that nothing can be written without; whether it may write, only the hub knows.
+
+    Raises:
+        UserError: There is none.
+    """
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise _no_token()
+
+
+def _no_token() -> UserError:
+    return UserError("There is no token of the hub.", "Set HF_TOKEN, or run: hf auth login")
+
+
 def files_of(repo: str, revision: str | None) -> set[str] | None:
     """The files of a repository; None if it, or the branch, is not there yet.
 
@@ -243,7 +259,7 @@ def _errors(source: HubSource, *, writing: bool = False, cached: bool = False) -
             "Give a branch, a tag or a whole commit hash after the @.",
         ) from error
     except errors.LocalTokenNotFoundError as error:
-        raise UserError("There is no token of the hub.", "Set HF_TOKEN, or run: hf auth login") from error
+        raise _no_token() from error
     except errors.HFValidationError as error:
         raise UserError(f"{source.repo} is no repository of the hub: {_short(error)}") from error
     except (

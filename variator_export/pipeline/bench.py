@@ -139,6 +139,7 @@ def bench(
     settings: TimingSettings | None = None,
     profile: bool = False,
     allow_unverified: bool = False,
+    trust_host_code: bool = False,
     progress: Progress | None = None,
 ) -> Benchmark:
     """Time a bundle.
@@ -152,6 +153,7 @@ def bench(
         settings: How long to time.
         profile: Look besides where the time of each graph goes on ONNX Runtime; needs the extra `export`.
         allow_unverified: Time engines that no GPU of this kind has verified.
+        trust_host_code: Let an engine bring a program of its own (TensorRT's lean runtime).
         progress: Is told what happens.
 
     Raises:
@@ -180,11 +182,15 @@ def bench(
         without = "choose the others with --runtime onnxruntime"
         return load_bundle_backbone(opened, backbone, without)
 
+    names = list(runtimes or available_runtimes())
+    if opened.manifest.precision != "float32" and not all(RUNTIMES[name].gpu for name in names):
+        progress.note(f"A CPU's speed in {opened.manifest.precision} says nothing of a GPU's.")
+    engines = {"allow_unverified": allow_unverified, "trust_host_code": trust_host_code}
     with (
-        open_subjects(opened, load_backbone, settings.threads, allow_unverified=allow_unverified) as opener,
+        open_subjects(opened, load_backbone, settings.threads, **engines) as opener,
         _torch_threads(settings.threads),
     ):
-        subjects = _open(opener, list(runtimes or available_runtimes()), chosen)
+        subjects = _open(opener, names, chosen)
         results = [_time(opener, subjects, opened, shape, settings, progress) for shape in shapes]
         if profile:
             results = [_profile(opened, chosen, result, settings, progress) for result in results]

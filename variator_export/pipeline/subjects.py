@@ -67,6 +67,7 @@ class Subjects:
         scratch: A folder for graphs that are made for the comparison.
         threads: Of one operator; None: all cores. PyTorch's are set for the whole process, by the caller.
         allow_unverified: Time engines that no GPU of this kind has verified.
+        trust_host_code: Let an engine bring a program of its own.
     """
 
     def __init__(
@@ -77,13 +78,14 @@ class Subjects:
         threads: int | None,
         *,
         allow_unverified: bool = False,
+        trust_host_code: bool = False,
     ) -> None:
         self._files = files
         self._load_backbone = backbone
         self._backbone: Backbone | None = None
         self._scratch = scratch
         self._threads = threads
-        self._allow_unverified = allow_unverified
+        self._allow_unverified, self._trust_host_code = allow_unverified, trust_host_code
 
     def open(self, runtime: str, variant: Variant) -> Subject:
         """One variant on one runtime.
@@ -124,6 +126,7 @@ class Subjects:
                 runtime,
                 variant.name,
                 allow_unverified=self._allow_unverified,
+                trust_host_code=self._trust_host_code,
                 cuda_graphs=True,
             )
         if runtime in _GRAPH_TARGETS:
@@ -152,12 +155,11 @@ def open_subjects(
     files: BundleFiles,
     backbone: "Callable[[], Backbone]",
     threads: int | None = None,
-    *,
-    allow_unverified: bool = False,
+    **engines: bool,
 ) -> Iterator[Subjects]:
     """`Subjects` whose scratch folder ends with the block."""
     with TemporaryDirectory() as scratch:
-        yield Subjects(files, backbone, Path(scratch), threads, allow_unverified=allow_unverified)
+        yield Subjects(files, backbone, Path(scratch), threads, **engines)
 
 
 def available_runtimes() -> list[str]:
