@@ -58,6 +58,7 @@ def test_the_page_tells_what_was_measured(measured: Path, tmp_path: Path) -> Non
     assert "<&>" not in page  # escaped
     assert "small <&> model verified" in text
     assert "Verification of ratio-1, ratio-2, ratio-4 passed at" in text
+    assert re.search(r"any-ratio every given in each call \d+ none ", text)
     for shape in _report(measured, "benchmark.json")["shapes"]:
         for row in shape["rows"]:
             interval = f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}"

@@ -38,6 +38,7 @@ from variator_export.pipeline import verify_targets
 from variator_export.pipeline.bench import bench
 from variator_export.pipeline.compile import compile_engines, merge_engines
 from variator_export.pipeline.engine_steps import EngineOrder
+from variator_export.pipeline.report import report
 from variator_export.pipeline.verify import Verification, store_verification, verify
 
 TARGET = "tensorrt-rtx"
@@ -166,6 +167,9 @@ def test_what_a_gpu_has_verified_runs_there_and_nowhere_else(
     for state in _states(bundle).values():
         assert state.startswith("verified on NVIDIA of the test (20")
         assert "times the error of eager PyTorch, allowed 4" in state
+    page = report(bundle).page.read_text(encoding="utf-8")
+    assert page.count("1.7.1.116 portable: verified on NVIDIA of the test (20") == 2
+    assert f"verify {bundle.name} --target {TARGET}" in page
     assert "verified on NVIDIA of the test" in call("doctor", str(bundle), "--format", "json").stdout
     with pytest.raises(
         UserError, match=r"CUDA sees no GPU here: \w.* \(cudaError\w+\)"

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from variator_export.bundle import Bundle
+from variator_export.core.engine_records import ANY_RATIO
 from variator_export.core.environment import require
 from variator_export.core.json_file import write_text
 from variator_export.core.manifest import Variant
@@ -260,7 +261,10 @@ def _render(bundle: Bundle, sources: _Sources, trade_off: Plot | None, sections:
         "backbone": manifest.backbone,
         "precision": manifest.precision,
         "trade_off": trade_off,
-        "variants": [_variant_row(bundle, variant) for variant in sources.variants],
+        "variants": [
+            *(_variant_row(bundle, variant) for variant in sources.variants),
+            _any_ratio_row(bundle),
+        ],
         "sizes": f"{len(manifest.files)} files, {total / 1e6:.1f} MB, of which {weights / 1e6:.1f} MB are "
         "the backbone's weights, which all graphs share.",
         "sections": sections,
@@ -295,12 +299,29 @@ def _variant_row(bundle: Bundle, variant: Variant) -> dict[str, str]:
     }
 
 
+def _any_ratio_row(bundle: Bundle) -> dict[str, str]:
+    graph = bundle.manifest.files[bundle.manifest.any_ratio["model"]]
+    return {
+        "name": ANY_RATIO,
+        "ratio": "every",
+        "plugin": "given in each call",
+        **dict.fromkeys(("masking", "bottleneck", "plugin_mb"), ""),
+        "graph_kb": f"{graph.size_bytes / 1e3:.0f}",
+        "engines": "; ".join(bundle.engine_states(ANY_RATIO)) or "none",
+    }
+
+
+def _engine_targets(bundle: Bundle) -> list[str]:
+    return sorted({entry.target for entry in bundle.manifest.engines})
+
+
 def _commands(bundle: Bundle) -> str:
     name = bundle.path.name
     return "\n".join(
         (
             f"variator-export build recipe.yaml --output {name}      # the recipe below",
             f"variator-export verify {name}",
+            *(f"variator-export verify {name} --target {target}" for target in _engine_targets(bundle)),
             f"variator-export bench {name}",
             f"variator-export evaluate {name} --data FILE",
             f"variator-export report {name}",
