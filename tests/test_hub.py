@@ -244,7 +244,8 @@ def test_a_push_takes_files_of_the_bundle_before_away_and_nothing_else(
     environment = hub.environment(tmp_path / "c", HF_TOKEN="hf_writer")
     assert call("push", str(bundle_copy), "acme/bundle", **environment).returncode == 0
     repository = hub.repositories["acme/bundle"]
-    repository.commit({**repository.files("main"), "README.md": b"mine", "notes.txt": b"mine"})
+    first_card = repository.files("main")["README.md"]
+    repository.commit({**repository.files("main"), "notes.txt": b"mine"})
     path = bundle_copy / "manifest.json"
     manifest = json.loads(path.read_text())
     for name in ("ratio-2.onnx", "reference/ratio-2.safetensors"):
@@ -255,7 +256,12 @@ def test_a_push_takes_files_of_the_bundle_before_away_and_nothing_else(
     assert "2 of before removed" in result.stdout, result.stderr
     files = repository.files("main")
     assert "ratio-2.onnx" not in files
-    assert (files["README.md"], files["notes.txt"]) == (b"mine", b"mine")
+    assert files["notes.txt"] == b"mine"
+    rows = [line for line in first_card.decode().splitlines() if "ratio-2" not in line]
+    assert files["README.md"].decode().splitlines() == rows, "the card is written again"
+    repository.commit({**files, "README.md": b"mine"})
+    assert call("push", str(bundle_copy), "acme/bundle", **environment).returncode == 0
+    assert repository.files("main")["README.md"] == b"mine"
 
 
 def test_plugins_are_pushed_and_used_from_there(

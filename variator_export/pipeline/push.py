@@ -1,9 +1,12 @@
 """Bundles and plugins to the hub: whole and in one commit, or not at all."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.errors import UserError
@@ -41,7 +44,8 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> Pushe
     """Write a bundle, a plugin, or a folder of plugins to a repository of the hub.
 
     The repository is made if it is not there. One that holds something else is refused; files of the bundle
-    that it holds go if this one does not have them. A model card is written where there is none.
+    that it holds go if this one does not have them. A model card is written where there is none, or one
+    that an earlier push wrote.
 
     Args:
         folder: A bundle; a plugin; or a folder whose folders are plugins, as `train` writes them.
@@ -61,7 +65,7 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> Pushe
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())
     ]
-    if card is not None and CARD_NAME not in files and CARD_NAME not in (there or ()):
+    if card is not None and CARD_NAME not in files and not _has_own_card(target, there or set()):
         operations.append(CommitOperationAdd(CARD_NAME, card.encode()))
     operations += [CommitOperationDelete(name) for name in removed]
     message = f"{folder.resolve().name}, with variator-export"
@@ -133,6 +137,20 @@ def _removable(target: HubSource, there: set[str], files: dict[str, Path]) -> li
         f"{target} holds something else: {', '.join(strange[:5])}.",
         "Choose another repository, or a new branch of it: ORGANISATION/NAME@BRANCH",
     )
+
+
+def _has_own_card(target: HubSource, there: set[str]) -> bool:
+    """Whether a repository has a card that somebody has written, and not an earlier push of a bundle."""
+    if not {MANIFEST_NAME, CARD_NAME} <= there:
+        return CARD_NAME in there
+    root = download(target, [MANIFEST_NAME, CARD_NAME], [(MANIFEST_NAME,), (CARD_NAME,)])
+    card = (root / CARD_NAME).read_text(encoding="utf-8", errors="replace")
+    title = re.search(r"^# (.+)$", card, re.MULTILINE)
+    try:
+        manifest = Manifest.model_validate_json((root / MANIFEST_NAME).read_bytes())
+    except ValidationError:  # of another version, whose card is not known
+        return True
+    return title is None or card != _bundle_card(manifest, title[1])
 
 
 def _remote_manifest(target: HubSource) -> dict[str, Any] | None:
