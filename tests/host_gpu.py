@@ -40,7 +40,7 @@ class HostGpu:
         return tensor
 
     def empty(self, shape: Sequence[int], dtype: str) -> HostTensor:
-        return self.upload(np.full(tuple(shape), np.nan, dtype))
+        return self.upload(np.full(tuple(shape), np.nan if dtype.startswith("float") else 1, dtype))
 
     def overwrite(self, tensor: HostTensor, array: np.ndarray) -> None:
         tensor.values[...] = array
@@ -75,8 +75,8 @@ class OpenGraph:
         self.engine = self
 
     def get_tensor_dtype(self, name: str) -> Any:
-        names = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF"}
-        return type("dtype", (), {"name": names[self.types[name]]})
+        names = {"float": "FLOAT", "float16": "HALF", "bool": "BOOL", "int64": "INT64"}
+        return type("dtype", (), {"name": names[self.types[name].removeprefix("tensor(").rstrip(")")]})
 
     def create_execution_context(self, _: object) -> "Context":
         return Context(self)

@@ -339,7 +339,7 @@ def run_sessions(recorder: Recorder, folder: Path, target: str) -> None:
             session.TensorRtSession(bundle, target, 2, allow_unverified=True, device=HostDevice())
 
 
-def run_script(recorder: Recorder) -> None:
+def run_script(recorder: Recorder, target: str) -> None:
     """Run the program of a reproduction, which is no module of ours."""
     values = np.ones((1, 4, 32), np.float32)
     torch = mock.MagicMock()
@@ -352,7 +352,11 @@ def run_script(recorder: Recorder) -> None:
         "torch": torch,
         "safetensors.torch": mock.MagicMock(**{"load_file.return_value": loaded}),
     }
-    script = script_for_tensorrt(name, 3).replace("BASE", "1e-7").replace("ALLOWED", "4e-7")
+    sidecar = {"tf32": False, "optimization_level": 3, "workspace_mib": 64}
+    sidecar["hardware_compatibility"] = "none" if target == "tensorrt-rtx" else "ampere-plus"
+    script = script_for_tensorrt(name, sidecar).replace("BASE", "1e-7").replace("ALLOWED", "4e-7")
+    for dtype in execution.TYPES:
+        recorder.has(recorder.module.DataType, dtype)
     recorder.parses = True  # type: ignore[attr-defined]
     shown = io.StringIO()
     with mock.patch.dict(sys.modules, stand_ins), contextlib.redirect_stdout(shown):
@@ -385,7 +389,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path)
     options = parser.parse_args()
     recorder = run(importlib.import_module(options.module), options.target, options.without)
-    run_script(recorder)
+    run_script(recorder, options.target)
     if options.bundle is not None:
         run_sessions(recorder, options.bundle, options.target)
     unused = sorted(names_in_our_code() - recorder.used)

@@ -34,6 +34,7 @@ class HostCuda:
         self.memory: dict[int, Any] = {}
         self.recording: list[Callable[[], None]] | None = None
         self.failing: str | None = None
+        self.error = runtime.cudaError_t.cudaErrorMemoryAllocation
         self.handles = itertools.count(100)
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.alive: set[int] = set()
@@ -48,7 +49,7 @@ class HostCuda:
             assert len(arguments) == len([part for part in parameters.split(",") if part]), name
             if name == self.failing:
                 self.failing = self.recording = None
-                return runtime.cudaError_t.cudaErrorMemoryAllocation, None
+                return self.error, None
             found = getattr(self, _method(name), lambda *_: ())(*arguments)
             return (SUCCESS, *found) if name != "cudaGetErrorString" else real(*arguments)
 
@@ -59,6 +60,14 @@ class HostCuda:
 
     def _get_device(self) -> tuple[int]:
         return (0,)
+
+    def _device_get_default_mem_pool(self, _: int) -> tuple[int]:
+        return (3,)
+
+    def _mem_pool_set_attribute(self, pool: int, attribute: Any, value: Any) -> tuple[()]:
+        assert (pool, int(value)) == (3, 2**64 - 1)
+        assert attribute == runtime.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
+        return ()
 
     def _get_device_properties(self, _: int) -> tuple[Any]:
         return (type("properties", (), {"name": b"NVIDIA H\0\0"}),)
@@ -134,7 +143,7 @@ ARRAYS = [
 @pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}-{array.shape}")
 def test_what_is_copied_there_comes_back(array: np.ndarray) -> None:
-    device = CudaDevice("tensorrt")
+    device = CudaDevice()
     tensor = device.upload(array)
     found = device.download(tensor)
     assert (found.dtype, found.shape) == (array.dtype, array.shape)
@@ -147,7 +156,7 @@ def test_what_is_copied_there_comes_back(array: np.ndarray) -> None:
 
 
 def test_memory_is_given_back_with_its_last_reference(cuda: HostCuda) -> None:
-    device = CudaDevice("tensorrt")
+    device = CudaDevice()
     tensors = [device.upload(array) for array in ARRAYS]
     assert len(cuda.memory) == len({tensor.data_ptr() for tensor in tensors}) == len(ARRAYS)
     del tensors[0]
@@ -161,7 +170,7 @@ def test_memory_is_given_back_with_its_last_reference(cuda: HostCuda) -> None:
 
 
 def test_what_is_recorded_runs_when_it_is_replayed(cuda: HostCuda) -> None:
-    device = CudaDevice("tensorrt")
+    device = CudaDevice()
     dropped, runs = [device.upload(ARRAYS[0])], []
 
     def enqueue() -> None:
@@ -184,10 +193,11 @@ def test_what_is_recorded_runs_when_it_is_replayed(cuda: HostCuda) -> None:
     with pytest.raises(UserError, match="The engine refuses"):
         device.record(fail)
     assert cuda.recording is None, "the stream is of use again"
+    assert not cuda.graphs
 
 
 def test_errors_are_in_cudas_words(cuda: HostCuda) -> None:
-    device = CudaDevice("tensorrt")
+    device = CudaDevice()
     assert (device.name, device.stream) == ("NVIDIA H", 7)
     for name in ("cudaMallocAsync", "cudaMemcpyAsync"):
         cuda.failing = name
@@ -199,13 +209,17 @@ def test_errors_are_in_cudas_words(cuda: HostCuda) -> None:
     cuda.failing = "cudaStreamEndCapture"
     with pytest.raises(UserError, match="out of memory"):
         device.record(lambda: None)
+    cuda.failing, cuda.error = "cudaStreamSynchronize", runtime.cudaError_t.cudaErrorIllegalAddress
+    with pytest.raises(UserError, match="illegal memory access") as raised:
+        device.upload(ARRAYS[0])
+    assert "memory is full" not in str(raised.value.hint)
 
 
 def test_without_bindings_or_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bindings themselves say that there is none."""
     with pytest.raises(UserError, match=r"CUDA sees no GPU here: .* \(cudaError\w+\)\.\n"):
-        CudaDevice("tensorrt")
+        CudaDevice()
     monkeypatch.setattr(module, "installed_version", lambda _: None)
     with pytest.raises(UserError, match="needs the Python package cuda-bindings") as raised:
-        CudaDevice("tensorrt-rtx")
-    assert "pip install 'variator-export[tensorrt-rtx]'" in str(raised.value.hint)
+        CudaDevice()
+    assert raised.value.hint == "Install it with: pip install 'cuda-bindings>=13.0.3,<14'"

@@ -89,7 +89,7 @@ def test_an_engine_needs_neither_torch_nor_transformers(compiled: Path) -> None:
 def test_a_plan_is_not_opened_before_it_is_what_its_sidecar_says(
     compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "CudaDevice", lambda _: None)
+    monkeypatch.setattr(session, "CudaDevice", lambda: None)
     monkeypatch.setattr(opening, "load_tensorrt", lambda _: pytest.fail("the plan would have been opened"))
     folder = tmp_path / "small"
     shutil.copytree(compiled, folder)

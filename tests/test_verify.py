@@ -28,7 +28,6 @@ from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
 from variator_export.graph.modules import module_outputs
 from variator_export.model.backbone import Backbone
-from variator_export.pipeline import verify_targets
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.verify import STORED, Verification, verify
 from variator_export.pipeline.verify_targets import Graphs
@@ -157,45 +156,55 @@ def test_every_module_of_a_correct_graph_is_within_its_budget(embedding_bundle: 
             found = eager.bisect(variant, wrong, Graphs(opened), tmp_path, Progress())  # noqa: B023
             assert [b.graph for b in found] == [f"{variant.name}.onnx", "any-ratio.onnx"]  # noqa: B023
             assert [b.first for b in found] == [None, None]
+            assert all(len(b.modules) == b.num_modules > 30 for b in found)
             return found
 
         for bisection in bisections(of_outputs=False):
-            assert len(bisection.modules) == bisection.num_modules > 30
             assert "what fails is that rows are independent" in str(bisection)
-        # That the outputs were wrong, and are not once values between modules are outputs.
         for bisection in bisections(of_outputs=True):
-            assert {finding.module.count(".") for finding in bisection.modules} == {0}
-            assert "the runtime makes the fault where it fuses over modules" in str(bisection)
+            assert "opened again, it is right: the fault is in this file" in str(bisection)
+
+
+LAYER = "encoder.layer.1"
 
 
 class FusesWrongly(Graphs):
     """Where a layer is one piece, its outputs are wrong: as a runtime's fault in what it fuses would be.
 
-    Where it is not, they are right, or the runtime refuses the graph.
+    Where it is not, they are right. Besides, the runtime may refuse a graph with so many outputs; and one
+    module may be a little off.
     """
 
-    refuses = False
+    prefix = f"{LAYER}."
+    refuses_from = 1000
+    off = ""
 
     def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> BisectTarget:
         target = super().bisect_target(variant, file, progress)
         values = module_outputs(target.load())
-        layer = "encoder.layer.1"
-        inside = {value for module, value in values.items() if module.startswith(f"{layer}.")}
+        inside = {value for module, value in values.items() if module.startswith(self.prefix)}
+        inside -= {values[LAYER], *(value.name for value in target.load().graph.outputs)}
 
-        def run(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> Arrays:
-            if not {value.name for value in model.graph.outputs} & (inside - {values[layer]}):
-                weight = model.graph.initializers[f"{layer}.output.dense.bias"]
+        def open_(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
+            outputs = {value.name for value in model.graph.outputs}
+            if len(outputs) >= self.refuses_from:
+                raise UserError("No engine was built. In its own words:\n  no tactic", "Try another one.")
+            if not outputs & inside:
+                weight = model.graph.initializers[f"{LAYER}.output.dense.bias"]
                 assert weight.const_value is not None
                 weight.const_value = ir.tensor(weight.const_value.numpy() + 1.0, name=weight.name)
-            elif self.refuses:
-                raise UserError("No engine was built. In its own words:\n  no tactic", "Try another one.")
-            return target.run(model, inputs)
+            run = target.open(model, inputs)
 
-        return dataclasses.replace(target, run=run)
+            def run_off() -> Arrays:
+                return {n: a * 1.00001 if n == values.get(self.off) else a for n, a in run().items()}
+
+            return run_off
+
+        return dataclasses.replace(target, open=open_)
 
 
 @pytest.fixture
-def bisect_wrongly(embedding_bundle: Path, tmp_path: Path) -> Callable[[], list[Bisection]]:
+def bisect_wrongly(embedding_bundle: Path, tmp_path: Path) -> Callable[[], Bisection]:
     """Bisect a graph that is said to have failed, on `FusesWrongly`."""
     opened = Bundle.load(embedding_bundle)
     right = verify(embedding_bundle, [4], reference="stored").findings["ratio-4"]
@@ -205,50 +214,83 @@ def bisect_wrongly(embedding_bundle: Path, tmp_path: Path) -> Callable[[], list[
         if (f.question.check, f.question.graph) == (REFERENCE, "ratio-4.onnx")
     ]
 
-    def bisect() -> list[Bisection]:
+    def bisect() -> Bisection:
         eager = EagerBundle(opened, None, ())
-        return eager.bisect(opened.variant(4), wrong, FusesWrongly(opened), tmp_path, Progress())
+        (found,) = eager.bisect(opened.variant(4), wrong, FusesWrongly(opened), tmp_path, Progress())
+        return found
 
     return bisect
 
 
-@pytest.mark.parametrize(
-    ("refuses", "words"),
-    [(False, "with more, the fault goes away"), (True, "the runtime refuses more (no tactic).")],
-)
+@pytest.mark.parametrize("off", ["", "encoder.layer.0.attention.self.query"])
+@pytest.mark.parametrize("refuses_from", [1000, 30])
 def test_fewer_modules_are_looked_at_where_more_would_hide_the_fault_or_are_refused(
-    bisect_wrongly: Callable[[], list[Bisection]],
+    bisect_wrongly: Callable[[], Bisection],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    refuses: bool,
-    words: str,
+    refuses_from: int,
+    off: str,
 ) -> None:
-    monkeypatch.setattr(FusesWrongly, "refuses", refuses)
-    (found,) = bisect_wrongly()
+    monkeypatch.setattr(FusesWrongly, "refuses_from", refuses_from)
+    monkeypatch.setattr(FusesWrongly, "off", off)
+    found = bisect_wrongly()
     assert found.first is not None
-    assert found.first.module == "encoder.layer.1"
-    assert 1 < len(found.modules) < found.num_modules
-    assert words in str(found)
+    assert found.first.module == LAYER
+    assert found.outputs_failed
+    assert 1 < len(found.modules) < found.hidden <= found.num_modules
+    assert (found.hidden == found.num_modules) is (refuses_from == 1000)
+    assert f"with {found.hidden} the fault goes away" in str(found)
+    assert (" modules the runtime refuses the graph (no tactic)." in str(found)) is (refuses_from == 30)
     assert (tmp_path / "ratio-4" / "ratio-4.onnx" / "graph.onnx").is_file()
 
 
-def test_what_was_found_stays_where_every_graph_is_refused(
-    faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("off", ["", "encoder.layer.0.attention.self.query"])
+def test_a_fault_that_goes_away_with_any_value_is_told_as_that(
+    bisect_wrongly: Callable[[], Bisection], monkeypatch: pytest.MonkeyPatch, off: str
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise UserError("No engine was built.", "Try another one.")
+    monkeypatch.setattr(FusesWrongly, "prefix", "")
+    monkeypatch.setattr(FusesWrongly, "off", off)
+    found = bisect_wrongly()
+    assert found.outputs_failed is False
+    if off:
+        assert found.first is not None
+        assert "though the outputs are within theirs in that run" in str(found)
+    else:
+        assert {finding.module.count(".") for finding in found.modules} == {0}
+        assert "the runtime makes the fault where it fuses over modules" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "words"),
+    [
+        ("pipeline.verify_targets.open_changed", UserError("No engine.", "Try."), "bisected: No engine."),
+        ("pipeline.verify_targets.open_changed", KeyError("a bug"), "bisected: Traceback"),
+        (
+            "stages.reproduction.write_reproduction",
+            OSError(28, "No space left on device"),
+            "reproduced in a folder: [Errno 28] No space left on device",
+        ),
+    ],
+    ids=["refusal", "bug", "full disk"],
+)
+def test_what_was_found_stays_where_bisecting_fails(
+    faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, words: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
 
     notes: list[str] = []
     progress = Progress()
     monkeypatch.setattr(progress, "note", notes.append)
     plant(FAULTS["a transposed window"], faulty / "ratio-4.onnx")
     _sign(faulty)
-    monkeypatch.setattr(verify_targets, "open_changed", refuse)
+    monkeypatch.setattr(f"variator_export.{where}", fail)
     folder = tmp_path / "reproduction"
     result = verify(faulty, [4], profile_shapes=False, reproduction=folder, progress=progress)
     assert result.failures
-    assert not result.bisections
-    assert "ratio-4.onnx was not bisected to its end: No engine was built." in notes
+    assert bool(result.bisections) is where.endswith("write_reproduction")
+    assert [note.startswith(f"ratio-4.onnx could not be {words}") for note in notes] == [True]
+    assert str(error).splitlines()[0] in notes[0]
 
 
 def test_the_command_says_what_failed_and_ends_with_3(

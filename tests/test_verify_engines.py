@@ -124,7 +124,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plant], list[EngineReq
         device = HostGpu()
         monkeypatch.setattr(GraphInItsPlace, "factor", 1.01)
         monkeypatch.setattr(rebuilt, "build_engine", build)
-        monkeypatch.setattr(rebuilt, "CudaDevice", lambda _: device)
+        monkeypatch.setattr(rebuilt, "CudaDevice", lambda: device)
         monkeypatch.setattr(rebuilt, "OpenPlan", lambda _, plan, *__: OpenGraph(graphs[plan], device))
         return requests
 
@@ -283,7 +283,12 @@ def _scale(bundle: Path, module: str) -> Plant:
 
 
 @pytest.mark.parametrize(
-    "module", ["encoder.layer.1.attention.self", "encoder.layer.0.intermediate.plugin.decompress"]
+    "module",
+    [
+        "encoder.layer.1.attention.self",
+        "encoder.layer.0.intermediate.plugin.decompress",
+        "encoder.layer.1.intermediate.plugin.compress",  # reads a boolean mask and, of any-ratio, a shape
+    ],
 )
 @pytest.mark.usefixtures("gpu")
 def test_the_module_is_named_at_which_an_engine_goes_wrong(
@@ -314,3 +319,16 @@ def test_the_module_is_named_at_which_an_engine_goes_wrong(
             check=False,
         )
         assert re.search(r"an engine was built; PyTorch \S+ sees no GPU to run it on", shown.stderr)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_engine_that_is_right_when_it_is_built_again_is_said_to_be_the_fault(
+    bundle: Path, tmp_path: Path, planted: Callable[[Plant], list[EngineRequest]]
+) -> None:
+    requests = planted(lambda _: None)
+    result = verify(bundle, [2], target=TARGET, profile_shapes=False, reproduction=tmp_path / "fault")
+    for bisection in result.bisections:
+        assert bisection.first is None
+        version = re.escape(f"built again, by {TARGET} 1.7.1")
+        assert re.search(rf": {version}\S*, it is right: the fault is in this file", str(bisection))
+    assert len(requests) == 4, "one with all values as outputs, and one with none"

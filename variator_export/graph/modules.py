@@ -64,14 +64,20 @@ def extract_module(model: ir.Model, module: str, inputs: Mapping[str, np.ndarray
     Args:
         model: The whole graph.
         module: The module.
-        inputs: The values that it reads (`module_inputs`) as they were in one run, for their types.
+        inputs: The values that it reads (`module_inputs`) as they were in one run. Shapes among them become
+            constants: TensorRT wants those of its inputs on the host, and apart.
         output: The value that leaves it.
     """
     graph = ir.convenience.extract(model.graph, list(inputs), [output])
     graph.name = module
-    for value in graph.inputs:
+    for value in list(graph.inputs):
+        given = inputs[value.name or ""]
         if value.type is None:  # the optimization may have lost it
-            value.type = ir.TensorType(ir.DataType.from_numpy(inputs[value.name or ""].dtype))
+            value.type = ir.TensorType(ir.DataType.from_numpy(given.dtype))
+        if given.dtype == np.int64 and given.ndim < 2:
+            graph.inputs.remove(value)
+            value.const_value = ir.tensor(given, name=value.name)
+            graph.register_initializer(value)
     extracted = ir.Model(graph, ir_version=model.ir_version)
     ir.external_data.load_to_model(extracted)
     return extracted

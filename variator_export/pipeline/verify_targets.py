@@ -1,7 +1,7 @@
 """What `verify` runs: the graphs of a bundle on ONNX Runtime, or its engines on this machine's GPU."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -109,11 +109,11 @@ class Graphs:
         graph = bundle.graph(file)
         extra = plugin_inputs(bundle, variant) if file == self._any_name else {}
 
-        def run(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Arrays:
-            return open_changed(model, bundle.path, extra, precision).run(inputs)
+        def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
+            return functools.partial(open_changed(model, bundle.path, extra, precision).run, inputs)
 
         load = functools.partial(load_for_verification, graph, precision)
-        return BisectTarget(file, load, run, extra, ONNXRUNTIME_SCRIPT)
+        return BisectTarget(file, "opened again", load, open_, extra, ONNXRUNTIME_SCRIPT)
 
 
 class _AtRatio:
@@ -209,7 +209,7 @@ class Engines:
         """As engines that are built on this machine, by what its sidecar says."""
         import onnx_ir as ir
 
-        from variator_export.engines.tensorrt.rebuilt import RebuiltEngine
+        from variator_export.engines.tensorrt.rebuilt import Rebuilder
         from variator_export.stages.bisect import BisectTarget
         from variator_export.stages.reproduction import script_for_tensorrt
 
@@ -217,14 +217,13 @@ class Engines:
         any_ratio = entry.variant == ANY_RATIO
         graph = bundle.graph((bundle.manifest.any_ratio if any_ratio else variant.graphs)["model"])
         extra = plugin_inputs(bundle, variant) if any_ratio else {}
-        if (installed := require_tensorrt(entry.target)) != entry.version:
-            progress.note(
-                f"{file} was built by {entry.target} {entry.version}; it is bisected by {installed}"
-            )
+        installed = require_tensorrt(entry.target)
+        rebuilder = Rebuilder(bundle, entry, sidecar, extra)
 
-        def run(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Arrays:
+        def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
             with PhaseBars(progress, f"bisect {entry.variant}") as bars:
-                return RebuiltEngine(bundle, entry, sidecar, extra, bars.tell).run(model, inputs)
+                return rebuilder.open(model, inputs, bars.tell)
 
-        script = script_for_tensorrt(FLAVOURS[entry.target].module, sidecar["optimization_level"])
-        return BisectTarget(file, functools.partial(ir.load, graph), run, extra, script)
+        script = script_for_tensorrt(FLAVOURS[entry.target].module, sidecar)
+        again = f"built again, by {entry.target} {installed}"
+        return BisectTarget(file, again, functools.partial(ir.load, graph), open_, extra, script)

@@ -6,7 +6,7 @@ of what it fuses goes away: then fewer values are made outputs, those of the out
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,18 @@ class BisectTarget:
 
     Attributes:
         name: The file that failed.
+        again: What `open` does with its graph, in words.
         load: Gives the graph, to be changed.
-        run: Runs a changed graph as that file was run: the graph and the inputs of a case, to outputs.
+        open: Opens a changed graph as that file was opened, or builds an engine of it as that file was built:
+            the graph and the inputs of a case, to what gives the outputs.
         constant: What it gets besides the inputs of a case: the plugin of an any-ratio graph.
         script: The program of a reproduction (`reproduction.py`).
     """
 
     name: str
+    again: str
     load: Callable[[], ir.Model]
-    run: Callable[[ir.Model, Mapping[str, np.ndarray]], Arrays]
+    open: Callable[[ir.Model, Mapping[str, np.ndarray]], Callable[[], Arrays]]
     constant: Mapping[str, np.ndarray]
     script: str
 
@@ -96,12 +99,14 @@ class Bisection:
     Attributes:
         graph: The file.
         case: The case's name.
-        modules: Whose outputs were looked at in the last attempt, in the order in which they run, inner ones
-            before those that hold them.
+        modules: Whose outputs were looked at, in the order in which they run, inner ones before those that
+            hold them.
         num_modules: How many have an output in the graph.
-        outputs_failed: Whether the file's own outputs were still out of their limit in that attempt; None if
-            they never were, because only the rows' independence failed.
-        refused: Why the runtime refused to look at more modules; None: it did not.
+        outputs_failed: Whether the file's own outputs were out of their limit then; None if they never were,
+            because only the rows' independence failed.
+        hidden: With how many modules looked at the fault had gone away before; 0: it had not.
+        refused: With how many the runtime refused the graph before, and its words; None: it did not.
+        right_again: How the file was run again, unchanged, and was right; None: it was not.
     """
 
     graph: str
@@ -109,7 +114,9 @@ class Bisection:
     modules: tuple[ModuleFinding, ...]
     num_modules: int
     outputs_failed: bool | None
-    refused: str | None
+    hidden: int = 0
+    refused: tuple[int, str] | None = None
+    right_again: str | None = None
 
     @property
     def first(self) -> ModuleFinding | None:
@@ -124,38 +131,42 @@ class Bisection:
             "first": self.first.module if self.first else None,
             "num_modules": self.num_modules,
             "outputs_failed": self.outputs_failed,
+            "hidden": self.hidden,
             "refused": self.refused,
+            "right_again": self.right_again,
             "modules": [finding.as_dict() for finding in self.modules],
         }
 
     def __str__(self) -> str:
-        where = f"{self.graph}, case {self.case}"
-        first, looked_at = self.first, len(self.modules)
-        fewer = f" Only {looked_at} of {self.num_modules} modules were looked at: " if self._fewer else ""
-        if self.refused is not None:
-            fewer += f"the runtime refuses more ({self.refused.splitlines()[-1].strip()})."
-        elif fewer:
-            fewer += (
-                "with more, the fault goes away, as one does that the runtime makes where it fuses over them."
-            )
-        if first is not None:
-            return f"{where}: the first module that leaves its budget is {first}.{fewer}"
+        return f"{self.graph}, case {self.case}: {self._answer()}{self._remarks()}"
+
+    def _answer(self) -> str:
+        if self.right_again is not None:
+            return f"{self.right_again}, it is right: the fault is in this file, or it comes and goes."
+        if self.first is not None:
+            though = ", though the outputs are within theirs in that run" * (self.outputs_failed is False)
+            return f"the first module that leaves its budget is {self.first}{though}."
         last = self.modules[-1].module if self.modules else "none"
-        found = f"{where}: no module leaves its budget, the last being {last}"
+        found = f"no module leaves its budget, the last being {last}"
         if self.outputs_failed is None:
-            return (
-                f"{found}, and the outputs are within theirs: what fails is that rows are independent.{fewer}"
-            )
+            return f"{found}, and the outputs are within theirs: what fails is that rows are independent."
         if self.outputs_failed:
-            return f"{found}, and the outputs leave theirs: the fault is behind it.{fewer}"
+            return f"{found}, and the outputs leave theirs: the fault is behind it."
         return (
-            f"{found}, and the outputs are within theirs as soon as any value between modules is an output: "
-            "the runtime makes the fault where it fuses over modules."
+            f"{found}, and the outputs are within theirs as soon as values between modules are outputs: the "
+            "runtime makes the fault where it fuses over modules."
         )
 
-    @property
-    def _fewer(self) -> bool:
-        return len(self.modules) < self.num_modules
+    def _remarks(self) -> str:
+        remarks = ""
+        if self.hidden > len(self.modules):
+            remarks += (
+                f" {len(self.modules)} of {self.num_modules} modules were looked at: with {self.hidden} the "
+                "fault goes away, as one does that the runtime makes where it fuses over modules."
+            )
+        if self.refused is not None:
+            remarks += f" With {self.refused[0]} modules the runtime refuses the graph ({self.refused[1]})."
+        return remarks
 
 
 def bisect(
@@ -177,38 +188,51 @@ def bisect(
         precision: Of the graph.
 
     Raises:
-        UserError: The runtime refuses the graph, however few values are outputs.
+        UserError: The runtime refuses the graph, however few values are outputs, or does not run it.
     """
     wanted, expected = run_by_module(exact, case.inputs)
     _, same = run_by_module(rounded, case.inputs)
     # A module of eager that the graph has no value for is left out.
     values = {name: value for name, value in module_outputs(target.load()).items() if name in expected}
     names = [name for name in expected if name in values]
+    if not names:
+        raise UserError(f"{target.name} names no module of eager PyTorch.", "Verify it without --bisect.")
     deviations = [deviation(same[name], expected[name]) for name in names]
     budgets = dict(zip(names, make_pooled_budgets(deviations, precision), strict=True))
     failed = [finding for finding in findings if not finding.passed]
-    chosen, refused = names, None
-    while True:
-        model, fewer = target.load(), _without_innermost(chosen)
-        mark_outputs(model, [values[name] for name in chosen])
+
+    def run_with_outputs(modules: Sequence[str]) -> tuple[Arrays, bool]:
+        """What it gives with these modules' values as outputs, and whether its own outputs fail again."""
+        model = target.load()
+        mark_outputs(model, [values[name] for name in modules])
+        found = target.open(model, case.inputs)()
+        return found, any(not _judge_again(f, found, wanted, case.judged_rows).passed for f in failed)
+
+    attempts: list[Bisection] = []
+    chosen, hidden, refused = names, 0, None
+    while chosen:
+        fewer = _without_innermost(chosen)
         try:
-            found = target.run(model, case.inputs)
+            found, still = run_with_outputs(chosen)
         except UserError as error:
             # TensorRT for RTX 1.7 builds no engine of a ModernBERT whose `Wqkv` is an output.
-            if not fewer:
+            if not fewer and not attempts:
                 raise
-            chosen, refused = fewer, error.message
+            chosen, refused = fewer, (len(chosen), error.message.splitlines()[-1].strip())
             continue
         modules = tuple(
             _judge_module(name, values[name], found[values[name]], expected[name], budgets[name])
             for name in chosen
         )
-        still = any(not _judge_again(f, found, wanted, case.judged_rows).passed for f in failed)
         outputs_failed = still if failed else None
-        result = Bisection(target.name, case.name, modules, len(names), outputs_failed, refused)
-        if result.first is not None or outputs_failed is not False or not fewer:
+        result = Bisection(target.name, case.name, modules, len(names), outputs_failed, hidden, refused)
+        if outputs_failed is not False:
             return result
-        chosen = fewer
+        if not attempts and not run_with_outputs([])[1]:
+            return replace(result, right_again=target.again)
+        attempts.append(result)
+        chosen, hidden = fewer, max(hidden, len(chosen))
+    return next((result for result in attempts if result.first is not None), attempts[-1])
 
 
 def _without_innermost(names: Sequence[str]) -> list[str]:

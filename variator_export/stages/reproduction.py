@@ -1,6 +1,8 @@
 """A folder that shows the fault of one module without this package."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -57,8 +59,7 @@ for i in range(network.num_layers):
         layer.__class__ = trt.IAttentionBoundaryLayer
         layer.attention.decomposable = True
 config = builder.create_builder_config()
-config.clear_flag(trt.BuilderFlag.TF32)
-LEVEL
+OPTIONS
 profile = builder.create_optimization_profile()
 for i in range(network.num_inputs):
     tensor = network.get_input(i)
@@ -95,18 +96,23 @@ found = result.float().cpu().numpy()
 ONNXRUNTIME_SCRIPT = _ONNXRUNTIME + _COMPARE
 
 
-def script_for_tensorrt(module: str, optimization_level: int | None) -> str:
+def script_for_tensorrt(module: str, sidecar: Mapping[str, Any]) -> str:
     """The program that builds and runs an engine of `graph.onnx`.
 
     Args:
         module: TensorRT's Python module.
-        optimization_level: Of the engine that failed.
+        sidecar: Of the engine that failed: how it was built.
     """
-    level = (
-        f"config.builder_optimization_level = {optimization_level}" if optimization_level is not None else ""
-    )
-    script = _TENSORRT.replace("MODULE", module)
-    return script.replace("LEVEL\n", f"{level}\n" if level else "") + _COMPARE
+    options = [] if sidecar["tf32"] else ["config.clear_flag(trt.BuilderFlag.TF32)"]
+    if (level := sidecar["optimization_level"]) is not None:
+        options.append(f"config.builder_optimization_level = {level}")
+    if (workspace := sidecar["workspace_mib"]) is not None:
+        options.append(f"config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, {workspace} << 20)")
+    if (compatibility := sidecar["hardware_compatibility"]) != "none":
+        level = compatibility.replace("-", "_").upper()
+        options.append(f"config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.{level}")
+    script = _TENSORRT.replace("MODULE", module).replace("OPTIONS\n", "".join(f"{o}\n" for o in options))
+    return script + _COMPARE
 
 
 def write_reproduction(
@@ -121,13 +127,15 @@ def write_reproduction(
     entering = module_inputs(model, finding.module)
     given = {value.name for value in model.graph.inputs}
     mark_outputs(model, [name for name in entering if name not in given])
-    found = {**case.inputs, **target.constant, **target.run(model, case.inputs)}
+    found = {**case.inputs, **target.constant, **target.open(model, case.inputs)()}
     _, expected = run_by_module(exact, case.inputs)
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {name: found[name] for name in entering}
     extracted = extract_module(target.load(), finding.module, inputs, finding.value)
     ir.save(extracted, folder / "graph.onnx")
-    save_file({name: _tensor(array) for name, array in inputs.items()}, folder / "inputs.safetensors")
+    left = {value.name for value in extracted.graph.inputs}
+    kept = {name: _tensor(array) for name, array in inputs.items() if name in left}
+    save_file(kept, folder / "inputs.safetensors")
     save_file({"output": _tensor(expected[finding.module])}, folder / "expected.safetensors")
     base = finding.base_error.relative_frobenius
     script = target.script.replace("BASE", f"{base:.3e}").replace("ALLOWED", f"{base * MULTIPLE:.3e}")

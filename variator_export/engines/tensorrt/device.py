@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from variator_export.core.environment import install_command, installed_version
+from variator_export.core.environment import installed_version
 from variator_export.core.errors import UserError
 
 
@@ -48,6 +48,9 @@ class Device(Protocol):
         ...
 
 
+_ALL = 2**64 - 1  # bytes
+
+
 class CudaTensor:
     """Memory on the GPU, as long as somebody holds it.
 
@@ -67,20 +70,21 @@ class CudaTensor:
 class CudaDevice:
     """The current GPU (the first of CUDA_VISIBLE_DEVICES), with a stream of its own.
 
-    Args:
-        extra: What of this package installs the bindings, for messages.
+    Attributes:
+        name: Of the GPU, as its driver calls it.
 
     Raises:
         UserError: The bindings are not installed, or CUDA sees no GPU.
     """
 
-    def __init__(self, extra: str) -> None:
+    def __init__(self) -> None:
         if installed_version("cuda-bindings") is None:
+            # Not by an extra of ours, which would bring another TensorRT into NVIDIA's images.
             raise UserError(
                 "Running engines needs the Python package cuda-bindings, which is not installed here.",
-                f"Install it with: {install_command(extra)}",
+                "Install it with: pip install 'cuda-bindings>=13.0.3,<14'",
             )
-        from cuda.bindings import runtime
+        from cuda.bindings import driver, runtime
 
         self._cuda = runtime
         error, count = runtime.cudaGetDeviceCount()
@@ -90,7 +94,13 @@ class CudaDevice:
                 f"CUDA sees no GPU here: {why}.",
                 "Run engines where one is, with a driver for CUDA 13; onnxruntime runs the bundle on a CPU.",
             )
-        self._name = ""
+        index = self._call(runtime.cudaGetDevice)
+        properties = self._call(runtime.cudaGetDeviceProperties, index)
+        self.name = bytes(properties.name).split(b"\0")[0].decode()
+        # Otherwise what is free goes back to the system at each wait, and every call maps its memory anew.
+        pool = self._call(runtime.cudaDeviceGetDefaultMemPool, index)
+        threshold = runtime.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
+        self._call(runtime.cudaMemPoolSetAttribute, pool, threshold, driver.cuuint64_t(_ALL))
         self._stream = self._call(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
         weakref.finalize(self, runtime.cudaStreamDestroy, self._stream)
         self._is_recording = False
@@ -103,7 +113,7 @@ class CudaDevice:
         return tensor
 
     def overwrite(self, tensor: CudaTensor, array: np.ndarray) -> None:
-        """Copy an array into a tensor; it has been read when this returns (pageable memory)."""
+        """Copy an array into a tensor; it has been read when this returns."""
         if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
             raise ValueError(f"{array.dtype} {array.shape} into {tensor.dtype} {tensor.shape}")
         array = np.ascontiguousarray(array)
@@ -119,7 +129,6 @@ class CudaDevice:
         array = np.empty(tensor.shape, tensor.dtype)
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(array.ctypes.data, tensor.data_ptr(), array.nbytes, kind)
-        self._call(self._cuda.cudaStreamSynchronize, self._stream)
         return array
 
     def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
@@ -128,18 +137,20 @@ class CudaDevice:
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call(cuda.cudaStreamBeginCapture, self._stream, mode)
         self._is_recording = True
+        graph = None
         try:
-            enqueue()
-        finally:  # the stream has to be of use afterwards, whatever happened
-            error, graph = cuda.cudaStreamEndCapture(self._stream)
-            self._is_recording = False
-            while self._to_free:
-                self._free(self._to_free.pop())
-        self._check(error)
-        try:
+            try:
+                enqueue()
+            finally:  # the stream has to be of use afterwards, whatever happened
+                error, graph = cuda.cudaStreamEndCapture(self._stream)
+                self._is_recording = False
+                while self._to_free:
+                    self._free(self._to_free.pop())
+            self._check(error)
             recorded = self._call(cuda.cudaGraphInstantiate, graph, 0)
         finally:
-            cuda.cudaGraphDestroy(graph)
+            if graph is not None:
+                cuda.cudaGraphDestroy(graph)
 
         def replay() -> None:
             self._call(cuda.cudaGraphLaunch, recorded, self._stream)
@@ -151,15 +162,6 @@ class CudaDevice:
     def stream(self) -> int:
         """Its handle."""
         return int(self._stream)
-
-    @property
-    def name(self) -> str:
-        """Of the current GPU."""
-        if not self._name:
-            index = self._call(self._cuda.cudaGetDevice)
-            properties = self._call(self._cuda.cudaGetDeviceProperties, index)
-            self._name = bytes(properties.name).split(b"\0")[0].decode()
-        return self._name
 
     def _allocate(self, shape: Sequence[int], dtype: np.dtype[Any]) -> CudaTensor:
         num_bytes = int(np.prod(tuple(shape), dtype=np.int64)) * dtype.itemsize
@@ -176,7 +178,9 @@ class CudaDevice:
             self._cuda.cudaFreeAsync(pointer, self._stream)  # at the end of a process nobody minds an error
 
     def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
+        """After what was enqueued before; done when this returns. Without waiting, CUDA may read it later."""
         self._call(self._cuda.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
+        self._call(self._cuda.cudaStreamSynchronize, self._stream)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a call gives; all of them give their error first."""
@@ -186,9 +190,13 @@ class CudaDevice:
 
     def _check(self, error: Any) -> None:
         if error != self._cuda.cudaError_t.cudaSuccess:
+            is_full = error == self._cuda.cudaError_t.cudaErrorMemoryAllocation
             raise UserError(
                 f"CUDA failed: {self._words(error)}.",
-                "Mostly the GPU's memory is full: run smaller batches, or end what else uses it.",
+                "The GPU's memory is full: run smaller batches, or end what else uses it."
+                if is_full
+                else "It may be of an earlier call. If it stays when started anew, see what the engine "
+                "needs: variator-export doctor BUNDLE",
             )
 
     def _words(self, error: Any) -> str:

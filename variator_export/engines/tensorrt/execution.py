@@ -13,7 +13,14 @@ from variator_export.engines.tensorrt.request import Profile
 
 Shapes = Mapping[str, Sequence[int]]
 # TensorRT's names of types that outputs may have, as others name them.
-_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}
+TYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Execution:
         self._require(context, "an execution context")
         return context
 
-    def choose_profile(self, context: Any, current: int, shapes: Shapes) -> int:
+    def use_profile(self, context: Any, current: int, shapes: Shapes) -> int:
         """Put a context on the profile for these shapes; gives its number."""
         index = choose_profile(self._profiles, shapes)
         if index != current:
@@ -89,7 +96,7 @@ class Execution:
             self._require(context.set_tensor_address(name, tensor.data_ptr()), f"the address of {name}")
         engine, outputs = self._plan.engine, {}
         for name in self._plan.outputs:
-            dtype = _TYPES[engine.get_tensor_dtype(name).name]
+            dtype = TYPES[engine.get_tensor_dtype(name).name]
             outputs[name] = self._device.empty(context.get_tensor_shape(name), dtype)
             self._require(
                 context.set_tensor_address(name, outputs[name].data_ptr()), f"the address of {name}"

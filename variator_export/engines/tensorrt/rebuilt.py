@@ -3,7 +3,7 @@
 No GPU has executed this code yet: the engines were built, and run by a stand-in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +14,6 @@ import onnx_ir as ir
 from variator_export.core.bundle_files import BundleFiles
 from variator_export.core.manifest import EngineEntry
 from variator_export.engines.base import Arrays, check_inputs
-from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.build import OnProgress
 from variator_export.engines.tensorrt.device import CudaDevice, Device
 from variator_export.engines.tensorrt.execution import Execution, choose_profile
@@ -25,16 +24,17 @@ from variator_export.engines.tensorrt.request import Profile, request_of
 _GRAPH = "changed.onnx"
 
 
-class RebuiltEngine:
-    """Builds an engine for each run, by the TensorRT that is installed here.
+class Rebuilder:
+    """Builds engines as one of a bundle was built, by the TensorRT that is installed here.
 
     Args:
         bundle: The bundle.
         entry: The engine that is looked into.
         sidecar: What is written beside it: how it was built.
         constant: Inputs that stay the same from call to call (`plugin_layout.stack_for_graph`).
-        on_progress: Is told how far a build is.
-        device: Where tensors are; None: CUDA's current GPU.
+
+    Raises:
+        UserError: There is no GPU.
     """
 
     def __init__(
@@ -43,22 +43,25 @@ class RebuiltEngine:
         entry: EngineEntry,
         sidecar: Mapping[str, Any],
         constant: Mapping[str, np.ndarray],
-        on_progress: OnProgress | None = None,
-        device: Device | None = None,
     ) -> None:
         self._bundle, self._entry, self._sidecar, self._constant = bundle, entry, sidecar, constant
-        self._on_progress = on_progress
-        self._device = device or CudaDevice(FLAVOURS[entry.target].distribution)
+        self._device: Device = CudaDevice()
 
-    def run(self, model: ir.Model, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Build an engine of a graph and run it once.
+    def open(
+        self, model: ir.Model, inputs: Mapping[str, np.ndarray], on_progress: OnProgress | None = None
+    ) -> Callable[[], Arrays]:
+        """Build an engine of a graph.
 
         Args:
             model: A changed copy of the engine's graph.
             inputs: int64 arrays (B, S); a profile of the engine is for them.
+            on_progress: Is told how far the build is.
+
+        Returns:
+            What runs it on these inputs.
 
         Raises:
-            UserError: It cannot be built, opened or run.
+            UserError: It cannot be built or opened.
         """
         arrays = {**check_inputs(inputs, self._bundle.manifest.backbone), **self._constant}
         shapes = {name: array.shape for name, array in arrays.items()}
@@ -69,11 +72,14 @@ class RebuiltEngine:
             # With a copy of the weights: parsers refuse files that lie, or that links lead, elsewhere.
             ir.save(model, Path(folder) / _GRAPH, external_data="changed.data")
             request = request_of(self._sidecar, _GRAPH, what, (profile,))
-            content = build_engine(request, Path(folder), self._on_progress)
-        target = self._entry.target
-        plan = OpenPlan(target, content, what, "Verify it without --bisect.")
-        execution = Execution(plan, [profile], self._device, target, what)
-        tensors = {name: self._device.upload(array) for name, array in arrays.items()}
-        bound = execution.bind(execution.new_context(), tensors, shapes)
-        bound()
-        return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
+            content = build_engine(request, Path(folder), on_progress)
+        plan = OpenPlan(self._entry.target, content, what, "Verify it without --bisect.")
+        execution = Execution(plan, [profile], self._device, self._entry.target, what)
+
+        def run() -> Arrays:
+            tensors = {name: self._device.upload(array) for name, array in arrays.items()}
+            bound = execution.bind(execution.new_context(), tensors, shapes)
+            bound()
+            return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
+
+        return run

@@ -65,7 +65,7 @@ class TensorRtSession:
         if not allow_unverified:
             _require_verified(bundle, self._entry, gpu)
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
-        self._device = device or CudaDevice(FLAVOURS[target].distribution)
+        self._device = device or CudaDevice()
         _require_same_gpu(self._device, gpu)
         variants = bundle.manifest.variants if self._variant is None else ()
         arrays = {v.name: stack_for_graph(load_variant_plugin(bundle, v)) for v in variants}
@@ -139,7 +139,7 @@ class TensorRtSession:
         shapes = {name: array.shape for name, array in arrays.items()} | self._shapes.get(variant.name, {})
         if self._context is None:
             return self._recorded(variant.name, arrays, shapes)
-        self._profile = self._execution.choose_profile(self._context, self._profile, shapes)
+        self._profile = self._execution.use_profile(self._context, self._profile, shapes)
         return self._execution.bind(self._context, self._upload(variant.name, arrays), shapes)
 
     def _upload(self, variant: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class TensorRtSession:
     ) -> Bound:
         """A context of its own: what is recorded holds its addresses."""
         context = self._execution.new_context(records_graphs=self._records_graphs)
-        self._execution.choose_profile(context, 0, shapes)
+        self._execution.use_profile(context, 0, shapes)
         bound = self._execution.bind(context, self._upload(variant, arrays), shapes)
         if self._records_graphs:
             return bound
