@@ -9,7 +9,7 @@ import typer
 
 from variator_export.cli.build_tables import outcomes_table, speed_table, verification_table
 from variator_export.cli.output import ConsoleProgress, Format, Output, error_document
-from variator_export.cli.push import PushOption, push_result
+from variator_export.cli.push import PushOption, check_push, push_result
 from variator_export.cli.recipe_flags import with_flags
 from variator_export.core.errors import UsageError, UserError
 from variator_export.core.recipe import DEFAULT_RECIPE, TARGETS
@@ -146,6 +146,7 @@ def build_command(
         for option, value in alone.items():
             if value:
                 raise UsageError(f"{option} is for one recipe; there are {len(names)}.", "Give one recipe.")
+    check_push(push_to_hub)
     resolved = [
         with_flags(
             name,

@@ -7,7 +7,7 @@ import typer
 
 from variator_export.cli.options import BackboneOption, OutputOption, choose, default_backbone
 from variator_export.cli.output import Format, Output
-from variator_export.cli.push import PushOption, push_result
+from variator_export.cli.push import PushOption, check_push, push_result
 from variator_export.core.environment import require
 from variator_export.core.errors import UserError
 from variator_export.core.store import exclusive, publish
@@ -39,6 +39,7 @@ def import_command(
     choose("--dtype", dtype, ("as-is", "float16", "float32"))
     for module in ("torch", "transformers"):
         require(module, "export", "Importing a checkpoint")
+    check_push(push_to_hub)
     from variator_export.model.backbone import read_backbone_info
     from variator_export.model.plugin_card import is_plugin_folder
     from variator_export.model.plugin_file import save_plugin

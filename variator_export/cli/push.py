@@ -12,19 +12,10 @@ from variator_export.core.hub import require_token
 from variator_export.pipeline.push import check_repository, push
 
 
-def _check(repository: str | None) -> str | None:
-    """Before the work: it may take hours, and is not lost, but nobody waits for a refusal."""
-    if repository is not None:
-        check_repository(repository)
-        require_token()
-    return repository
-
-
 PushOption = Annotated[
     str | None,
     typer.Option(
         "--push-to-hub",
-        callback=_check,
         metavar="ORGANISATION/NAME[@BRANCH]",
         help="Write the result to this repository of the hub when it is complete.",
     ),
@@ -58,6 +49,17 @@ def push_command(
         printer.document({"pushed": asdict(pushed)})
     else:
         _print(printer, asdict(pushed))
+
+
+def check_push(repository: str | None) -> None:
+    """Refuse what `--push-to-hub` asks for before the work, which may take hours, as far as it can be told.
+
+    Raises:
+        UserError: It is no repository, or there is no token.
+    """
+    if repository is not None:
+        check_repository(repository)
+        require_token()
 
 
 def push_result(printer: Output, folder: Path, repository: str | None) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import typer
 
 from variator_export.cli import options
 from variator_export.cli.output import Format, Output
-from variator_export.cli.push import PushOption
+from variator_export.cli.push import PushOption, check_push
 from variator_export.cli.train import common
 from variator_export.core.errors import UsageError
 
@@ -60,6 +60,7 @@ def adapt_command(
             "There is no plugin to train.", "Give --plugin DIR, from `train pretrain` or `import`."
         )
     options.require_training()
+    check_push(push_to_hub)
     from variator_export.training.adapt import adapt
     from variator_export.training.settings import Losses
 

@@ -7,7 +7,7 @@ import typer
 
 from variator_export.cli import options
 from variator_export.cli.output import Format, Output
-from variator_export.cli.push import PushOption
+from variator_export.cli.push import PushOption, check_push
 from variator_export.cli.train import common
 from variator_export.core.errors import UsageError
 from variator_export.pipeline.plan import parse_ratio
@@ -115,6 +115,7 @@ def pretrain_command(
             f"Leave out {given[0]} or --plugin.",
         )
     options.require_training()
+    check_push(push_to_hub)
     from variator_export.data.texts import read_texts
     from variator_export.training.pretrain import pretrain
     from variator_export.training.settings import (
