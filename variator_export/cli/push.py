@@ -11,7 +11,6 @@ from variator_export.core.errors import UserError
 from variator_export.core.hub import require_token
 from variator_export.pipeline.push import check_repository, push
 
-
 PushOption = Annotated[
     str | None,
     typer.Option(
