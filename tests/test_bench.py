@@ -7,15 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from conftest import BLOCK
 
+from variator_export.bundle import Bundle
 from variator_export.cli.app import make_app
 from variator_export.core.errors import TooSlowError, UsageError, UserError
+from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
-from variator_export.engines.onnxruntime_graph import OperatorTime
+from variator_export.engines.eager import EagerModel
+from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph, OperatorTime, optimize_transformer
+from variator_export.graph.plain import export_plain
 from variator_export.pipeline import bench as module
 from variator_export.pipeline.bench import TimingSettings, bench
+from variator_export.pipeline.eager_bundle import load_bundle_backbone
 from variator_export.stages.profile import profile_rows
 from variator_export.stages.speed import Macs, Subject, break_even, speed_rows
 from variator_export.stages.timing import Timings
@@ -85,7 +92,7 @@ def test_a_ratio_pays_from_where_it_pays_ever_after() -> None:
 
 def test_a_bundle_is_timed_on_every_runtime(embedding_bundle: Path) -> None:
     settings = TimingSettings(block_seconds=0.001, window=2, max_rounds=4, tolerance=1e9, threads=1)
-    runtimes = ("eager", "onnxruntime", "onnxruntime-optimizer", "openvino")
+    runtimes = ("eager", "onnxruntime", "torch.onnx", "onnxruntime-optimizer", "openvino")
     result = bench(embedding_bundle, [(2, 16), (1, 8)], [4], runtimes=runtimes, settings=settings)
     assert [(s.batch_size, s.sequence_length, s.settled) for s in result.shapes] == [
         (2, 16, True), (1, 8, True)
@@ -93,14 +100,57 @@ def test_a_bundle_is_timed_on_every_runtime(embedding_bundle: Path) -> None:
     keys = [(row["runtime"], row["variant"]) for row in result.shapes[0].rows]
     assert keys == [
         ("eager", "ratio-1"), ("eager", "ratio-4"), ("onnxruntime", "ratio-1"), ("onnxruntime", "ratio-4"),
-        ("onnxruntime-optimizer", "ratio-1"), ("openvino", "ratio-1"), ("openvino", "ratio-4"),
+        ("torch.onnx", "ratio-1"), ("onnxruntime-optimizer", "ratio-1"), ("openvino", "ratio-1"),
+        ("openvino", "ratio-4"),
     ]  # fmt: skip
     for row in result.shapes[0].rows:
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
-        assert (row["graph_macs"] is None) == (row["runtime"] == "eager")
+        assert (row["graph_macs"] is None) == (
+            row["runtime"] in ("eager", "torch.onnx", "onnxruntime-optimizer")
+        )
     json.dumps(result.as_dict(), allow_nan=False)
     assert result.conditions.keys() == {"before", "after"}
     assert result.versions["openvino"]
+
+
+def test_what_others_make_of_the_backbone_is_no_graph_of_ours_and_right(
+    embedding_bundle: Path, tmp_path: Path
+) -> None:
+    backbone = load_bundle_backbone(Bundle.load(embedding_bundle), None, "x")
+    ids = np.random.default_rng(0).integers(200, 1000, (3, 13))
+    mask = np.ones_like(ids)
+    mask[1, 7:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    expected = EagerModel(backbone, None).run(inputs)
+    plain = export_plain(backbone, tmp_path / "plain.onnx")
+    optimized = optimize_transformer(plain, tmp_path / "optimized.onnx", 4, 32)
+    for graph in (plain, optimized):
+        found = OnnxRuntimeGraph(graph, as_it_comes=True).run(inputs)
+        assert found.keys() == expected.keys()
+        assert (np.abs(found["last_hidden_state"] - expected["last_hidden_state"])[mask > 0] < 1e-5).all()
+    fused = [node.op_type for node in onnx.load(optimized).graph.node]
+    assert fused.count("Attention") == 2, "as its optimizer does with what it knows"
+    assert {node.domain for node in onnx.load(plain).graph.node} == {""}
+
+
+def test_what_others_cannot_make_is_left_out_unless_it_was_asked_for(
+    embedding_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator")
+
+    notes: list[str] = []
+    progress = Progress()
+    monkeypatch.setattr(progress, "note", notes.append)
+    monkeypatch.setattr("torch.onnx.export", refuse)
+    settings = TimingSettings(block_seconds=0.001, window=2, max_rounds=4, tolerance=1e9, threads=1)
+    names = ["onnxruntime", "torch.onnx"]
+    with pytest.raises(UserError, match=r"torch.onnx .* cannot export the backbone alone: no such operator"):
+        bench(embedding_bundle, [(1, 8)], [4], runtimes=names, settings=settings)
+    monkeypatch.setattr(module, "available_runtimes", lambda: names)
+    result = bench(embedding_bundle, [(1, 8)], [4], settings=settings, progress=progress)
+    assert {row["runtime"] for row in result.shapes[0].rows} == {"onnxruntime"}
+    assert notes[0].startswith("torch.onnx is left out: torch.onnx ")
 
 
 def test_a_profile_groups_operators_by_module(

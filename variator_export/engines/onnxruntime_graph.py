@@ -30,6 +30,8 @@ def _open(
     weights: Path | None = None,
     profile: str | None = None,
     provider: Provider = CPU,
+    *,
+    as_it_comes: bool = False,
 ) -> Any:
     require_onnxruntime()
     import onnxruntime
@@ -50,7 +52,7 @@ def _open(
             graph if isinstance(graph, bytes) else str(graph),
             options,
             providers=[(provider.name, dict(provider.options))],
-            disabled_optimizers=_SLOWER_FUSIONS if provider is CPU else None,
+            disabled_optimizers=_SLOWER_FUSIONS if provider is CPU and not as_it_comes else None,
         )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         raise UserError(
@@ -125,8 +127,14 @@ def profile_operators(
     return [OperatorTime(*key, float(np.median(found[-runs:]))) for key, found in durations.items()]
 
 
-def optimize_transformer(graph: Path, output: Path) -> Path:
+def optimize_transformer(graph: Path, output: Path, num_heads: int, hidden_size: int) -> Path:
     """A graph as onnxruntime's own transformer optimizer leaves it: what its users would run.
+
+    Args:
+        graph: As `torch.onnx` exported it (`graph.plain`): in our own graphs there is nothing left to fuse.
+        output: The file to write.
+        num_heads: Of the model's attention, which it fuses only if it is told.
+        hidden_size: Of the model.
 
     Raises:
         UserError: The optimizer cannot do it, or needs a package that is not installed.
@@ -136,7 +144,9 @@ def optimize_transformer(graph: Path, output: Path) -> Path:
         from onnxruntime.transformers.optimizer import optimize_model
 
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it thinks of the graph
-            optimized = optimize_model(str(graph), model_type="bert", opt_level=0)
+            optimized = optimize_model(
+                str(graph), model_type="bert", num_heads=num_heads, hidden_size=hidden_size, opt_level=0
+            )
             optimized.save_model_to_file(str(output), use_external_data_format=True)
     except Exception as error:  # it raises what it likes
         raise UserError(
@@ -154,6 +164,7 @@ class OnnxRuntimeGraph:
         extra: Inputs that stay the same from call to call (`plugin_layout.stack_for_graph`).
         threads: Of one operator; None: all cores.
         weights: The folder of the weights that a graph given by its content points into.
+        as_it_comes: With all optimizations of ONNX Runtime, those too that we leave out for being slower.
     """
 
     def __init__(
@@ -163,8 +174,9 @@ class OnnxRuntimeGraph:
         *,
         threads: int | None = None,
         weights: Path | None = None,
+        as_it_comes: bool = False,
     ) -> None:
-        self._session = _open(graph, threads, weights)
+        self._session = _open(graph, threads, weights, as_it_comes=as_it_comes)
         self._extra = dict(extra or {})
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:

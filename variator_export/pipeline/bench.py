@@ -27,6 +27,7 @@ from variator_export.pipeline.eager_bundle import load_bundle_backbone
 from variator_export.pipeline.evaluate import MAIN_METRIC
 from variator_export.pipeline.reports import BENCHMARK_REPORT, QUALITY_REPORT, read_report, store_report
 from variator_export.pipeline.subjects import (
+    PLAIN_RUNTIMES,
     RUNTIMES,
     TORCH_RUNTIMES,
     Subjects,
@@ -190,7 +191,7 @@ def bench(
         open_subjects(opened, load_backbone, settings.threads, **engines) as opener,
         _torch_threads(settings.threads),
     ):
-        subjects = _open(opener, names, chosen)
+        subjects = _open(opener, names, chosen, progress, named=runtimes is not None)
         results = [_time(opener, subjects, opened, shape, settings, progress) for shape in shapes]
         if profile:
             results = [_profile(opened, chosen, result, settings, progress) for result in results]
@@ -223,12 +224,22 @@ def store_benchmark(benchmark: Benchmark) -> Path:
     return store_report(benchmark.bundle, BENCHMARK_REPORT, benchmark.as_dict(), state)
 
 
-def _open(opener: Subjects, runtimes: Sequence[str], variants: Sequence[Variant]) -> list[Subject]:
-    """Every runtime with the variants that are run with it; a family without ratio 1 cannot be compared."""
-    subjects = []
+def _open(
+    opener: Subjects, runtimes: Sequence[str], variants: Sequence[Variant], progress: Progress, *, named: bool
+) -> list[Subject]:
+    """Every runtime with the variants that are run with it; a family without ratio 1 cannot be compared.
+
+    What others make of the backbone alone is left out where they cannot, unless it was named.
+    """
+    subjects: list[Subject] = []
     for name in runtimes:
         only_baseline = RUNTIMES[name].only_baseline
-        subjects += [opener.open(name, v) for v in variants if v.ratio == 1 or not only_baseline]
+        try:
+            subjects += [opener.open(name, v) for v in variants if v.ratio == 1 or not only_baseline]
+        except UserError as error:
+            if named or name not in PLAIN_RUNTIMES:
+                raise
+            progress.note(f"{name} is left out: {error.message}")
     return subjects
 
 

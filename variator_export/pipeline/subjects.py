@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -44,7 +45,8 @@ RUNTIMES = {
     "eager": Runtime("torch", only_baseline=False, needs="torch"),
     "torch.compile": Runtime("torch", only_baseline=True, needs="torch"),
     "onnxruntime": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
-    "onnxruntime-optimizer": Runtime("onnxruntime", only_baseline=True, needs="onnx"),
+    "torch.onnx": Runtime("onnxruntime", only_baseline=True, needs="torch"),
+    "onnxruntime-optimizer": Runtime("onnxruntime", only_baseline=True, needs="torch"),
     "openvino": Runtime("openvino", only_baseline=False, needs="openvino"),
 }
 _GRAPH_TARGETS = tuple(name for name, provider in PROVIDERS.items() if provider is not CPU)
@@ -55,6 +57,8 @@ RUNTIMES |= {
     name: Runtime(name, only_baseline=False, needs=flavour.module, gpu=True)
     for name, flavour in FLAVOURS.items()
 }
+# What a user runs who does not know this package: graphs of torch.onnx.
+PLAIN_RUNTIMES = ("torch.onnx", "onnxruntime-optimizer")
 TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.family == "torch")
 
 
@@ -82,7 +86,6 @@ class Subjects:
     ) -> None:
         self._files = files
         self._load_backbone = backbone
-        self._backbone: Backbone | None = None
         self._scratch = scratch
         self._threads = threads
         self._allow_unverified, self._trust_host_code = allow_unverified, trust_host_code
@@ -104,7 +107,7 @@ class Subjects:
         size = EncoderSize(**manifest.backbone.encoder_size)
         shape = (batch_size, sequence_length)
         on_graph = None
-        if subject.runtime not in TORCH_RUNTIMES and is_importable("onnx_ir"):
+        if subject.runtime not in (*TORCH_RUNTIMES, *PLAIN_RUNTIMES) and is_importable("onnx_ir"):
             from variator_export.graph.macs import graph_macs
 
             on_graph = graph_macs(self._files.file(variant.graphs["model"]), *shape, subject.ratio)
@@ -114,10 +117,8 @@ class Subjects:
         if runtime in TORCH_RUNTIMES:
             from variator_export.engines.eager import EagerModel
 
-            if self._backbone is None:
-                self._backbone = self._load_backbone()
             plugin = load_variant_plugin(self._files, variant) if variant.plugin else None
-            return EagerModel(self._backbone, plugin, attention="sdpa", compiled=runtime == "torch.compile")
+            return EagerModel(self._eager, plugin, attention="sdpa", compiled=runtime == "torch.compile")
         if runtime in FLAVOURS:
             from variator_export.engines.tensorrt.session import TensorRtSession
 
@@ -133,21 +134,39 @@ class Subjects:
             from variator_export.engines.onnxruntime import OnnxRuntimeVariantSession
 
             return OnnxRuntimeVariantSession(self._files, variant.name, provider=PROVIDERS[runtime])
-        if self._files.manifest.precision == "bfloat16":
+        precision = self._files.manifest.precision
+        if precision == "bfloat16" or (precision != "float32" and runtime in PLAIN_RUNTIMES):
             raise UserError(
-                f"{runtime} does not compute in bfloat16 on a CPU.",
+                f"{runtime} does not compute in {precision} on a CPU.",
                 "Time the bundle in float32, or this one with --runtime eager.",
             )
+        if runtime in PLAIN_RUNTIMES:
+            return self._plain(runtime)
         graph = self._files.graph(variant.graphs["model"])
         if runtime == "openvino":
             from variator_export.engines.openvino import OpenVinoGraph
 
             return OpenVinoGraph(graph, threads=self._threads)
-        from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph, optimize_transformer
+        from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph
 
-        if runtime == "onnxruntime-optimizer":
-            graph = optimize_transformer(graph, self._scratch / "optimized.onnx")
         return OnnxRuntimeGraph(graph, threads=self._threads)
+
+    def _plain(self, runtime: str) -> Runner:
+        from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph, optimize_transformer
+        from variator_export.graph.plain import export_plain
+
+        backbone, graph = self._eager, self._scratch / "plain.onnx"
+        if not graph.exists():
+            export_plain(backbone, graph)
+        if runtime == "onnxruntime-optimizer":
+            num_heads = int(backbone.info.config.num_attention_heads)
+            hidden_size = self._files.manifest.backbone.hidden_size
+            graph = optimize_transformer(graph, self._scratch / "optimized.onnx", num_heads, hidden_size)
+        return OnnxRuntimeGraph(graph, threads=self._threads, as_it_comes=True)
+
+    @cached_property
+    def _eager(self) -> "Backbone":
+        return self._load_backbone()
 
 
 @contextmanager

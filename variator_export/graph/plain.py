@@ -1,0 +1,76 @@
+"""The backbone as `torch.onnx` exports it, with nothing of ours: what a user has without this package."""
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from variator_export.core.errors import UserError
+from variator_export.model.augmented import PlainModel
+from variator_export.model.backbone import Backbone
+
+
+class _Positional(nn.Module):
+    """Inputs and outputs in an order instead of by name."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.names = backbone.spec.family.inputs
+        self.model = PlainModel(backbone)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.model(dict(zip(self.names, inputs, strict=True))).values())
+
+
+def export_plain(backbone: Backbone, path: Path) -> Path:
+    """Export a backbone without plugins, by tracing as Optimum does.
+
+    ONNX Runtime's transformer optimizer knows the patterns of that exporter; of the graphs of the one by
+    torch.export (PyTorch 2.13) it fuses no attention.
+
+    Args:
+        backbone: In float32.
+        path: The file to write.
+
+    Raises:
+        UserError: torch.onnx cannot export it.
+    """
+    module = _Positional(backbone).eval()
+    names = list(module.names)
+    example = torch.ones(2, 16, dtype=torch.int64)
+    outputs = list(module.model(dict.fromkeys(names, example)))
+    axes = {name: {0: "batch_size", 1: "sequence_length"} for name in names}
+    axes |= {
+        name: {0: "batch_size", 1: "sequence_length"}
+        if name in backbone.spec.token_outputs
+        else {0: "batch_size"}
+        for name in outputs
+    }
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")  # on every shape that it takes for constant, and that it is old
+            torch.onnx.export(
+                module,
+                (example,) * len(names),
+                str(path),
+                input_names=names,
+                output_names=outputs,
+                dynamic_axes=axes,
+                opset_version=17,
+                dynamo=False,
+            )
+    except Exception as error:  # it raises what it likes
+        raise UserError(
+            f"torch.onnx {torch.__version__} cannot export the backbone alone: {str(error).splitlines()[0]}",
+            "Leave it out: choose the others with --runtime.",
+        ) from error
+    finally:
+        logger.setLevel(level)
+    return path
