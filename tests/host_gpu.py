@@ -82,11 +82,10 @@ class OpenGraph:
         return Context(self)
 
 
-class Context:
-    """Knows the shapes of its outputs once all inputs are there, as TensorRT's does."""
+class BoundContext:
+    """What every execution context is told of its tensors."""
 
-    def __init__(self, plan: OpenGraph) -> None:
-        self.plan = plan
+    def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
 
@@ -97,6 +96,14 @@ class Context:
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
         return True
+
+
+class Context(BoundContext):
+    """Knows the shapes of its outputs once all inputs are there, as TensorRT's does."""
+
+    def __init__(self, plan: OpenGraph) -> None:
+        super().__init__()
+        self.plan = plan
 
     def _run(self) -> dict[str, np.ndarray]:
         there = self.plan.device.there

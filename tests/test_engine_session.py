@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import BLOCK
-from host_gpu import HostGpu
+from host_gpu import BoundContext, HostGpu
 from test_cli import call
 
 from variator_export import Bundle, UserError
@@ -130,23 +130,14 @@ def test_the_profile_is_that_of_the_ratio_and_the_nearest_shape(small_bundle: Pa
     assert choose_profile(one, {"input_ids": (1, 16)}) == 0
 
 
-class _Context:
+class _Context(BoundContext):
     """Gives each token its id in all 32 dimensions."""
 
     def __init__(self, gpu: HostGpu) -> None:
+        super().__init__()
         self.gpu = gpu
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.addresses: dict[str, int] = {}
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shapes[name] = shape
-        return True
 
     def set_optimization_profile_async(self, _index: int, _stream: int) -> bool:
-        return True
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
         return True
 
     def get_tensor_shape(self, _: str) -> tuple[int, ...]:

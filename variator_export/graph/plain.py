@@ -1,15 +1,12 @@
 """The backbone as `torch.onnx` exports it, with nothing of ours: what a user has without this package."""
 
-import contextlib
-import io
-import logging
-import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from variator_export.core.errors import UserError
+from variator_export.graph.trace import quiet_exporter
 from variator_export.model.augmented import PlainModel
 from variator_export.model.backbone import Backbone
 
@@ -50,12 +47,8 @@ def export_plain(backbone: Backbone, path: Path) -> Path:
         else {0: "batch_size"}
         for name in outputs
     }
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            warnings.simplefilter("ignore")  # on every shape that it takes for constant, and that it is old
+        with quiet_exporter(), torch.no_grad():
             torch.onnx.export(
                 module,
                 (example,) * len(names),
@@ -71,6 +64,4 @@ def export_plain(backbone: Backbone, path: Path) -> Path:
             f"torch.onnx {torch.__version__} cannot export the backbone alone: {str(error).splitlines()[0]}",
             "Leave it out: choose the others with --runtime.",
         ) from error
-    finally:
-        logger.setLevel(level)
     return path

@@ -126,7 +126,7 @@ def _export(traced: _TracedModel, backbone: Backbone, config: PluginConfig) -> i
         "exclude_padding": {},
         "stacked": dict(zip(TENSOR_KINDS, dynamic_stacked, strict=True)),
     }
-    with _quiet():
+    with quiet_exporter():
         program = torch.onnx.export(
             traced,
             # As keywords: a dict at the end of `args` would be taken for them.
@@ -175,8 +175,8 @@ def _check_inline(graph: ir.Graph) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress prints and warnings about its own future away from the user."""
+def quiet_exporter() -> Iterator[None]:
+    """Keep the prints and warnings of torch.onnx, most of them about its own future, away from the user."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):  # noqa: PTH123
