@@ -17,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from common import describe, make_t5_base, minilm_folder, write_result
 
 from variator_export.bundle import Bundle
@@ -75,8 +74,8 @@ def switching(bundle: Bundle, shape: tuple[int, int], rounds: int) -> dict[str, 
         {**{f"stay {k}": stay(k) for k in RATIOS}, "change": change}, rounds=rounds, block_seconds=0.5
     )
     # Of the same rounds: the sum of one call at each ratio.
-    stays = [timings[f"stay {k}"].blocks_ms for k in RATIOS]
-    together = Timings(tuple((float(sum(np.median(blocks[i]) for blocks in stays)),) for i in range(rounds)))
+    stays = sum(timings[f"stay {k}"].block_medians_ms for k in RATIOS)
+    together = Timings(tuple(tuple((float(total),) for total in opening) for opening in stays))
     return {
         "one_call_at_each_ms": {
             "staying": round(together.median_ms, 3),

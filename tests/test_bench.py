@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,25 @@ from conftest import BLOCK
 from variator_export.bundle import Bundle
 from variator_export.cli.app import make_app
 from variator_export.core.errors import TooSlowError, UsageError, UserError
+from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph, OperatorTime, optimize_transformer
 from variator_export.graph.plain import export_plain
 from variator_export.pipeline import bench as module
-from variator_export.pipeline.bench import TimingSettings, bench
+from variator_export.pipeline import turns
+from variator_export.pipeline.bench import bench
 from variator_export.pipeline.eager_bundle import load_bundle_backbone
+from variator_export.pipeline.subjects import Subjects
+from variator_export.pipeline.turns import TimingSettings
 from variator_export.stages.profile import profile_rows
 from variator_export.stages.speed import Macs, Subject, break_even, speed_rows
 from variator_export.stages.timing import Timings
 
-QUICK = ["--block-seconds", "0.001", "--window", "2", "--max-rounds", "4", "--shape", "2x16"]
+QUICK = "--openings 1 --block-seconds 0.001 --window 2 --max-rounds 4 --shape 2x16".split()
+
+ONCE = TimingSettings(openings=1, block_seconds=0.001, window=2, max_rounds=4, tolerance=1e9)
 
 
 class _Nothing:
@@ -41,7 +49,7 @@ def _subject(runtime: str, family: str, ratio: int) -> Subject:
 
 
 def _steady(milliseconds: float) -> Timings:
-    return Timings(((milliseconds,) * 3,) * 4)
+    return Timings((((milliseconds,) * 3,) * 4,))
 
 
 def test_a_speedup_is_over_the_fastest_run_of_its_family() -> None:
@@ -70,7 +78,7 @@ def test_a_speedup_is_over_the_fastest_run_of_its_family() -> None:
 
 def test_tails_are_of_all_runs_and_medians_of_blocks() -> None:
     subject = _subject("onnxruntime", "onnxruntime", 1)
-    noisy = Timings(((1.0,) * 9 + (100.0,), (1.0,) * 9 + (100.0,), (1.0,) * 10))
+    noisy = Timings((((1.0,) * 9 + (100.0,), (1.0,) * 9 + (100.0,), (1.0,) * 10),))
     (row,) = speed_rows([subject], {subject.key: noisy}, {subject.key: Macs(1, 1)}, 10)
     assert row["median_ms"] == row["p50_ms"] == 1.0
     assert row["p99_ms"] == 100.0
@@ -91,7 +99,7 @@ def test_a_ratio_pays_from_where_it_pays_ever_after() -> None:
 
 
 def test_a_bundle_is_timed_on_every_runtime(embedding_bundle: Path) -> None:
-    settings = TimingSettings(block_seconds=0.001, window=2, max_rounds=4, tolerance=1e9, threads=1)
+    settings = replace(ONCE, threads=1)
     runtimes = ("eager", "onnxruntime", "torch.onnx", "onnxruntime-optimizer", "openvino")
     result = bench(embedding_bundle, [(2, 16), (1, 8)], [4], runtimes=runtimes, settings=settings)
     assert [(s.batch_size, s.sequence_length, s.settled) for s in result.shapes] == [
@@ -111,6 +119,51 @@ def test_a_bundle_is_timed_on_every_runtime(embedding_bundle: Path) -> None:
     json.dumps(result.as_dict(), allow_nan=False)
     assert result.conditions.keys() == {"before", "after"}
     assert result.versions["openvino"]
+
+
+def test_all_but_pytorch_is_opened_anew_in_another_order(
+    embedding_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    turns_of: list[list[str]] = []
+    sessions: list[weakref.ref[Any]] = []
+    real_open, real_time = Subjects.open, turns.time_until_settled
+
+    def note_opening(self: Subjects, runtime: str, variant: Variant) -> Subject:
+        subject = real_open(self, runtime, variant)
+        opened.append(subject.key)
+        if runtime == "onnxruntime":
+            sessions.append(weakref.ref(subject.runner))
+        return subject
+
+    def note_turns(calls: Mapping[str, Any], **settings: Any) -> Any:
+        turns_of.append(list(calls))
+        alive = [session for session in sessions if session() is not None]
+        assert len(alive) == 3, "those of before are closed"
+        timings, settled = real_time(calls, **settings)
+        return timings, settled and len(turns_of) != 3
+
+    monkeypatch.setattr(Subjects, "open", note_opening)
+    monkeypatch.setattr(turns, "time_until_settled", note_turns)
+    result = bench(
+        embedding_bundle,
+        [(1, 8), (2, 8)],
+        runtimes=["eager", "onnxruntime"],
+        settings=replace(ONCE, openings=3),
+    )
+    eager, graphs = ([f"{name}/ratio-{k}" for k in (1, 2, 4)] for name in ("eager", "onnxruntime"))
+    assert opened[:6] == eager + graphs
+    assert [sorted(opened[i : i + 3]) for i in (6, 9)] == [graphs] * 2
+    assert len(opened) == 12
+    assert turns_of[0] == turns_of[1] == eager + graphs
+    assert turns_of[2] != turns_of[0]
+    assert turns_of[4] not in (turns_of[0], turns_of[2])
+    assert all(sorted(order) == eager + graphs for order in turns_of)
+    for shape in result.shapes:
+        assert [f"{row['runtime']}/{row['variant']}" for row in shape.rows] == eager + graphs
+        assert all(len(row["speedup_of_openings"]) == 3 for row in shape.rows)
+        assert all(row["runs"] >= 3 * 4 * 2 for row in shape.rows)
+    assert [shape.settled for shape in result.shapes] == [False, True], "one opening did not"
 
 
 def test_what_others_make_of_the_backbone_is_no_graph_of_ours_and_right(
@@ -143,7 +196,7 @@ def test_what_others_cannot_make_is_left_out_unless_it_was_asked_for(
     progress = Progress()
     monkeypatch.setattr(progress, "note", notes.append)
     monkeypatch.setattr("torch.onnx.export", refuse)
-    settings = TimingSettings(block_seconds=0.001, window=2, max_rounds=4, tolerance=1e9, threads=1)
+    settings = replace(ONCE, threads=1)
     names = ["onnxruntime", "torch.onnx"]
     with pytest.raises(UserError, match=r"torch.onnx .* cannot export the backbone alone: no such operator"):
         bench(embedding_bundle, [(1, 8)], [4], runtimes=names, settings=settings)
@@ -197,8 +250,8 @@ def test_profile_rows_by_hand() -> None:
 def test_what_is_not_settled_is_said(
     embedding_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = module.time_until_settled
-    monkeypatch.setattr(module, "time_until_settled", lambda *a, **k: (real(*a, **k)[0], False))
+    real = turns.time_until_settled
+    monkeypatch.setattr(turns, "time_until_settled", lambda *a, **k: (real(*a, **k)[0], False))
     make_app()(["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False)
     shown = capsys.readouterr()
     assert "did NOT settle" in shown.out
@@ -230,9 +283,7 @@ def test_the_gate_compares_the_lower_bound(
 
 
 def test_quality_stands_beside_speed(embedding_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    graphs = bench(
-        embedding_bundle, [(1, 8)], runtimes=["onnxruntime"], settings=TimingSettings(0.001, 2)
-    ).graphs
+    graphs = bench(embedding_bundle, [(1, 8)], runtimes=["onnxruntime"], settings=ONCE).graphs
     row = {"variant": "ratio-4", "metrics": {"spearman": 0.75}, "relative_loss": 0.031}
     report = {"task": "similarity", "data": {"name": "sts"}, "rows": [row], "graphs": dict(graphs)}
     path = embedding_bundle / "reports" / "quality.json"

@@ -22,7 +22,7 @@ GUIDES = REPOSITORY / "docs" / "guides"
 QUICKLY = {
     "build": ["--no-speed"],
     "verify": ["--ratio", "4"],
-    "bench": ["--block-seconds", "0.02", "--max-rounds", "4"],
+    "bench": ["--openings", "2", "--block-seconds", "0.02", "--max-rounds", "4"],
     "evaluate": ["--runtime", "onnxruntime"],
     "train": ["--steps", "2", "--batch-size", "4", "--held-out-passages", "8"],
 }

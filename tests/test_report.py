@@ -27,7 +27,7 @@ def measured(embedding_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     for path in (bundle / "reports").glob("*.json"):
         path.unlink()
     make_app()(["verify", str(bundle), "--reference", "stored"], standalone_mode=False)
-    timed = ["--block-seconds", "0.001", "--window", "2", "--max-rounds", "4"]
+    timed = ["--openings", "2", "--block-seconds", "0.001", "--window", "2", "--max-rounds", "4"]
     shapes = ["--shape", "1x8", "--shape", "2x32", "--runtime", "eager", "--runtime", "onnxruntime"]
     make_app()(["bench", str(bundle), *timed, *shapes], standalone_mode=False)
     pairs = str(Path(__file__).parent / "data" / "sentence_pairs.tsv")

@@ -12,9 +12,10 @@ from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import TooSlowError, UsageError
 from variator_export.core.json_file import write_json
-from variator_export.pipeline.bench import Benchmark, ShapeResult, TimingSettings, bench, store_benchmark
+from variator_export.pipeline.bench import Benchmark, ShapeResult, bench, store_benchmark
 from variator_export.pipeline.plan import parse_ratio
 from variator_export.pipeline.subjects import RUNTIMES
+from variator_export.pipeline.turns import TimingSettings
 from variator_export.stages.speed import SPEED_COLUMNS, speed_cells
 
 _DEFAULT_SHAPES = ("1x32", "1x128", "8x128", "32x128")
@@ -50,18 +51,26 @@ def bench_command(
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Threads on every runtime; default: all cores.")
     ] = None,
+    openings: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Open everything but PyTorch so often, and time it each time; 1 is quick.",
+        ),
+    ] = TimingSettings.openings,
     block_seconds: Annotated[
         float, typer.Option(metavar="S", help="How long one subject runs in a turn.")
-    ] = 0.4,
+    ] = TimingSettings.block_seconds,
     window: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Rounds that must stand still before it ends.")
-    ] = 5,
+        int, typer.Option(min=2, metavar="N", help="Rounds that must stand still before an opening ends.")
+    ] = TimingSettings.window,
     tolerance: Annotated[
         float, typer.Option(metavar="X", help="How far their medians may be apart, as a share.")
-    ] = 0.03,
+    ] = TimingSettings.tolerance,
     max_rounds: Annotated[
         int, typer.Option(min=4, metavar="N", help="End after these, and say that it did not settle.")
-    ] = 40,
+    ] = TimingSettings.max_rounds,
     profile: Annotated[
         bool, typer.Option("--profile", help="Show besides at which modules each graph spends its time.")
     ] = False,
@@ -78,8 +87,9 @@ def bench_command(
 ) -> None:
     """Time every ratio of a bundle against what a user would run instead.
 
-    Subjects take turns in blocks until their medians stand still. A speed-up is over the fastest run without
-    plugins of the same family, with a 95 % interval, beside what the saved multiply-accumulates allow.
+    Subjects take turns in blocks until their medians stand still, and are opened several times, because one
+    opening of a session is not the next. A speed-up is over the fastest run without plugins of the same
+    family, with a 95 % interval, beside what the saved multiply-accumulates allow.
 
     **Examples**
 
@@ -101,7 +111,7 @@ def bench_command(
             chosen,
             runtimes=runtime,
             backbone=backbone,
-            settings=TimingSettings(block_seconds, window, tolerance, max_rounds, threads),
+            settings=TimingSettings(openings, block_seconds, window, tolerance, max_rounds, threads),
             profile=profile,
             allow_unverified=allow_unverified,
             trust_host_code=trust_host_code,

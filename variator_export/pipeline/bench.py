@@ -1,6 +1,5 @@
 """Benchmarking a finished bundle: every ratio and what a user would run instead, at several shapes."""
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,40 +26,18 @@ from variator_export.pipeline.eager_bundle import load_bundle_backbone
 from variator_export.pipeline.evaluate import MAIN_METRIC
 from variator_export.pipeline.reports import BENCHMARK_REPORT, QUALITY_REPORT, read_report, store_report
 from variator_export.pipeline.subjects import (
-    PLAIN_RUNTIMES,
     RUNTIMES,
     TORCH_RUNTIMES,
     Subjects,
     available_runtimes,
     open_subjects,
 )
+from variator_export.pipeline.turns import Shape, Timed, TimingSettings, open_all, time_everything
 from variator_export.stages.profile import profile_rows
 from variator_export.stages.speed import Subject, break_even, speed_inputs, speed_rows
-from variator_export.stages.timing import time_until_settled
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
-
-Shape = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class TimingSettings:
-    """How long to time.
-
-    Attributes:
-        block_seconds: How long one subject runs in a turn, warm-up apart.
-        window: Rounds that must stand still, compared with as many before them.
-        tolerance: How far their medians may be apart, as a share.
-        max_rounds: After these it ends in any case, and says that it did not settle.
-        threads: Of one operator, on every runtime; None: all cores.
-    """
-
-    block_seconds: float = 0.4
-    window: int = 5
-    tolerance: float = 0.03
-    max_rounds: int = 40
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +45,7 @@ class ShapeResult:
     """All subjects at one shape.
 
     Attributes:
-        settled: Whether the medians stood still before the rounds ran out.
+        settled: Whether the medians stood still in every opening before the rounds ran out.
         rows: As `stages.speed.speed_rows` gives them.
         profiles: Where each variant's graph spends its time on ONNX Runtime
             (`stages.profile.profile_rows`), if that was asked for.
@@ -191,8 +168,10 @@ def bench(
         open_subjects(opened, load_backbone, settings.threads, **engines) as opener,
         _torch_threads(settings.threads),
     ):
-        subjects = _open(opener, names, chosen, progress, named=runtimes is not None)
-        results = [_time(opener, subjects, opened, shape, settings, progress) for shape in shapes]
+        subjects = open_all(opener, names, chosen, progress, named=runtimes is not None)
+        inputs = {shape: _inputs(opened, shape) for shape in shapes}
+        timed = time_everything(opener, subjects, inputs, settings, progress)
+        results = [_result(opener, subjects, shape, timed[shape], progress) for shape in inputs]
         if profile:
             results = [_profile(opened, chosen, result, settings, progress) for result in results]
     by_shape = [((r.batch_size, r.sequence_length), r.rows) for r in results]
@@ -224,53 +203,17 @@ def store_benchmark(benchmark: Benchmark) -> Path:
     return store_report(benchmark.bundle, BENCHMARK_REPORT, benchmark.as_dict(), state)
 
 
-def _open(
-    opener: Subjects, runtimes: Sequence[str], variants: Sequence[Variant], progress: Progress, *, named: bool
-) -> list[Subject]:
-    """Every runtime with the variants that are run with it; a family without ratio 1 cannot be compared.
-
-    What others make of the backbone alone is left out where they cannot, unless it was named.
-    """
-    subjects: list[Subject] = []
-    for name in runtimes:
-        only_baseline = RUNTIMES[name].only_baseline
-        try:
-            subjects += [opener.open(name, v) for v in variants if v.ratio == 1 or not only_baseline]
-        except UserError as error:
-            if named or name not in PLAIN_RUNTIMES:
-                raise
-            progress.note(f"{name} is left out: {error.message}")
-    return subjects
-
-
-def _time(
-    opener: Subjects,
-    subjects: Sequence[Subject],
-    bundle: Bundle,
-    shape: Shape,
-    settings: TimingSettings,
-    progress: Progress,
+def _result(
+    opener: Subjects, subjects: Sequence[Subject], shape: Shape, timed: Timed, progress: Progress
 ) -> ShapeResult:
-    inputs = _inputs(bundle, shape)
-    calls = {s.key: functools.partial(s.runner.run, inputs) for s in subjects}
-    rounds = max(settings.max_rounds, 2 * settings.window)
-    with progress.bar(f"{shape[0]}x{shape[1]}, at most", rounds * len(subjects)) as advance:
-        timings, settled = time_until_settled(
-            calls,
-            block_seconds=settings.block_seconds,
-            window=settings.window,
-            tolerance=settings.tolerance,
-            max_rounds=settings.max_rounds,
-            progress=advance,
-        )
     macs = {s.key: opener.macs(s, *shape) for s in subjects}
-    rows = speed_rows(subjects, timings, macs, shape[0] * shape[1])
+    rows = speed_rows(subjects, timed.timings, macs, shape[0] * shape[1])
     slowest = max(rows, key=lambda row: row["median_ms"])
     progress.note(
-        f"{shape[0]}x{shape[1]}: {'settled' if settled else 'did NOT settle'}; the slowest is "
+        f"{shape[0]}x{shape[1]}: {'settled' if timed.settled else 'did NOT settle'}; the slowest is "
         f"{slowest['variant']} on {slowest['runtime']} with {slowest['median_ms']:.1f} ms"
     )
-    return ShapeResult(*shape, settled, rows, {})
+    return ShapeResult(*shape, timed.settled, rows, {})
 
 
 def _inputs(bundle: Bundle, shape: Shape) -> Arrays:

@@ -99,6 +99,14 @@ class Subjects:
         entry = RUNTIMES[runtime]
         return Subject(runtime, entry.family, variant.ratio, variant.name, self._runner(runtime, variant))
 
+    def open_again(self, runtime: str, variant: str) -> Subject:
+        """What was opened before, anew.
+
+        Raises:
+            UserError: It cannot run here any more.
+        """
+        return self.open(runtime, self._files.variant(variant))
+
     def macs(self, subject: Subject, batch_size: int, sequence_length: int) -> Macs:
         """Multiply-accumulates of one call: by formula, and counted on the graph."""
         manifest = self._files.manifest

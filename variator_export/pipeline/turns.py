@@ -1,0 +1,127 @@
+"""Timing everything at every shape: opened several times, and in turns each time."""
+
+import functools
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from variator_export.core.errors import UserError
+from variator_export.core.manifest import Variant
+from variator_export.core.progress import Progress
+from variator_export.engines.base import Arrays
+from variator_export.pipeline.subjects import PLAIN_RUNTIMES, RUNTIMES, TORCH_RUNTIMES, Subjects
+from variator_export.stages.speed import Subject
+from variator_export.stages.timing import Timings, join, time_until_settled
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TimingSettings:
+    """How long to time.
+
+    Attributes:
+        openings: How often everything but PyTorch is opened anew; each time it is timed at every shape.
+        block_seconds: How long one subject runs in a turn, warm-up apart.
+        window: Rounds that must stand still, compared with as many before them.
+        tolerance: How far their medians may be apart, as a share.
+        max_rounds: After these an opening ends in any case, and says that it did not settle.
+        threads: Of one operator, on every runtime; None: all cores.
+    """
+
+    openings: int = 5
+    block_seconds: float = 0.4
+    window: int = 3
+    tolerance: float = 0.03
+    max_rounds: int = 20
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """All subjects at one shape.
+
+    Attributes:
+        timings: By `Subject.key`.
+        settled: Whether the medians stood still in every opening.
+    """
+
+    timings: Mapping[str, Timings]
+    settled: bool
+
+
+def open_all(
+    opener: Subjects, runtimes: Sequence[str], variants: Sequence[Variant], progress: Progress, *, named: bool
+) -> list[Subject]:
+    """Every runtime with the variants that are run with it; a family without ratio 1 cannot be compared.
+
+    What others make of the backbone alone is left out where they cannot, unless it was named.
+    """
+    subjects: list[Subject] = []
+    for name in runtimes:
+        only_baseline = RUNTIMES[name].only_baseline
+        try:
+            subjects += [opener.open(name, v) for v in variants if v.ratio == 1 or not only_baseline]
+        except UserError as error:
+            if named or name not in PLAIN_RUNTIMES:
+                raise
+            progress.note(f"{name} is left out: {error.message}")
+    return subjects
+
+
+def time_everything(
+    opener: Subjects,
+    subjects: list[Subject],
+    inputs: Mapping[Shape, Arrays],
+    settings: TimingSettings,
+    progress: Progress,
+) -> dict[Shape, Timed]:
+    """Time subjects in turns at every shape, once for each opening.
+
+    Args:
+        opener: Opens them again.
+        subjects: As they were opened for the first time; replaced by those that were opened last.
+        inputs: (batch_size, sequence_length) and what to run.
+        settings: How long to time.
+        progress: Is told what happens.
+    """
+    found: dict[Shape, list[tuple[dict[str, Timings], bool]]] = {shape: [] for shape in inputs}
+    order = np.arange(len(subjects))
+    for opening in range(settings.openings):
+        if opening:
+            # In another order, so that memory falls elsewhere, and others run before them.
+            order = np.random.default_rng(opening).permutation(len(subjects))
+            _open_again(opener, subjects, order)
+        for shape, arrays in inputs.items():
+            calls = {subjects[i].key: functools.partial(subjects[i].runner.run, arrays) for i in order}
+            of_all = f", opening {opening + 1} of {settings.openings}" if settings.openings > 1 else ""
+            rounds = max(settings.max_rounds, 2 * settings.window)
+            with progress.bar(f"{shape[0]}x{shape[1]}{of_all}, at most", rounds * len(calls)) as advance:
+                timed = time_until_settled(
+                    calls,
+                    block_seconds=settings.block_seconds,
+                    window=settings.window,
+                    tolerance=settings.tolerance,
+                    max_rounds=settings.max_rounds,
+                    progress=advance,
+                )
+            found[shape].append(timed)
+            del calls  # holds what is to be closed before it is opened again
+    return {
+        shape: Timed(join([timings for timings, _ in timed]), all(settled for _, settled in timed))
+        for shape, timed in found.items()
+    }
+
+
+def _open_again(opener: Subjects, subjects: list[Subject], order: np.ndarray) -> None:
+    """PyTorch's stay: they share the backbone's weights, and compiling takes a minute."""
+    places = [(subject.runtime, subject.variant) for subject in subjects]
+    opened = {i: s for i, s in enumerate(subjects) if s.runtime in TORCH_RUNTIMES}
+    subjects.clear()
+    gc.collect()
+    for i in order:
+        if i not in opened:
+            opened[i] = opener.open_again(*places[i])
+    subjects.extend(opened[i] for i in range(len(places)))
