@@ -33,7 +33,7 @@ from variator_export.stages.profile import profile_rows
 from variator_export.stages.speed import Macs, Subject, break_even, speed_rows
 from variator_export.stages.timing import Timings
 
-QUICK = "--openings 1 --block-seconds 0.001 --window 2 --max-rounds 4 --shape 2x16".split()
+QUICK = ["--openings=1", "--block-seconds=0.001", "--window=2", "--max-rounds=4", "--shape=2x16"]
 
 ONCE = TimingSettings(openings=1, block_seconds=0.001, window=2, max_rounds=4, tolerance=1e9)
 
