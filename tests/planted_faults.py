@@ -85,6 +85,50 @@ def shifted_unpadding(model: ModelProto) -> None:
     _behind(model, "last_hidden_state", nodes)
 
 
+def dependent_on_place(model: ModelProto) -> None:
+    """What a row gives depends on its place in the batch."""
+    for name, value in (("first", 0), ("step", 1), ("axis0", [0]), ("column", [-1, 1, 1])):
+        _constant(model, f"place.{name}", np.array(value, np.int64))
+    for name, number in (("share", 1e-3), ("whole", 1.0)):
+        _constant(model, f"place.{name}", np.array(number, np.float32))
+    nodes = [
+        helper.make_node("Shape", ["{}"], ["{}.batch"], start=0, end=1),
+        helper.make_node("Squeeze", ["{}.batch", "place.axis0"], ["{}.count"]),
+        helper.make_node("Range", ["place.first", "{}.count", "place.step"], ["{}.places"]),
+        helper.make_node("Reshape", ["{}.places", "place.column"], ["{}.column"]),
+        helper.make_node("Cast", ["{}.column"], ["{}.number"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["{}.number", "place.share"], ["{}.shares"]),
+        helper.make_node("Add", ["{}.shares", "place.whole"], ["{}.factors"]),
+        helper.make_node("Mul", ["{}", "{}.factors"], ["{}.out"]),
+    ]
+    _behind(model, "last_hidden_state", nodes)
+
+
+def nan_in_batches(model: ModelProto) -> None:
+    """More than one row gives NaN."""
+    _constant(model, "rows.two", np.array([2], np.int64))
+    _constant(model, "rows.zero", np.array([0.0], np.float32))
+    nodes = [
+        helper.make_node("Shape", ["{}"], ["{}.batch"], start=0, end=1),
+        helper.make_node("Min", ["{}.batch", "rows.two"], ["{}.one_or_two"]),
+        helper.make_node("Sub", ["rows.two", "{}.one_or_two"], ["{}.one_or_none"]),
+        helper.make_node("Cast", ["{}.one_or_none"], ["{}.divisor"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["rows.zero", "{}.divisor"], ["{}.zero_or_nan"]),
+        helper.make_node("Add", ["{}", "{}.zero_or_nan"], ["{}.out"]),
+    ]
+    _behind(model, "last_hidden_state", nodes)
+
+
+def windows_see_padding(model: ModelProto) -> None:
+    """The mask of the windows keeps everything, in a graph whose plugin excludes padding."""
+    (node,) = (
+        node
+        for node in model.graph.node
+        if node.op_type == "Greater" and any(p.value == "windowed" for p in node.metadata_props)
+    )
+    node.op_type = "GreaterOrEqual"
+
+
 def transposed_window(model: ModelProto) -> None:
     """A window takes every W-th token instead of k neighbouring ones."""
     reshape = next(
@@ -111,6 +155,9 @@ FAULTS: dict[str, Fault] = {
     "an overflow in half precision": overflow,
     "unpadding that is off by one": shifted_unpadding,
     "a transposed window": transposed_window,
+    "a result that depends on the place in the batch": dependent_on_place,
+    "NaN where the batch has more than one row": nan_in_batches,
+    "windows that see padding which the plugin excludes": windows_see_padding,
 }
 
 

@@ -24,18 +24,30 @@ from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.hashing import sha256_file
 from variator_export.core.manifest import MANIFEST_NAME, Variant
 from variator_export.core.progress import Progress
-from variator_export.engines.base import Arrays
+from variator_export.core.recipe import Recipe
+from variator_export.engines.base import Arrays, Runner
 from variator_export.engines.eager import EagerModel
 from variator_export.graph.modules import module_outputs
 from variator_export.model.backbone import Backbone
+from variator_export.model.plugin_file import load_plugin, save_plugin
+from variator_export.pipeline.build import build
 from variator_export.pipeline.eager_bundle import EagerBundle
 from variator_export.pipeline.verify import STORED, Verification, verify
 from variator_export.pipeline.verify_targets import Graphs
 from variator_export.stages.bisect import Bisection, BisectTarget
 from variator_export.stages.budget import EPSILON, Budget, make_budgets, make_pooled_budgets
+from variator_export.stages.cases import REAL_TEXT
 from variator_export.stages.compare import argmax_agreement, deviation, rank_correlation
+from variator_export.stages.invariances import (
+    CHECKS,
+    EQUAL_ROWS,
+    PADDING,
+    ROW_ALONE,
+    ROW_ORDER,
+    check_invariances,
+)
 from variator_export.stages.reference import load_reference
-from variator_export.stages.verify import REFERENCE
+from variator_export.stages.verify import REFERENCE, verify_graph
 
 WRONG_RATIO = "a plugin of the wrong ratio"
 PAGE = Path(__file__).parent.parent / "docs" / "verification.md"
@@ -46,6 +58,20 @@ def faulty(embedding_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the small embedding model's bundle, to be damaged."""
     shutil.copytree(embedding_bundle, tmp_path / "faulty")
     return tmp_path / "faulty"
+
+
+@pytest.fixture(scope="module")
+def masked_bundle(
+    tmp_path_factory: pytest.TempPathFactory, embedding_model: Path, embedding_plugins: dict[int, Path]
+) -> Path:
+    """As the bundle of the small embedding model, but its plugin of ratio 4 excludes padding."""
+    folder = tmp_path_factory.mktemp("masked")
+    plugin = load_plugin(embedding_plugins[4])
+    config = dataclasses.replace(plugin.config, masking="exclude-padding")
+    save_plugin(dataclasses.replace(plugin, config=config), folder / "plugin")
+    recipe = {"name": "masked", "backbone": {"source": str(embedding_model)}, "speed": None}
+    plugins = [{"source": str(folder / "plugin")}]
+    return build(Recipe.model_validate({**recipe, "plugins": plugins}), folder / "masked").bundle
 
 
 def _sign(bundle: Path) -> None:
@@ -69,6 +95,7 @@ def test_a_correct_bundle_passes(embedding_bundle: Path, reference: Any) -> None
     assert set(result.findings) == {"ratio-1", "ratio-2", "ratio-4"}
     checks = {(f.question.graph, f.question.check, f.question.output) for f in result.findings["ratio-4"]}
     assert len(checks) == 2 * 5 * 2  # both graphs, five checks, two outputs
+    assert result.left_out == {}
     # The limit is no loose one: eager's own rounding and the graph's are of one size.
     worst = max(f.badness for found in result.findings.values() for f in found)
     assert 0.3 < worst <= 4
@@ -77,15 +104,125 @@ def test_a_correct_bundle_passes(embedding_bundle: Path, reference: Any) -> None
 def test_the_profile_of_the_engines_is_verified_too(embedding_bundle: Path) -> None:
     result = verify(embedding_bundle, [4], reference="eager")
     shapes = {f.question.input_shape for f in result.findings["ratio-4"]}
-    assert (
-        1,
-        1,
-    ) in shapes  # the profile's smallest; (8, 128) and (32, 512) are over this model's limit of 64
+    # (8, 128) and (32, 512) are cut to the model's limit, as engines are.
+    assert {(1, 1), (8, 64), (32, 64)} <= shapes
     assert max(length for _, length in shapes) == 64
 
 
+def test_rows_are_independent_where_a_plugin_excludes_padding(masked_bundle: Path) -> None:
+    assert Bundle.load(masked_bundle).variant(4).plugin.masking == "exclude-padding"  # type: ignore[union-attr]
+    result = verify(masked_bundle, [4], profile_shapes=False)
+    assert result.failures == []
+    assert {f.question.check for f in result.findings["ratio-4"]} == {REFERENCE, *CHECKS}
+
+
+class _Lacks:
+    """A runner that lacks an output, of all batches or of those of several rows."""
+
+    def __init__(self, output: str, runner: Runner) -> None:
+        self._output, self._runner = output, runner
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        return {name: array for name, array in self._runner.run(inputs).items() if name != self._output}
+
+
+def test_a_missing_output_is_a_failure_of_every_check(embedding_bundle: Path) -> None:
+    bundle = Bundle.load(embedding_bundle)
+    stored = load_reference(embedding_bundle / "reference" / "ratio-4.safetensors")
+    runner = _Lacks("sentence_embedding", bundle.session(variant=4))
+    backbone = bundle.manifest.backbone
+    one_row = next(expected for expected in stored if expected.case.shape[0] == 1)
+    found, left_out = check_invariances(
+        "x",
+        runner,
+        one_row,
+        ratio=4,
+        pad_token_id=backbone.pad_token_id,
+        token_outputs=backbone.token_outputs,
+        max_length=backbone.max_length,
+    )
+    assert left_out == {}
+    assert {f.question.input_shape for f in found} == {(4, one_row.case.shape[1])}
+    for findings in (found, verify_graph("x", runner, stored)):
+        failed = [f for f in findings if not f.passed]
+        assert {f.question.output for f in failed} == {"sentence_embedding"}
+        assert {f.problem for f in failed} == {"the output is missing"}
+        assert {f.question.check for f in failed} == {f.question.check for f in findings}
+
+
+def test_an_output_of_another_shape_is_a_failure(embedding_bundle: Path) -> None:
+    class Longer(_Lacks):
+        def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+            found = self._runner.run(inputs)
+            return {**found, self._output: np.concatenate([found[self._output]] * 2, axis=-1)}
+
+    stored = load_reference(embedding_bundle / "reference" / "ratio-4.safetensors")
+    runner = Longer("sentence_embedding", Bundle.load(embedding_bundle).session(variant=4))
+    problems = {f.problem for f in verify_graph("x", runner, stored) if not f.passed}
+    assert "the output has the shape (7, 64); expected is (7, 32)" in problems
+    assert len(problems) == len({expected.case.shape[0] for expected in stored})
+
+
+@pytest.mark.parametrize(
+    ("batches", "lengths", "shape", "left_out"),
+    [
+        (range(1, 9), range(1, 65), None, set()),
+        (range(4, 5), range(16, 17), (4, 16), {ROW_ALONE, PADDING}),
+        (range(16, 33), range(64, 65), (16, 64), {ROW_ALONE, PADDING}),
+        (range(1, 2), range(1, 65), (1, None), {EQUAL_ROWS, ROW_ORDER, ROW_ALONE}),
+        (range(500, 600), range(1, 65), None, {EQUAL_ROWS, ROW_ORDER, ROW_ALONE, PADDING}),
+    ],
+)
+def test_rows_are_brought_into_a_shape_that_is_taken(
+    embedding_bundle: Path,
+    batches: range,
+    lengths: range,
+    shape: tuple[int, int | None] | None,
+    left_out: set[str],
+) -> None:
+    bundle = Bundle.load(embedding_bundle)
+    stored = load_reference(embedding_bundle / "reference" / "ratio-4.safetensors")
+
+    class Narrow:
+        def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+            batch, length = inputs["input_ids"].shape
+            assert batch in batches
+            assert length in lengths
+            assert inputs["attention_mask"].any(axis=-1).all()
+            return session.run(inputs)
+
+    session = bundle.session(variant=4)
+    real_text = next(expected for expected in stored if expected.case.name == REAL_TEXT)
+    found, left = check_invariances(
+        "x",
+        Narrow(),
+        real_text,
+        ratio=4,
+        pad_token_id=bundle.manifest.backbone.pad_token_id,
+        token_outputs=bundle.manifest.backbone.token_outputs,
+        max_length=64,
+        takes=lambda batch, length: batch in batches and length in lengths,
+    )
+    assert all(finding.passed for finding in found)
+    assert left.keys() == left_out
+    shapes = {finding.question.input_shape for finding in found}
+    if shape is not None:
+        ((batch, length),) = shapes
+        assert shape in ((batch, length), (batch, None))
+    elif left_out:
+        assert not found
+    else:
+        assert shapes == {real_text.case.shape}
+    assert {f.question.check for f in found} >= {*CHECKS} - left_out
+
+
 @pytest.mark.parametrize("name", [*FAULTS, WRONG_RATIO])
-def test_a_planted_fault_is_caught_and_found(faulty: Path, tmp_path: Path, name: str) -> None:
+def test_a_planted_fault_is_caught_and_found(
+    faulty: Path, masked_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    if "excludes" in name:
+        faulty = tmp_path / "masked"
+        shutil.copytree(masked_bundle, faulty)
     if name == WRONG_RATIO:
         shutil.copyfile(faulty / "ratio-2.onnx", faulty / "ratio-4.onnx")
     else:
@@ -98,6 +235,7 @@ def test_a_planted_fault_is_caught_and_found(faulty: Path, tmp_path: Path, name:
     for verification in (stored, result):
         assert {finding.question.graph for finding in verification.failures} == {"ratio-4.onnx"}
         assert _failed_checks(verification) == checks
+        json.dumps(verification.as_dict(), allow_nan=False)
     if module == "it does not run":
         assert not result.bisections
         assert "Got invalid dimensions" in (result.failures[0].problem or "")

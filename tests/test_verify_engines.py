@@ -19,6 +19,7 @@ import onnx_ir as ir
 import pytest
 from host_gpu import HostGpu, OpenGraph
 from test_cli import call
+from test_report import page_text
 
 from variator_export import Bundle, UserError
 from variator_export.cli.verification_files import junit_xml, markdown
@@ -40,6 +41,8 @@ from variator_export.pipeline.compile import compile_engines, merge_engines
 from variator_export.pipeline.engine_steps import EngineOrder
 from variator_export.pipeline.report import report
 from variator_export.pipeline.verify import Verification, store_verification, verify
+from variator_export.stages.invariances import EQUAL_ROWS, ROW_ALONE, ROW_ORDER
+from variator_export.stages.verify import REFERENCE
 
 TARGET = "tensorrt-rtx"
 Plant = Callable[[ir.Model], None]
@@ -190,6 +193,10 @@ def test_an_engine_that_is_wrong_is_recorded_and_refused(
     _verified(bundle)
     monkeypatch.setattr(GraphInItsPlace, "factor", 1.01)
     assert _verified(bundle, [2]).failures
+    page = page_text(report(bundle).page.read_text(encoding="utf-8"))
+    assert "verification FAILED" in page, "though the graphs passed"
+    assert f"Verification of ratio-2 on {TARGET} FAILED at 20" in page
+    assert f"ratio-2, {TARGET} " in page
     states = _states(bundle)
     assert all(state.startswith("FAILED its verification on NVIDIA of the test") for state in states.values())
     with pytest.raises(UserError, match="FAILED its verification on NVIDIA of the test"):
@@ -243,6 +250,18 @@ def test_what_an_engine_has_no_profile_for_is_left_out_and_said(small_bundle: Pa
     assert not result.failures
     rows = {f.question.input_shape[0] for f in result.findings["ratio-2"]}
     assert rows == {1}
+    left_out = {left.check: left.what for left in result.left_out["ratio-2"]}
+    assert {REFERENCE, EQUAL_ROWS, ROW_ORDER, ROW_ALONE} == left_out.keys()
+    assert {"real text", "unusual text", "a row of padding"} <= {*left_out[REFERENCE]}
+    assert left_out[EQUAL_ROWS] == ("it takes one row at a time",)
+    suites = ElementTree.fromstring(junit_xml(result).encode())
+    skipped = [case.get("message") or "" for case in suites.iter("skipped")]
+    assert (suites.get("skipped"), len(skipped)) == ("4", 4)
+    assert skipped[1] == "outside its profiles: it takes one row at a time"
+    assert "## Left out: outside the engines' profiles" in markdown(result)
+    assert json.loads(json.dumps(result.as_dict()))["left_out"]["ratio-2"][0]["check"] == REFERENCE
+    page = page_text(report(folder).page.read_text(encoding="utf-8"))
+    assert "equal rows in, equal rows out it takes one row at a time" in page
     too_long = {"long": ShapeSet(batch_size=(32, 32, 32), sequence_length=(64, 64, 64))}
     compile_engines(folder, EngineOrder(EngineRecipe(profiles=too_long), (TARGET,), ("ratio-2",)))
     with pytest.raises(UserError, match=r"None of the .* cases is within the profiles"):

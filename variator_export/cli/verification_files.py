@@ -9,16 +9,17 @@ def junit_xml(result: Verification) -> str:
     """One test suite for each variant, one test case for each finding and for the precision of an engine."""
     root = ElementTree.Element("testsuites", name=f"variator-export verify {result.bundle.name}")
     for variant, findings in result.findings.items():
+        left_out = result.left_out.get(variant, ())
         has_precision, imprecise = variant in result.precisions, result.imprecise.get(variant)
         num_failed = sum(not finding.passed for finding in findings) + (imprecise is not None)
         suite = ElementTree.SubElement(
             root,
             "testsuite",
             name=variant,
-            tests=str(len(findings) + has_precision),
+            tests=str(len(findings) + has_precision + len(left_out)),
             failures=str(num_failed),
             errors="0",
-            skipped="0",
+            skipped=str(len(left_out)),
             timestamp=result.verified_at,
         )
         for finding in findings:
@@ -32,6 +33,12 @@ def junit_xml(result: Verification) -> str:
             if not finding.passed:
                 failure = ElementTree.SubElement(case, "failure", message=finding.problem or "out of limit")
                 failure.text = str(finding)
+        for left in left_out:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=f"{variant}.{left.graph}", name=f"{left.check}: left out"
+            )
+            why = f"outside its profiles: {', '.join(left.what)}"
+            ElementTree.SubElement(case, "skipped", message=why)
         if has_precision:
             case = ElementTree.SubElement(
                 suite, "testcase", classname=f"{variant}.{result.target}", name="precision in the engine"
@@ -39,8 +46,8 @@ def junit_xml(result: Verification) -> str:
             if imprecise is not None:
                 ElementTree.SubElement(case, "failure", message=imprecise)
     for element in root.iter("testsuite"):
-        root.set("tests", str(int(root.get("tests", "0")) + int(element.get("tests", "0"))))
-        root.set("failures", str(int(root.get("failures", "0")) + int(element.get("failures", "0"))))
+        for count in ("tests", "failures", "skipped"):
+            root.set(count, str(int(root.get(count, "0")) + int(element.get(count, "0"))))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -66,6 +73,9 @@ def markdown(result: Verification) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if failed:
         lines += ["", "## Failures", "", *(f"- {words}" for words in failed)]
+    left_out = [str(left) for found in result.left_out.values() for left in found]
+    if left_out:
+        lines += ["", "## Left out: outside the engines' profiles", "", *(f"- {words}" for words in left_out)]
     if result.bisections:
         lines += ["", "## Where", "", *(f"- {bisection}" for bisection in result.bisections)]
     return "\n".join(lines) + "\n"

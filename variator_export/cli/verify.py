@@ -129,6 +129,8 @@ def _print(printer: Output, result: Verification) -> None:
     if result.ran != AS_IT_IS:
         printer.hint(f"{'It' if result.gpu else 'The graphs'} ran {result.ran}.")
     printer.hint("Numbers are multiples of the rounding error that eager PyTorch makes itself.")
+    for left in (left for found in result.left_out.values() for left in found):
+        printer.hint(f"LEFT OUT, outside its profiles: {left}")
     failures = result.failures
     for finding in failures[:_SHOWN_FAILURES]:
         printer.hint(f"FAILED: {finding}")

@@ -15,13 +15,17 @@ def module_outputs(model: ir.Model) -> dict[str, str]:
     """The value that leaves each module, by the module's name.
 
     Modules are left out whose nodes the optimization took away, and those that several values leave, or one
-    that holds no floating-point numbers.
+    that holds no floating-point numbers. What no weight went into does not count: of a mask that every layer
+    makes alike, the optimization leaves that of the first.
     """
     leaving: dict[str, dict[str, None]] = {}
     outputs = {id(value) for value in model.graph.outputs}
+    learned = {id(value) for value in model.graph.initializers.values() if _is_weight(value)}
     for node in model.graph:
+        if any(id(value) in learned for value in node.inputs):
+            learned |= {id(value) for value in node.outputs}
         for value in node.outputs:
-            if value.name is None or value.dtype not in (*_FLOATS, None):
+            if value.name is None or value.dtype not in (*_FLOATS, None) or id(value) not in learned:
                 continue
             readers = [module_of(use.node) for use in value.uses()]
             for module in _with_parents(module_of(node)):
@@ -81,6 +85,11 @@ def extract_module(model: ir.Model, module: str, inputs: Mapping[str, np.ndarray
     extracted = ir.Model(graph, ir_version=model.ir_version)
     ir.external_data.load_to_model(extracted)
     return extracted
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether it holds several floating-point numbers: constants of a formula are single ones."""
+    return value.dtype in _FLOATS and value.shape is not None and value.shape.numpy() not in ((), (1,))
 
 
 def _is_within(name: str, module: str) -> bool:

@@ -16,6 +16,11 @@ ENGINES_REPORT = "reports/engines.json"
 PAGE = "reports/report.html"
 
 
+def engine_verification_report(target: str) -> str:
+    """Where `verify --target` keeps what it found."""
+    return f"reports/verification-{target}.json"
+
+
 def store_report(bundle: Path, name: str, content: Any, state: str) -> Path:
     """Write a report beside its place and then over it: a reader never sees half of one.
 

@@ -1,7 +1,7 @@
 """Verifying a finished bundle against eager PyTorch, or against what eager gave when it was built."""
 
+import functools
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -29,13 +29,13 @@ from variator_export.core.progress import Progress
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.layers import EnginePrecision
 from variator_export.pipeline.eager_bundle import EagerBundle
-from variator_export.pipeline.reports import VERIFICATION_REPORT, store_report
+from variator_export.pipeline.reports import VERIFICATION_REPORT, engine_verification_report, store_report
 from variator_export.pipeline.verified_graph import AS_IT_IS
 from variator_export.pipeline.verify_targets import Engines, Graphs, Target
 from variator_export.stages.cases import REAL_TEXT
 from variator_export.stages.invariances import check_invariances
-from variator_export.stages.reference import EAGER, Expected, load_reference
-from variator_export.stages.verify import Finding, verify_graph
+from variator_export.stages.reference import EAGER, load_reference
+from variator_export.stages.verify import REFERENCE, Finding, verify_graph
 
 if TYPE_CHECKING:
     from variator_export.stages.bisect import Bisection
@@ -65,6 +65,24 @@ class SummaryRow:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """What was not looked at.
+
+    Attributes:
+        graph: The engine that is not for it.
+        check: Of which check.
+        what: Cases or shapes, or the reason.
+    """
+
+    graph: str
+    check: str
+    what: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.graph}, {self.check}: {', '.join(self.what)}"
+
+
+@dataclass(frozen=True)
 class Verification:
     """What `verify` found.
 
@@ -81,6 +99,7 @@ class Verification:
         ran: How they ran.
         gpu: On which GPU; None: on the CPU.
         precisions: In which types engines compute, by variant.
+        left_out: By variant, what was not looked at because an engine's profiles are not for it.
     """
 
     bundle: Path
@@ -95,6 +114,7 @@ class Verification:
     ran: str = AS_IT_IS
     gpu: str | None = None
     precisions: Mapping[str, EnginePrecision] = field(default_factory=dict)
+    left_out: Mapping[str, tuple[LeftOut, ...]] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[Finding]:
@@ -175,6 +195,7 @@ class Verification:
             "verified_at": self.verified_at,
             "machine": self.machine,
             "versions": self.versions,
+            "left_out": {name: [asdict(entry) for entry in left] for name, left in self.left_out.items()},
             "findings": {name: [f.as_dict() for f in found] for name, found in self.findings.items()},
             "bisections": [bisection.as_dict() for bisection in self.bisections],
         }
@@ -241,7 +262,8 @@ def verify(
     eager = EagerBundle(opened, backbone, shapes) if is_eager else None
     opened.check_unchanged()
     precisions = {variant.name: runs.precision(variant) for variant in chosen}
-    findings = {v.name: tuple(_verify_variant(opened, v, runs, eager, progress)) for v in chosen}
+    looked_at = {v.name: _verify_variant(opened, v, runs, eager, progress) for v in chosen}
+    findings = {name: tuple(found) for name, (found, _) in looked_at.items()}
     bisections: list[Bisection] = []
     if reproduction is not None and eager is not None:
         for variant in chosen:
@@ -263,6 +285,7 @@ def verify(
             *(flavour.distribution for flavour in FLAVOURS.values()),
         ),
         bisections=tuple(bisections),
+        left_out={name: tuple(left) for name, (_, left) in looked_at.items() if left},
     )
 
 
@@ -279,20 +302,9 @@ def store_verification(verification: Verification) -> Path:
         state = "The engines were verified; the record of it is not stored."
         store_report(verification.bundle, ENGINE_RECORDS, records_document(records), state)
     state = "The bundle was verified; the report of it is not stored."
-    # The graphs' own report stays: the page is about them.
-    is_engine = verification.target in FLAVOURS
-    name = f"reports/verification-{verification.target}.json" if is_engine else VERIFICATION_REPORT
+    target = verification.target
+    name = engine_verification_report(target) if target in FLAVOURS else VERIFICATION_REPORT
     return store_report(verification.bundle, name, verification.as_dict(), state)
-
-
-def _longest(runs: Target, graph: str, expected: Expected, ratio: int, max_length: int | None) -> int | None:
-    """The most tokens that rows of a case are padded to; None: an engine does not take them all."""
-    batch, length = expected.case.shape
-    shapes = [(batch, length), (batch, 1), (1, length), (1, 1)]
-    if not all(runs.takes(graph, *shape) for shape in shapes):
-        return None
-    reach = range(length, min(length + 3 * ratio + 1, max_length or sys.maxsize) + 1)
-    return max(n for n in reach if runs.takes(graph, batch, n))
 
 
 def _verify_variant(
@@ -301,7 +313,7 @@ def _verify_variant(
     runs: Target,
     eager: EagerBundle | None,
     progress: Progress,
-) -> list[Finding]:
+) -> tuple[list[Finding], list[LeftOut]]:
     reference = (
         load_reference(bundle.file(variant.reference))
         if eager is None
@@ -311,6 +323,7 @@ def _verify_variant(
     backbone = bundle.manifest.backbone
     runners = runs.runners(variant)
     findings: list[Finding] = []
+    left_out: list[LeftOut] = []
     with progress.bar(f"verify {variant.name}", len(runners) * (len(reference) + 1)) as advance:
         for graph, runner in runners.items():
             taken = [expected for expected in reference if runs.takes(graph, *expected.case.shape)]
@@ -322,18 +335,21 @@ def _verify_variant(
                 )
             if len(taken) < len(reference):
                 # What an engine has no profile for it is not asked to run; `run` refuses that too.
-                left = len(reference) - len(taken)
-                progress.note(f"{graph}: {left} of {len(reference)} cases are outside its profiles, left out")
+                names = dict.fromkeys(expected.case.name for expected in reference)
+                left = names.keys() - {expected.case.name for expected in taken}
+                left_out.append(LeftOut(graph, REFERENCE, tuple(name for name in names if name in left)))
             findings += verify_graph(graph, runner, taken, advance)
-            if (longest := _longest(runs, graph, real_text, variant.ratio, backbone.max_length)) is not None:
-                findings += check_invariances(
-                    graph,
-                    runner,
-                    real_text,
-                    ratio=variant.ratio,
-                    pad_token_id=backbone.pad_token_id,
-                    token_outputs=backbone.token_outputs,
-                    max_length=longest,
-                )
+            found, left_of = check_invariances(
+                graph,
+                runner,
+                real_text,
+                ratio=variant.ratio,
+                pad_token_id=backbone.pad_token_id,
+                token_outputs=backbone.token_outputs,
+                max_length=backbone.max_length,
+                takes=functools.partial(runs.takes, graph),
+            )
+            findings += found
+            left_out += [LeftOut(graph, check, tuple(shapes)) for check, shapes in left_of.items()]
             advance()
-    return findings
+    return findings, left_out

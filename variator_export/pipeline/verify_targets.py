@@ -88,13 +88,15 @@ class Graphs:
         return None
 
     def shapes(self) -> list[tuple[int, int]]:
-        """Those of the profiles in the bundle's recipe."""
-        profiles = self._bundle.manifest.recipe["engine"]["profiles"].values()
-        return [
-            shape
-            for profile in profiles
-            for shape in zip(profile["batch_size"], profile["sequence_length"], strict=True)
+        """Those of the profiles in the bundle's recipe, cut to the model's limit as engines are."""
+        manifest = self._bundle.manifest
+        limit = manifest.backbone.max_length
+        found = [
+            (batch_size, length if limit is None else min(length, limit))
+            for profile in manifest.recipe["engine"]["profiles"].values()
+            for batch_size, length in zip(profile["batch_size"], profile["sequence_length"], strict=True)
         ]
+        return list(dict.fromkeys(found))
 
     def takes(self, _file: str, _batch_size: int, _sequence_length: int, /) -> bool:
         """A graph takes every shape."""

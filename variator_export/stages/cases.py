@@ -34,6 +34,8 @@ UNUSUAL_TEXTS = (
     "." * 20,
 )
 REAL_TEXT = "real text"
+LONGEST_TEXT = "the longest text"
+_PRIMES = (5, 37, 127)
 # Cases up to this length go into the bundle.
 _STORED_LENGTH = 37
 # Stands in for the limit of a model that has none.
@@ -106,9 +108,9 @@ def make_cases(
 ) -> list[Case]:
     """The cases of one ratio.
 
-    Real text and unusual text; random tokens in lengths 1, k-1, k, k+1, a prime, the model's limit and one
-    less, in batches of 1 to 4, most with rows of different length; a batch with a row that is all padding.
-    Equal arguments give equal cases.
+    Real text, unusual text, and a text as long as the model takes; random tokens in lengths 1, k-1, k, k+1,
+    primes, and one less than the model's limit, in batches of 1 to 4, most with rows of different length; a
+    batch with a row that is all padding. Equal arguments give equal cases.
 
     Args:
         encoder: The backbone's tokenizer.
@@ -125,7 +127,10 @@ def make_cases(
     unusual = encoder.encode(UNUSUAL_TEXTS, inputs, max_length, truncate=True)
     cases = [Case(REAL_TEXT, real, stored=True), Case("unusual text", unusual, stored=True)]
     limit = max_length if max_length is not None else _UNLIMITED
-    grid = [(1, 1), (4, ratio - 1), (1, ratio), (3, ratio + 1), (3, 37), (2, limit - 1), (1, limit), *shapes]
+    longest = " ".join(DEFAULT_TEXTS * (limit // 50 + 1))  # once over is more than 50 tokens
+    cases.append(Case(LONGEST_TEXT, encoder.encode([longest], inputs, limit, truncate=True)))
+    primes = [(3, prime) for prime in _PRIMES]
+    grid = [(1, 1), (4, ratio - 1), (1, ratio), (3, ratio + 1), *primes, (2, limit - 1), *shapes]
 
     def random_case(name: str, lengths: np.ndarray, length: int) -> Case:
         batch = len(lengths)
