@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import BLOCK
+from typer.main import get_command
 
 from variator_export.cli.app import make_app
 from variator_export.core.errors import UserError
@@ -28,6 +30,7 @@ def measured(embedding_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         path.unlink()
     make_app()(["verify", str(bundle), "--reference", "stored"], standalone_mode=False)
     timed = ["--openings", "2", "--block-seconds", "0.001", "--window", "2", "--max-rounds", "4"]
+    timed += ["--profile", "--threads", "1"]
     shapes = ["--shape", "1x8", "--shape", "2x32", "--runtime", "eager", "--runtime", "onnxruntime"]
     make_app()(["bench", str(bundle), *timed, *shapes], standalone_mode=False)
     pairs = str(Path(__file__).parent / "data" / "sentence_pairs.tsv")
@@ -39,7 +42,7 @@ def measured(embedding_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     return bundle
 
 
-def _text(page: str) -> str:
+def page_text(page: str) -> str:
     """What is to be read on a page, in one line."""
     body = re.sub(r"<(style|svg)\b.*?</\1>", " ", page, flags=re.DOTALL)
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
@@ -52,7 +55,7 @@ def _report(bundle: Path, name: str) -> Any:
 def test_the_page_tells_what_was_measured(measured: Path, tmp_path: Path) -> None:
     result = report(measured, tmp_path / "page.html", plots=tmp_path / "plots")
     page = result.page.read_text(encoding="utf-8")
-    text = _text(page)
+    text = page_text(page)
     assert result.missing == []
     assert "small <&> model" in text
     assert "<&>" not in page  # escaped
@@ -67,6 +70,17 @@ def test_the_page_tells_what_was_measured(measured: Path, tmp_path: Path) -> Non
     (quality,) = _report(measured, "quality.json").values()
     for row in quality["rows"]:
         assert f"{row['variant']} {row['metrics']['spearman']:.4f} {row['relative_loss']:.2%}" in text
+        name, lost = row["variant"], f"{row['metrics']['spearman']:.4f} {row['relative_loss']:.2%}"
+        gained = " ".join(
+            f"{found['speedup']:.2f}x"
+            for shape in _report(measured, "benchmark.json")["shapes"]
+            for found in shape["rows"]
+            if (found["runtime"], found["variant"]) == ("onnxruntime", name)
+        )
+        assert f"{name} {row['ratio']} {lost} {gained} " in text, "one row holds ratio, quality and speed"
+    assert "Where ratio-4 spends its time at 2 x 32 tokens" in text
+    assert "encoder.layer.*.intermediate" in text
+    assert "Intervals are over 2 openings." in text
     names = {path.name for path in result.plots}
     assert names == {
         f"{name}{suffix}"
@@ -103,7 +117,7 @@ def test_what_is_of_other_graphs_does_not_count(measured: Path, tmp_path: Path) 
     result = report(bundle)
     assert result.page == bundle / "reports" / "report.html"
     assert [command.split()[1] for command in result.missing] == ["verify", "bench", "evaluate"]
-    text = _text(result.page.read_text(encoding="utf-8"))
+    text = page_text(result.page.read_text(encoding="utf-8"))
     assert "verified at the build only" in text
     assert "Speed" not in text
     assert "agrees with eager PyTorch" in text  # the build's own
@@ -120,9 +134,34 @@ def test_a_failed_verification_is_not_hidden(measured: Path, tmp_path: Path) -> 
     content["passed"] = False
     content["findings"]["ratio-4"][0] |= {"passed": False, "used": None, "problem": "it does not run"}
     path.write_text(json.dumps(content))
-    text = _text(report(bundle).page.read_text(encoding="utf-8"))
+    page = report(bundle, plots=tmp_path / "plots").page.read_text(encoding="utf-8")
+    text = page_text(page)
     assert "verification FAILED" in text
     assert "1 FAILED" in text
+    assert page.count("no number") == 1, "what does not run is no error of 0"
+    assert "no number" in (tmp_path / "plots" / "error.svg").read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_page_give_its_numbers_again(measured: Path, tmp_path: Path) -> None:
+    page = report(measured, tmp_path / "page.html").page.read_text(encoding="utf-8")
+    lines = html.unescape(page.split("<pre>")[1].split("</pre>")[0]).splitlines()
+    by_name = {command[1]: command for command in (shlex.split(line, comments=True) for line in lines)}
+    assert all(command[2] == measured.name for name, command in by_name.items() if name != "build")
+    assert by_name["build"][2:] == ["recipe.yaml", "--output", measured.name]
+    bench = " ".join(by_name["bench"][3:])
+    assert bench == (
+        "--shape 1x8 --shape 2x32 --runtime eager --runtime onnxruntime --openings 2 --block-seconds 0.001 "
+        "--window 2 --max-rounds 4 --threads 1 --profile"
+    )
+    evaluate = " ".join(by_name["evaluate"][3:])
+    assert evaluate == (
+        "--data sentence_pairs.tsv --text-column first --pair-column second --label-column score "
+        "--task similarity"
+    )
+    command_line = get_command(make_app())
+    for name, command in by_name.items():
+        known = {option for p in command_line.commands[name].params for option in p.opts}  # type: ignore[attr-defined]
+        assert {word for word in command if word.startswith("--")} <= known
 
 
 def test_verified_in_part_is_not_verified(measured: Path, tmp_path: Path) -> None:
@@ -130,7 +169,7 @@ def test_verified_in_part_is_not_verified(measured: Path, tmp_path: Path) -> Non
     shutil.copytree(measured, bundle)
     make_app()(["verify", str(bundle), "--reference", "stored", "--ratio", "4"], standalone_mode=False)
     result = report(bundle)
-    text = _text(result.page.read_text(encoding="utf-8"))
+    text = page_text(result.page.read_text(encoding="utf-8"))
     assert "verified in part" in text
     assert "Verification of ratio-4 passed" in text
     assert [command.split()[1] for command in result.missing] == ["verify"]
@@ -177,4 +216,4 @@ def test_a_browser_reads_it(measured: Path, tmp_path: Path, width: int) -> None:
     assert min(found["plots"]) > 100
     assert found["fills"] == [found["text"]]  # legible on light and on dark
     assert found["tables"] >= 6
-    assert "Verification of ratio-1, ratio-2, ratio-4 passed at" in _text(dom)
+    assert "Verification of ratio-1, ratio-2, ratio-4 passed at" in page_text(dom)

@@ -1,6 +1,7 @@
 """The plots of a report: as SVG for the page, and as files."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,21 @@ def speedup_plot(shapes: Sequence[Mapping[str, Any]], runtime: str) -> Figure:
 
 
 def error_plot(worst: Mapping[str, float], allowed: float) -> Figure:
-    """The worst deviation of each variant as a multiple of eager PyTorch's own rounding error."""
+    """The worst deviation of each variant as a multiple of eager PyTorch's own rounding error.
+
+    One that is infinite, for NaN or where nothing ran, is a bar over the whole height that says so.
+    """
     figure, axes = _figure("", "times eager's rounding error")
-    axes.bar(list(worst), list(worst.values()), width=0.5)
+    top = max([allowed, *filter(math.isfinite, worst.values())]) * 1.1
+    colors = ["C0" if math.isfinite(value) else "#D55E00" for value in worst.values()]
+    axes.bar(list(worst), [min(value, top) for value in worst.values()], width=0.5, color=colors)
+    for place, value in enumerate(worst.values()):
+        if not math.isfinite(value):
+            axes.text(place, top / 2, "no number", rotation=90, ha="center", va="center")
     axes.axhline(allowed, color="#D55E00", linestyle="--", label=f"allowed: {allowed:g}")
-    axes.set_ylim(0, max([allowed, *worst.values()]) * 1.1)
+    axes.set_ylim(0, top)
+    if len(worst) > 4:
+        axes.tick_params(axis="x", rotation=20)
     _legend_beside(axes)
     return figure
 
