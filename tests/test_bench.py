@@ -1,10 +1,11 @@
 """Benchmarking: what times mean, and that what is told is complete. No test looks at a duration."""
 
 import json
+import re
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph, OperatorTime, optimize_transformer
 from variator_export.graph.plain import export_plain
+from variator_export.model.backbone import Backbone
 from variator_export.pipeline import bench as module
 from variator_export.pipeline import turns
 from variator_export.pipeline.bench import bench
@@ -100,7 +102,7 @@ def test_a_ratio_pays_from_where_it_pays_ever_after() -> None:
 
 def test_a_bundle_is_timed_on_every_runtime(embedding_bundle: Path) -> None:
     settings = replace(ONCE, threads=1)
-    runtimes = ("eager", "onnxruntime", "torch.onnx", "onnxruntime-optimizer", "openvino")
+    runtimes = ("eager", "onnxruntime", "any-ratio", "torch.onnx", "onnxruntime-optimizer", "openvino")
     result = bench(embedding_bundle, [(2, 16), (1, 8)], [4], runtimes=runtimes, settings=settings)
     assert [(s.batch_size, s.sequence_length, s.settled) for s in result.shapes] == [
         (2, 16, True), (1, 8, True)
@@ -108,15 +110,18 @@ def test_a_bundle_is_timed_on_every_runtime(embedding_bundle: Path) -> None:
     keys = [(row["runtime"], row["variant"]) for row in result.shapes[0].rows]
     assert keys == [
         ("eager", "ratio-1"), ("eager", "ratio-4"), ("onnxruntime", "ratio-1"), ("onnxruntime", "ratio-4"),
-        ("torch.onnx", "ratio-1"), ("onnxruntime-optimizer", "ratio-1"), ("openvino", "ratio-1"),
-        ("openvino", "ratio-4"),
+        ("any-ratio", "ratio-1"), ("any-ratio", "ratio-4"), ("torch.onnx", "ratio-1"),
+        ("onnxruntime-optimizer", "ratio-1"), ("openvino", "ratio-1"), ("openvino", "ratio-4"),
     ]  # fmt: skip
     for row in result.shapes[0].rows:
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
         assert (row["graph_macs"] is None) == (
-            row["runtime"] in ("eager", "torch.onnx", "onnxruntime-optimizer")
+            row["runtime"] in ("eager", "any-ratio", "torch.onnx", "onnxruntime-optimizer")
         )
+        over_eager = [row[f"speedup_over_eager{end}"] for end in ("_low", "", "_high")]
+        assert 0 < over_eager[0] <= over_eager[1] <= over_eager[2]
     json.dumps(result.as_dict(), allow_nan=False)
+    assert result.torch_threads == 1
     assert result.conditions.keys() == {"before", "after"}
     assert result.versions["openvino"]
 
@@ -176,7 +181,9 @@ def test_what_others_make_of_the_backbone_is_no_graph_of_ours_and_right(
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     expected = EagerModel(backbone, None).run(inputs)
     plain = export_plain(backbone, tmp_path / "plain.onnx")
-    optimized = optimize_transformer(plain, tmp_path / "optimized.onnx", 4, 32)
+    optimized = optimize_transformer(
+        plain, tmp_path / "optimized.onnx", model_type="bert", num_heads=4, hidden_size=32
+    )
     for graph in (plain, optimized):
         found = OnnxRuntimeGraph(graph, as_it_comes=True).run(inputs)
         assert found.keys() == expected.keys()
@@ -184,6 +191,29 @@ def test_what_others_make_of_the_backbone_is_no_graph_of_ours_and_right(
     fused = [node.op_type for node in onnx.load(optimized).graph.node]
     assert fused.count("Attention") == 2, "as its optimizer does with what it knows"
     assert {node.domain for node in onnx.load(plain).graph.node} == {""}
+
+
+def test_the_optimizer_fuses_what_it_knows_of_t5(
+    load_model: Callable[[str], Backbone], tmp_path: Path
+) -> None:
+    backbone = load_model("t5-v1.0")
+    config = backbone.info.config
+    ids = np.random.default_rng(0).integers(2, config.vocab_size, (2, 9))
+    mask = np.ones_like(ids)
+    mask[1, 4:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    expected = EagerModel(backbone, None).run(inputs)["last_hidden_state"]
+    optimized = optimize_transformer(
+        export_plain(backbone, tmp_path / "plain.onnx"),
+        tmp_path / "optimized.onnx",
+        model_type=config.model_type,
+        num_heads=config.num_heads,
+        hidden_size=config.d_model,
+    )
+    found = OnnxRuntimeGraph(optimized, as_it_comes=True).run(inputs)["last_hidden_state"]
+    assert (np.abs(found - expected)[mask > 0] < 1e-5).all()
+    operators = [node.op_type for node in onnx.load(optimized).graph.node]
+    assert operators.count("SkipSimplifiedLayerNormalization") == 2 * config.num_layers
 
 
 def test_what_others_cannot_make_is_left_out_unless_it_was_asked_for(
@@ -204,6 +234,62 @@ def test_what_others_cannot_make_is_left_out_unless_it_was_asked_for(
     result = bench(embedding_bundle, [(1, 8)], [4], settings=settings, progress=progress)
     assert {row["runtime"] for row in result.shapes[0].rows} == {"onnxruntime"}
     assert notes[0].startswith("torch.onnx is left out: torch.onnx ")
+
+
+def test_what_fails_at_its_first_run_is_left_out_unless_it_was_asked_for(
+    embedding_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = EagerModel.run
+
+    def run(self: EagerModel, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        if self._call is not self._model:
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand much more")
+        return real(self, inputs)
+
+    notes: list[str] = []
+    progress = Progress()
+    monkeypatch.setattr(progress, "note", notes.append)
+    monkeypatch.setattr(EagerModel, "run", run)
+    names = ["eager", "torch.compile", "onnxruntime"]
+    words = r"torch.compile fails at 1x8: RuntimeError: InvalidCxxCompiler: No working C\+\+ compiler found"
+    with pytest.raises(UserError, match=words):
+        bench(embedding_bundle, [(1, 8)], [4], runtimes=names, settings=ONCE)
+    monkeypatch.setattr(module, "available_runtimes", lambda: names)
+    result = bench(embedding_bundle, [(1, 8), (2, 8)], [4], settings=ONCE, progress=progress)
+    assert {row["runtime"] for shape in result.shapes for row in shape.rows} == {"eager", "onnxruntime"}
+    assert re.match(f"torch.compile is left out: {words}", notes[0])
+    monkeypatch.setattr(EagerModel, "run", lambda *_: 1 / 0)
+    with pytest.raises(UserError, match="eager fails at 1x8: ZeroDivisionError: division by zero"):
+        bench(embedding_bundle, [(1, 8)], [4], settings=ONCE, progress=progress)
+
+
+def test_torch_compile_compiles_every_shape() -> None:
+    import torch._dynamo
+
+    before = torch._dynamo.config.recompile_limit
+    with module._torch(1, 30) as threads:
+        assert threads == 1
+        assert torch._dynamo.config.recompile_limit == 31
+    assert torch._dynamo.config.recompile_limit == before
+    with module._torch(None, 3) as threads:
+        assert threads == torch.get_num_threads()
+        assert torch._dynamo.config.recompile_limit == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--fail-under", "nan"], "--fail-under nan is no speed-up"),
+        (["--fail-under", "1.5", "--runtime", "eager", "--runtime", "torch.onnx"], "is none of it"),
+        (["--fail-under", "1.5", "--ratio", "1"], "compares ratios above 1, and there is none"),
+        (["--fail-under", "1.5", "--variant", "ratio-1"], "compares ratios above 1, and there is none"),
+    ],
+)
+def test_a_gate_that_compares_nothing_is_refused(
+    embedding_bundle: Path, options: list[str], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        make_app()(["bench", str(embedding_bundle), *QUICK, *options], standalone_mode=False)
 
 
 def test_a_profile_groups_operators_by_module(
@@ -254,8 +340,9 @@ def test_what_is_not_settled_is_said(
     monkeypatch.setattr(turns, "time_until_settled", lambda *a, **k: (real(*a, **k)[0], False))
     make_app()(["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False)
     shown = capsys.readouterr()
-    assert "did NOT settle" in shown.out
-    assert "warning: not every shape settled" in shown.err
+    assert "2 x 16 tokens (only 0 openings settled)" in shown.out
+    assert "warning: not every opening settled" in shown.err
+    assert "note: one opening: the intervals do not hold" in shown.err
 
 
 def test_the_gate_compares_the_lower_bound(

@@ -1,5 +1,6 @@
 """`variator-export bench`."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from variator_export.core.errors import TooSlowError, UsageError
 from variator_export.core.json_file import write_json
 from variator_export.pipeline.bench import Benchmark, ShapeResult, bench, store_benchmark
 from variator_export.pipeline.plan import parse_ratio
-from variator_export.pipeline.subjects import RUNTIMES
+from variator_export.pipeline.subjects import PLAIN_RUNTIMES, RUNTIMES, TORCH_RUNTIMES
 from variator_export.pipeline.turns import TimingSettings
 from variator_export.stages.speed import SPEED_COLUMNS, speed_cells
 
@@ -103,6 +104,8 @@ def bench_command(
         if not value > 0:
             raise UsageError(f"{name} {value:g} is not more than 0.", f"Leave out {name}.")
     chosen: list[int | str] = [*(parse_ratio(k) for k in ratio or ()), *(variant or ())]
+    if fail_under is not None:
+        _check_gate(fail_under, runtime, bundle, chosen)
     printer = Output(format)
     with ConsoleProgress(printer) as progress:
         result = bench(
@@ -132,6 +135,26 @@ def bench_command(
         raise typer.Exit(TooSlowError.exit_code)
 
 
+def _check_gate(
+    least: float, runtimes: Sequence[str] | None, bundle: Path, variants: Sequence[int | str]
+) -> None:
+    """A gate that compares nothing would let everything pass."""
+    from variator_export.core.manifest import read_manifest
+
+    if not math.isfinite(least):
+        raise UsageError(f"--fail-under {least} is no speed-up.", "Give a number, for example 1.5.")
+    if runtimes and not {*runtimes} - {*TORCH_RUNTIMES, *PLAIN_RUNTIMES}:
+        raise UsageError(
+            f"--fail-under compares what this package makes, and {', '.join(runtimes)} is none of it.",
+            "Add --runtime onnxruntime.",
+        )
+    of_bundle = read_manifest(bundle).variants
+    if not any(v.ratio > 1 for v in of_bundle if not variants or {v.ratio, v.name} & {*variants}):
+        raise UsageError(
+            "--fail-under compares ratios above 1, and there is none.", "Choose others, or build them."
+        )
+
+
 def _parse(text: str) -> tuple[int, int]:
     match = _SHAPE.fullmatch(text)
     if match is None:
@@ -156,9 +179,13 @@ def _print(printer: Output, result: Benchmark) -> None:
     for entry in result.break_even:
         where = "at no shape" if entry["pays_from"] is None else "from {}x{} on".format(*entry["pays_from"])
         printer.text(f"{entry['variant']} on {entry['runtime']} pays {where}")
+    if result.settings.openings == 1:
+        printer.hint(
+            "note: one opening: the intervals do not hold what differs from one to the next, some per cent."
+        )
     if not result.settled:
         printer.hint(
-            "warning: not every shape settled: other programs run on this machine, or its clock changes. "
+            "warning: not every opening settled: other programs run on this machine, or its clock changes. "
             "Give more --max-rounds, or longer --block-seconds."
         )
 
@@ -168,7 +195,7 @@ def _quality_columns(result: Benchmark) -> dict[str, Mapping[str, Any]]:
 
 
 def _table(shape: ShapeResult, quality: Mapping[str, Mapping[str, Any]]) -> Table:
-    state = "" if shape.settled else " (did NOT settle)"
+    state = "" if shape.settled else f" (only {shape.settled_openings} openings settled)"
     table = Table(title=f"{shape.batch_size} x {shape.sequence_length} tokens{state}", title_justify="left")
     table.add_column("runtime")
     table.add_column("variant")

@@ -66,7 +66,7 @@ def speed_table(speed: Any) -> Table:
     shape = f"batch {speed['batch_size']}, {speed['sequence_length']} tokens"
     title = (
         f"Speed at {shape}, medians of {speed['rounds']} alternating rounds on {speed['machine']['cpu']}, "
-        f"{speed['machine']['cpu_cores']} cores; eager is PyTorch with SDPA"
+        f"{speed['machine']['cpu_cores']} cores; eager is PyTorch with SDPA; `bench` opens several times"
     )
     table = Table(title=title, title_justify="left")
     table.add_column("runtime")
@@ -74,7 +74,7 @@ def speed_table(speed: Any) -> Table:
     for name in (
         "ms",
         "speed-up",
-        "95 % interval",
+        f"over {speed['rounds']} rounds",
         "MACs allow",
         "reached",
         "over eager k=1",

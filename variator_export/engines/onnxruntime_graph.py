@@ -127,12 +127,18 @@ def profile_operators(
     return [OperatorTime(*key, float(np.median(found[-runs:]))) for key, found in durations.items()]
 
 
-def optimize_transformer(graph: Path, output: Path, num_heads: int, hidden_size: int) -> Path:
+def optimize_transformer(
+    graph: Path, output: Path, *, model_type: str, num_heads: int, hidden_size: int
+) -> Path:
     """A graph as onnxruntime's own transformer optimizer leaves it: what its users would run.
+
+    It runs at the level that it takes itself for a type of model: without ONNX Runtime's own passes before
+    it, it leaves T5's layer norms as they are.
 
     Args:
         graph: As `torch.onnx` exported it (`graph.plain`): in our own graphs there is nothing left to fuse.
         output: The file to write.
+        model_type: Of the model's config; one that it does not know is optimized as BERT.
         num_heads: Of the model's attention, which it fuses only if it is told.
         hidden_size: Of the model.
 
@@ -141,11 +147,14 @@ def optimize_transformer(graph: Path, output: Path, num_heads: int, hidden_size:
     """
     require("onnx", "export", "ONNX Runtime's transformer optimizer")
     try:
-        from onnxruntime.transformers.optimizer import optimize_model
+        from onnxruntime.transformers.optimizer import MODEL_TYPES, optimize_model
 
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it thinks of the graph
             optimized = optimize_model(
-                str(graph), model_type="bert", num_heads=num_heads, hidden_size=hidden_size, opt_level=0
+                str(graph),
+                model_type=model_type if model_type in MODEL_TYPES else "bert",
+                num_heads=num_heads,
+                hidden_size=hidden_size,
             )
             optimized.save_model_to_file(str(output), use_external_data_format=True)
     except Exception as error:  # it raises what it likes

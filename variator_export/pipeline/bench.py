@@ -1,7 +1,7 @@
 """Benchmarking a finished bundle: every ratio and what a user would run instead, at several shapes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from variator_export.pipeline.subjects import (
     available_runtimes,
     open_subjects,
 )
-from variator_export.pipeline.turns import Shape, Timed, TimingSettings, open_all, time_everything
+from variator_export.pipeline.turns import Shape, Timed, TimingSettings, open_all, run_once, time_everything
 from variator_export.stages.profile import profile_rows
 from variator_export.stages.speed import Subject, break_even, speed_inputs, speed_rows
 
@@ -45,7 +45,8 @@ class ShapeResult:
     """All subjects at one shape.
 
     Attributes:
-        settled: Whether the medians stood still in every opening before the rounds ran out.
+        settled: Whether the medians stood still, before the rounds ran out, in every opening.
+        settled_openings: In how many they did.
         rows: As `stages.speed.speed_rows` gives them.
         profiles: Where each variant's graph spends its time on ONNX Runtime
             (`stages.profile.profile_rows`), if that was asked for.
@@ -54,6 +55,7 @@ class ShapeResult:
     batch_size: int
     sequence_length: int
     settled: bool
+    settled_openings: int
     rows: Sequence[Mapping[str, Any]]
     profiles: Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -70,6 +72,8 @@ class Benchmark:
             each variant has and loses.
         graphs: The sha256 of each variant's graph.
         settings: How it was timed.
+        torch_threads: Of PyTorch, as it says; None: it is not installed. Others do not tell what they take
+            where the settings leave it to them.
         measured_at: ISO 8601, UTC.
         machine: This machine.
         conditions: Clocks and load before and after.
@@ -82,6 +86,7 @@ class Benchmark:
     quality: Sequence[Mapping[str, Any]]
     graphs: Mapping[str, str]
     settings: TimingSettings
+    torch_threads: int | None
     measured_at: str
     machine: Mapping[str, Any]
     conditions: Mapping[str, Any]
@@ -126,7 +131,8 @@ def bench(
         bundle: The bundle's folder.
         shapes: (batch_size, sequence_length); rows are full.
         variants: Ratios or names; None: all. Ratio 1 always comes along.
-        runtimes: Names in `pipeline.subjects.RUNTIMES`; None: all that are installed and run on the CPU.
+        runtimes: Names in `pipeline.subjects.RUNTIMES`; None: all that are installed and run on the CPU; of
+            these what is optional is left out where it fails.
         backbone: Where the backbone is, for PyTorch; None: where it was when the bundle was built.
         settings: How long to time.
         profile: Look besides where the time of each graph goes on ONNX Runtime; needs the extra `export`.
@@ -166,10 +172,11 @@ def bench(
     engines = {"allow_unverified": allow_unverified, "trust_host_code": trust_host_code}
     with (
         open_subjects(opened, load_backbone, settings.threads, **engines) as opener,
-        _torch_threads(settings.threads),
+        _torch(settings.threads, len(shapes) if "torch.compile" in names else 0) as torch_threads,
     ):
         subjects = open_all(opener, names, chosen, progress, named=runtimes is not None)
         inputs = {shape: _inputs(opened, shape) for shape in shapes}
+        run_once(subjects, inputs, progress, named=runtimes is not None)
         timed = time_everything(opener, subjects, inputs, settings, progress)
         results = [_result(opener, subjects, shape, timed[shape], progress) for shape in inputs]
         if profile:
@@ -183,6 +190,7 @@ def bench(
         quality=quality_of_graphs(opened.path, graphs),
         graphs=graphs,
         settings=settings,
+        torch_threads=torch_threads,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
         conditions={"before": before, "after": conditions()},
@@ -210,10 +218,10 @@ def _result(
     rows = speed_rows(subjects, timed.timings, macs, shape[0] * shape[1])
     slowest = max(rows, key=lambda row: row["median_ms"])
     progress.note(
-        f"{shape[0]}x{shape[1]}: {'settled' if timed.settled else 'did NOT settle'}; the slowest is "
-        f"{slowest['variant']} on {slowest['runtime']} with {slowest['median_ms']:.1f} ms"
+        f"{shape[0]}x{shape[1]}: {sum(timed.settled)} of {len(timed.settled)} openings settled; the slowest "
+        f"is {slowest['variant']} on {slowest['runtime']} with {slowest['median_ms']:.1f} ms"
     )
-    return ShapeResult(*shape, timed.settled, rows, {})
+    return ShapeResult(*shape, all(timed.settled), sum(timed.settled), rows, {})
 
 
 def _inputs(bundle: Bundle, shape: Shape) -> Arrays:
@@ -243,19 +251,26 @@ def _profile(
 
 
 @contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    """Set PyTorch's threads, where it is installed, and set them back."""
-    if threads is None or not is_importable("torch"):
-        yield
+def _torch(threads: int | None, num_compiled_shapes: int) -> Iterator[int | None]:
+    """Set PyTorch's threads, where it is installed, and set them back; gives how many it has.
+
+    torch.compile gives up after eight shapes, and runs eager under its name.
+    """
+    if not is_importable("torch"):
+        yield None
         return
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(before if threads is None else threads)
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        if num_compiled_shapes:
+            import torch._dynamo
+
+            limit = max(torch._dynamo.config.recompile_limit, num_compiled_shapes + 1)
+            stack.enter_context(torch._dynamo.config.patch(recompile_limit=limit))
+        yield torch.get_num_threads()
 
 
 def quality_of_graphs(bundle: Path, graphs: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -271,6 +286,8 @@ def quality_of_graphs(bundle: Path, graphs: Mapping[str, str]) -> list[dict[str,
                 {
                     "task": report["task"],
                     "data": report["data"]["name"],
+                    "columns": report["data"].get("columns", {}),
+                    "max_tokens": report["data"].get("max_tokens"),
                     "metric": metric,
                     "variants": {
                         name: {"value": row["metrics"][metric], "lost": row["relative_loss"]}

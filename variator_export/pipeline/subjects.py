@@ -45,6 +45,7 @@ RUNTIMES = {
     "eager": Runtime("torch", only_baseline=False, needs="torch"),
     "torch.compile": Runtime("torch", only_baseline=True, needs="torch"),
     "onnxruntime": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
+    "any-ratio": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
     "torch.onnx": Runtime("onnxruntime", only_baseline=True, needs="torch"),
     "onnxruntime-optimizer": Runtime("onnxruntime", only_baseline=True, needs="torch"),
     "openvino": Runtime("openvino", only_baseline=False, needs="openvino"),
@@ -59,6 +60,8 @@ RUNTIMES |= {
 }
 # What a user runs who does not know this package: graphs of torch.onnx.
 PLAIN_RUNTIMES = ("torch.onnx", "onnxruntime-optimizer")
+# What is left out where it cannot run, unless it is named.
+OPTIONAL_RUNTIMES = (*PLAIN_RUNTIMES, "torch.compile", "openvino")
 TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.family == "torch")
 
 
@@ -115,7 +118,8 @@ class Subjects:
         size = EncoderSize(**manifest.backbone.encoder_size)
         shape = (batch_size, sequence_length)
         on_graph = None
-        if subject.runtime not in (*TORCH_RUNTIMES, *PLAIN_RUNTIMES) and is_importable("onnx_ir"):
+        has_own_graph = subject.runtime not in (*TORCH_RUNTIMES, *PLAIN_RUNTIMES, "any-ratio")
+        if has_own_graph and is_importable("onnx_ir"):
             from variator_export.graph.macs import graph_macs
 
             on_graph = graph_macs(self._files.file(variant.graphs["model"]), *shape, subject.ratio)
@@ -157,6 +161,11 @@ class Subjects:
             return OpenVinoGraph(graph, threads=self._threads)
         from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph
 
+        if runtime == "any-ratio":
+            from variator_export.engines.onnxruntime import plugin_inputs
+
+            shared = self._files.graph(self._files.manifest.any_ratio["model"])
+            return OnnxRuntimeGraph(shared, plugin_inputs(self._files, variant), threads=self._threads)
         return OnnxRuntimeGraph(graph, threads=self._threads)
 
     def _plain(self, runtime: str) -> Runner:
@@ -167,9 +176,13 @@ class Subjects:
         if not graph.exists():
             export_plain(backbone, graph)
         if runtime == "onnxruntime-optimizer":
-            num_heads = int(backbone.info.config.num_attention_heads)
-            hidden_size = self._files.manifest.backbone.hidden_size
-            graph = optimize_transformer(graph, self._scratch / "optimized.onnx", num_heads, hidden_size)
+            graph = optimize_transformer(
+                graph,
+                self._scratch / "optimized.onnx",
+                model_type=backbone.info.config.model_type,
+                num_heads=int(backbone.info.config.num_attention_heads),
+                hidden_size=self._files.manifest.backbone.hidden_size,
+            )
         return OnnxRuntimeGraph(graph, threads=self._threads, as_it_comes=True)
 
     @cached_property

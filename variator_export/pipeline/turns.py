@@ -11,7 +11,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
-from variator_export.pipeline.subjects import PLAIN_RUNTIMES, RUNTIMES, TORCH_RUNTIMES, Subjects
+from variator_export.pipeline.subjects import OPTIONAL_RUNTIMES, RUNTIMES, TORCH_RUNTIMES, Subjects
 from variator_export.stages.speed import Subject
 from variator_export.stages.timing import Timings, join, time_until_settled
 
@@ -35,7 +35,7 @@ class TimingSettings:
     block_seconds: float = 0.4
     window: int = 3
     tolerance: float = 0.03
-    max_rounds: int = 20
+    max_rounds: int = 16
     threads: int | None = None
 
 
@@ -45,11 +45,11 @@ class Timed:
 
     Attributes:
         timings: By `Subject.key`.
-        settled: Whether the medians stood still in every opening.
+        settled: Of each opening, whether the medians stood still.
     """
 
     timings: Mapping[str, Timings]
-    settled: bool
+    settled: tuple[bool, ...]
 
 
 def open_all(
@@ -57,7 +57,7 @@ def open_all(
 ) -> list[Subject]:
     """Every runtime with the variants that are run with it; a family without ratio 1 cannot be compared.
 
-    What others make of the backbone alone is left out where they cannot, unless it was named.
+    What is optional is left out where it cannot be opened, unless it was named.
     """
     subjects: list[Subject] = []
     for name in runtimes:
@@ -65,10 +65,43 @@ def open_all(
         try:
             subjects += [opener.open(name, v) for v in variants if v.ratio == 1 or not only_baseline]
         except UserError as error:
-            if named or name not in PLAIN_RUNTIMES:
+            if named or name not in OPTIONAL_RUNTIMES:
                 raise
             progress.note(f"{name} is left out: {error.message}")
     return subjects
+
+
+def run_once(
+    subjects: list[Subject], inputs: Mapping[Shape, Arrays], progress: Progress, *, named: bool
+) -> None:
+    """Run everything at every shape once, before anything is timed: what is optional and fails is left out.
+
+    torch.compile needs a compiler only then, and a shape may be too large for one of the runtimes.
+
+    Raises:
+        UserError: What is not optional, or was named, fails.
+    """
+    with progress.bar("first runs", len(subjects) * len(inputs)) as advance:
+        for subject in list(subjects):
+            if subject not in subjects:
+                continue
+            for (batch_size, length), arrays in inputs.items():
+                try:
+                    subject.runner.run(arrays)
+                except Exception as error:  # of five libraries
+                    words = error.message if isinstance(error, UserError) else _first_line(error)
+                    failed = f"{subject.runtime} fails at {batch_size}x{length}: {words}"
+                    if named or subject.runtime not in OPTIONAL_RUNTIMES:
+                        hint = "Leave it out: choose the others with --runtime; or the shape, with --shape."
+                        raise UserError(failed, hint) from error
+                    progress.note(f"{subject.runtime} is left out: {failed}")
+                    subjects[:] = [s for s in subjects if s.runtime != subject.runtime]
+                    break
+                advance()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
 
 
 def time_everything(
@@ -110,7 +143,7 @@ def time_everything(
             found[shape].append(timed)
             del calls  # holds what is to be closed before it is opened again
     return {
-        shape: Timed(join([timings for timings, _ in timed]), all(settled for _, settled in timed))
+        shape: Timed(join([timings for timings, _ in timed]), tuple(settled for _, settled in timed))
         for shape, timed in found.items()
     }
 
