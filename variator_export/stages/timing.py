@@ -183,7 +183,7 @@ def speedup(slow: Timings, fast: Timings, *, seed: int = 0) -> Ratio:
 
     The interval is a bootstrap over openings, and in each over its rounds. Both keep paired what ran side by
     side. Of a single opening it holds what differs from round to round only. With five openings it holds the
-    truth in 93 of 100 cases, with three in 87 (`tests/test_timing.py` simulates it).
+    truth in 95 of 100 cases, with three in 85 (`tests/test_timing.py` simulates it).
 
     Raises:
         ValueError: The two were not timed in the same openings and rounds.
