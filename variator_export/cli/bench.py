@@ -50,7 +50,8 @@ def bench_command(
         typer.Option(metavar="SRC", help="The backbone, for PyTorch; default: where it was at the build."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Threads on every runtime; default: all cores.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Threads on every runtime; default: what each takes itself."),
     ] = None,
     openings: Annotated[
         int,

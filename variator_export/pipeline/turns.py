@@ -28,7 +28,7 @@ class TimingSettings:
         window: Rounds that must stand still, compared with as many before them.
         tolerance: How far their medians may be apart, as a share.
         max_rounds: After these an opening ends in any case, and says that it did not settle.
-        threads: Of one operator, on every runtime; None: all cores.
+        threads: Of one operator, on every runtime; None: what each takes itself.
     """
 
     openings: int = 5
