@@ -16,7 +16,6 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 QUALITY = REPOSITORY / "docs" / "quality.md"
 PERFORMANCE = REPOSITORY / "docs" / "performance.md"
 SESSIONS = REPOSITORY / "docs" / "sessions.md"
-_MODELS = {"MiniLM": "minilm", "T5-base": "t5-base"}
 
 
 def current() -> dict[Path, str]:
@@ -33,9 +32,7 @@ def current() -> dict[Path, str]:
         ),
         PERFORMANCE: _with_tables(
             PERFORMANCE,
-            {
-                "speed": _speed_table({name: _result(f"bench-{file}") for name, file in _MODELS.items()}),
-            },
+            {"speed": _speed_table({"MiniLM": _result("bench-minilm"), "T5-base": _result("bench-t5-base")})},
         ),
         SESSIONS: _with_tables(
             SESSIONS, {"sessions": _sessions_table(sessions), "memory": _memory_table(sessions)}

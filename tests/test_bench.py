@@ -236,6 +236,17 @@ def test_what_others_cannot_make_is_left_out_unless_it_was_asked_for(
     assert notes[0].startswith("torch.onnx is left out: torch.onnx ")
 
 
+def test_an_error_without_words_is_told_too(
+    load_model: Callable[[str], Backbone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("torch.onnx.export", refuse)
+    with pytest.raises(UserError, match="cannot export the backbone alone: no message"):
+        export_plain(load_model("bert"), tmp_path / "plain.onnx")
+
+
 def test_what_fails_at_its_first_run_is_left_out_unless_it_was_asked_for(
     embedding_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

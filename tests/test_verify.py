@@ -117,7 +117,7 @@ def test_rows_are_independent_where_a_plugin_excludes_padding(masked_bundle: Pat
 
 
 class _Lacks:
-    """A runner that lacks an output, of all batches or of those of several rows."""
+    """A runner that lacks an output."""
 
     def __init__(self, output: str, runner: Runner) -> None:
         self._output, self._runner = output, runner

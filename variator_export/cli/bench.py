@@ -15,7 +15,7 @@ from variator_export.core.errors import TooSlowError, UsageError
 from variator_export.core.json_file import write_json
 from variator_export.pipeline.bench import Benchmark, ShapeResult, bench, store_benchmark
 from variator_export.pipeline.plan import parse_ratio
-from variator_export.pipeline.subjects import PLAIN_RUNTIMES, RUNTIMES, TORCH_RUNTIMES
+from variator_export.pipeline.subjects import OWN_RUNTIMES, RUNTIMES
 from variator_export.pipeline.turns import TimingSettings
 from variator_export.stages.speed import SPEED_COLUMNS, speed_cells
 
@@ -144,7 +144,7 @@ def _check_gate(
 
     if not math.isfinite(least):
         raise UsageError(f"--fail-under {least} is no speed-up.", "Give a number, for example 1.5.")
-    if runtimes and not {*runtimes} - {*TORCH_RUNTIMES, *PLAIN_RUNTIMES}:
+    if runtimes and not {*runtimes} & {*OWN_RUNTIMES}:
         raise UsageError(
             f"--fail-under compares what this package makes, and {', '.join(runtimes)} is none of it.",
             "Add --runtime onnxruntime.",
@@ -167,9 +167,9 @@ def default_shapes(bundle: Path) -> list[tuple[int, int]]:
     """Those of the default that the bundle's model allows; longer ones are cut to its limit."""
     from variator_export.core.manifest import read_manifest
 
-    limit = read_manifest(bundle).backbone.max_length
+    backbone = read_manifest(bundle).backbone
     shapes = [_parse(text) for text in _DEFAULT_SHAPES]
-    return list(dict.fromkeys((b, s if limit is None else min(s, limit)) for b, s in shapes))
+    return list(dict.fromkeys((b, backbone.within_limit(s)) for b, s in shapes))
 
 
 def _print(printer: Output, result: Benchmark) -> None:

@@ -24,6 +24,11 @@ class UserError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
+def first_line(error: Exception) -> str:
+    """Of what another library raised: its words may be pages."""
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
 class UsageError(UserError):
     """The command line itself is wrong."""
 

@@ -55,6 +55,10 @@ class BackboneEntry(_Part):
     max_length: int | None
     encoder_size: dict[str, int]
 
+    def within_limit(self, length: int) -> int:
+        """A length in tokens, cut to the model's limit if it has one."""
+        return length if self.max_length is None else min(length, self.max_length)
+
 
 class PluginEntry(_Part):
     """The plugin of a variant. `trained` is False for a plugin that was only initialised."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from variator_export.core.errors import UserError
+from variator_export.core.errors import UserError, first_line
 from variator_export.graph.trace import quiet_exporter
 from variator_export.model.augmented import PlainModel
 from variator_export.model.backbone import Backbone
@@ -61,7 +61,7 @@ def export_plain(backbone: Backbone, path: Path) -> Path:
             )
     except Exception as error:  # it raises what it likes
         raise UserError(
-            f"torch.onnx {torch.__version__} cannot export the backbone alone: {str(error).splitlines()[0]}",
+            f"torch.onnx {torch.__version__} cannot export the backbone alone: {first_line(error)}",
             "Leave it out: choose the others with --runtime.",
         ) from error
     return path

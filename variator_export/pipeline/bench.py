@@ -26,8 +26,8 @@ from variator_export.pipeline.eager_bundle import load_bundle_backbone
 from variator_export.pipeline.evaluate import MAIN_METRIC
 from variator_export.pipeline.reports import BENCHMARK_REPORT, QUALITY_REPORT, read_report, store_report
 from variator_export.pipeline.subjects import (
+    OWN_RUNTIMES,
     RUNTIMES,
-    TORCH_RUNTIMES,
     Subjects,
     available_runtimes,
     open_subjects,
@@ -104,7 +104,7 @@ class Benchmark:
             f"{row['speedup']:.2f}, lower bound {row['speedup_low']:.2f}"
             for shape in self.shapes
             for row in shape.rows
-            if row["ratio"] > 1 and row["runtime"] not in TORCH_RUNTIMES and row["speedup_low"] < least
+            if row["ratio"] > 1 and row["runtime"] in OWN_RUNTIMES and row["speedup_low"] < least
         ]
 
     def as_dict(self) -> dict[str, Any]:

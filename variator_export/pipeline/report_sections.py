@@ -25,17 +25,13 @@ def trade_off_section(sources: Sources) -> Section | None:
     }
     if not any(gained.values()):
         return None
-    columns = [Column("variant", text=True), Column("ratio")]
-    for quality in sources.qualities:
-        columns += [Column(f"{quality['metric']}, {quality['data']}"), Column("lost")]
+    columns = [Column("variant", text=True), Column("ratio"), *_quality_columns(sources)]
     columns += [Column(f"speed-up, {shape}") for shape in gained]
     rows = []
     for variant in sources.variants:
-        lost = [quality["variants"].get(variant.name, {}) for quality in sources.qualities]
-        cells = [text for entry in lost for text in _quality_cells(entry)]
-        of_shapes = [rows.get(variant.name) for rows in gained.values()]
-        cells += ["-" if row is None else f"{row['speedup']:.2f}x" for row in of_shapes]
-        rows.append([variant.name, str(variant.ratio), *cells])
+        of_shapes = [found.get(variant.name) for found in gained.values()]
+        speedups = ["-" if row is None else f"{row['speedup']:.2f}x" for row in of_shapes]
+        rows.append([variant.name, str(variant.ratio), *_quality_cells(sources, variant.name), *speedups])
     shape = max(sources.benchmark["shapes"], key=lambda s: s["batch_size"] * s["sequence_length"])
     quality, at = sources.qualities[0], gained[_at(shape)]
     points = [
@@ -47,9 +43,11 @@ def trade_off_section(sources: Sources) -> Section | None:
         f"Speed-up on ONNX Runtime at {_at(shape)} tokens over the fastest run without plugins, and the "
         f"share of {quality['metric']} on {quality['data']} that is lost: right is faster, up is better."
     )
-    plot = Plot("trade-off", trade_off_plot(points, quality["metric"], f"{_at(shape)} tokens"), caption)
-    title = "What a ratio gains and what it loses"
-    return Section(title, "", [plot] if points else [], [TableOf(columns, rows)])
+    plots = []
+    if points:
+        figure = trade_off_plot(points, quality["metric"], f"{_at(shape)} tokens")
+        plots.append(Plot("trade-off", figure, caption))
+    return Section("What a ratio gains and what it loses", "", plots, [TableOf(columns, rows)])
 
 
 def speed_section(sources: Sources) -> Section | None:
@@ -99,13 +97,8 @@ def quality_section(sources: Sources) -> Section | None:
     """What each ratio loses."""
     if not sources.qualities:
         return None
-    columns = [Column("variant", text=True)]
-    for quality in sources.qualities:
-        columns += [Column(f"{quality['metric']}, {quality['data']}"), Column("lost")]
-    rows = []
-    for variant in sources.variants:
-        found = [quality["variants"].get(variant.name, {}) for quality in sources.qualities]
-        rows.append([variant.name, *(text for entry in found for text in _quality_cells(entry))])
+    columns = [Column("variant", text=True), *_quality_columns(sources)]
+    rows = [[variant.name, *_quality_cells(sources, variant.name)] for variant in sources.variants]
     return Section("Quality", tables=[TableOf(columns, rows)])
 
 
@@ -172,8 +165,15 @@ def _at(shape: Mapping[str, Any]) -> str:
     return f"{shape['batch_size']} x {shape['sequence_length']}"
 
 
-def _quality_cells(found: Mapping[str, Any]) -> list[str]:
-    return [number(found.get("value"), ".4f"), number(found.get("lost"), ".2%")]
+def _quality_columns(sources: Sources) -> list[Column]:
+    names = [(f"{quality['metric']}, {quality['data']}", "lost") for quality in sources.qualities]
+    return [Column(name) for pair in names for name in pair]
+
+
+def _quality_cells(sources: Sources, variant: str) -> list[str]:
+    found = [quality["variants"].get(variant, {}) for quality in sources.qualities]
+    pairs = [(number(entry.get("value"), ".4f"), number(entry.get("lost"), ".2%")) for entry in found]
+    return [cell for pair in pairs for cell in pair]
 
 
 def _speed_table(shape: Mapping[str, Any]) -> TableOf:

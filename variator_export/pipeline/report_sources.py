@@ -60,8 +60,11 @@ class Sources:
     @property
     def verdict(self) -> str:
         """`passed`, `partly`: not all variants were looked at, `failed`: graphs or engines, or `built`."""
-        if any(not found["passed"] for found in self.verified_engines.values()):
-            return "failed"
+        engines_failed = any(not found["passed"] for found in self.verified_engines.values())
+        return "failed" if engines_failed else self._graphs_verdict
+
+    @property
+    def _graphs_verdict(self) -> str:
         if self.verified is None:
             return "built"
         if not self.verified["passed"]:
@@ -77,9 +80,8 @@ class Sources:
     def missing(self) -> list[str]:
         """Commands that would add to the page."""
         path = shlex.quote(str(self.bundle.path))
-        looked_at = self.verified is not None and self.verdict != "partly"
         return [
-            *([] if looked_at else [f"variator-export verify {path}"]),
+            *([] if self._graphs_verdict in ("passed", "failed") else [f"variator-export verify {path}"]),
             *([] if self.benchmark else [f"variator-export bench {path}"]),
             *([] if self.qualities else [f"variator-export evaluate {path} --data FILE"]),
         ]

@@ -63,6 +63,8 @@ PLAIN_RUNTIMES = ("torch.onnx", "onnxruntime-optimizer")
 # What is left out where it cannot run, unless it is named.
 OPTIONAL_RUNTIMES = (*PLAIN_RUNTIMES, "torch.compile", "openvino")
 TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.family == "torch")
+# What runs the files of a bundle.
+OWN_RUNTIMES = tuple(name for name in RUNTIMES if name not in (*TORCH_RUNTIMES, *PLAIN_RUNTIMES))
 
 
 class Subjects:
@@ -118,7 +120,7 @@ class Subjects:
         size = EncoderSize(**manifest.backbone.encoder_size)
         shape = (batch_size, sequence_length)
         on_graph = None
-        has_own_graph = subject.runtime not in (*TORCH_RUNTIMES, *PLAIN_RUNTIMES, "any-ratio")
+        has_own_graph = subject.runtime in OWN_RUNTIMES and subject.runtime != "any-ratio"
         if has_own_graph and is_importable("onnx_ir"):
             from variator_export.graph.macs import graph_macs
 
@@ -172,17 +174,20 @@ class Subjects:
         from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph, optimize_transformer
         from variator_export.graph.plain import export_plain
 
-        backbone, graph = self._eager, self._scratch / "plain.onnx"
-        if not graph.exists():
-            export_plain(backbone, graph)
-        if runtime == "onnxruntime-optimizer":
-            graph = optimize_transformer(
-                graph,
-                self._scratch / "optimized.onnx",
+        # Made once: each opening reads the same files.
+        backbone, plain = self._eager, self._scratch / "plain.onnx"
+        optimized = self._scratch / "optimized.onnx"
+        if not plain.exists():
+            export_plain(backbone, plain)
+        if runtime == "onnxruntime-optimizer" and not optimized.exists():
+            optimize_transformer(
+                plain,
+                optimized,
                 model_type=backbone.info.config.model_type,
                 num_heads=int(backbone.info.config.num_attention_heads),
                 hidden_size=self._files.manifest.backbone.hidden_size,
             )
+        graph = optimized if runtime == "onnxruntime-optimizer" else plain
         return OnnxRuntimeGraph(graph, threads=self._threads, as_it_comes=True)
 
     @cached_property

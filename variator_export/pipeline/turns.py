@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from variator_export.core.errors import UserError
+from variator_export.core.errors import UserError, first_line
 from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
@@ -89,7 +89,9 @@ def run_once(
                 try:
                     subject.runner.run(arrays)
                 except Exception as error:  # of five libraries
-                    words = error.message if isinstance(error, UserError) else _first_line(error)
+                    words = f"{type(error).__name__}: {first_line(error)}"
+                    if isinstance(error, UserError):
+                        words = error.message
                     failed = f"{subject.runtime} fails at {batch_size}x{length}: {words}"
                     if named or subject.runtime not in OPTIONAL_RUNTIMES:
                         hint = "Leave it out: choose the others with --runtime; or the shape, with --shape."
@@ -98,10 +100,6 @@ def run_once(
                     subjects[:] = [s for s in subjects if s.runtime != subject.runtime]
                     break
                 advance()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
 
 
 def time_everything(

@@ -335,9 +335,9 @@ def _verify_variant(
                 )
             if len(taken) < len(reference):
                 # What an engine has no profile for it is not asked to run; `run` refuses that too.
-                names = dict.fromkeys(expected.case.name for expected in reference)
-                left = names.keys() - {expected.case.name for expected in taken}
-                left_out.append(LeftOut(graph, REFERENCE, tuple(name for name in names if name in left)))
+                ran = {expected.case.name for expected in taken}
+                names = [expected.case.name for expected in reference]
+                left_out.append(LeftOut(graph, REFERENCE, tuple(name for name in names if name not in ran)))
             findings += verify_graph(graph, runner, taken, advance)
             found, left_of = check_invariances(
                 graph,

@@ -90,9 +90,8 @@ class Graphs:
     def shapes(self) -> list[tuple[int, int]]:
         """Those of the profiles in the bundle's recipe, cut to the model's limit as engines are."""
         manifest = self._bundle.manifest
-        limit = manifest.backbone.max_length
         found = [
-            (batch_size, length if limit is None else min(length, limit))
+            (batch_size, manifest.backbone.within_limit(length))
             for profile in manifest.recipe["engine"]["profiles"].values()
             for batch_size, length in zip(profile["batch_size"], profile["sequence_length"], strict=True)
         ]

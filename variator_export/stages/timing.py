@@ -41,7 +41,7 @@ class Timings:
     @property
     def opening_medians_ms(self) -> tuple[float, ...]:
         """Of each opening the median of its blocks' medians."""
-        return tuple(float(median) for median in np.median(self.block_medians_ms, axis=1))
+        return tuple(np.median(self.block_medians_ms, axis=1).tolist())
 
     @property
     def block_medians_ms(self) -> np.ndarray:
@@ -199,8 +199,8 @@ def speedup(slow: Timings, fast: Timings, *, seed: int = 0) -> Ratio:
         fast_medians[openings, rounds], axis=2
     )
     low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])
-    found = np.array(slow.opening_medians_ms) / np.array(fast.opening_medians_ms)
-    return Ratio(float(np.median(found)), float(low), float(high), tuple(float(ratio) for ratio in found))
+    found = np.median(slow_medians, axis=1) / np.median(fast_medians, axis=1)
+    return Ratio(float(np.median(found)), float(low), float(high), tuple(found.tolist()))
 
 
 def _medians(blocks: Sequence[Sequence[float]]) -> np.ndarray:

@@ -141,6 +141,5 @@ def _token_shapes(name: str, shapes: ShapeSet, backbone: BackboneEntry) -> dict[
             f"The profile {name} begins at {lengths[0]} tokens; the model's limit is {limit}.",
             f"Correct engine.profiles.{name}.sequence_length in the recipe.",
         )
-    within = [length if limit is None else min(length, limit) for length in lengths]
-    low, opt, high = zip(shapes.batch_size, within, strict=True)
+    low, opt, high = zip(shapes.batch_size, map(backbone.within_limit, lengths), strict=True)
     return dict.fromkeys(backbone.inputs, (low, opt, high))
