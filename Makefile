@@ -10,7 +10,7 @@ build: $(VENV)/.installed  ## The default recipe: artifacts/minilm
 	$(BIN)/variator-export build
 
 test: $(VENV)/.installed  ## The tests, on all cores
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.installed  ## ruff: rules and format
 	$(BIN)/ruff check .

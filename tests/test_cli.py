@@ -14,6 +14,7 @@ import pytest
 import typer
 import typer.core
 import typer.main
+from command_line import call
 
 from variator_export.cli.app import make_app
 from variator_export.cli.train import train_app
@@ -60,16 +61,6 @@ COMMANDS = {
                        "--eval-every", "--patience", "--terms", "--replace", "--restart", "--format",
                        "--output", "--help"},
 }  # fmt: skip
-
-
-def call(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "variator_export", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "CI": "true", **environment},
-    )
 
 
 @pytest.fixture

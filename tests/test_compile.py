@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import call
 from conftest import BLOCK
-from test_cli import call
 
 from variator_export import Bundle, UserError
 from variator_export.core.environment import Gpu

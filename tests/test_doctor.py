@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from test_cli import call
+from command_line import call
 
 from variator_export.core import environment
 from variator_export.core import extras as extras_module

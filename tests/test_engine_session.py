@@ -12,9 +12,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from artefacts import Artefacts
+from command_line import call
 from conftest import BLOCK
 from host_gpu import BoundContext, HostGpu
-from test_cli import call
 
 from variator_export import Bundle, UserError
 from variator_export.core.environment import Gpu
@@ -35,11 +36,14 @@ SETS = {
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
-    folder = tmp_path_factory.mktemp("engines") / "small"
-    shutil.copytree(small_bundle, folder)
-    compile_engines(folder, EngineOrder(EngineRecipe(profiles=SETS), ("tensorrt-rtx",), ("ratio-2",)))
-    return folder
+def compiled(artefacts: Artefacts, small_bundle: Path) -> Path:
+    order = EngineOrder(EngineRecipe(profiles=SETS), ("tensorrt-rtx",), ("ratio-2",))
+
+    def make(folder: Path) -> None:
+        shutil.copytree(small_bundle, folder, dirs_exist_ok=True)
+        compile_engines(folder, order)
+
+    return artefacts.folder("engines/sets", make)
 
 
 @pytest.fixture

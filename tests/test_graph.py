@@ -1,6 +1,5 @@
 """One trace serves every ratio: bound graphs and the any-ratio graph compute what eager PyTorch computes."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from conftest import MODELS, VOCAB_SIZE, plugin_for
 from safetensors import safe_open
 from safetensors.torch import load_file
+from stored_traces import Trace
 
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.macs import analytic_macs
@@ -22,7 +22,7 @@ from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.graph.bind import bind, bind_baseline
 from variator_export.graph.macs import graph_macs
 from variator_export.graph.simplify import module_of, reshape_target
-from variator_export.graph.trace import OPSET, trace
+from variator_export.graph.trace import OPSET
 from variator_export.model.augmented import AugmentedModel
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
@@ -36,13 +36,9 @@ RATIOS = (2, 3, 4, 8)
 class Traced:
     """A backbone traced into a folder; plugins are bound into it on demand."""
 
-    def __init__(self, backbone: Backbone, folder: Path, traced_already: Path | None = None) -> None:
+    def __init__(self, backbone: Backbone, folder: Path, trace: Trace) -> None:
         self.backbone, self.folder = backbone, folder
-        if traced_already is None:
-            ir.save(trace(backbone, folder, "weights.safetensors"), folder / "any-ratio.onnx")
-        else:
-            for name in ("weights.safetensors", "any-ratio.onnx"):
-                shutil.copyfile(traced_already / name, folder / name)
+        ir.save(trace(backbone, folder, "weights.safetensors"), folder / "any-ratio.onnx")
         self.any_ratio = OnnxRuntimeGraph(folder / "any-ratio.onnx")
 
     def bind(self, plugin: Plugin | None) -> Path:
@@ -62,14 +58,13 @@ class Traced:
 
 @pytest.fixture(scope="module")
 def traced(
-    tmp_path_factory: pytest.TempPathFactory, load_model: Callable[[str], Backbone], minilm_bundle: Path
+    tmp_path_factory: pytest.TempPathFactory, load_model: Callable[[str], Backbone], trace: Trace
 ) -> Callable[[str], Traced]:
     made: dict[str, Traced] = {}
 
     def get(name: str) -> Traced:
         if name not in made:
-            already = minilm_bundle if name == "minilm" else None
-            made[name] = Traced(load_model(name), tmp_path_factory.mktemp(name), already)
+            made[name] = Traced(load_model(name), tmp_path_factory.mktemp(name), trace)
         return made[name]
 
     return get

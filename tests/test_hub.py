@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from command_line import call, call_process
 from stand_in_hub import Repository, StandInHub, serve
-from test_cli import call
 
 from variator_export.core.errors import UserError
 from variator_export.core.hub import HubSource, parse_hub_source
@@ -84,7 +84,7 @@ def test_a_build_from_the_hub_is_pinned_cached_and_repeated_offline(
     environment = filled.environment(tmp_path / "cache")
     command = ["build", "--backbone", MODEL, "--plugin", f"hub:{PLUGINS}/ratio-4", "--output", "bundle"]
     command += ["--target", "onnxruntime", "--no-speed", "--format", "json"]
-    result = call(*command, cwd=tmp_path, **environment)
+    result = call_process(*command, cwd=tmp_path, environment=environment)
     assert result.returncode == 0, result.stderr
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     commit, plugins = (filled.repositories[name].refs["main"] for name in (MODEL, PLUGINS))
@@ -99,19 +99,19 @@ def test_a_build_from_the_hub_is_pinned_cached_and_repeated_offline(
     assert not any("ratio-2" in line for line in filled.requests)
 
     filled.requests.clear()
-    assert json.loads(call(*command, cwd=tmp_path, **environment).stdout)["published"] is False
+    assert json.loads(call(*command, cwd=tmp_path, environment=environment).stdout)["published"] is False
     assert not any("resolve" in line for line in filled.requests)
 
     offline = {**environment, "HF_HUB_OFFLINE": "1"}
     filled.requests.clear()
-    again = call(*command, "--replace", cwd=tmp_path, **offline)
+    again = call(*command, "--replace", cwd=tmp_path, environment=offline)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "bundle" / "manifest.json").read_text()) == manifest
     assert filled.requests == []
 
-    diagnosis = call("doctor", "bundle", cwd=tmp_path, **environment)
+    diagnosis = call("doctor", "bundle", cwd=tmp_path, environment=environment)
     assert "its backbone is here" in diagnosis.stdout
-    elsewhere = call("doctor", "bundle", cwd=tmp_path, **filled.environment(tmp_path / "other"))
+    elsewhere = call("doctor", "bundle", cwd=tmp_path, environment=filled.environment(tmp_path / "other"))
     assert "its backbone is not here" in elsewhere.stdout
     assert filled.requests == []
 
@@ -120,8 +120,8 @@ def test_a_build_from_the_hub_is_pinned_cached_and_repeated_offline(
     pinned = [
         part.replace(MODEL, f"{MODEL}@{commit}").replace("ratio-4", f"ratio-4@{plugins}") for part in command
     ]
-    assert call(*pinned, cwd=tmp_path, **environment).returncode == 0
-    refused = call(*command, cwd=tmp_path, **environment)
+    assert call(*pinned, cwd=tmp_path, environment=environment).returncode == 0
+    refused = call(*command, cwd=tmp_path, environment=environment)
     assert (refused.returncode, "The hub answers 503" in refused.stderr) == (1, True)
 
 
@@ -131,9 +131,9 @@ def test_a_branch_that_moved_is_another_backbone(
     environment = filled.environment(tmp_path / "cache")
     command = ["build", "--backbone", MODEL, "--ratio", "1", "--output", "bundle"]
     command += ["--target", "onnxruntime", "--no-speed"]
-    assert call(*command, cwd=tmp_path, **environment).returncode == 0
+    assert call(*command, cwd=tmp_path, environment=environment).returncode == 0
     filled.put_folder(MODEL, small_model("roberta"))
-    result = call(*command, cwd=tmp_path, **environment)
+    result = call(*command, cwd=tmp_path, environment=environment)
     assert result.returncode == 1
     assert "The bundle is of another backbone: hub:acme/small-bert@" in result.stderr
 
@@ -171,7 +171,7 @@ def test_what_the_hub_does_not_give(
         "--backbone",
         *arguments,
         cwd=tmp_path,
-        **filled.environment(tmp_path / "c"),
+        environment=filled.environment(tmp_path / "c"),
     )
     assert result.returncode == 1
     assert words in result.stderr
@@ -186,7 +186,7 @@ def test_a_token_opens_what_is_private(filled: StandInHub, tmp_path: Path) -> No
     command = ["build", "--backbone", f"hub:{MODEL}", "--ratio", "1", "--output", "out", "--no-speed"]
     command += ["--target", "onnxruntime"]
     environment = filled.environment(tmp_path / "c", HF_TOKEN="hf_reader")
-    assert call(*command, cwd=tmp_path, **environment).returncode == 0
+    assert call(*command, cwd=tmp_path, environment=environment).returncode == 0
 
 
 def test_a_download_that_breaks_off(filled: StandInHub, tmp_path: Path) -> None:
@@ -194,21 +194,27 @@ def test_a_download_that_breaks_off(filled: StandInHub, tmp_path: Path) -> None:
     command = ["build", "--backbone", f"hub:{MODEL}", "--ratio", "1", "--output", "out", "--no-speed"]
     command += ["--target", "onnxruntime"]
     environment = filled.environment(tmp_path / "c", HF_HUB_DOWNLOAD_TIMEOUT="2")
-    result = call(*command, cwd=tmp_path, **environment)
+    result = call(*command, cwd=tmp_path, environment=environment)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     filled.cut = None
-    assert call(*command, cwd=tmp_path, **environment).returncode == 0
+    assert call(*command, cwd=tmp_path, environment=environment).returncode == 0
 
 
 def test_without_a_network_and_offline(tmp_path: Path) -> None:
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "c")}
-    result = call("build", "--backbone", "hub:a/b", "--output", "out", cwd=tmp_path, **nowhere)
+    result = call("build", "--backbone", "hub:a/b", "--output", "out", cwd=tmp_path, environment=nowhere)
     assert result.returncode == 1
     assert "The hub cannot be reached for hub:a/b" in result.stderr
     assert "HF_HUB_OFFLINE=1 uses what an earlier run left" in result.stderr
     result = call(
-        "build", "--backbone", "hub:a/b", "--output", "out", cwd=tmp_path, HF_HUB_OFFLINE="1", **nowhere
+        "build",
+        "--backbone",
+        "hub:a/b",
+        "--output",
+        "out",
+        cwd=tmp_path,
+        environment={**nowhere, "HF_HUB_OFFLINE": "1"},
     )
     assert result.returncode == 1
     assert "is not whole in the cache, and HF_HUB_OFFLINE forbids" in result.stderr
@@ -219,7 +225,7 @@ def test_a_bundle_is_pushed_whole_and_runs_from_there(
 ) -> None:
     hub.writers = {"hf_writer"}
     environment = hub.environment(tmp_path / "c", HF_TOKEN="hf_writer")
-    result = call("push", str(bundle_copy), "acme/bundle", "--format", "json", **environment)
+    result = call("push", str(bundle_copy), "acme/bundle", "--format", "json", environment=environment)
     assert result.returncode == 0, result.stderr
     pushed = json.loads(result.stdout)["pushed"]
     files = hub.repositories["acme/bundle"].files("main")
@@ -242,7 +248,7 @@ def test_a_push_takes_files_of_the_bundle_before_away_and_nothing_else(
 ) -> None:
     hub.writers = {"hf_writer"}
     environment = hub.environment(tmp_path / "c", HF_TOKEN="hf_writer")
-    assert call("push", str(bundle_copy), "acme/bundle", **environment).returncode == 0
+    assert call("push", str(bundle_copy), "acme/bundle", environment=environment).returncode == 0
     repository = hub.repositories["acme/bundle"]
     first_card = repository.files("main")["README.md"]
     repository.commit({**repository.files("main"), "notes.txt": b"mine"})
@@ -252,7 +258,7 @@ def test_a_push_takes_files_of_the_bundle_before_away_and_nothing_else(
         del manifest["files"][name]
     del manifest["variants"][1]
     path.write_text(json.dumps(manifest))
-    result = call("push", str(bundle_copy), "acme/bundle", **environment)
+    result = call("push", str(bundle_copy), "acme/bundle", environment=environment)
     assert "2 of before removed" in result.stdout, result.stderr
     files = repository.files("main")
     assert "ratio-2.onnx" not in files
@@ -260,7 +266,7 @@ def test_a_push_takes_files_of_the_bundle_before_away_and_nothing_else(
     rows = [line for line in first_card.decode().splitlines() if "ratio-2" not in line]
     assert files["README.md"].decode().splitlines() == rows, "the card is written again"
     repository.commit({**files, "README.md": b"mine"})
-    assert call("push", str(bundle_copy), "acme/bundle", **environment).returncode == 0
+    assert call("push", str(bundle_copy), "acme/bundle", environment=environment).returncode == 0
     assert repository.files("main")["README.md"] == b"mine"
 
 
@@ -271,13 +277,18 @@ def test_plugins_are_pushed_and_used_from_there(
     environment = hub.environment(tmp_path / "c", HF_TOKEN="hf_writer")
     for ratio, folder in embedding_plugins.items():
         shutil.copytree(folder, tmp_path / "plugins" / f"ratio-{ratio}")
-    assert call("push", str(tmp_path / "plugins"), PLUGINS, "--private", **environment).returncode == 0
+    assert (
+        call("push", str(tmp_path / "plugins"), PLUGINS, "--private", environment=environment).returncode == 0
+    )
     assert hub.repositories[PLUGINS].private
-    assert call("push", str(tmp_path / "plugins" / "ratio-2"), "acme/one", **environment).returncode == 0
+    assert (
+        call("push", str(tmp_path / "plugins" / "ratio-2"), "acme/one", environment=environment).returncode
+        == 0
+    )
     assert "plugin.safetensors" in hub.repositories["acme/one"].files("main")
     command = ["build", "--backbone", str(embedding_model), "--output", "out", "--no-speed", "--target"]
     command += ["onnxruntime", "--plugin", f"hub:{PLUGINS}/ratio-4", "--plugin", "hub:acme/one"]
-    result = call(*command, "--push-to-hub", "acme/built", cwd=tmp_path, **environment)
+    result = call(*command, "--push-to-hub", "acme/built", cwd=tmp_path, environment=environment)
     assert result.returncode == 0, result.stderr
     assert {"ratio-2.onnx", "ratio-4.onnx"} <= hub.repositories["acme/built"].files("main").keys()
 
@@ -297,10 +308,10 @@ def test_what_is_not_pushed(filled: StandInHub, bundle_copy: Path, tmp_path: Pat
         (writer, [str(tmp_path), "acme/new"], "holds neither a bundle nor a plugin"),
         (writer, ["nowhere", "acme/new"], "There is no folder nowhere"),
     ):
-        result = call("push", *arguments, **environment)
+        result = call("push", *arguments, environment=environment)
         assert (result.returncode, words in result.stderr) == (1, True), result.stderr
     (bundle_copy / "ratio-4.onnx").write_bytes((bundle_copy / "ratio-4.onnx").read_bytes()[:-1] + b"x")
-    result = call("push", bundle, "acme/new", **writer)
+    result = call("push", bundle, "acme/new", environment=writer)
     assert (result.returncode, "has the sha256" in result.stderr) == (1, True)
     assert {name: dict(r.refs) for name, r in filled.repositories.items()} == before
 
@@ -314,12 +325,12 @@ def test_a_push_that_fails_after_a_build_says_how_to_do_it_again(
         ("acme/new", "There is no token of the hub"),
         ("acme", "names no organisation"),
     ):
-        result = call(*command, repository, cwd=tmp_path, **filled.environment(tmp_path / "c"))
+        result = call(*command, repository, cwd=tmp_path, environment=filled.environment(tmp_path / "c"))
         assert (result.returncode, words in result.stderr) == (1, True), result.stderr
         assert not (tmp_path / "out").exists(), "it is refused before the work"
     filled.writers = {"hf_writer"}
     environment = filled.environment(tmp_path / "c", HF_TOKEN="hf_reader")
-    result = call(*command, "acme/new", cwd=tmp_path, **environment)
+    result = call(*command, "acme/new", cwd=tmp_path, environment=environment)
     assert result.returncode == 1
     assert "out is complete, but was not pushed" in result.stderr
     assert f"variator-export push {tmp_path / 'out'} acme/new" in result.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import interrupted_build
 import pytest
+from artefacts import Artefacts
 
 from variator_export import Bundle, build
 from variator_export.core.environment import installed_version
@@ -37,9 +38,13 @@ def server() -> multiprocessing.context.ForkServerContext:
 
 
 @pytest.fixture(scope="module")
-def start(small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+def start(small_recipe: Recipe, artefacts: Artefacts) -> tuple[Path, Path, Path]:
     """A recipe of ratios 2 and 3, a bundle with ratio 2, and what it becomes when ratio 3 is added."""
-    folder = tmp_path_factory.mktemp("start")
+    folder = artefacts.folder("start", lambda folder: _make_start(small_recipe, folder))
+    return folder / "recipe.yaml", folder / "old", folder / "new"
+
+
+def _make_start(small_recipe: Recipe, folder: Path) -> None:
     recipe = small_recipe.model_copy(
         update={"plugins": small_recipe.plugins[:2], "targets": ("tensorrt-rtx",)}
     )
@@ -49,7 +54,6 @@ def start(small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tup
     build(recipe.model_copy(update={"ratios": (2,)}), folder / "old")
     shutil.copytree(folder / "old", folder / "new")
     build(recipe, folder / "new")
-    return folder / "recipe.yaml", folder / "old", folder / "new"
 
 
 def _interrupt(

@@ -13,10 +13,12 @@ import onnx_ir as ir
 import pytest
 import torch
 import transformers
+from artefacts import Artefacts
+from command_line import call
 from conftest import MODELS, plugin_for
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_cli import call
+from stored_traces import Trace
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
 from variator_export.core.hashing import sha256_file
@@ -26,7 +28,6 @@ from variator_export.engines.tensorrt.isolated import build_engine
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.graph.bind import bind
 from variator_export.graph.macs import precision_share
-from variator_export.graph.trace import trace
 from variator_export.model.backbone import DTYPES, Backbone
 from variator_export.model.families import architectures
 from variator_export.model.plugin_file import load_plugin, save_plugin
@@ -47,15 +48,11 @@ WO = "wo"
 
 
 @pytest.fixture(scope="module")
-def half(
-    tmp_path_factory: pytest.TempPathFactory, load_model: Callable[[str], Backbone]
-) -> Callable[[str, str], Path]:
+def half(artefacts: Artefacts, load_model: Callable[[str], Backbone]) -> Callable[[str, str], Path]:
     """A verified bundle in half precision with an engine, by model and precision."""
-    made: dict[tuple[str, str], Path] = {}
 
-    def make(model: str, precision: str) -> Path:
-        if (model, precision) not in made:
-            folder = tmp_path_factory.mktemp(f"{model}-{precision}")
+    def find(model: str, precision: str) -> Path:
+        def make(folder: Path) -> None:
             backbone = load_model(model)
             save_plugin(plugin_for(backbone, 2), folder / "plugin")
             recipe = {
@@ -67,15 +64,16 @@ def half(
                 "engine": {"profiles": {"small": {"batch_size": [1, 2, 4], "sequence_length": [1, 16, 64]}}},
                 "speed": None,
             }
-            made[model, precision] = build(Recipe.model_validate(recipe), folder / "bundle").bundle
-        return made[model, precision]
+            build(Recipe.model_validate(recipe), folder / "bundle")
 
-    return make
+        return artefacts.folder(f"half/{model}-{precision}", make) / "bundle"
+
+    return find
 
 
 @pytest.mark.parametrize(("model", "precision"), [case for case in FAMILIES if case not in CASES])
 def test_an_engine_can_be_built_of_every_family_in_half_precision(
-    load_model: Callable[[str], Backbone], tmp_path: Path, model: str, precision: str
+    load_model: Callable[[str], Backbone], trace: Trace, tmp_path: Path, model: str, precision: str
 ) -> None:
     backbone = load_model(model).converted(DTYPES[precision])
     ir.save(trace(backbone, tmp_path, "weights.safetensors"), tmp_path / "any-ratio.onnx")

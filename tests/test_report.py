@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from artefacts import Artefacts
 from conftest import BLOCK
 from typer.main import get_command
 
@@ -18,13 +19,17 @@ from variator_export.cli.app import make_app
 from variator_export.core.errors import UserError
 from variator_export.pipeline.report import report
 
+MEASURED = "small <&> model"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
-def measured(embedding_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(artefacts: Artefacts, embedding_bundle: Path) -> Path:
     """A bundle that was verified, timed and evaluated, not to be changed."""
-    bundle = tmp_path_factory.mktemp("report") / "small <&> model"
+    return artefacts.folder("report", lambda folder: _measure(embedding_bundle, folder / MEASURED)) / MEASURED
+
+
+def _measure(embedding_bundle: Path, bundle: Path) -> None:
     shutil.copytree(embedding_bundle, bundle)
     for path in (bundle / "reports").glob("*.json"):
         path.unlink()
@@ -39,7 +44,6 @@ def measured(embedding_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         ["evaluate", str(bundle), "--data", pairs, *columns, "--runtime", "onnxruntime"],
         standalone_mode=False,
     )
-    return bundle
 
 
 def page_text(page: str) -> str:

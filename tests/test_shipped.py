@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from command_line import call_process
 from conftest import copy_tokenizer, small_config
 from stand_in_hub import serve
-from test_cli import call
 
 from variator_export.core.errors import UserError
 from variator_export.core.manifest import read_manifest
@@ -102,7 +102,8 @@ def test_recipes_that_read_the_hub_build_side_by_side(minilm_folder: Path, tmp_p
             copy_tokenizer(minilm_folder, folder)
             hub.put_folder(repo, folder)
         command = ["build", "t5-base", "electra-base", "--jobs", "2", "--ratio", "4", "--no-speed"]
-        result = call(*command, "--format", "json", cwd=tmp_path, **hub.environment(tmp_path / "cache"))
+        environment = hub.environment(tmp_path / "cache")
+        result = call_process(*command, "--format", "json", cwd=tmp_path, environment=environment)
     assert result.returncode == 0, result.stderr
     assert [build["state"] for build in json.loads(result.stdout)["builds"]] == ["published"] * 2
     t5_entry = read_manifest(tmp_path / "artifacts" / "t5-base").backbone

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_cli import call
+from command_line import call
 
 from variator_export.core.errors import EXIT_BUG, UserError
 from variator_export.core.progress import Progress, StepReport

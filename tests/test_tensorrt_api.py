@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from artefacts import Artefacts
+from conftest import ratio_2_and_any_ratio
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tensorrt_api import STUB
-
-from variator_export.core.recipe import EngineRecipe
-from variator_export.pipeline.compile import compile_engines
-from variator_export.pipeline.engine_steps import EngineOrder
 
 SCRIPT = Path(__file__).parent / "tensorrt_api.py"
 # The oldest and the newest that the target `tensorrt` is meant for.
@@ -67,12 +64,9 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
 
 
 @pytest.fixture(scope="module")
-def with_engines(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
+def with_engines(artefacts: Artefacts, small_bundle: Path) -> Path:
     """A bundle with an engine of ratio 2 and one for every ratio."""
-    folder = tmp_path_factory.mktemp("engines") / "small"
-    shutil.copytree(small_bundle, folder)
-    compile_engines(folder, EngineOrder(EngineRecipe(), ("tensorrt-rtx",), ("ratio-2", "any-ratio")))
-    return folder
+    return ratio_2_and_any_ratio(artefacts, small_bundle)
 
 
 def _compare(module: str, target: str, environment: dict[str, str], *options: str) -> dict[str, Any]:

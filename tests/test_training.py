@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from artefacts import Artefacts
 from small_disk import run_on_small_disk
 
 from variator_export.cli.app import make_app
@@ -39,15 +40,6 @@ from variator_export.training.task_data import divide
 
 REPOSITORY = Path(__file__).parent.parent
 PASSAGES = PassageSettings(min_tokens=6, max_tokens=24, held_out=0.1, held_out_passages=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the processes that these tests start: sums on one thread and on two differ in the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +73,13 @@ def _pretrain(folder: Path, texts: str, output: Path, **options: Any) -> Trained
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path, texts: str) -> Path:
+def trained(artefacts: Artefacts, embedding_model: Path, texts: str) -> Path:
     """Plugins of ratio 2 and 4 for the small BERT, not to be changed."""
-    output = tmp_path_factory.mktemp("trained") / "plugins"
-    _pretrain(embedding_model, texts, output)
-    return output
+
+    def make(folder: Path) -> None:
+        _pretrain(embedding_model, texts, folder / "plugins")
+
+    return artefacts.folder("trained", make) / "plugins"
 
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -625,9 +619,12 @@ def _task(path: Path, count: int = 64) -> Path:
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> Path:
+def classifier(artefacts: Artefacts, embedding_model: Path) -> Path:
     """The small BERT, fine-tuned to tell two words apart."""
-    folder = tmp_path_factory.mktemp("task")
+    return artefacts.folder("task", lambda folder: _finetune(embedding_model, folder)) / "classifier"
+
+
+def _finetune(embedding_model: Path, folder: Path) -> None:
     examples = read_examples(str(_task(folder / "train.tsv")), Columns("sentence"))
     result = finetune(
         resolve_source(str(embedding_model)),
@@ -639,7 +636,6 @@ def classifier(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) 
         ),
     )
     assert result.accuracy == 1.0
-    return result.folder
 
 
 def test_fine_tuning_writes_a_classifier_that_names_its_classes(classifier: Path) -> None:

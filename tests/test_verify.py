@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from artefacts import Artefacts
 from conftest import BLOCK
 from planted_faults import FAULTS, plant
 
@@ -61,17 +62,18 @@ def faulty(embedding_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def masked_bundle(
-    tmp_path_factory: pytest.TempPathFactory, embedding_model: Path, embedding_plugins: dict[int, Path]
-) -> Path:
+def masked_bundle(artefacts: Artefacts, embedding_model: Path, embedding_plugins: dict[int, Path]) -> Path:
     """As the bundle of the small embedding model, but its plugin of ratio 4 excludes padding."""
-    folder = tmp_path_factory.mktemp("masked")
-    plugin = load_plugin(embedding_plugins[4])
-    config = dataclasses.replace(plugin.config, masking="exclude-padding")
-    save_plugin(dataclasses.replace(plugin, config=config), folder / "plugin")
-    recipe = {"name": "masked", "backbone": {"source": str(embedding_model)}, "speed": None}
-    plugins = [{"source": str(folder / "plugin")}]
-    return build(Recipe.model_validate({**recipe, "plugins": plugins}), folder / "masked").bundle
+
+    def make(folder: Path) -> None:
+        plugin = load_plugin(embedding_plugins[4])
+        config = dataclasses.replace(plugin.config, masking="exclude-padding")
+        save_plugin(dataclasses.replace(plugin, config=config), folder / "plugin")
+        recipe = {"name": "masked", "backbone": {"source": str(embedding_model)}, "speed": None}
+        plugins = [{"source": str(folder / "plugin")}]
+        build(Recipe.model_validate({**recipe, "plugins": plugins}), folder / "bundle")
+
+    return artefacts.folder("bundles/masked", make) / "bundle"
 
 
 def _sign(bundle: Path) -> None:

@@ -17,8 +17,10 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx_ir as ir
 import pytest
+from artefacts import Artefacts
+from command_line import call
+from conftest import ratio_2_and_any_ratio
 from host_gpu import HostGpu, OpenGraph
-from test_cli import call
 from test_report import page_text
 
 from variator_export import Bundle, UserError
@@ -84,11 +86,8 @@ def _of_inputs(profile: Profile) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
-    folder = tmp_path_factory.mktemp("engines") / "small"
-    shutil.copytree(small_bundle, folder)
-    compile_engines(folder, EngineOrder(EngineRecipe(), (TARGET,), ("ratio-2", "any-ratio")))
-    return folder
+def compiled(artefacts: Artefacts, small_bundle: Path) -> Path:
+    return ratio_2_and_any_ratio(artefacts, small_bundle)
 
 
 @pytest.fixture

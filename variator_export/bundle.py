@@ -54,7 +54,7 @@ class Bundle(BundleFiles):
                 no other one takes its place.
             variant: A ratio or the name of a variant: a session for that one. None: one session that runs
                 every ratio, changed from call to call: `session.run(inputs, ratio=4)`.
-            threads: Of one operator; None: all cores. Of `onnxruntime`.
+            threads: Of one operator; None: `OMP_NUM_THREADS`, or all cores. Of `onnxruntime`.
             allow_unverified: Run an engine that was built and never verified on a device.
             trust_host_code: Let an engine bring a program of its own (TensorRT's lean runtime).
             cuda_graphs: Record an engine's work once for each shape and variant, and replay it. Of

@@ -104,6 +104,16 @@ def _cpu_model() -> str | None:
     return platform.processor() or None
 
 
+def default_threads() -> int | None:
+    """The number of threads that `OMP_NUM_THREADS` asks for; None: it says nothing, all cores.
+
+    PyTorch goes by it; ONNX Runtime and OpenVINO do not by themselves, and would take cores that a container
+    or a worker beside this one was not given.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdecimal() and int(text) > 0 else None
+
+
 def conditions() -> dict[str, Any]:
     """What else a measurement depends on and may change from run to run. Unknown is None."""
     return {

@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from variator_export.core.environment import install_command, require, require_onnxruntime
+from variator_export.core.environment import (
+    default_threads,
+    install_command,
+    require,
+    require_onnxruntime,
+)
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 from variator_export.engines.onnxruntime_providers import CPU, Provider
@@ -44,8 +49,8 @@ def _open(
         options.profile_file_prefix = profile
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    if (number := threads or default_threads()) is not None:
+        options.intra_op_num_threads = number
     name = "a graph in memory" if isinstance(graph, bytes) else graph
     try:
         session = onnxruntime.InferenceSession(
@@ -171,7 +176,7 @@ class OnnxRuntimeGraph:
     Args:
         graph: The ONNX file, or its content.
         extra: Inputs that stay the same from call to call (`plugin_layout.stack_for_graph`).
-        threads: Of one operator; None: all cores.
+        threads: Of one operator; None: `OMP_NUM_THREADS`, or all cores.
         weights: The folder of the weights that a graph given by its content points into.
         as_it_comes: With all optimizations of ONNX Runtime, those too that we leave out for being slower.
     """
@@ -205,7 +210,7 @@ class DeviceGraph:
     Args:
         graph: The ONNX file.
         provider: What runs it.
-        threads: Of one operator on the CPU; None: all cores.
+        threads: Of one operator on the CPU; None: `OMP_NUM_THREADS`, or all cores.
         bind: Whether to bind inputs and outputs; None: on a GPU. On a CPU nothing is copied anyway, and
             binding costs 4 % at (1, 32) (MiniLM, ratio 4).
     """

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from variator_export.core.environment import require
+from variator_export.core.environment import default_threads, require
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 
@@ -16,7 +16,7 @@ class OpenVinoGraph:
 
     Args:
         graph: The ONNX file.
-        threads: None: all cores.
+        threads: None: `OMP_NUM_THREADS`, or all cores.
 
     Raises:
         UserError: OpenVINO is not installed, or cannot read the graph.
@@ -27,8 +27,8 @@ class OpenVinoGraph:
         import openvino
 
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
+        if (number := threads or default_threads()) is not None:
+            options["INFERENCE_NUM_THREADS"] = number
         try:
             self._model = openvino.Core().compile_model(str(graph), "CPU", options)
         except RuntimeError as error:

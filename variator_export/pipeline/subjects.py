@@ -74,7 +74,8 @@ class Subjects:
         files: The bundle.
         backbone: Loads the backbone; called once, where a runtime of PyTorch is asked for.
         scratch: A folder for graphs that are made for the comparison.
-        threads: Of one operator; None: all cores. PyTorch's are set for the whole process, by the caller.
+        threads: Of one operator; None: `OMP_NUM_THREADS`, or all cores. PyTorch's are set for the whole
+            process, by the caller.
         allow_unverified: Time engines that no GPU of this kind has verified.
         trust_host_code: Let an engine bring a program of its own.
     """

@@ -1,0 +1,64 @@
+"""A store of traces: the same small backbone is traced for dozens of tests, at 6 to 8 seconds each.
+
+A trace is addressed by all that decides it: the code that traces, the libraries under it, the backbone's
+configuration, class, pooling, pad token and every bit of its weights. So the store may outlive a run of the
+tests (build/test-traces): what has not changed is not traced again, and in a fresh clone everything is.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from artefacts import Artefacts
+
+from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, versions
+from variator_export.core.hashing import code_digest, sha256_json
+from variator_export.model.backbone import Backbone
+
+STORE = Path(__file__).parent.parent / "build" / "test-traces"
+Trace = Callable[[Backbone, Path, str], ir.Model]
+_GRAPH = "graph.onnx"
+
+
+def stored(trace: Trace) -> Trace:
+    """`trace`, which looks into the store first."""
+    code = sha256_json(
+        [code_digest("graph"), code_digest("model"), versions(*GRAPH_DISTRIBUTIONS), platform_tag()]
+    )
+    artefacts = Artefacts(STORE / code[:16])
+    for other in STORE.iterdir():  # of other code or other libraries
+        if other.name != code[:16]:
+            shutil.rmtree(other, ignore_errors=True)
+
+    def look_up(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
+        def make(new: Path) -> None:
+            ir.save(trace(backbone, new, weights_name), new / _GRAPH)
+
+        kept = artefacts.folder(_address(backbone, weights_name), make)
+        shutil.copyfile(kept / weights_name, folder / weights_name)
+        shutil.copyfile(kept / _GRAPH, folder / _GRAPH)
+        model = ir.load(folder / _GRAPH)
+        (folder / _GRAPH).unlink()
+        return model
+
+    return look_up
+
+
+def _address(backbone: Backbone, weights_name: str) -> str:
+    weights = hashlib.sha256()
+    for name, tensor in sorted(backbone.state.items()):
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha256_json(
+        [
+            weights.hexdigest(),
+            backbone.spec.name,
+            backbone.info.config.to_json_string(),
+            str(backbone.pooling),
+            backbone.pad_token_id,
+            weights_name,
+        ]
+    )
