@@ -21,9 +21,9 @@ from typing import Any
 
 from common import describe, make_t5_base, write_result
 
+from variator_export.building.recipe_build import build
 from variator_export.core.progress import Progress, StepReport
-from variator_export.core.recipe import Recipe
-from variator_export.pipeline.build import build
+from variator_export.recipe.recipe import Recipe
 
 FEW, MANY = (1, 4), (1, 2, 4, 8)
 

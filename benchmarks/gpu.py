@@ -32,16 +32,16 @@ import torch
 from gpu_models import MODELS, Model, make_model
 from gpu_runners import FAMILIES, Way, Ways, wait
 
+from variator_export.benchmark.speed_table import Macs, Subject, speed_inputs, speed_rows
+from variator_export.benchmark.timing import time_until_settled
 from variator_export.core.environment import conditions, machine, versions
 from variator_export.core.errors import UserError
-from variator_export.core.macs import analytic_macs
 from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
 from variator_export.graph.macs import graph_macs
-from variator_export.stages.budget import MULTIPLE, make_budgets
-from variator_export.stages.compare import Deviation, deviation
-from variator_export.stages.speed import Macs, Subject, speed_inputs, speed_rows
-from variator_export.stages.timing import time_until_settled
+from variator_export.model.macs import analytic_macs
+from variator_export.verification.compare import Deviation, deviation
+from variator_export.verification.error_budget import MULTIPLE, make_budgets
 
 RATIOS = (1, 2, 4, 8)
 PRECISIONS = ("float32", "float16", "bfloat16")

@@ -6,12 +6,12 @@ from typing import Any
 from common import copy_tokenizer
 from gpu_models import Model
 
-from variator_export.bundle import Bundle
-from variator_export.core.recipe import EngineRecipe, Recipe, ShapeSet
+from variator_export.building.compile_engines import compile_engines
+from variator_export.building.engine_steps import EngineOrder
+from variator_export.building.recipe_build import build
 from variator_export.model.plugin_file import save_plugin
-from variator_export.pipeline.build import build
-from variator_export.pipeline.compile import compile_engines
-from variator_export.pipeline.engine_steps import EngineOrder
+from variator_export.recipe.recipe import EngineRecipe, Recipe, ShapeSet
+from variator_export.sessions import Bundle
 
 _SHAPES = {
     "short": ShapeSet(batch_size=(1, 1, 8), sequence_length=(1, 128, 512)),

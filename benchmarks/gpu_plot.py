@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from variator_export.stages.plots import save
+from variator_export.reporting.plots import save
 
 Part = Mapping[str, Any]
 _COLOURS = {2: "#0072B2", 4: "#E69F00", 8: "#009E73"}

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
-from variator_export.engines.onnxruntime_graph import DeviceGraph
-from variator_export.engines.onnxruntime_providers import PROVIDERS
+from variator_export.engines.onnxruntime.graph import DeviceGraph
+from variator_export.engines.onnxruntime.providers import PROVIDERS
 from variator_export.graph.bind import bind, bind_baseline
 from variator_export.graph.trace import trace
 from variator_export.model.augmented import AugmentedModel, PlainModel

@@ -21,7 +21,6 @@ from sts_split import split
 
 from variator_export.core.json_file import write_json
 from variator_export.core.progress import Progress
-from variator_export.core.recipe_file import load_recipe
 from variator_export.data.examples import Columns, Examples, read_examples
 from variator_export.data.texts import read_texts
 from variator_export.model.backbone import load_backbone, read_backbone_info
@@ -29,7 +28,8 @@ from variator_export.model.plugin_file import load_plugin, load_plugin_config, s
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.source import BackboneSource, resolve_source
 from variator_export.model.tokenizer import TextEncoder
-from variator_export.pipeline.evaluate import evaluate
+from variator_export.quality.evaluation import evaluate
+from variator_export.recipe.recipe_file import load_recipe
 from variator_export.training.adapt import adapt
 from variator_export.training.finetune import finetune, steps_for_epochs
 from variator_export.training.precision import choose_precision

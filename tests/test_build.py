@@ -14,14 +14,14 @@ from conftest import plugin_for
 from small_disk import run_on_small_disk
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
-from variator_export.core.recipe import BackboneRecipe, PluginRecipe, Recipe
+from variator_export.building import graph_steps as steps
+from variator_export.building.recipe_build import BuildResult
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin
-from variator_export.pipeline import steps
-from variator_export.pipeline.build import BuildResult
-from variator_export.stages.reference import load_reference
-from variator_export.stages.verify import verify_graph
+from variator_export.recipe.recipe import BackboneRecipe, PluginRecipe, Recipe
+from variator_export.verification.judge import verify_graph
+from variator_export.verification.reference import load_reference
 
 
 def _bytes(bundle: Path) -> dict[str, bytes]:
@@ -212,7 +212,7 @@ def test_a_graph_that_computes_something_else_is_not_published(
     def wrong(context: Any, plan: Any) -> None:
         real(context, plan)
         if plan.ratio == 3:
-            _corrupt(context.workshop.staging / "ratio-3.onnx")
+            _corrupt(context.staged.folder / "ratio-3.onnx")
 
     monkeypatch.setattr(steps, "bind_variant", wrong)
     before = _bytes(bundle_copy)

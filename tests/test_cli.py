@@ -18,7 +18,7 @@ from command_line import call
 
 from variator_export.cli.app import make_app
 from variator_export.cli.train import train_app
-from variator_export.core.recipe import Recipe
+from variator_export.recipe.recipe import Recipe
 
 COMMANDS = {
     "doctor": {"--for", "--format", "--help"},

@@ -13,18 +13,18 @@ from command_line import call
 from conftest import BLOCK
 
 from variator_export import Bundle, UserError
+from variator_export.building import engine_steps
+from variator_export.building.compile_engines import compile_engines, merge_engines
+from variator_export.building.engine_steps import EngineOrder
 from variator_export.core.environment import Gpu
 from variator_export.core.errors import UsageError
-from variator_export.core.recipe import EngineRecipe, ShapeSet
 from variator_export.engines.tensorrt import api, compatibility
+from variator_export.engines.tensorrt.builder_process import build_engine
 from variator_export.engines.tensorrt.compatibility import Place, can_run, named_machine
-from variator_export.engines.tensorrt.isolated import build_engine
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
 from variator_export.engines.tensorrt.request import EngineRequest, any_ratio_profiles
 from variator_export.engines.tensorrt.timing_cache import TimingCache, timing_cache_path
-from variator_export.pipeline import engine_steps
-from variator_export.pipeline.compile import compile_engines, merge_engines
-from variator_export.pipeline.engine_steps import EngineOrder
+from variator_export.recipe.recipe import EngineRecipe, ShapeSet
 
 SETS = {
     "interactive": ShapeSet(batch_size=(1, 1, 1), sequence_length=(1, 8, 16)),
@@ -193,7 +193,7 @@ def test_ctrl_c_ends_the_builder_and_leaves_the_bundle(
         monkeypatch.setattr(started[0], "communicate", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         return started[0]
 
-    monkeypatch.setattr("variator_export.engines.tensorrt.isolated.subprocess.Popen", remember)
+    monkeypatch.setattr("variator_export.engines.tensorrt.builder_process.subprocess.Popen", remember)
     with pytest.raises(KeyboardInterrupt):
         compile_engines(bundle_copy, _order())
     assert started[0].poll() is not None

@@ -15,7 +15,7 @@ from documented import REPOSITORY, Mention, arguments_of, blocks, lines_of, ment
 from typer.main import get_command
 
 from variator_export.cli.app import make_app
-from variator_export.core.recipe import Recipe
+from variator_export.recipe.recipe import Recipe
 
 GUIDES = REPOSITORY / "docs" / "guides"
 # So that a guide is followed in a minute; the last of an option that is given twice counts.

@@ -10,8 +10,8 @@ from command_line import call
 from variator_export.core import environment
 from variator_export.core import extras as extras_module
 from variator_export.core.extras import PURPOSES, extras
-from variator_export.pipeline import doctor
-from variator_export.pipeline.doctor import diagnose
+from variator_export.reporting import diagnosis as doctor
+from variator_export.reporting.diagnosis import diagnose
 
 
 def _requires(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:

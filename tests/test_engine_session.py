@@ -18,16 +18,16 @@ from conftest import BLOCK
 from host_gpu import BoundContext, HostGpu
 
 from variator_export import Bundle, UserError
+from variator_export.building.compile_engines import compile_engines
+from variator_export.building.engine_steps import EngineOrder
 from variator_export.core.environment import Gpu
-from variator_export.core.recipe import EngineRecipe, ShapeSet
 from variator_export.engines.tensorrt import plan as opening
 from variator_export.engines.tensorrt import session
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.compatibility import Place
 from variator_export.engines.tensorrt.execution import choose_profile
 from variator_export.engines.tensorrt.request import Profile, any_ratio_profiles
-from variator_export.pipeline.compile import compile_engines
-from variator_export.pipeline.engine_steps import EngineOrder
+from variator_export.recipe.recipe import EngineRecipe, ShapeSet
 
 SETS = {
     "interactive": ShapeSet(batch_size=(1, 1, 4), sequence_length=(1, 16, 64)),

@@ -13,10 +13,9 @@ import torch
 import transformers
 from conftest import copy_tokenizer, small_config
 
-from variator_export.bundle import Bundle
+from variator_export.building.recipe_build import build
 from variator_export.cli.recipe_flags import with_flags
 from variator_export.core.errors import UserError
-from variator_export.core.recipe import Recipe
 from variator_export.data.examples import Columns, read_examples
 from variator_export.model.backbone import Backbone, read_backbone_info
 from variator_export.model.families import (
@@ -27,8 +26,9 @@ from variator_export.model.families import (
     find_task,
 )
 from variator_export.model.source import resolve_source
-from variator_export.pipeline.build import build
-from variator_export.pipeline.evaluate import evaluate
+from variator_export.quality.evaluation import evaluate
+from variator_export.recipe.recipe import Recipe
+from variator_export.sessions import Bundle
 from variator_export.training.distillation import check_losses
 from variator_export.training.settings import Losses
 

@@ -13,11 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from stored_traces import Trace
 
-from variator_export.core.encoder_size import EncoderSize
-from variator_export.core.macs import analytic_macs
 from variator_export.engines.eager import EagerModel
-from variator_export.engines.onnxruntime_graph import OnnxRuntimeGraph
-from variator_export.engines.tensorrt.isolated import build_engine
+from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
+from variator_export.engines.tensorrt.builder_process import build_engine
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.graph.bind import bind, bind_baseline
 from variator_export.graph.macs import graph_macs
@@ -25,10 +23,12 @@ from variator_export.graph.simplify import module_of, reshape_target
 from variator_export.graph.trace import OPSET
 from variator_export.model.augmented import AugmentedModel
 from variator_export.model.backbone import Backbone
+from variator_export.model.encoder_size import EncoderSize
+from variator_export.model.macs import analytic_macs
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin, null_plugin, stack_for_graph
-from variator_export.stages.compare import deviation
+from variator_export.verification.compare import deviation
 
 RATIOS = (2, 3, 4, 8)
 

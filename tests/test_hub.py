@@ -11,7 +11,7 @@ from stand_in_hub import Repository, StandInHub, serve
 
 from variator_export.core.errors import UserError
 from variator_export.core.hub import HubSource, parse_hub_source
-from variator_export.core.recipe_file import load_recipe
+from variator_export.recipe.recipe_file import load_recipe
 
 MODEL, PLUGINS = "acme/small-bert", "acme/plugins"
 

@@ -16,7 +16,7 @@ from artefacts import Artefacts
 
 from variator_export import Bundle, build
 from variator_export.core.environment import installed_version
-from variator_export.core.recipe import Recipe
+from variator_export.recipe.recipe import Recipe
 
 # Steps of a build that makes everything again, and of one that adds a ratio.
 AFRESH = ["backbone", "plugin/ratio-2", "trace"]

@@ -9,7 +9,7 @@ from optimum_findings import EVERY_CASE, WAYS, judge_variant, table
 from safetensors.numpy import load_file, save_file
 
 from variator_export import Bundle
-from variator_export.stages.reference import load_reference
+from variator_export.verification.reference import load_reference
 
 
 @pytest.fixture

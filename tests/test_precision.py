@@ -21,19 +21,19 @@ from safetensors.torch import load_file, save_file
 from stored_traces import Trace
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
+from variator_export.building.recipe_build import default_bundle
 from variator_export.core.hashing import sha256_file
-from variator_export.core.recipe import Recipe
 from variator_export.engines.eager import EagerModel
-from variator_export.engines.tensorrt.isolated import build_engine
+from variator_export.engines.tensorrt.builder_process import build_engine
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.graph.bind import bind
 from variator_export.graph.macs import precision_share
 from variator_export.model.backbone import DTYPES, Backbone
 from variator_export.model.families import architectures
 from variator_export.model.plugin_file import load_plugin, save_plugin
-from variator_export.pipeline.build import default_bundle
-from variator_export.pipeline.verified_graph import WIDENED
-from variator_export.pipeline.verify import verify
+from variator_export.recipe.recipe import Recipe
+from variator_export.verification.bundle_verification import verify
+from variator_export.verification.verified_graph import WIDENED
 
 # Of each kind: post-norm; T5 with its float32 module and its norms; rotated heads with a softmax in float32.
 CASES = [("bert", "float16"), ("t5-v1.0", "float16"), ("modernbert", "bfloat16")]

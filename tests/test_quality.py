@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 from conftest import BLOCK, plugin_for
 
+from variator_export.building.recipe_build import build
 from variator_export.cli.app import make_app
 from variator_export.core.errors import NumbersDisagreeError, UsageError, UserError
-from variator_export.core.recipe import Recipe
 from variator_export.data.examples import Columns, Examples, read_examples
 from variator_export.engines.eager import EagerModel
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
-from variator_export.pipeline.build import build
-from variator_export.pipeline.evaluate import evaluate, store_quality
-from variator_export.stages.quality import (
+from variator_export.quality.evaluation import evaluate, store_quality
+from variator_export.quality.metrics import (
     classification_metrics,
     embedding_metrics,
     relative_loss,
     retrieval_recall,
     similarity_metrics,
 )
+from variator_export.recipe.recipe import Recipe
 
 PAIRS = Path(__file__).parent / "data" / "sentence_pairs.tsv"
 COLUMNS = Columns("first", "second", "score")
@@ -154,7 +154,7 @@ def test_what_cannot_be_measured_is_refused_before_the_export(
 ) -> None:
     backbone = load_model("roberta")
     save_plugin(plugin_for(backbone, 2), tmp_path / "plugin")
-    monkeypatch.setattr("variator_export.pipeline.evaluate.build", None)  # would fail if it were called
+    monkeypatch.setattr("variator_export.quality.evaluation.build", None)  # would fail if it were called
     with pytest.raises(UserError, match="The task similarity needs the output sentence_embedding"):
         evaluate([tmp_path / "plugin"], pairs, backbone=str(backbone.info.source.folder))
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from variator_export.building.plan import parse_ratio, select_plugins
 from variator_export.core.errors import UserError
-from variator_export.core.recipe import Recipe
-from variator_export.core.recipe_file import (
+from variator_export.recipe.recipe import Recipe
+from variator_export.recipe.recipe_file import (
     Layer,
     load_recipe,
     recipe_schema,
     resolve_recipe,
     shipped_recipes,
 )
-from variator_export.pipeline.plan import parse_ratio, select_plugins
 
 MINIMAL = "name: x\nbackbone: {source: ./b}\n"
 

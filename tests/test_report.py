@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from variator_export.cli.app import make_app
 from variator_export.core.errors import UserError
-from variator_export.pipeline.report import report
+from variator_export.reporting.bundle_report import report
 
 MEASURED = "small <&> model"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -13,14 +13,14 @@ import pytest
 from conftest import BLOCK, plugin_for
 
 from variator_export import Bundle, UserError, build
-from variator_export.core.recipe import Recipe
-from variator_export.engines.onnxruntime import plugin_inputs
-from variator_export.engines.onnxruntime_graph import DeviceGraph
-from variator_export.engines.onnxruntime_providers import PROVIDERS
+from variator_export.engines.onnxruntime.graph import DeviceGraph
+from variator_export.engines.onnxruntime.providers import PROVIDERS
+from variator_export.engines.onnxruntime.session import plugin_inputs
 from variator_export.model.backbone import load_backbone, read_backbone_info
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.source import resolve_source
+from variator_export.recipe.recipe import Recipe
 
 
 def _inputs(bundle: Bundle, *texts: str) -> dict[str, np.ndarray]:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from command_line import call
 
+from variator_export.building import parallel as side_by_side
+from variator_export.building.parallel import Order, build_all
 from variator_export.core.errors import EXIT_BUG, UserError
 from variator_export.core.progress import Progress, StepReport
-from variator_export.core.recipe import Recipe, SpeedRecipe
-from variator_export.pipeline import side_by_side
-from variator_export.pipeline.side_by_side import Order, build_all
+from variator_export.recipe.recipe import Recipe, SpeedRecipe
 
 
 def _recipe(small_recipe: Recipe, name: str, **changes: object) -> Recipe:

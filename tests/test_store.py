@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from small_disk import run_on_small_disk
 
-from variator_export.core import store
+from variator_export.bundle.publishing import exclusive, publish, recover
 from variator_export.core.errors import UserError
-from variator_export.core.store import exclusive, publish, recover
+from variator_export.sessions import publishing as store
 
 # A stand-in for a bundle: as many files as one has, all of one generation.
 _FILES = [f"{folder}{n}.bin" for folder in ("", "plugins/a/", "engines/x/y/") for n in range(6)]
@@ -196,7 +196,7 @@ def test_a_refusal_to_read_something_else_is_not_called_writing(tmp_path: Path) 
 def test_a_mount_point_cannot_be_swapped(tmp_path: Path) -> None:
     script = f"""python -c "
 from pathlib import Path
-from variator_export.core.store import exclusive
+from variator_export.bundle.publishing import exclusive
 with exclusive(Path('{tmp_path}/disk')): pass" """
     result = run_on_small_disk(script, tmp_path / "disk", size="1m")
     assert "is a mount point" in result.stderr

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from variator_export.stages.timing import Timings, join, speedup, time_in_turns, time_until_settled
+from variator_export.benchmark.timing import Timings, join, speedup, time_in_turns, time_until_settled
 
 
 class Clock:

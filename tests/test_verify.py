@@ -19,27 +19,26 @@ from artefacts import Artefacts
 from conftest import BLOCK
 from planted_faults import FAULTS, plant
 
-from variator_export.bundle import Bundle
+from variator_export.building.recipe_build import build
+from variator_export.bundle.manifest import MANIFEST_NAME, Variant
 from variator_export.cli.app import make_app
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.hashing import sha256_file
-from variator_export.core.manifest import MANIFEST_NAME, Variant
 from variator_export.core.progress import Progress
-from variator_export.core.recipe import Recipe
 from variator_export.engines.base import Arrays, Runner
 from variator_export.engines.eager import EagerModel
 from variator_export.graph.modules import module_outputs
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin_file import load_plugin, save_plugin
-from variator_export.pipeline.build import build
-from variator_export.pipeline.eager_bundle import EagerBundle
-from variator_export.pipeline.verify import STORED, Verification, verify
-from variator_export.pipeline.verify_targets import Graphs
-from variator_export.stages.bisect import Bisection, BisectTarget
-from variator_export.stages.budget import EPSILON, Budget, make_budgets, make_pooled_budgets
-from variator_export.stages.cases import REAL_TEXT
-from variator_export.stages.compare import argmax_agreement, deviation, rank_correlation
-from variator_export.stages.invariances import (
+from variator_export.recipe.recipe import Recipe
+from variator_export.sessions import Bundle
+from variator_export.verification.bisect import Bisection, BisectTarget
+from variator_export.verification.bundle_verification import STORED, Verification, verify
+from variator_export.verification.cases import REAL_TEXT
+from variator_export.verification.compare import argmax_agreement, deviation, rank_correlation
+from variator_export.verification.eager_bundle import EagerBundle
+from variator_export.verification.error_budget import EPSILON, Budget, make_budgets, make_pooled_budgets
+from variator_export.verification.invariances import (
     CHECKS,
     EQUAL_ROWS,
     PADDING,
@@ -47,8 +46,9 @@ from variator_export.stages.invariances import (
     ROW_ORDER,
     check_invariances,
 )
-from variator_export.stages.reference import load_reference
-from variator_export.stages.verify import REFERENCE, verify_graph
+from variator_export.verification.judge import REFERENCE, verify_graph
+from variator_export.verification.reference import load_reference
+from variator_export.verification.runs import Graphs
 
 WRONG_RATIO = "a plugin of the wrong ratio"
 PAGE = Path(__file__).parent.parent / "docs" / "verification.md"
@@ -403,10 +403,10 @@ def test_a_fault_that_goes_away_with_any_value_is_told_as_that(
 @pytest.mark.parametrize(
     ("where", "error", "words"),
     [
-        ("pipeline.verify_targets.open_changed", UserError("No engine.", "Try."), "bisected: No engine."),
-        ("pipeline.verify_targets.open_changed", KeyError("a bug"), "bisected: Traceback"),
+        ("verification.runs.open_changed", UserError("No engine.", "Try."), "bisected: No engine."),
+        ("verification.runs.open_changed", KeyError("a bug"), "bisected: Traceback"),
         (
-            "stages.reproduction.write_reproduction",
+            "verification.reproduction.write_reproduction",
             OSError(28, "No space left on device"),
             "reproduced in a folder: [Errno 28] No space left on device",
         ),
@@ -481,7 +481,7 @@ def test_it_needs_neither_torch_nor_transformers(embedding_bundle: Path) -> None
 def test_a_bundle_that_cannot_be_written_is_verified_all_the_same(
     faulty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from variator_export.pipeline import reports as module
+    from variator_export.sessions import reports as module
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", str(faulty / "reports"))

@@ -24,27 +24,27 @@ from host_gpu import HostGpu, OpenGraph
 from test_report import page_text
 
 from variator_export import Bundle, UserError
+from variator_export.benchmark.bundle_benchmark import bench
+from variator_export.building.compile_engines import compile_engines, merge_engines
+from variator_export.building.engine_steps import EngineOrder
+from variator_export.bundle.engine_records import ENGINE_RECORDS, read_records
+from variator_export.bundle.files import BundleFiles
 from variator_export.cli.verification_files import junit_xml, markdown
-from variator_export.core.bundle_files import BundleFiles
-from variator_export.core.engine_records import ENGINE_RECORDS, read_records
 from variator_export.core.environment import Gpu
-from variator_export.core.recipe import EngineRecipe, ShapeSet
-from variator_export.engines.onnxruntime import OnnxRuntimeSession
+from variator_export.engines.onnxruntime.session import OnnxRuntimeSession
 from variator_export.engines.tensorrt import rebuilt, session
+from variator_export.engines.tensorrt.builder_process import build_engine
 from variator_export.engines.tensorrt.compatibility import Place
-from variator_export.engines.tensorrt.isolated import build_engine
 from variator_export.engines.tensorrt.layers import EnginePrecision, precision_in_engine
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.engines.tensorrt.session import TensorRtSession
 from variator_export.graph.modules import module_outputs
-from variator_export.pipeline import verify_targets
-from variator_export.pipeline.bench import bench
-from variator_export.pipeline.compile import compile_engines, merge_engines
-from variator_export.pipeline.engine_steps import EngineOrder
-from variator_export.pipeline.report import report
-from variator_export.pipeline.verify import Verification, store_verification, verify
-from variator_export.stages.invariances import EQUAL_ROWS, ROW_ALONE, ROW_ORDER
-from variator_export.stages.verify import REFERENCE
+from variator_export.recipe.recipe import EngineRecipe, ShapeSet
+from variator_export.reporting.bundle_report import report
+from variator_export.verification import runs as verify_targets
+from variator_export.verification.bundle_verification import Verification, store_verification, verify
+from variator_export.verification.invariances import EQUAL_ROWS, ROW_ALONE, ROW_ORDER
+from variator_export.verification.judge import REFERENCE
 
 TARGET = "tensorrt-rtx"
 Plant = Callable[[ir.Model], None]

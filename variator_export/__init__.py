@@ -13,20 +13,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from variator_export.bundle import Bundle
+    from variator_export.building.recipe_build import BuildResult, build
     from variator_export.core.errors import NumbersDisagreeError, UserError
-    from variator_export.core.recipe import Recipe
-    from variator_export.core.recipe_file import load_recipe
-    from variator_export.pipeline.build import BuildResult, build
+    from variator_export.recipe.recipe import Recipe
+    from variator_export.recipe.recipe_file import load_recipe
+    from variator_export.sessions import Bundle
 
 _HOMES = {
-    "Bundle": "variator_export.bundle",
-    "BuildResult": "variator_export.pipeline.build",
+    "Bundle": "variator_export.sessions",
+    "BuildResult": "variator_export.building.recipe_build",
     "NumbersDisagreeError": "variator_export.core.errors",
-    "Recipe": "variator_export.core.recipe",
+    "Recipe": "variator_export.recipe.recipe",
     "UserError": "variator_export.core.errors",
-    "build": "variator_export.pipeline.build",
-    "load_recipe": "variator_export.core.recipe_file",
+    "build": "variator_export.building.recipe_build",
+    "load_recipe": "variator_export.recipe.recipe_file",
 }
 
 __all__ = ["BuildResult", "Bundle", "NumbersDisagreeError", "Recipe", "UserError", "build", "load_recipe"]

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from variator_export.benchmark.bundle_benchmark import Benchmark, ShapeResult, bench, store_benchmark
+from variator_export.benchmark.runtimes import OWN_RUNTIMES, RUNTIMES
+from variator_export.benchmark.schedule import TimingSettings
+from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
+from variator_export.building.plan import parse_ratio
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import TooSlowError, UsageError
 from variator_export.core.json_file import write_json
-from variator_export.pipeline.bench import Benchmark, ShapeResult, bench, store_benchmark
-from variator_export.pipeline.plan import parse_ratio
-from variator_export.pipeline.subjects import OWN_RUNTIMES, RUNTIMES
-from variator_export.pipeline.turns import TimingSettings
-from variator_export.stages.speed import SPEED_COLUMNS, speed_cells
 
 _DEFAULT_SHAPES = ("1x32", "1x128", "8x128", "32x128")
 # Modules of a profile that are shown.
@@ -140,7 +140,7 @@ def _check_gate(
     least: float, runtimes: Sequence[str] | None, bundle: Path, variants: Sequence[int | str]
 ) -> None:
     """A gate that compares nothing would let everything pass."""
-    from variator_export.core.manifest import read_manifest
+    from variator_export.bundle.manifest import read_manifest
 
     if not math.isfinite(least):
         raise UsageError(f"--fail-under {least} is no speed-up.", "Give a number, for example 1.5.")
@@ -165,7 +165,7 @@ def _parse(text: str) -> tuple[int, int]:
 
 def default_shapes(bundle: Path) -> list[tuple[int, int]]:
     """Those of the default that the bundle's model allows; longer ones are cut to its limit."""
-    from variator_export.core.manifest import read_manifest
+    from variator_export.bundle.manifest import read_manifest
 
     backbone = read_manifest(bundle).backbone
     shapes = [_parse(text) for text in _DEFAULT_SHAPES]

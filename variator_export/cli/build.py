@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from variator_export.building.parallel import Order, Outcome, build_all
+from variator_export.building.recipe_build import BuildResult, build, default_bundle
 from variator_export.cli.build_tables import outcomes_table, speed_table, verification_table
 from variator_export.cli.output import ConsoleProgress, Format, Output, error_document
 from variator_export.cli.push import PushOption, check_push, push_result
 from variator_export.cli.recipe_flags import with_flags
 from variator_export.core.errors import UsageError, UserError
-from variator_export.core.recipe import DEFAULT_RECIPE, TARGETS
-from variator_export.core.recipe_file import ResolvedRecipe, shipped_recipes
-from variator_export.pipeline.build import BuildResult, build, default_bundle
-from variator_export.pipeline.side_by_side import Order, Outcome, build_all
-from variator_export.pipeline.verified_graph import AS_IT_IS, how_it_runs
+from variator_export.recipe.recipe import DEFAULT_RECIPE, TARGETS
+from variator_export.recipe.recipe_file import ResolvedRecipe, shipped_recipes
+from variator_export.verification.verified_graph import AS_IT_IS, how_it_runs
 
 
 def build_command(

@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
-from variator_export.pipeline.build import BuildResult
-from variator_export.pipeline.side_by_side import Outcome
-from variator_export.stages.budget import MULTIPLE
+from variator_export.building.parallel import Outcome
+from variator_export.building.recipe_build import BuildResult
+from variator_export.verification.error_budget import MULTIPLE
 
 
 def outcomes_table(outcomes: Sequence[Outcome]) -> Table:

@@ -7,22 +7,22 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from variator_export.cli import options
-from variator_export.cli.output import ConsoleProgress, Format, Output
-from variator_export.core.engine_records import ANY_RATIO
-from variator_export.core.errors import UsageError
-from variator_export.core.manifest import EngineEntry
-from variator_export.core.recipe import CAPABILITIES
-from variator_export.core.recipe_file import load_recipe
-from variator_export.engines.tensorrt.api import FLAVOURS
-from variator_export.engines.tensorrt.request import TimingCacheMode
-from variator_export.pipeline.compile import (
+from variator_export.building.compile_engines import (
     CompileResult,
     compile_engines,
     merge_engines,
     recipe_of_engines,
 )
-from variator_export.pipeline.engine_steps import EngineOrder
+from variator_export.building.engine_steps import EngineOrder
+from variator_export.bundle.engine_records import ANY_RATIO
+from variator_export.bundle.manifest import EngineEntry
+from variator_export.cli import options
+from variator_export.cli.output import ConsoleProgress, Format, Output
+from variator_export.core.errors import UsageError
+from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.tensorrt.request import TimingCacheMode
+from variator_export.recipe.recipe import CAPABILITIES
+from variator_export.recipe.recipe_file import load_recipe
 
 _TARGETS = tuple(FLAVOURS)
 _CACHE_MODES = get_args(TimingCacheMode)

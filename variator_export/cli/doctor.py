@@ -12,7 +12,7 @@ from variator_export.cli.output import Format, Output
 from variator_export.core.errors import UsageError
 from variator_export.core.extras import Extra
 from variator_export.engines.tensorrt.compatibility import named_machine
-from variator_export.pipeline.doctor import Diagnosis, diagnose
+from variator_export.reporting.diagnosis import Diagnosis, diagnose
 
 
 def doctor_command(

@@ -5,12 +5,12 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from variator_export.bundle.publishing import exclusive, publish
 from variator_export.cli.options import BackboneOption, OutputOption, choose, default_backbone
 from variator_export.cli.output import Format, Output
 from variator_export.cli.push import PushOption, check_push, push_result
 from variator_export.core.environment import require
 from variator_export.core.errors import UserError
-from variator_export.core.store import exclusive, publish
 
 
 def import_command(

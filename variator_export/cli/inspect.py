@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from variator_export.bundle import Bundle
+from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.cli.output import Format, Output
-from variator_export.core.engine_records import ANY_RATIO
+from variator_export.sessions import Bundle
 
 
 def inspect_command(

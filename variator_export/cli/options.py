@@ -13,9 +13,9 @@ from pydantic import BaseModel, ValidationError
 from variator_export.core.environment import require
 from variator_export.core.errors import UsageError
 from variator_export.core.nearest import nearest
-from variator_export.core.recipe import DEFAULT_RECIPE
-from variator_export.core.recipe_file import load_recipe
 from variator_export.core.validation import describe_validation_error
+from variator_export.recipe.recipe import DEFAULT_RECIPE
+from variator_export.recipe.recipe_file import load_recipe
 
 # The fields of training.settings.Losses, which is not imported here: it is not needed for --help.
 LOSS_TERMS = ("hidden", "layers", "embedding", "logits", "label")

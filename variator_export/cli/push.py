@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from variator_export.building.hub_push import check_repository, push
 from variator_export.cli.output import Format, Output
 from variator_export.core.errors import UserError
 from variator_export.core.hub import require_token
-from variator_export.pipeline.push import check_repository, push
 
 PushOption = Annotated[
     str | None,

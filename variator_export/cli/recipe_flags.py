@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from variator_export.building.plan import parse_ratio
 from variator_export.cli import options
 from variator_export.core.errors import UsageError, UserError
 from variator_export.core.nearest import nearest
-from variator_export.core.recipe import DEFAULT_RECIPE, TARGETS
-from variator_export.core.recipe_file import Layer, ResolvedRecipe, resolve_recipe
-from variator_export.pipeline.plan import parse_ratio
+from variator_export.recipe.recipe import DEFAULT_RECIPE, TARGETS
+from variator_export.recipe.recipe_file import Layer, ResolvedRecipe, resolve_recipe
 
 
 def with_flags(

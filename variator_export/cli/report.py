@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from variator_export.cli.output import Format, Output
-from variator_export.pipeline.report import report
+from variator_export.reporting.bundle_report import report
 
 
 def report_command(

@@ -9,11 +9,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from variator_export.bundle import SESSION_TARGETS, Bundle
+from variator_export.building.plan import parse_ratio
 from variator_export.cli import options
 from variator_export.cli.output import Format, Output
 from variator_export.core.errors import UsageError
-from variator_export.pipeline.plan import parse_ratio
+from variator_export.sessions import SESSION_TARGETS, Bundle
 
 
 def run_command(

@@ -4,7 +4,7 @@ import json
 
 import typer
 
-from variator_export.core.recipe_file import recipe_schema
+from variator_export.recipe.recipe_file import recipe_schema
 
 
 def schema_command() -> None:

@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree
 
-from variator_export.pipeline.verify import Verification
+from variator_export.verification.bundle_verification import Verification
 
 
 def junit_xml(result: Verification) -> str:

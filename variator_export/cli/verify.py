@@ -6,15 +6,15 @@ from typing import Annotated, Any, cast
 import typer
 from rich.table import Table
 
+from variator_export.building.plan import parse_ratio
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.cli.verification_files import junit_xml, markdown
 from variator_export.core.errors import NumbersDisagreeError, UsageError
 from variator_export.core.json_file import write_text
 from variator_export.engines.tensorrt.api import FLAVOURS
-from variator_export.pipeline.plan import parse_ratio
-from variator_export.pipeline.verified_graph import AS_IT_IS
-from variator_export.pipeline.verify import Verification, store_verification, verify
+from variator_export.verification.bundle_verification import Verification, store_verification, verify
+from variator_export.verification.verified_graph import AS_IT_IS
 
 _SHOWN_FAILURES = 10
 

@@ -1,7 +1,7 @@
 """How long work tells what it is doing; the command line shows it, a library call is silent."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,3 +38,26 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Something worth a line."""
+
+
+class PhaseBars:
+    """A bar for each phase of a builder."""
+
+    def __init__(self, progress: Progress, prefix: str) -> None:
+        self._progress, self._prefix = progress, prefix
+        self._open = ExitStack()
+        self._advance: Callable[[], None] | None = None
+
+    def __enter__(self) -> "PhaseBars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def tell(self, phase: str, step: int, steps: int) -> None:
+        """Show how far a phase is."""
+        if step == 0:
+            self._open.close()
+            self._advance = self._open.enter_context(self._progress.bar(f"{self._prefix}: {phase}", steps))
+        elif self._advance is not None:
+            self._advance()

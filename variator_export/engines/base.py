@@ -11,7 +11,7 @@ import numpy as np
 from variator_export.core.errors import UserError
 
 if TYPE_CHECKING:  # what runs graphs needs no manifest
-    from variator_export.core.manifest import BackboneEntry
+    from variator_export.bundle.manifest import BackboneEntry
 
 Arrays = dict[str, np.ndarray]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from variator_export.graph.boundary import remove_padding
 from variator_export.graph.constants import add_constant
 from variator_export.graph.masking import keep_everything
+from variator_export.graph.padding import remove_padding
 from variator_export.graph.simplify import module_of, name_nodes, simplify
 from variator_export.graph.weights import attach_weights, detach_weights, external_tensors
 from variator_export.model.plugin_layout import (

@@ -1,4 +1,4 @@
-"""Counting the multiply-accumulates (MACs) of a graph, to stand beside those of the formula (`core.macs`).
+"""Counting the multiply-accumulates (MACs) of a graph, to stand beside those of the formula (`model.macs`).
 
 Only matrix products count; scores and weighted sums of the attention do.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from variator_export.graph.boundary import BATCH, LENGTH
+from variator_export.graph.padding import BATCH, LENGTH
 from variator_export.graph.simplify import module_of
 
 

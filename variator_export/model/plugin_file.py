@@ -13,11 +13,11 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from variator_export.core.bundle_files import BundleFiles
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import Variant
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_files
 from variator_export.core.json_file import read_json_object
-from variator_export.core.manifest import Variant
 from variator_export.core.validation import describe_validation_error
 from variator_export.model.plugin_layout import (
     CONFIG_NAME,

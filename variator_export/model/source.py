@@ -14,9 +14,9 @@ from variator_export.core.hub import (
     parse_hub_source,
     pin,
 )
-from variator_export.core.recipes_folder import RECIPES_PREFIX, recipes_folder
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 from variator_export.model.tokenizer import TOKENIZER_FILES
+from variator_export.recipe.recipes_folder import RECIPES_PREFIX, recipes_folder
 
 PACKAGE_PREFIX = "package:"
 WEIGHTS_NAME = "model.safetensors"

@@ -12,7 +12,7 @@ from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_file import load_plugin, load_plugin_config, plugin_sha256
 
-# As variants are named (core.recipe).
+# As variants are named (recipe.recipe).
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

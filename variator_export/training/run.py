@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from variator_export.bundle.publishing import exclusive, publish, writing_to
 from variator_export.core.environment import DISTRIBUTION, versions
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import code_digest
 from variator_export.core.progress import Progress
-from variator_export.core.store import exclusive, publish, writing_to
 from variator_export.model.plugin_card import is_plugin_folder
 from variator_export.training.processes import device, is_main_process, num_processes
 

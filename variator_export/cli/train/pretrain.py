@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
+from variator_export.building.plan import parse_ratio
 from variator_export.cli import options
 from variator_export.cli.output import Format, Output
 from variator_export.cli.push import PushOption, check_push
 from variator_export.cli.train import common
 from variator_export.core.errors import UsageError
-from variator_export.pipeline.plan import parse_ratio
 
 
 def pretrain_command(

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from variator_export.core.environment import install_command, installed_version
 from variator_export.core.errors import UserError
-from variator_export.core.recipe import EngineRecipe
+from variator_export.recipe.recipe import EngineRecipe
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Flavour:
         module: Its Python module.
         distribution: What installs it; the extra of this package has the same name.
         magic: The first bytes of its plans.
-        cannot: What of `core.recipe.EngineRecipe` it refuses, and why.
+        cannot: What of `recipe.recipe.EngineRecipe` it refuses, and why.
         compute_capabilities: Those that it can build for without the GPU; None: that of the GPU that builds.
         portable: Those that an engine runs on for which none was named.
         records_graphs: Whether its execution contexts record CUDA graphs; else their stream is recorded.

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from variator_export.core.bundle_files import WEIGHTS_NAME, BundleFiles
+from variator_export.bundle.files import WEIGHTS_NAME, BundleFiles
+from variator_export.bundle.manifest import EngineEntry, Variant
 from variator_export.core.errors import UserError
-from variator_export.core.manifest import EngineEntry, Variant
 from variator_export.engines.tensorrt.api import load_tensorrt
 from variator_export.engines.tensorrt.log import last_words, make_log
 from variator_export.engines.tensorrt.plan_header import plan_contradicts

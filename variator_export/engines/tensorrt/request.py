@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from variator_export.bundle.manifest import BackboneEntry
 from variator_export.core.errors import UserError
-from variator_export.core.manifest import BackboneEntry
-from variator_export.core.recipe import ShapeSet
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.compatibility import PORTABLE
 from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX, TENSOR_KINDS
+from variator_export.recipe.recipe import ShapeSet
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, max
 TimingCacheMode = Literal["ignore", "use", "require"]

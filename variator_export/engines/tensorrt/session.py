@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from variator_export.core.bundle_files import BundleFiles
-from variator_export.core.engine_records import ANY_RATIO
+from variator_export.bundle.engine_records import ANY_RATIO
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import Gpu, first_gpu
 from variator_export.core.errors import UserError
-from variator_export.core.manifest import EngineEntry
 from variator_export.engines.base import Arrays, check_inputs
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.compatibility import can_run, this_machine

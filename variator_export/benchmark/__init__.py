@@ -1,0 +1,1 @@
+"""How fast a bundle is, against what a user would pick instead."""

@@ -1,0 +1,280 @@
+"""Benchmarking a finished bundle: every ratio and what a user would run instead, at several shapes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from variator_export.benchmark.profile import profile_rows
+from variator_export.benchmark.runtimes import (
+    OWN_RUNTIMES,
+    RUNTIMES,
+    Subjects,
+    available_runtimes,
+    open_subjects,
+)
+from variator_export.benchmark.schedule import (
+    Shape,
+    Timed,
+    TimingSettings,
+    open_all,
+    run_once,
+    time_everything,
+)
+from variator_export.benchmark.speed_table import Subject, break_even, speed_inputs, speed_rows
+from variator_export.bundle.manifest import Variant
+from variator_export.bundle.quality_report import quality_of_graphs
+from variator_export.bundle.reports import BENCHMARK_REPORT, store_report
+from variator_export.core.environment import (
+    conditions,
+    is_importable,
+    machine,
+    require,
+    require_onnxruntime,
+    versions,
+)
+from variator_export.core.errors import UserError
+from variator_export.core.json_file import read_json_object
+from variator_export.core.progress import Progress
+from variator_export.engines.base import Arrays
+from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.sessions import Bundle
+from variator_export.verification.eager_bundle import load_bundle_backbone
+
+if TYPE_CHECKING:
+    from variator_export.model.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class ShapeResult:
+    """All subjects at one shape.
+
+    Attributes:
+        settled: Whether the medians stood still, before the rounds ran out, in every opening.
+        settled_openings: In how many they did.
+        rows: As `benchmark.speed_table.speed_rows` gives them.
+        profiles: Where each variant's graph spends its time on ONNX Runtime
+            (`benchmark.profile.profile_rows`), if that was asked for.
+    """
+
+    batch_size: int
+    sequence_length: int
+    settled: bool
+    settled_openings: int
+    rows: Sequence[Mapping[str, Any]]
+    profiles: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What `bench` found.
+
+    Attributes:
+        bundle: The bundle's folder.
+        shapes: One after the other, as they were asked for.
+        break_even: From which shape on each ratio pays (`benchmark.speed_table.break_even`).
+        quality: What is known of the quality of these graphs: for each task and data set the metric and what
+            each variant has and loses.
+        graphs: The sha256 of each variant's graph.
+        settings: How it was timed.
+        torch_threads: Of PyTorch, as it says; None: it is not installed. Others do not tell what they take
+            where the settings leave it to them.
+        measured_at: ISO 8601, UTC.
+        machine: This machine.
+        conditions: Clocks and load before and after.
+        versions: Of what ran.
+    """
+
+    bundle: Path
+    shapes: Sequence[ShapeResult]
+    break_even: Sequence[Mapping[str, Any]]
+    quality: Sequence[Mapping[str, Any]]
+    graphs: Mapping[str, str]
+    settings: TimingSettings
+    torch_threads: int | None
+    measured_at: str
+    machine: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+    versions: Mapping[str, str | None]
+
+    @property
+    def settled(self) -> bool:
+        """Whether all shapes did."""
+        return all(shape.settled for shape in self.shapes)
+
+    def too_slow(self, least: float) -> list[str]:
+        """What is slower than asked for: the lower bound of the speed-up counts. PyTorch's own do not."""
+        return [
+            f"{row['variant']} on {row['runtime']} at {shape.batch_size}x{shape.sequence_length}: speed-up "
+            f"{row['speedup']:.2f}, lower bound {row['speedup_low']:.2f}"
+            for shape in self.shapes
+            for row in shape.rows
+            if row["ratio"] > 1 and row["runtime"] in OWN_RUNTIMES and row["speedup_low"] < least
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**asdict(self), "bundle": str(self.bundle), "settled": self.settled}
+
+
+def bench(
+    bundle: str | Path,
+    shapes: Sequence[Shape],
+    variants: Sequence[int | str] | None = None,
+    *,
+    runtimes: Sequence[str] | None = None,
+    backbone: str | None = None,
+    settings: TimingSettings | None = None,
+    profile: bool = False,
+    allow_unverified: bool = False,
+    trust_host_code: bool = False,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Time a bundle.
+
+    Args:
+        bundle: The bundle's folder.
+        shapes: (batch_size, sequence_length); rows are full.
+        variants: Ratios or names; None: all. Ratio 1 always comes along.
+        runtimes: Names in `benchmark.runtimes.RUNTIMES`; None: all that are installed and run on the CPU; of
+            these what is optional is left out where it fails.
+        backbone: Where the backbone is, for PyTorch; None: where it was when the bundle was built.
+        settings: How long to time.
+        profile: Look besides where the time of each graph goes on ONNX Runtime; needs the extra `export`.
+        allow_unverified: Time engines that no GPU of this kind has verified.
+        trust_host_code: Let an engine bring a program of its own (TensorRT's lean runtime).
+        progress: Is told what happens.
+
+    Raises:
+        UserError: The bundle is damaged, a shape is over the model's limit, or a runtime cannot run here.
+    """
+    progress = progress or Progress()
+    settings = settings or TimingSettings()
+    opened = Bundle.load(bundle)
+    if profile or runtimes is None or any(RUNTIMES[name].needs == "onnxruntime" for name in runtimes):
+        require_onnxruntime()
+    if profile:
+        require("onnx_ir", "export", "Reading the modules of a graph")
+    entry = opened.manifest.backbone
+    for batch_size, length in shapes:
+        if entry.max_length is not None and length > entry.max_length:
+            raise UserError(
+                f"The shape {batch_size}x{length} is over the model's limit of {entry.max_length} tokens.",
+                f"--shape {batch_size}x{entry.max_length}",
+            )
+    chosen = [opened.variant(v) for v in variants] if variants else list(opened.manifest.variants)
+    chosen = [opened.variant(1), *(v for v in chosen if v.ratio > 1)]
+    chosen = list({variant.name: variant for variant in chosen}.values())
+    before = conditions()
+
+    def load_backbone() -> "Backbone":
+        without = "choose the others with --runtime onnxruntime"
+        return load_bundle_backbone(opened, backbone, without)
+
+    names = list(runtimes or available_runtimes())
+    if opened.manifest.precision != "float32" and not all(RUNTIMES[name].gpu for name in names):
+        progress.note(f"A CPU's speed in {opened.manifest.precision} says nothing of a GPU's.")
+    engines = {"allow_unverified": allow_unverified, "trust_host_code": trust_host_code}
+    with (
+        open_subjects(opened, load_backbone, settings.threads, **engines) as opener,
+        _torch(settings.threads, len(shapes) if "torch.compile" in names else 0) as torch_threads,
+    ):
+        subjects = open_all(opener, names, chosen, progress, named=runtimes is not None)
+        inputs = {shape: _inputs(opened, shape) for shape in shapes}
+        run_once(subjects, inputs, progress, named=runtimes is not None)
+        timed = time_everything(opener, subjects, inputs, settings, progress)
+        results = [_result(opener, subjects, shape, timed[shape], progress) for shape in inputs]
+        if profile:
+            results = [_profile(opened, chosen, result, settings, progress) for result in results]
+    by_shape = [((r.batch_size, r.sequence_length), r.rows) for r in results]
+    graphs = {v.name: opened.manifest.files[v.graphs["model"]].sha256 for v in opened.manifest.variants}
+    return Benchmark(
+        bundle=opened.path,
+        shapes=results,
+        break_even=break_even(by_shape),
+        quality=quality_of_graphs(opened.path, graphs),
+        graphs=graphs,
+        settings=settings,
+        torch_threads=torch_threads,
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine(),
+        conditions={"before": before, "after": conditions()},
+        versions=versions(
+            *("variator-export", "torch", "transformers", "onnxruntime", "onnxruntime-gpu", "openvino"),
+            *(flavour.distribution for flavour in FLAVOURS.values()),
+        ),
+    )
+
+
+def store_benchmark(benchmark: Benchmark) -> Path:
+    """Keep a result in its bundle.
+
+    Raises:
+        UserError: The bundle cannot be written.
+    """
+    state = "The bundle was timed; the report of it is not stored."
+    return store_report(benchmark.bundle, BENCHMARK_REPORT, benchmark.as_dict(), state)
+
+
+def _result(
+    opener: Subjects, subjects: Sequence[Subject], shape: Shape, timed: Timed, progress: Progress
+) -> ShapeResult:
+    macs = {s.key: opener.macs(s, *shape) for s in subjects}
+    rows = speed_rows(subjects, timed.timings, macs, shape[0] * shape[1])
+    slowest = max(rows, key=lambda row: row["median_ms"])
+    progress.note(
+        f"{shape[0]}x{shape[1]}: {sum(timed.settled)} of {len(timed.settled)} openings settled; the slowest "
+        f"is {slowest['variant']} on {slowest['runtime']} with {slowest['median_ms']:.1f} ms"
+    )
+    return ShapeResult(*shape, all(timed.settled), sum(timed.settled), rows, {})
+
+
+def _inputs(bundle: Bundle, shape: Shape) -> Arrays:
+    config = read_json_object(bundle.file("config.json"), "Build the bundle again.")
+    return speed_inputs(bundle.manifest.backbone.inputs, int(config["vocab_size"]), *shape)
+
+
+def _profile(
+    bundle: Bundle,
+    variants: Sequence[Variant],
+    result: ShapeResult,
+    settings: TimingSettings,
+    progress: Progress,
+) -> ShapeResult:
+    from variator_export.engines.onnxruntime.graph import profile_operators
+    from variator_export.graph.modules import module_names
+
+    inputs = _inputs(bundle, (result.batch_size, result.sequence_length))
+    profiles = {}
+    with progress.bar(f"profile {result.batch_size}x{result.sequence_length}", len(variants)) as advance:
+        for variant in variants:
+            graph = bundle.graph(variant.graphs["model"])
+            times = profile_operators(graph, inputs, threads=settings.threads)
+            profiles[variant.name] = profile_rows(times, module_names(graph))
+            advance()
+    return replace(result, profiles=profiles)
+
+
+@contextmanager
+def _torch(threads: int | None, num_compiled_shapes: int) -> Iterator[int | None]:
+    """Set PyTorch's threads, where it is installed, and set them back; gives how many it has.
+
+    torch.compile gives up after eight shapes, and runs eager under its name.
+    """
+    if not is_importable("torch"):
+        yield None
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        if num_compiled_shapes:
+            import torch._dynamo
+
+            limit = max(torch._dynamo.config.recompile_limit, num_compiled_shapes + 1)
+            stack.enter_context(torch._dynamo.config.patch(recompile_limit=limit))
+        yield torch.get_num_threads()

@@ -1,0 +1,213 @@
+"""What is timed: every way to run a variant of a bundle that a user would really pick."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from variator_export.benchmark.speed_table import Macs, Subject
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import Variant
+from variator_export.core.environment import is_importable
+from variator_export.core.errors import UserError
+from variator_export.engines.base import Runner
+from variator_export.engines.onnxruntime.providers import CPU, PROVIDERS
+from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.model.encoder_size import EncoderSize
+from variator_export.model.macs import analytic_macs
+from variator_export.model.plugin_file import load_variant_plugin
+
+if TYPE_CHECKING:
+    from variator_export.model.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One way to run.
+
+    Attributes:
+        family: Those of one family are compared with each other.
+        only_baseline: Whether only ratio 1 is run with it: what a user runs who has no plugins.
+        needs: The module without which it does not run.
+        gpu: Whether it runs on a GPU: a session as users open it, inputs and outputs copied in each call.
+    """
+
+    family: str
+    only_baseline: bool
+    needs: str
+    gpu: bool = False
+
+
+RUNTIMES = {
+    "eager": Runtime("torch", only_baseline=False, needs="torch"),
+    "torch.compile": Runtime("torch", only_baseline=True, needs="torch"),
+    "onnxruntime": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
+    "any-ratio": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
+    "torch.onnx": Runtime("onnxruntime", only_baseline=True, needs="torch"),
+    "onnxruntime-optimizer": Runtime("onnxruntime", only_baseline=True, needs="torch"),
+    "openvino": Runtime("openvino", only_baseline=False, needs="openvino"),
+}
+_GRAPH_TARGETS = tuple(name for name, provider in PROVIDERS.items() if provider is not CPU)
+RUNTIMES |= {
+    name: Runtime(name, only_baseline=False, needs="onnxruntime", gpu=True) for name in _GRAPH_TARGETS
+}
+RUNTIMES |= {
+    name: Runtime(name, only_baseline=False, needs=flavour.module, gpu=True)
+    for name, flavour in FLAVOURS.items()
+}
+# What a user runs who does not know this package: graphs of torch.onnx.
+PLAIN_RUNTIMES = ("torch.onnx", "onnxruntime-optimizer")
+# What is left out where it cannot run, unless it is named.
+OPTIONAL_RUNTIMES = (*PLAIN_RUNTIMES, "torch.compile", "openvino")
+TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.family == "torch")
+# What runs the files of a bundle.
+OWN_RUNTIMES = tuple(name for name in RUNTIMES if name not in (*TORCH_RUNTIMES, *PLAIN_RUNTIMES))
+
+
+class Subjects:
+    """Opens what is to be timed.
+
+    Args:
+        files: The bundle.
+        backbone: Loads the backbone; called once, where a runtime of PyTorch is asked for.
+        scratch: A folder for graphs that are made for the comparison.
+        threads: Of one operator; None: `OMP_NUM_THREADS`, or all cores. PyTorch's are set for the whole
+            process, by the caller.
+        allow_unverified: Time engines that no GPU of this kind has verified.
+        trust_host_code: Let an engine bring a program of its own.
+    """
+
+    def __init__(
+        self,
+        files: BundleFiles,
+        backbone: "Callable[[], Backbone]",
+        scratch: Path,
+        threads: int | None,
+        *,
+        allow_unverified: bool = False,
+        trust_host_code: bool = False,
+    ) -> None:
+        self._files = files
+        self._load_backbone = backbone
+        self._scratch = scratch
+        self._threads = threads
+        self._allow_unverified, self._trust_host_code = allow_unverified, trust_host_code
+
+    def open(self, runtime: str, variant: Variant) -> Subject:
+        """One variant on one runtime.
+
+        Raises:
+            UserError: It cannot run here.
+        """
+        entry = RUNTIMES[runtime]
+        return Subject(runtime, entry.family, variant.ratio, variant.name, self._runner(runtime, variant))
+
+    def open_again(self, runtime: str, variant: str) -> Subject:
+        """What was opened before, anew.
+
+        Raises:
+            UserError: It cannot run here any more.
+        """
+        return self.open(runtime, self._files.variant(variant))
+
+    def macs(self, subject: Subject, batch_size: int, sequence_length: int) -> Macs:
+        """Multiply-accumulates of one call: by formula, and counted on the graph."""
+        manifest = self._files.manifest
+        variant = self._files.variant(subject.variant)
+        bottleneck = variant.plugin.bottleneck_size if variant.plugin else 0
+        size = EncoderSize(**manifest.backbone.encoder_size)
+        shape = (batch_size, sequence_length)
+        on_graph = None
+        has_own_graph = subject.runtime in OWN_RUNTIMES and subject.runtime != "any-ratio"
+        if has_own_graph and is_importable("onnx_ir"):
+            from variator_export.graph.macs import graph_macs
+
+            on_graph = graph_macs(self._files.file(variant.graphs["model"]), *shape, subject.ratio)
+        return Macs(analytic_macs(size, *shape, subject.ratio, bottleneck), on_graph)
+
+    def _runner(self, runtime: str, variant: Variant) -> Runner:
+        if runtime in TORCH_RUNTIMES:
+            from variator_export.engines.eager import EagerModel
+
+            plugin = load_variant_plugin(self._files, variant) if variant.plugin else None
+            return EagerModel(self._eager, plugin, attention="sdpa", compiled=runtime == "torch.compile")
+        if runtime in FLAVOURS:
+            from variator_export.engines.tensorrt.session import TensorRtSession
+
+            return TensorRtSession(
+                self._files,
+                runtime,
+                variant.name,
+                allow_unverified=self._allow_unverified,
+                trust_host_code=self._trust_host_code,
+                cuda_graphs=True,
+            )
+        if runtime in _GRAPH_TARGETS:
+            from variator_export.engines.onnxruntime.session import OnnxRuntimeVariantSession
+
+            return OnnxRuntimeVariantSession(self._files, variant.name, provider=PROVIDERS[runtime])
+        precision = self._files.manifest.precision
+        if precision == "bfloat16" or (precision != "float32" and runtime in PLAIN_RUNTIMES):
+            raise UserError(
+                f"{runtime} does not compute in {precision} on a CPU.",
+                "Time the bundle in float32, or this one with --runtime eager.",
+            )
+        if runtime in PLAIN_RUNTIMES:
+            return self._plain(runtime)
+        graph = self._files.graph(variant.graphs["model"])
+        if runtime == "openvino":
+            from variator_export.engines.openvino import OpenVinoGraph
+
+            return OpenVinoGraph(graph, threads=self._threads)
+        from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
+
+        if runtime == "any-ratio":
+            from variator_export.engines.onnxruntime.session import plugin_inputs
+
+            shared = self._files.graph(self._files.manifest.any_ratio["model"])
+            return OnnxRuntimeGraph(shared, plugin_inputs(self._files, variant), threads=self._threads)
+        return OnnxRuntimeGraph(graph, threads=self._threads)
+
+    def _plain(self, runtime: str) -> Runner:
+        from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph, optimize_transformer
+        from variator_export.graph.torch_baseline import export_plain
+
+        # Made once: each opening reads the same files.
+        backbone, plain = self._eager, self._scratch / "plain.onnx"
+        optimized = self._scratch / "optimized.onnx"
+        if not plain.exists():
+            export_plain(backbone, plain)
+        if runtime == "onnxruntime-optimizer" and not optimized.exists():
+            optimize_transformer(
+                plain,
+                optimized,
+                model_type=backbone.info.config.model_type,
+                num_heads=int(backbone.info.config.num_attention_heads),
+                hidden_size=self._files.manifest.backbone.hidden_size,
+            )
+        graph = optimized if runtime == "onnxruntime-optimizer" else plain
+        return OnnxRuntimeGraph(graph, threads=self._threads, as_it_comes=True)
+
+    @cached_property
+    def _eager(self) -> "Backbone":
+        return self._load_backbone()
+
+
+@contextmanager
+def open_subjects(
+    files: BundleFiles,
+    backbone: "Callable[[], Backbone]",
+    threads: int | None = None,
+    **engines: bool,
+) -> Iterator[Subjects]:
+    """`Subjects` whose scratch folder ends with the block."""
+    with TemporaryDirectory() as scratch:
+        yield Subjects(files, backbone, Path(scratch), threads, **engines)
+
+
+def available_runtimes() -> list[str]:
+    """Those whose modules are installed, on the CPU: what runs on a GPU has to be named."""
+    return [name for name, runtime in RUNTIMES.items() if is_importable(runtime.needs) and not runtime.gpu]

@@ -1,0 +1,161 @@
+"""What times mean: speed-ups over what a user would run instead, beside what the saved MACs allow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from variator_export.benchmark.timing import Timings, speedup
+from variator_export.engines.base import Arrays, Runner
+
+_EAGER = "eager/ratio-1"
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one call.
+
+    Attributes:
+        analytic: By formula, at the unpadded shape.
+        on_graph: Counted on the graph; None where it has none.
+    """
+
+    analytic: int
+    on_graph: int | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing to time.
+
+    Attributes:
+        runtime: For example `eager` or `onnxruntime`.
+        family: Runtimes of one family are compared: without plugins the fastest of them is the baseline.
+        ratio: k.
+        variant: The variant's name.
+        runner: Runs it.
+    """
+
+    runtime: str
+    family: str
+    ratio: int
+    variant: str
+    runner: Runner
+
+    @property
+    def key(self) -> str:
+        """A name of its own."""
+        return f"{self.runtime}/{self.variant}"
+
+
+def speed_inputs(names: tuple[str, ...], vocab_size: int, batch_size: int, sequence_length: int) -> Arrays:
+    """Full rows of random tokens."""
+    shape = (batch_size, sequence_length)
+    inputs = {name: np.zeros(shape, np.int64) for name in names}
+    inputs["input_ids"][:] = np.random.default_rng(0).integers(0, vocab_size, shape)
+    inputs["attention_mask"][:] = 1
+    return inputs
+
+
+def speed_rows(
+    subjects: Sequence[Subject],
+    timings: Mapping[str, Timings],
+    macs: Mapping[str, Macs],
+    num_tokens: int,
+) -> list[dict[str, Any]]:
+    """A JSON row for each subject.
+
+    Args:
+        subjects: What was timed; of each family at least one has ratio 1.
+        timings: By `Subject.key`.
+        macs: Of one call, likewise.
+        num_tokens: In one call.
+
+    Returns:
+        Median and tails of all runs, tokens per second, the speed-up over the family's fastest run without
+        plugins and over eager with their 95 % intervals, the first in each opening too, and the speed-up that
+        the saved MACs would allow.
+    """
+    rows = []
+    for subject in subjects:
+        own = timings[subject.key]
+        baseline = min(
+            (s for s in subjects if s.family == subject.family and s.ratio == 1),
+            key=lambda s: timings[s.key].median_ms,
+        )
+        gained = speedup(timings[baseline.key], own)
+        over_eager = speedup(timings[_EAGER], own) if _EAGER in timings else None
+        allowed = macs[baseline.key].analytic / macs[subject.key].analytic
+        rows.append(
+            {
+                "runtime": subject.runtime,
+                "variant": subject.variant,
+                "ratio": subject.ratio,
+                "median_ms": round(own.median_ms, 3),
+                "p50_ms": round(own.percentile_ms(50), 3),
+                "p90_ms": round(own.percentile_ms(90), 3),
+                "p99_ms": round(own.percentile_ms(99), 3),
+                "runs": own.num_runs,
+                "tokens_per_second": round(num_tokens / own.median_ms * 1e3, 1),
+                "baseline": baseline.runtime,
+                "speedup": round(gained.value, 4),
+                "speedup_low": round(gained.low, 4),
+                "speedup_high": round(gained.high, 4),
+                "speedup_of_openings": [round(ratio, 4) for ratio in gained.openings],
+                "speedup_allowed": round(allowed, 4),
+                "share_of_allowed": round(gained.value / allowed, 4),
+                "speedup_over_eager": round(over_eager.value, 4) if over_eager else None,
+                "speedup_over_eager_low": round(over_eager.low, 4) if over_eager else None,
+                "speedup_over_eager_high": round(over_eager.high, 4) if over_eager else None,
+                "macs": macs[subject.key].analytic,
+                "graph_macs": macs[subject.key].on_graph,
+            }
+        )
+    return rows
+
+
+SPEED_COLUMNS = ("p50 ms", "p90", "p99", "tokens/s", "speed-up", "95 % interval", "MACs allow", "reached")
+
+
+def speed_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of `speed_rows` as people read it, in the order of `SPEED_COLUMNS`."""
+    plain = row["ratio"] == 1
+    return [
+        f"{row['p50_ms']:.2f}",
+        f"{row['p90_ms']:.2f}",
+        f"{row['p99_ms']:.2f}",
+        f"{row['tokens_per_second']:,.0f}",
+        f"{row['speedup']:.2f}x",
+        f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}",
+        "" if plain else f"{row['speedup_allowed']:.2f}x",
+        "" if plain else f"{row['share_of_allowed']:.0%}",
+    ]
+
+
+def break_even(
+    shapes: Sequence[tuple[tuple[int, int], Sequence[Mapping[str, Any]]]],
+) -> list[dict[str, Any]]:
+    """From which shape on each ratio pays.
+
+    Args:
+        shapes: (batch_size, sequence_length) and its rows.
+
+    Returns:
+        For each runtime and variant the smallest shape, by tokens, from which on the lower bound of the
+        speed-up is above 1 at every shape; None where it is not so at the largest.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for shape, rows in sorted(shapes, key=lambda item: (item[0][0] * item[0][1], item[0]), reverse=True):
+        for row in rows:
+            if row["ratio"] == 1:
+                continue
+            key = (row["runtime"], row["variant"])
+            entry = found.setdefault(
+                key, {"runtime": key[0], "variant": key[1], "pays_from": None, "ended": False}
+            )
+            if row["speedup_low"] <= 1:
+                entry["ended"] = True
+            elif not entry["ended"]:
+                entry["pays_from"] = list(shape)
+    return [{name: value for name, value in entry.items() if name != "ended"} for entry in found.values()]

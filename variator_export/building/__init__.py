@@ -1,0 +1,1 @@
+"""From a recipe to a verified bundle, and engines for one that is there."""

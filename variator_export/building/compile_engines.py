@@ -1,0 +1,168 @@
+"""Engines for a bundle that is there, on the machine that needs them; those of several machines in one."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from variator_export.building.engine_steps import (
+    EngineOrder,
+    EngineSources,
+    check_order,
+    engine_step,
+    make_engines,
+)
+from variator_export.building.staging import StagedBundle
+from variator_export.bundle.engine_records import ANY_RATIO, ENGINE_RECORDS, read_records, records_document
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import EngineEntry, Manifest
+from variator_export.bundle.publishing import exclusive
+from variator_export.bundle.reports import store_report
+from variator_export.core.errors import UserError
+from variator_export.core.progress import Progress, StepReport
+from variator_export.recipe.recipe import EngineRecipe
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What was done to a bundle.
+
+    Attributes:
+        bundle: Its folder.
+        published: False if it was up to date.
+        steps: What was made and what was reused.
+        engines: All that it has now.
+    """
+
+    bundle: Path
+    published: bool
+    steps: tuple[StepReport, ...]
+    engines: tuple[EngineEntry, ...]
+
+
+def recipe_of_engines(bundle: Path) -> EngineRecipe:
+    """How a bundle's engines were asked for when it was built."""
+    return EngineRecipe.model_validate(BundleFiles(bundle).manifest.recipe["engine"])
+
+
+def compile_engines(bundle: Path, order: EngineOrder, progress: Progress | None = None) -> CompileResult:
+    """Build engines from a bundle's graphs. Needs neither torch, nor transformers, nor the backbone.
+
+    Args:
+        bundle: The bundle; engines that it has stay.
+        order: What to build.
+        progress: Is told what happens.
+
+    Raises:
+        UserError: The bundle is damaged or has no such variant, a target cannot be built here, or the builder
+            refuses. The bundle is as it was.
+    """
+    bundle = bundle.resolve()
+    versions = check_order(order)
+    BundleFiles(bundle)  # refuses before its folder is locked
+    with exclusive(bundle) as staging:
+        old = BundleFiles(bundle)
+        manifest = old.manifest
+        _check_names(old, order.only)
+        staged = StagedBundle(staging, old, progress or Progress())
+        staged.take_over()
+        sources = EngineSources(
+            manifest.backbone, manifest.variants, manifest.any_ratio["model"], manifest.precision
+        )
+        engines = tuple(make_engines(staged, sources, order, versions))
+        published = staged.finish(_with_engines(manifest, engines), bundle)
+    return CompileResult(bundle, published, tuple(staged.reports), engines)
+
+
+def merge_engines(bundle: Path, others: Sequence[Path], progress: Progress | None = None) -> CompileResult:
+    """Take the engines of other copies of a bundle, which were compiled on other machines.
+
+    Args:
+        bundle: The bundle that gets them.
+        others: Bundles whose graphs, weights and plugins are the same.
+        progress: Is told what happens.
+
+    Raises:
+        UserError: One is of other graphs, or has another engine of the same place. Nothing is changed.
+    """
+    bundle = bundle.resolve()
+    BundleFiles(bundle)
+    with exclusive(bundle) as staging:
+        old = BundleFiles(bundle)
+        staged = StagedBundle(staging, old, progress or Progress())
+        staged.take_over()
+        found: dict[str, tuple[EngineEntry, BundleFiles]] = {}
+        for source in (old, *(BundleFiles(path) for path in others)):
+            _check_same(old, source)
+            for entry in source.manifest.engines:
+                if (there := found.get(entry.engine)) is not None:
+                    _check_equal(entry.engine, there[1], source)
+                    continue
+                _take(staged, source, entry)
+                found[entry.engine] = entry, source
+        engines = tuple(found[name][0] for name in sorted(found))
+        published = staged.finish(_with_engines(old.manifest, engines), bundle)
+        _join_records(bundle, others)
+    return CompileResult(bundle, published, tuple(staged.reports), engines)
+
+
+def _join_records(bundle: Path, others: Sequence[Path]) -> None:
+    """Take over which GPU has verified which engine."""
+    merged = BundleFiles(bundle)
+    there = {merged.manifest.files[entry.engine].sha256 for entry in merged.manifest.engines}
+    own = read_records(bundle)
+    more = [record for other in others for record in read_records(other) if record.sha256 in there]
+    if any(record not in own for record in more):
+        state = "The engines were joined; the records of their verification are not stored."
+        store_report(bundle, ENGINE_RECORDS, records_document([*own, *more]), state)
+
+
+def _check_names(bundle: BundleFiles, only: Sequence[str] | None) -> None:
+    for name in only or ():
+        if name != ANY_RATIO:
+            bundle.variant(name)
+
+
+def _with_engines(manifest: Manifest, engines: Sequence[EngineEntry]) -> Manifest:
+    targets = sorted({*manifest.recipe["targets"], *(entry.target for entry in engines)})
+    return manifest.model_copy(
+        update={"engines": tuple(engines), "recipe": {**manifest.recipe, "targets": targets}}
+    )
+
+
+def _check_same(bundle: BundleFiles, other: BundleFiles) -> None:
+    """Refuse a bundle whose verified part is another."""
+    files, others = (
+        {name: entry.sha256 for name, entry in b.manifest.files.items() if not name.startswith("engines/")}
+        for b in (bundle, other)
+    )
+    different = sorted(name for name in files.keys() | others.keys() if files.get(name) != others.get(name))
+    if different:
+        raise UserError(
+            f"{other.path} is no copy of {bundle.path}: {', '.join(different[:3])} differ.",
+            "Compile copies of one bundle on each machine, then merge those.",
+        )
+
+
+def _check_equal(engine: str, first: BundleFiles, second: BundleFiles) -> None:
+    """Refuse two engines of the same target, platform, version and variant that differ."""
+    if first.manifest.files[engine].sha256 != second.manifest.files[engine].sha256:
+        raise UserError(
+            f"{first.path} and {second.path} have different engines {engine}.",
+            "Two GPUs of one kind give different plans: leave one of the two bundles out.",
+        )
+
+
+def _take(staged: StagedBundle, source: BundleFiles, entry: EngineEntry) -> None:
+    """Take an engine, its sidecar and the step that made it."""
+    step = engine_step(entry)
+    depends_on = source.manifest.steps.get(step, {})
+    if staged.old is not None and source.path == staged.old.path:
+        staged.keep(step, entry.files, depends_on)
+        return
+
+    def copy() -> None:
+        for name in entry.files:
+            shutil.copyfile(source.file(name), staged.folder / name)
+
+    staged.step(step, depends_on, entry.files, copy)

@@ -1,0 +1,132 @@
+"""What the steps of one build share. Everything slow is loaded when it is first needed, and once."""
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from variator_export.building.plan import VariantPlan
+from variator_export.building.staging import StagedBundle
+from variator_export.bundle.files import WEIGHTS_NAME
+from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
+from variator_export.core.hashing import code_digest, sha256_file
+from variator_export.model.plugin_file import PluginHost, load_plugin, load_plugin_config
+from variator_export.model.plugin_layout import PluginConfig
+from variator_export.model.source import BackboneSource
+from variator_export.model.tokenizer import TOKENIZER_FILES, TextEncoder
+from variator_export.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from variator_export.engines.eager import EagerModel
+    from variator_export.model.backbone import Backbone, BackboneInfo
+
+ANY_RATIO_NAME = "any-ratio.onnx"
+
+T = TypeVar("T")
+
+
+class BuildContext:
+    """One build.
+
+    Args:
+        staged: Where it is made.
+        recipe: The resolved recipe.
+        source: The backbone's files.
+    """
+
+    def __init__(self, staged: StagedBundle, recipe: Recipe, source: BackboneSource) -> None:
+        self.staged = staged
+        self.recipe = recipe
+        self.source = source
+        self.made_by: dict[str, str | None] = {
+            **versions("variator-export", *GRAPH_DISTRIBUTIONS),
+            "code": code_digest(),
+            "platform": platform_tag(),
+        }
+        names = ("config.json", *TOKENIZER_FILES)
+        self.backbone_files = {n: source.folder / n for n in names if (source.folder / n).is_file()}
+        # modules.json and the folders that it names say how sentence embeddings are pooled.
+        decisive = [*names, "modules.json", *_pooling_files(source.folder)]
+        self.backbone_key: dict[str, Any] = {
+            "weights_sha256": source.weights_sha256,
+            "architecture": recipe.backbone.architecture,
+            "task": recipe.backbone.task,
+            "files": {n: sha256_file(p) for n in decisive if (p := source.folder / n).is_file()},
+        }
+
+    @cached_property
+    def info(self) -> "BackboneInfo":
+        """The backbone's configuration; needs torch and transformers."""
+        require_export()
+        from variator_export.model.backbone import read_backbone_info
+
+        backbone = self.recipe.backbone
+        return read_backbone_info(self.source, backbone.architecture, backbone.task)
+
+    @property
+    def host(self) -> PluginHost:
+        """The backbone, as a plugin has to fit it."""
+        info = self.info
+        return PluginHost(
+            name=self.source.name,
+            model_type=info.spec.family.name,
+            hidden_size=info.size.hidden_size,
+            num_layers=info.size.num_layers,
+            weights_sha256=self.source.weights_sha256,
+        )
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The backbone's tokenizer."""
+        return TextEncoder(self.source.folder)
+
+    @cached_property
+    def backbone(self) -> "Backbone":
+        """The backbone with its weights, in the recipe's precision."""
+        from variator_export.model.backbone import load_in_precision
+
+        return load_in_precision(self.info, self.encoder.pad_token_id, self.recipe.precision)
+
+    def plugin_folder(self, plan: VariantPlan) -> str:
+        """Where a variant's plugin lies inside the bundle."""
+        return f"plugins/{plan.name}"
+
+    def plugin_config(self, plan: VariantPlan) -> PluginConfig:
+        """The configuration of a variant's plugin, from where it lies now."""
+        return self._read(plan, load_plugin_config)
+
+    def eager(self, plan: VariantPlan, backbone: "Backbone | None" = None) -> "EagerModel":
+        """A variant in eager PyTorch, of this backbone or of another copy of it."""
+        from variator_export.engines.eager import EagerModel
+
+        plugin = None if plan.plugin is None else self._read(plan, load_plugin)
+        return EagerModel(backbone or self.backbone, plugin)
+
+    def sources_of_graph(self, plan: VariantPlan) -> dict[str, str | None]:
+        """The hashes of everything that the graph of a variant is made of or points into."""
+        tensors = f"{self.plugin_folder(plan)}/plugin.safetensors"
+        config = f"{self.plugin_folder(plan)}/plugin_config.json"
+        sha256 = self.staged.sha256
+        return {
+            "any_ratio": sha256(ANY_RATIO_NAME),
+            "weights": sha256(WEIGHTS_NAME),
+            "plugin": sha256(tensors) if plan.plugin else None,
+            "plugin_config": sha256(config) if plan.plugin else None,
+        }
+
+    def _read(self, plan: VariantPlan, read: Callable[[Path], T]) -> T:
+        """From the staging folder, or from the old bundle where nothing was copied yet."""
+        name = self.plugin_folder(plan)
+        new = self.staged.folder / name
+        old = self.staged.old
+        return read(new if new.exists() or old is None else old.path / name)
+
+
+def _pooling_files(backbone: Path) -> list[str]:
+    """The configurations that modules.json names. Whatever is wrong with it is said when it is used."""
+    try:
+        modules = json.loads((backbone / "modules.json").read_text(encoding="utf-8"))
+        return sorted(f"{module['path']}/config.json" for module in modules if module["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,326 @@
+"""The steps that make engines of verified graphs; they need neither torch nor transformers."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from variator_export.building.staging import StagedBundle
+from variator_export.bundle.engine_records import ANY_RATIO
+from variator_export.bundle.files import WEIGHTS_NAME
+from variator_export.bundle.manifest import BackboneEntry, EngineEntry, Variant
+from variator_export.bundle.reports import ENGINES_REPORT, read_report
+from variator_export.core.environment import first_gpu, machine
+from variator_export.core.errors import UserError
+from variator_export.core.hashing import code_digest, sha256_file
+from variator_export.core.json_file import write_json
+from variator_export.core.progress import PhaseBars
+from variator_export.engines.tensorrt.api import cuda_version, refuse_options, require_tensorrt
+from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.compatibility import AMPERE_PLUS, PORTABLE
+from variator_export.engines.tensorrt.plan_header import read_plan_version
+from variator_export.engines.tensorrt.request import (
+    EngineRequest,
+    Profile,
+    TimingCacheMode,
+    any_ratio_profiles,
+    ratio_profiles,
+)
+from variator_export.engines.tensorrt.timing_cache import timing_cache_path
+from variator_export.recipe.recipe import EngineRecipe
+
+
+@dataclass(frozen=True)
+class EngineSources:
+    """What engines are built from: the verified part of a bundle.
+
+    Attributes:
+        backbone: The backbone.
+        variants: The variants, the baseline among them.
+        any_ratio: The any-ratio graph.
+        precision: Of the graphs.
+    """
+
+    backbone: BackboneEntry
+    variants: Sequence[Variant]
+    any_ratio: str
+    precision: str
+
+    def plugin_shapes(self) -> list[tuple[int, int]]:
+        """(ratio, bottleneck size) of each variant; the baseline is the plugin of zeros, of size 1."""
+        return [(v.ratio, v.plugin.bottleneck_size if v.plugin else 1) for v in self.variants]
+
+
+@dataclass(frozen=True)
+class EngineOrder:
+    """What to build.
+
+    Attributes:
+        options: How.
+        targets: For what, without `onnxruntime`.
+        only: The names of variants, `any-ratio` among them; None: what the options say.
+        jobs: How many at a time, each in a process of its own.
+        timing_cache: Whether kernels' times are kept from build to build.
+    """
+
+    options: EngineRecipe
+    targets: Sequence[str]
+    only: Sequence[str] | None = None
+    jobs: int = 1
+    timing_cache: TimingCacheMode = "ignore"
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """An engine, before it is there."""
+
+    entry: EngineEntry
+    request: EngineRequest
+    depends_on: Mapping[str, Any]
+
+    @property
+    def step(self) -> str:
+        return engine_step(self.entry)
+
+
+def check_order(order: EngineOrder) -> dict[str, str]:
+    """The versions of the targets' TensorRT.
+
+    Raises:
+        UserError: A target is not installed, cannot do what is asked for, or needs a GPU that is not there.
+    """
+    found = {}
+    for target in order.targets:
+        refuse_options(target, order.options, order.timing_cache)
+        found[target] = require_tensorrt(target)
+        _platforms(target, order.options)
+    return found
+
+
+def make_engines(
+    staged: StagedBundle, sources: EngineSources, order: EngineOrder, versions: Mapping[str, str]
+) -> list[EngineEntry]:
+    """The engines that are asked for, and those that are there and still right.
+
+    Args:
+        staged: Holds the graphs.
+        sources: The graphs.
+        order: What to build.
+        versions: Of the targets' TensorRT (`check_order`).
+
+    Raises:
+        UserError: The builder refuses; its own words are in the message.
+    """
+    planned = [
+        plan
+        for target in order.targets
+        for platform in _platforms(target, order.options)
+        for plan in _plan(staged, sources, order, target, platform, versions[target])
+    ]
+    names = {plan.step for plan in planned}
+    entries = [] if staged.old is None else list(staged.old.manifest.engines)
+    kept = [e for e in entries if engine_step(e) not in names and _keep(staged, sources, e)]
+    with _builders(staged, planned, order.jobs) as build:
+        for plan in planned:
+            staged.step(
+                plan.step,
+                plan.depends_on,
+                plan.entry.files,
+                lambda plan=plan: _make(staged, sources, plan, build(plan)),  # type: ignore[misc]
+            )
+    return sorted((*kept, *(plan.entry for plan in planned)), key=lambda entry: entry.engine)
+
+
+def _platforms(target: str, options: EngineRecipe) -> list[str]:
+    if options.compute_capabilities:
+        return list(options.compute_capabilities)
+    if target == "tensorrt-rtx":
+        return [PORTABLE]
+    if options.hardware_compatibility == "ampere-plus":
+        return [AMPERE_PLUS]
+    gpu = first_gpu()
+    if gpu is None:
+        raise UserError(
+            f"The target {target} builds for the GPU of the machine, and nvidia-smi knows of none here.",
+            "Compile the bundle where the GPU is: variator-export compile BUNDLE --target tensorrt; or build "
+            "for --target tensorrt-rtx, which needs none.",
+        )
+    return [gpu.capability]
+
+
+def _plan(
+    staged: StagedBundle,
+    sources: EngineSources,
+    order: EngineOrder,
+    target: str,
+    platform: str,
+    version: str,
+) -> Iterator[_Planned]:
+    """The engines of a target and a platform."""
+    options, backbone, chosen = order.options, sources.backbone, order.only
+    folder = f"engines/{target}/{sources.precision}/{platform}-{version}"
+    timing_cache = _timing_cache(order, target, version)
+
+    def planned(name: str, graph: str, plugin: str | None, profiles: Sequence[Profile]) -> _Planned:
+        entry = EngineEntry(
+            target=target,
+            precision=sources.precision,
+            variant=name,
+            platform=platform,
+            version=version,
+            engine=f"{folder}/{name}.engine",
+            sidecar=f"{folder}/{name}.json",
+        )
+        request = EngineRequest(
+            target=target,
+            graph=graph,
+            what=name,
+            profiles=tuple(profiles),
+            tf32=options.tf32,
+            optimization_level=options.optimization_level,
+            workspace_mib=options.workspace_mib,
+            compute_capabilities=tuple(platform.split("+")) if options.compute_capabilities else (),
+            hardware_compatibility=options.hardware_compatibility,
+            version_compatible=options.version_compatible,
+            strip_weights=options.strip_weights,
+            timing_cache=timing_cache,
+            timing_cache_mode=order.timing_cache,
+        )
+        depends_on = {
+            **_sources(staged, graph, plugin),
+            # How long a build takes decides nothing of what it gives.
+            "request": request.model_dump(mode="json", exclude={"timing_cache", "timing_cache_mode"}),
+            "version": version,
+            "code": code_digest("engines/tensorrt"),
+        }
+        return _Planned(entry, request, depends_on)
+
+    profiles = ratio_profiles(options.profiles, backbone)
+    for variant in sources.variants:
+        if variant.name in chosen if chosen is not None else options.per_ratio:
+            plugin = variant.plugin.folder if variant.plugin else None
+            yield planned(variant.name, variant.graphs["model"], plugin, profiles)
+    if ANY_RATIO in chosen if chosen is not None else options.any_ratio:
+        every = any_ratio_profiles(options.profiles, backbone, sources.plugin_shapes())
+        yield planned(ANY_RATIO, sources.any_ratio, None, every)
+
+
+def _timing_cache(order: EngineOrder, target: str, version: str) -> str | None:
+    if order.timing_cache == "ignore":
+        return None
+    gpu = first_gpu()
+    if gpu is None:
+        raise UserError(
+            "A timing cache is of one GPU, and nvidia-smi knows of none here.",
+            "Leave out --timing-cache, or compile where nvidia-smi runs.",
+        )
+    return str(timing_cache_path(gpu.name, cuda_version(target) or "", version))
+
+
+def _sources(staged: StagedBundle, graph: str, plugin: str | None) -> dict[str, str | None]:
+    """The hashes of what an engine is built from."""
+    return {
+        "graph": staged.sha256(graph),
+        "weights": staged.sha256(WEIGHTS_NAME),
+        "plugin": staged.sha256(f"{plugin}/plugin.safetensors") if plugin else None,
+    }
+
+
+def engine_step(entry: EngineEntry) -> str:
+    """The name of the step that made an engine."""
+    return f"engine/{entry.target}/{entry.platform}-{entry.version}/{entry.variant}"
+
+
+def _keep(staged: StagedBundle, sources: EngineSources, entry: EngineEntry) -> bool:
+    """Keep an engine that was not asked for, if nothing that it was built from has changed."""
+    assert staged.old is not None
+    before = staged.old.manifest.steps.get(engine_step(entry), {})
+    variants = {variant.name: variant for variant in sources.variants}
+    variant = variants.get(entry.variant)
+    if variant is None and entry.variant != ANY_RATIO:
+        return False  # Its variant is gone.
+    graph = variant.graphs["model"] if variant else sources.any_ratio
+    plugin = variant.plugin.folder if variant and variant.plugin else None
+    # Its TensorRT need not be installed here, nor need it be of this machine.
+    now = {**before, **_sources(staged, graph, plugin)}
+    return staged.keep(engine_step(entry), entry.files, now)
+
+
+@contextmanager
+def _builders(
+    staged: StagedBundle, planned: Sequence[_Planned], jobs: int
+) -> Iterator[Callable[[_Planned], tuple[bytes, float]]]:
+    """What builds an engine, or waits for one that is being built: with several jobs all begin at once."""
+
+    def build(plan: _Planned, bars: "PhaseBars | None" = None) -> tuple[bytes, float]:
+        start = time.monotonic()
+        engine = build_engine(plan.request, staged.folder, bars.tell if bars else None)
+        return engine, time.monotonic() - start
+
+    if jobs == 1:
+
+        def build_now(plan: _Planned) -> tuple[bytes, float]:
+            with PhaseBars(staged.progress, f"{plan.entry.target} {plan.entry.variant}") as bars:
+                return build(plan, bars)
+
+        yield build_now
+        return
+    needed = [p for p in planned if staged.would_make(p.step, p.depends_on, p.entry.files)]
+    if needed:
+        staged.materialise()
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        running: dict[str, Future[tuple[bytes, float]]] = {p.step: pool.submit(build, p) for p in needed}
+        try:
+            yield lambda plan: running[plan.step].result()
+        finally:
+            for future in running.values():
+                future.cancel()
+
+
+def _proof(sources: EngineSources, name: str) -> dict[str, Any]:
+    """In which type the graph of an engine computes; the any-ratio graph is that of all variants."""
+    found = [v.precision_proof for v in sources.variants if name in (v.name, ANY_RATIO)]
+    least = min(found, key=lambda proof: proof.macs)
+    return {"counted_on": "graph", **least.model_dump(mode="json")}
+
+
+def _make(staged: StagedBundle, sources: EngineSources, plan: _Planned, built: tuple[bytes, float]) -> None:
+    """Write an engine, what it is, and how long it took."""
+    engine, seconds = built
+    entry, request = plan.entry, plan.request
+    path = staged.folder / entry.engine
+    path.write_bytes(engine)
+    write_json(
+        staged.folder / entry.sidecar,
+        {
+            "target": entry.target,
+            "version": entry.version,
+            "cuda": cuda_version(entry.target),
+            "platform": entry.platform,
+            "variant": entry.variant,
+            "precision": entry.precision,
+            "precision_proof": _proof(sources, entry.variant),
+            "tf32": request.tf32,
+            "profiles": [profile.model_dump(mode="json") for profile in request.profiles],
+            "optimization_level": request.optimization_level,
+            "workspace_mib": request.workspace_mib,
+            "hardware_compatibility": request.hardware_compatibility,
+            "version_compatible": request.version_compatible,
+            "strip_weights": request.strip_weights,
+            "engine": {
+                "sha256": sha256_file(path),
+                "size_bytes": len(engine),
+                "plan_version": read_plan_version(engine),
+            },
+            "made_from": {name: plan.depends_on[name] for name in ("graph", "weights", "plugin")},
+        },
+    )
+    # Times are of this build: not part of what equal inputs give, so they stand in a report.
+    report = staged.folder / ENGINES_REPORT
+    before = read_report(staged.folder, ENGINES_REPORT) or (
+        read_report(staged.old.path, ENGINES_REPORT) if staged.old else None
+    )
+    report.parent.mkdir(exist_ok=True)
+    write_json(report, {**(before or {}), entry.engine: {"seconds": round(seconds, 2), "machine": machine()}})

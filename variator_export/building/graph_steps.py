@@ -1,0 +1,253 @@
+"""The steps of a build up to the verified graphs. Each says all that its result depends on."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from variator_export.building.context import ANY_RATIO_NAME, BuildContext
+from variator_export.building.plan import VariantPlan
+from variator_export.bundle.files import WEIGHTS_NAME
+from variator_export.bundle.manifest import LEAST_SHARE, PrecisionProof
+from variator_export.bundle.reports import build_verification_report
+from variator_export.core.environment import require_onnxruntime, versions
+from variator_export.core.errors import NumbersDisagreeError, UserError
+from variator_export.core.json_file import write_json
+from variator_export.model.plugin_file import (
+    check_plugin_fits,
+    load_plugin,
+    plugin_files,
+    plugin_sha256,
+    save_plugin,
+)
+from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME, null_plugin, stack_for_graph
+from variator_export.model.source import plugin_folder
+from variator_export.verification.error_budget import MULTIPLE
+from variator_export.verification.verified_graph import how_it_runs, open_for_verification
+
+if TYPE_CHECKING:
+    from variator_export.verification.cases import Case
+    from variator_export.verification.reference import Expected
+
+
+def copy_backbone_files(context: BuildContext) -> None:
+    """config.json and the tokenizer, so that the bundle is a valid Hugging Face folder."""
+    files = context.backbone_files
+
+    def make() -> None:
+        for name, path in files.items():
+            shutil.copyfile(path, context.staged.folder / name)
+
+    context.staged.step("backbone", context.backbone_key, list(files), make)
+
+
+def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
+    """Copy a plugin into the bundle, or initialise one."""
+    assert plan.plugin is not None
+    staged, recipe = context.staged, plan.plugin
+    name = f"plugin/{plan.name}"
+    folder = context.plugin_folder(plan)
+    target = staged.folder / folder
+    if plan.kept and staged.old is not None:
+        # The bundle's own copy is the plugin now; its source may be gone.
+        depends_on = staged.old.manifest.steps.get(name, {})
+    elif recipe.source is not None:
+        depends_on = {"sha256": plugin_sha256(plugin_folder(recipe.source))}
+    else:
+        assert recipe.initialise is not None
+        depends_on = {
+            "initialise": recipe.initialise.model_dump(),
+            "ratio": plan.ratio,
+            "backbone": context.source.label,
+            "config": context.backbone_key["files"]["config.json"],
+            "weights_sha256": context.source.weights_sha256,
+            "made_by": context.made_by,
+        }
+
+    def make() -> None:
+        if recipe.source is not None:
+            source = plugin_folder(recipe.source)
+            check_plugin_fits(load_plugin(source).config, recipe.source, context.host)
+            for path in plugin_files(source):
+                shutil.copyfile(path, target / path.name)
+        else:
+            _initialise(context, plan, target)
+
+    staged.step(name, depends_on, [f"{folder}/{CONFIG_NAME}", f"{folder}/{TENSORS_NAME}"], make)
+
+
+def _initialise(context: BuildContext, plan: VariantPlan, target: Path) -> None:
+    from variator_export.model.plugin import initialise_plugin
+
+    assert plan.plugin is not None
+    options = plan.plugin.initialise
+    assert options is not None
+    size, limit = context.info.size, context.info.max_length
+    if limit is not None and plan.ratio > limit:
+        raise UserError(
+            f"The ratio {plan.ratio} is more than the {limit} tokens that the backbone takes.",
+            "Choose a smaller ratio.",
+        )
+    plugin = initialise_plugin(
+        plan.ratio,
+        size.hidden_size,
+        size.num_layers,
+        bottleneck_size=options.bottleneck_size,
+        masking=options.masking,
+        seed=options.seed,
+        backbone=context.info.identity,
+    )
+    save_plugin(plugin, target)
+
+
+def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
+    """The any-ratio graph and the weights."""
+    staged = context.staged
+
+    def make() -> None:
+        import onnx_ir as ir
+
+        from variator_export.graph.trace import trace
+        from variator_export.verification.cases import encode_texts
+
+        info = context.info
+        for plan in variants:  # plugins that were reused too: the backbone may be another
+            if plan.plugin is not None:
+                check_plugin_fits(context.plugin_config(plan), plan.plugin.source or plan.name, context.host)
+        encode_texts(  # refuses what cannot be verified before the long trace
+            context.encoder,
+            info.spec.family.inputs,
+            context.recipe.verify.texts,
+            vocab_size=info.config.vocab_size,
+            max_length=info.max_length,
+        )
+        model = trace(context.backbone, staged.folder, WEIGHTS_NAME)
+        ir.save(model, staged.folder / ANY_RATIO_NAME)
+
+    depends_on = {
+        "backbone": context.backbone_key,
+        "precision": context.recipe.precision,
+        "made_by": context.made_by,
+    }
+    staged.step("trace", depends_on, [ANY_RATIO_NAME, WEIGHTS_NAME], make)
+
+
+def bind_variant(context: BuildContext, plan: VariantPlan) -> None:
+    """The graph of one ratio, from the any-ratio graph."""
+    staged = context.staged
+    output = f"{plan.name}.onnx"
+
+    def make() -> None:
+        import onnx_ir as ir
+
+        from variator_export.graph.bind import bind, bind_baseline
+
+        any_ratio = staged.folder / ANY_RATIO_NAME
+        if plan.plugin is None:
+            model = bind_baseline(any_ratio)
+        else:
+            config = context.plugin_config(plan)
+            model = bind(any_ratio, config, f"{context.plugin_folder(plan)}/{TENSORS_NAME}")
+        ir.save(model, staged.folder / output)
+
+    depends_on = {**context.sources_of_graph(plan), "made_by": context.made_by}
+    staged.step(f"bind/{plan.name}", depends_on, [output], make)
+
+
+def precision_proof(context: BuildContext, plan: VariantPlan) -> PrecisionProof:
+    """In which type a variant's graph computes.
+
+    Raises:
+        NumbersDisagreeError: Less than 95 % of what is not declared float32 is in the recipe's precision.
+    """
+    staged, name = context.staged, f"{plan.name}.onnx"
+    if staged.old is not None:
+        for variant in staged.old.manifest.variants:
+            files = staged.old.manifest.files
+            if variant.graphs["model"] == name and files[name].sha256 == staged.sha256(name):
+                return variant.precision_proof
+    from variator_export.graph.macs import precision_share
+
+    precision = context.recipe.precision
+    kept = context.info.spec.family.float32_modules
+    share = precision_share(staged.folder / name, precision, kept, plan.ratio)
+    if share.macs < LEAST_SHARE:
+        raise NumbersDisagreeError(
+            f"{plan.name}: {share.macs:.1%} of the multiply-accumulates are in {precision}, of all but those "
+            f"of modules that stay in float32; at least {LEAST_SHARE:.0%} have to be.",
+            "This is a fault of the export: please report it with the recipe, or take --precision float32.",
+        )
+    return PrecisionProof(macs=round(share.macs, 6), float32_modules=share.float32_modules)
+
+
+def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
+    """Both graphs of a variant against eager PyTorch; stores the reference and writes the report."""
+    staged, recipe = context.staged, context.recipe
+    depends_on = {
+        **context.sources_of_graph(plan),
+        "graph": staged.sha256(f"{plan.name}.onnx"),
+        "backbone": context.backbone_key,
+        "cases": recipe.verify.model_dump(mode="json"),
+        "allowed": MULTIPLE,
+        "onnxruntime": versions(require_onnxruntime()),
+        "made_by": context.made_by,
+    }
+    output = reference_path(plan)
+    staged.step(f"verify/{plan.name}", depends_on, [output], lambda: _verify(context, plan, output))
+
+
+def reference_path(plan: VariantPlan) -> str:
+    """Where a variant's stored inputs and eager outputs lie inside the bundle."""
+    return f"reference/{plan.name}.safetensors"
+
+
+def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
+    from variator_export.verification.cases import make_cases
+    from variator_export.verification.judge import refuse_failures, verify_graph
+    from variator_export.verification.reference import EAGER, save_reference
+
+    info, recipe, staging = context.info, context.recipe, context.staged.folder
+    cases = make_cases(
+        context.encoder,
+        info.spec.family.inputs,
+        ratio=plan.ratio,
+        vocab_size=info.config.vocab_size,
+        max_length=info.max_length,
+        texts=recipe.verify.texts,
+        seed=recipe.verify.seed,
+    )
+    if plan.plugin is None:
+        plugin = null_plugin(info.size.num_layers, info.size.hidden_size)
+    else:
+        plugin = load_plugin(staging / context.plugin_folder(plan))
+    with context.staged.progress.bar(f"verify {plan.name}", len(cases) * 3) as advance:
+        # One after the other, so that the float64 copy and the sessions are not in memory together.
+        reference = _reference(context, plan, cases, advance)
+        graphs = {f"{plan.name}.onnx": {}, ANY_RATIO_NAME: stack_for_graph(plugin)}
+        findings = []
+        for name, extra in graphs.items():
+            runner = open_for_verification(staging / name, extra, recipe.precision)
+            findings += verify_graph(name, runner, reference, advance)
+    refuse_failures(findings, plan.name, plan.ratio)
+    save_reference(reference, staging / output)
+    write_json(
+        staging / build_verification_report(plan.name),
+        {
+            "variant": plan.name,
+            "precision": recipe.precision,
+            "ran": how_it_runs(recipe.precision),
+            "reference": EAGER,
+            "findings": [finding.as_dict() for finding in findings],
+        },
+    )
+
+
+def _reference(
+    context: BuildContext, plan: VariantPlan, cases: "Sequence[Case]", progress: Callable[[], None]
+) -> "list[Expected]":
+    import torch
+
+    from variator_export.verification.reference import eager_reference
+
+    exact = context.eager(plan, context.backbone.converted(torch.float64))
+    return eager_reference(exact, context.eager(plan), cases, context.recipe.precision, progress)

@@ -1,0 +1,206 @@
+"""Bundles and plugins to the hub: whole and in one commit, or not at all."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import MANIFEST_NAME, Manifest, is_bundle
+from variator_export.core.errors import UserError
+from variator_export.core.hub import HUB_PREFIX, HubSource, commit, download, files_of, parse_hub_source
+from variator_export.core.json_file import read_json_object
+from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
+from variator_export.model.plugin_file import load_plugin
+from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
+from variator_export.model.source import PACKAGE_PREFIX
+
+_REPORTS = "reports"
+# What a repository has before anything was written to it.
+_OF_THE_HUB = {".gitattributes", CARD_NAME}
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What was written.
+
+    Attributes:
+        repo: The repository, as ORGANISATION/NAME.
+        commit_url: The address of the commit.
+        files: How many files it holds.
+        removed: How many of an earlier bundle it takes away.
+    """
+
+    repo: str
+    commit_url: str
+    files: int
+    removed: int
+
+
+def push(folder: Path, repository: str, *, private: bool | None = None) -> Pushed:
+    """Write a bundle, a plugin, or a folder of plugins to a repository of the hub.
+
+    The repository is made if it is not there. One that holds something else is refused; files of the bundle
+    that it holds go if this one does not have them. A model card is written where there is none, or one
+    that an earlier push wrote.
+
+    Args:
+        folder: A bundle; a plugin; or a folder whose folders are plugins, as `train` writes them.
+        repository: ORGANISATION/NAME[@BRANCH].
+        private: Whether a repository that is made is private; None: as the organisation has it.
+
+    Raises:
+        UserError: The folder is none of these or is damaged, the repository holds something else, there is no
+            token that may write, or the hub cannot be reached.
+    """
+    target = check_repository(repository)
+    files, card = _bundle(folder) if is_bundle(folder) else _plugins(folder)
+    there = files_of(target.repo, target.revision)
+    removed = _removable(target, there, files) if there else []
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())
+    ]
+    if card is not None and CARD_NAME not in files and not _has_own_card(target, there or set()):
+        operations.append(CommitOperationAdd(CARD_NAME, card.encode()))
+    operations += [CommitOperationDelete(name) for name in removed]
+    message = f"{folder.resolve().name}, with variator-export"
+    url = commit(target.repo, operations, message, revision=target.revision, private=private)
+    return Pushed(target.repo, url, len(operations) - len(removed), len(removed))
+
+
+def check_repository(repository: str) -> HubSource:
+    """Where something can be pushed to.
+
+    Raises:
+        UserError: It is not written as ORGANISATION/NAME[@BRANCH].
+    """
+    target = parse_hub_source(repository)
+    if target.subfolder or "/" not in target.repo:
+        what = "names a folder inside a repository" if target.subfolder else "names no organisation"
+        raise UserError(f"{repository} {what}.", "Give ORGANISATION/NAME[@BRANCH].")
+    return target
+
+
+def _bundle(folder: Path) -> tuple[dict[str, Path], str]:
+    bundle = BundleFiles(folder)
+    bundle.check_all()
+    files = {name: folder / name for name in (MANIFEST_NAME, *bundle.manifest.files)}
+    for path in (folder / _REPORTS).rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            files[path.relative_to(folder).as_posix()] = path
+    return files, _bundle_card(bundle.manifest, folder.resolve().name)
+
+
+def _plugins(folder: Path) -> tuple[dict[str, Path], None]:
+    """The files of one plugin at the root, or of several in folders of their own."""
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.", "Give a bundle or the folder of a plugin.")
+    found = (
+        [folder] if (folder / CONFIG_NAME).is_file() else [p.parent for p in folder.glob(f"*/{CONFIG_NAME}")]
+    )
+    if not found:
+        raise UserError(
+            f"{folder} holds neither a bundle nor a plugin.",
+            f"Give a folder with {MANIFEST_NAME}, one with {CONFIG_NAME}, or one of such folders.",
+        )
+    files = {}
+    for plugin in found:
+        load_plugin(plugin)  # refuses a damaged one
+        for name in (CONFIG_NAME, TENSORS_NAME, CARD_NAME, PLOT_NAME):
+            if (plugin / name).is_file():
+                files[(plugin / name).relative_to(folder).as_posix()] = plugin / name
+    return files, None
+
+
+def _removable(target: HubSource, there: set[str], files: dict[str, Path]) -> list[str]:
+    """The files of an earlier bundle that the new one does not have.
+
+    Raises:
+        UserError: The repository holds something else than what is pushed now.
+    """
+    if there <= _OF_THE_HUB | files.keys():
+        return []
+    if MANIFEST_NAME in files and MANIFEST_NAME in there:
+        old = _remote_manifest(target)
+        if old is not None:
+            named = {*old.get("files", {}), *(name for name in there if name.startswith(f"{_REPORTS}/"))}
+            return sorted((there & named) - files.keys())
+    if not {MANIFEST_NAME} & (files.keys() | there) and any(name.endswith(CONFIG_NAME) for name in there):
+        return []  # other plugins, which stay
+    strange = sorted(there - _OF_THE_HUB - files.keys())
+    raise UserError(
+        f"{target} holds something else: {', '.join(strange[:5])}.",
+        "Choose another repository, or a new branch of it: ORGANISATION/NAME@BRANCH",
+    )
+
+
+def _has_own_card(target: HubSource, there: set[str]) -> bool:
+    """Whether a repository has a card that somebody has written, and not an earlier push of a bundle."""
+    if not {MANIFEST_NAME, CARD_NAME} <= there:
+        return CARD_NAME in there
+    root = download(target, [MANIFEST_NAME, CARD_NAME], [(MANIFEST_NAME,), (CARD_NAME,)])
+    card = (root / CARD_NAME).read_text(encoding="utf-8", errors="replace")
+    title = re.search(r"^# (.+)$", card, re.MULTILINE)
+    try:
+        manifest = Manifest.model_validate_json((root / MANIFEST_NAME).read_bytes())
+    except ValidationError:  # of another version, whose card is not known
+        return True
+    return title is None or card != _bundle_card(manifest, title[1])
+
+
+def _remote_manifest(target: HubSource) -> dict[str, Any] | None:
+    root = download(target, [MANIFEST_NAME], [(MANIFEST_NAME,)])
+    return read_json_object(root / MANIFEST_NAME, "Choose another repository.") if is_bundle(root) else None
+
+
+def _bundle_card(manifest: Manifest, name: str) -> str:
+    """A model card with what the manifest says; its head is what the hub reads."""
+    backbone = manifest.backbone
+    head = ["---", "library_name: variator-export"]
+    if backbone.source.startswith(HUB_PREFIX):
+        head.append(f"base_model: {parse_hub_source(backbone.source).repo}")
+    if backbone.task is not None:
+        head.append(f"pipeline_tag: {backbone.task}")
+    head += ["tags:", "- onnx", "- variator", "---", ""]
+    rows = [
+        f"| {v.name} | {v.ratio} | {v.plugin_state} | {', '.join(v.graphs.values())} |"
+        for v in manifest.variants
+    ]
+    made = manifest.made_by
+    return "\n".join(
+        [
+            *head,
+            f"# {name}",
+            "",
+            f"`{backbone.architecture}` from `{_public(backbone.source)}` with compression plugins, as ONNX "
+            f"graphs in {manifest.precision}. Each graph was compared with eager PyTorch "
+            f"{made.get('torch')} before it was published.",
+            "",
+            "| variant | ratio | plugin | graph |",
+            "|---|---:|---|---|",
+            *rows,
+            "",
+            *_use(manifest.variants[-1].ratio),
+        ]
+    )
+
+
+def _public(source: str) -> str:
+    """A source without where it lies on this machine."""
+    return source if source.startswith((HUB_PREFIX, PACKAGE_PREFIX)) else Path(source).name
+
+
+def _use(ratio: int) -> Sequence[str]:
+    return [
+        "```",
+        "pip install 'variator-export[onnxruntime]'",
+        "hf download REPOSITORY --local-dir bundle",
+        f'variator-export run bundle --ratio {ratio} --text "…"',
+        "```",
+        "",
+    ]

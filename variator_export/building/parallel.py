@@ -1,0 +1,239 @@
+"""Several recipes, one after the other or side by side, each in a process of its own.
+
+A build that fails, or that the system kills for its memory, takes no other with it.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from variator_export.building.recipe_build import BuildResult, build
+from variator_export.core import interrupts
+from variator_export.core.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
+from variator_export.core.progress import Progress, StepReport
+from variator_export.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Order:
+    """A recipe and the folder of its bundle."""
+
+    recipe: Recipe
+    bundle: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an order.
+
+    Attributes:
+        name: The recipe's name.
+        bundle: The folder.
+        result: What the build did; None if it failed.
+        error: Why it failed; None if it did not.
+    """
+
+    name: str
+    bundle: Path
+    result: BuildResult | None
+    error: UserError | None
+
+    @property
+    def state(self) -> str:
+        """In a word or two."""
+        if self.result is None:
+            return "failed"
+        return "published" if self.result.published else "up to date"
+
+    @property
+    def exit_code(self) -> int:
+        """That of a command which builds this alone."""
+        return 0 if self.error is None else self.error.exit_code
+
+
+class _CrashError(UserError):
+    """A build ended without an answer, or with an error that is no user's."""
+
+    exit_code = EXIT_BUG
+
+
+def build_all(
+    orders: Sequence[Order],
+    *,
+    jobs: int = 1,
+    replace: bool = False,
+    progress_of: Callable[[str], Progress] = lambda _: Progress(),
+) -> list[Outcome]:
+    """Build several recipes; one that fails does not stop the others.
+
+    Args:
+        orders: What to build.
+        jobs: How many at a time. With more than one, speed is measured at the end, one after the other,
+            because builds that run side by side would time each other.
+        replace: As of `build`.
+        progress_of: Makes what is told about a recipe, by its name.
+
+    Returns:
+        One outcome for each order, in their order. Orders that are done already are quickly up to date, so
+        the same call again goes on where an earlier one ended.
+
+    Raises:
+        UserError: Two orders have the same folder.
+    """
+    folders = [order.bundle.resolve() for order in orders]
+    for order, folder in zip(orders, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UserError(
+                f"Two recipes have the same folder, {order.bundle}.", "Give each a name of its own (name: …)."
+            )
+    later = jobs > 1
+    first = [changed(o, recipe=o.recipe.model_copy(update={"speed": None})) if later else o for o in orders]
+    # The builders are left first: they end the processes that the threads of the pool wait for.
+    with ThreadPoolExecutor(max_workers=jobs) as pool, _Builders() as builders:
+
+        def build_one(order: Order) -> Outcome:
+            return builders.run(order, replace=replace, progress=progress_of(order.recipe.name))
+
+        outcomes = list(pool.map(build_one, first))
+        for index, order in enumerate(orders):
+            found = outcomes[index].result
+            if later and found is not None and order.recipe.speed is not None:
+                timed = builders.run(order, replace=False, progress=_Notes(progress_of(order.recipe.name)))
+                speed = None if timed.result is None else timed.result.speed
+                outcomes[index] = (
+                    timed if speed is None else changed(timed, result=changed(found, speed=speed))
+                )
+    interrupts.raise_if_interrupted()
+    return outcomes
+
+
+class _Builders:
+    """The processes of the builds that run; on the way out those that are left are ended, and waited for."""
+
+    def __init__(self) -> None:
+        # Not fork: torch has threads.
+        self._context = multiprocessing.get_context("spawn")
+        self._running: set[Any] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "_Builders":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+            for process in self._running:
+                process.join()
+
+    def run(self, order: Order, *, replace: bool, progress: Progress) -> Outcome:
+        """Build in a process of its own, and tell its progress here."""
+        name, bundle = order.recipe.name, order.bundle
+        here, there = self._context.Pipe(duplex=False)
+        arguments = (there, order.recipe, bundle, replace)
+        process = self._context.Process(target=_build, args=arguments, name=f"build {name}")
+        with self._lock:
+            if self._stopped or interrupts.was_interrupted():
+                return Outcome(name, bundle, None, UserError("It was not begun."))
+            process.start()
+            self._running.add(process)
+        there.close()
+        answer: Any = None
+        with here, contextlib.suppress(EOFError):
+            while answer is None:
+                kind, content = here.recv()
+                if kind == "done":
+                    answer = content
+                else:
+                    getattr(progress, kind)(*content)
+        process.join()
+        with self._lock:
+            self._running.discard(process)
+        if isinstance(answer, BuildResult):
+            return Outcome(name, bundle, answer, None)
+        return Outcome(name, bundle, None, answer or _killed(process.exitcode))
+
+
+def _killed(code: int | None) -> UserError:
+    if code is not None and code < 0:
+        how = f"was ended by {signal.Signals(-code).name}"
+        hint = "If the system did it for lack of memory, take fewer --jobs. The same command goes on."
+        return UserError(f"The process of the build {how}.", hint)
+    return _CrashError(f"The process of the build ended with code {code} and without an answer.")
+
+
+def _build(out: Connection, recipe: Recipe, bundle: Path, replace: bool) -> None:
+    """In a process of its own, which ends with the one that asked: nobody would hear its answer."""
+    interrupts.install()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        answer: Any = build(recipe, bundle, replace=replace, progress=_Told(out))
+    except UserError as error:
+        answer = error
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception:  # a bug of ours, which the process that asked reports with its traceback
+        if interrupts.was_interrupted():
+            sys.exit(EXIT_INTERRUPTED)
+        answer = _CrashError(
+            f"This is a bug in variator-export:\n{traceback.format_exc().rstrip()}",
+            "Please report it with the command and these lines.",
+        )
+    out.send(("done", answer))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+class _Told(Progress):
+    """Sends everything to the process that asked."""
+
+    def __init__(self, out: Connection) -> None:
+        self._out = out
+
+    def started(self, name: str, why: str) -> None:
+        """Send it."""
+        self._out.send(("started", (name, why)))
+
+    def finished(self, report: StepReport) -> None:
+        """Send it."""
+        self._out.send(("finished", (report,)))
+
+    def note(self, text: str) -> None:
+        """Send it."""
+        self._out.send(("note", (text,)))
+
+
+class _Notes(Progress):
+    """Of a build that only measures: its steps are not told again."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @contextmanager
+    def bar(self, description: str, total: int) -> Iterator[Callable[[], None]]:
+        """As it is."""
+        with self._progress.bar(description, total) as advance:
+            yield advance
+
+    def note(self, text: str) -> None:
+        """As it is."""
+        self._progress.note(text)

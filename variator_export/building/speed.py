@@ -1,0 +1,72 @@
+"""Measuring a published bundle at the end of its build, and finding a measurement again."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from variator_export.benchmark.runtimes import open_subjects
+from variator_export.benchmark.speed_table import speed_inputs, speed_rows
+from variator_export.benchmark.timing import time_in_turns
+from variator_export.building.context import BuildContext
+from variator_export.building.plan import VariantPlan
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.reports import SPEED_REPORT, read_report, store_report
+from variator_export.core.environment import machine, require_onnxruntime, versions
+from variator_export.core.hashing import sha256_json
+from variator_export.core.progress import Progress
+from variator_export.recipe.recipe import SpeedRecipe
+
+
+def speed_of_bundle(
+    bundle: Path, recipe: SpeedRecipe, context: BuildContext, variants: list[VariantPlan], progress: Progress
+) -> Mapping[str, Any]:
+    """The measurement that the bundle holds, if it is of these graphs on this machine; else a new one."""
+    depends_on = {
+        "graphs": {plan.name: context.staged.sha256(f"{plan.name}.onnx") for plan in variants},
+        "plugins": {plan.name: context.sources_of_graph(plan)["plugin"] for plan in variants},
+        "recipe": recipe.model_dump(mode="json"),
+        "onnxruntime": versions(require_onnxruntime()),
+        "made_by": context.made_by,
+        "cpu": {name: value for name, value in machine().items() if name != "load_average_1min"},
+    }
+    key = sha256_json(depends_on)
+    found = read_report(bundle, SPEED_REPORT, "key")
+    if found is not None and found["key"] == key:
+        return found
+    result = {"key": key, **_measure(bundle, recipe, context, variants, progress)}
+    store_report(bundle, SPEED_REPORT, result, "The bundle is published; the report of its speed is not.")
+    return result
+
+
+def _measure(
+    bundle: Path, recipe: SpeedRecipe, context: BuildContext, variants: list[VariantPlan], progress: Progress
+) -> dict[str, Any]:
+    """Time eager PyTorch and ONNX Runtime at every ratio."""
+    files = BundleFiles(bundle)
+    limit = context.info.max_length
+    length = recipe.sequence_length if limit is None else min(recipe.sequence_length, limit)
+    shape = (recipe.batch_size, length)
+    with open_subjects(files, lambda: context.backbone) as opener:
+        subjects = [
+            opener.open(runtime, files.variant(plan.name))
+            for runtime in ("eager", "onnxruntime")
+            for plan in variants
+        ]
+        inputs = speed_inputs(context.info.spec.family.inputs, context.info.config.vocab_size, *shape)
+        calls = {s.key: functools.partial(s.runner.run, inputs) for s in subjects}
+        with progress.bar("measure speed", recipe.rounds * len(subjects)) as advance:
+            timings = time_in_turns(
+                calls, rounds=recipe.rounds, block_seconds=recipe.block_seconds, progress=advance
+            )
+        macs = {s.key: opener.macs(s, *shape) for s in subjects}
+    return {
+        "batch_size": shape[0],
+        "sequence_length": shape[1],
+        "rounds": recipe.rounds,
+        "machine": machine(),
+        "versions": versions("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "variator-export"),
+        "rows": speed_rows(subjects, timings, macs, shape[0] * shape[1]),
+        "encoder_size": asdict(context.info.size),
+    }

@@ -1,0 +1,1 @@
+"""Bundles on disk: the manifest, files behind their hashes, reports, publishing."""

@@ -1,0 +1,147 @@
+"""Reading a bundle: nothing is opened before its path, its size and its hash are what the manifest says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from variator_export.bundle.engine_records import BUILT_ONLY, EngineRecord, read_records
+from variator_export.bundle.manifest import EngineEntry, Manifest, Variant, read_manifest, rebuild_hint
+from variator_export.bundle.publishing import recover
+from variator_export.core.errors import UserError
+from variator_export.core.hashing import sha256_file
+
+WEIGHTS_NAME = "weights.safetensors"
+
+
+class BundleFiles:
+    """A bundle on disk.
+
+    Attributes:
+        path: Its folder.
+        manifest: The content of its manifest.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a bundle: read its manifest, and see that every file is there, no link, and of its size.
+
+        Raises:
+            UserError: Any of that does not hold; the message names the file.
+        """
+        self.path = Path(path)
+        recover(self.path)
+        self.manifest: Manifest = read_manifest(self.path)
+        self._checked: set[str] = set()
+        for name in self.manifest.files:
+            self._check_entry(name)
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle, after its hash was compared (once).
+
+        Raises:
+            UserError: The file changed since the bundle was built.
+        """
+        if name not in self._checked:
+            self._check_entry(name)
+            found, expected = sha256_file(self.path / name), self.manifest.files[name].sha256
+            if found != expected:
+                raise UserError(
+                    f"{self.path / name} has the sha256 {found}; the manifest says {expected}.",
+                    rebuild_hint(self.path),
+                )
+            self._checked.add(name)
+        return self.path / name
+
+    def check_unchanged(self) -> None:
+        """See that no build has published another bundle here since this one was opened.
+
+        Raises:
+            UserError: One has.
+        """
+        if read_manifest(self.path) != self.manifest:
+            raise UserError(
+                f"{self.path} was published again while it was being opened.", "Open the bundle again."
+            )
+
+    def check_all(self) -> None:
+        """Compare the hash of every file.
+
+        Raises:
+            UserError: One differs.
+        """
+        for name in self.manifest.files:
+            self.file(name)
+
+    def graph(self, name: str) -> Path:
+        """The path of an ONNX file, after the hashes of all files that it may point into were compared."""
+        for other in self.manifest.files:
+            if other.endswith(".safetensors") and not other.startswith("reference/"):
+                self.file(other)
+        return self.file(name)
+
+    def variant(self, choice: int | str) -> Variant:
+        """A variant by its ratio or its name.
+
+        Raises:
+            UserError: There is none, or several have this ratio.
+        """
+        variants = self.manifest.variants
+        found = [v for v in variants if choice in (v.ratio, v.name)]
+        there = ", ".join(f"{v.name} (ratio {v.ratio})" for v in variants)
+        if not found:
+            raise UserError(
+                f"{self.path} has no variant {choice!r}; it has {there}.",
+                "Add one: build into this folder again with a recipe or a --plugin of that ratio.",
+            )
+        if len(found) > 1:
+            raise UserError(
+                f"{self.path} has several variants of ratio {choice}: {', '.join(v.name for v in found)}.",
+                f"Name one of them: --variant {found[0].name} (in Python: ratio={found[0].name!r}).",
+            )
+        return found[0]
+
+    def engines(self, target: str, variant: str) -> list[EngineEntry]:
+        """The engines of a variant for a target: of several GPUs and versions."""
+        return [e for e in self.manifest.engines if (e.target, e.variant) == (target, variant)]
+
+    def sidecar(self, entry: EngineEntry) -> dict[str, Any]:
+        """What is written beside an engine about it, after its hash was compared."""
+        content: dict[str, Any] = json.loads(self.file(entry.sidecar).read_text(encoding="utf-8"))
+        return content
+
+    def engine_records(self, entry: EngineEntry) -> list[EngineRecord]:
+        """The verifications of an engine, one for each GPU."""
+        sha256 = self.manifest.files[entry.engine].sha256
+        return [record for record in read_records(self.path) if record.sha256 == sha256]
+
+    def engine_status(self, entry: EngineEntry) -> str:
+        """What is known of an engine, for people."""
+        return "; ".join(map(str, self.engine_records(entry))) or BUILT_ONLY
+
+    def engine_states(self, variant: str) -> list[str]:
+        """The engines of a variant for people: the target, and what is known of the engine."""
+        return [
+            f"{entry.target} {entry.version} {entry.platform}: {self.engine_status(entry)}"
+            for entry in self.manifest.engines
+            if entry.variant == variant
+        ]
+
+    def _check_entry(self, name: str) -> None:
+        path = self.path / name
+        links = [part for part in (path, *path.parents) if part != self.path and self.path in part.parents]
+        if any(part.is_symlink() for part in links):
+            raise UserError(
+                f"{path} is reached through a symbolic link, which is refused.", rebuild_hint(self.path)
+            )
+        if not path.is_file():
+            raise UserError(f"{path} is missing from the bundle.", rebuild_hint(self.path))
+        status = path.stat()
+        if status.st_nlink != 1:
+            raise UserError(
+                f"{path} is a hard link; onnxruntime and onnx refuse those for weights.",
+                "Copy the bundle without links: cp -r --no-preserve=links",
+            )
+        expected = self.manifest.files[name].size_bytes
+        if status.st_size != expected:
+            raise UserError(
+                f"{path} has {status.st_size} bytes; the manifest says {expected}.", rebuild_hint(self.path)
+            )

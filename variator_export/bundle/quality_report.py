@@ -1,0 +1,42 @@
+"""What `evaluate` has stored in a bundle, for whoever shows quality beside something else."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from variator_export.bundle.reports import QUALITY_REPORT, read_report
+
+Task = Literal["classification", "similarity", "embedding"]
+# The metric that a loss of quality is counted in.
+MAIN_METRIC: Mapping[Task, str] = {
+    "classification": "accuracy",
+    "similarity": "spearman",
+    "embedding": "cosine",
+}
+
+
+def quality_of_graphs(bundle: Path, graphs: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What `evaluate` has stored of these graphs; a broken report is as none."""
+    found = []
+    try:
+        for report in (read_report(bundle, QUALITY_REPORT) or {}).values():
+            if report["graphs"] != graphs:
+                continue
+            metric = MAIN_METRIC[report["task"]]
+            rows = {row["variant"]: row for row in report["rows"]}  # the last runtime: the graphs
+            found.append(
+                {
+                    "task": report["task"],
+                    "data": report["data"]["name"],
+                    "columns": report["data"].get("columns", {}),
+                    "max_tokens": report["data"].get("max_tokens"),
+                    "metric": metric,
+                    "variants": {
+                        name: {"value": row["metrics"][metric], "lost": row["relative_loss"]}
+                        for name, row in rows.items()
+                    },
+                }
+            )
+    except (KeyError, TypeError, AttributeError):
+        return []
+    return found

@@ -1,0 +1,257 @@
+"""Running a graph on ONNX Runtime: on the CPU, and by its providers for NVIDIA GPUs."""
+
+import contextlib
+import functools
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from variator_export.core.environment import (
+    default_threads,
+    install_command,
+    require,
+    require_onnxruntime,
+)
+from variator_export.core.errors import UserError
+from variator_export.engines.base import Arrays
+from variator_export.engines.onnxruntime.providers import CPU, Provider
+
+# On a CPU the fused SkipLayerNormalization is slower than the addition and the normalization it replaces:
+# 505 against 548 ms for MiniLM at (32, 128) on two cores.
+_SLOWER_FUSIONS = ["SkipLayerNormFusion"]
+# How ONNX Runtime names the time of an operator itself.
+_KERNEL = "_kernel_time"
+
+
+def _open(
+    graph: Path | bytes,
+    threads: int | None,
+    weights: Path | None = None,
+    profile: str | None = None,
+    provider: Provider = CPU,
+    *,
+    as_it_comes: bool = False,
+) -> Any:
+    require_onnxruntime()
+    import onnxruntime
+
+    _require(provider, onnxruntime.get_available_providers())
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    if (number := threads or default_threads()) is not None:
+        options.intra_op_num_threads = number
+    name = "a graph in memory" if isinstance(graph, bytes) else graph
+    try:
+        session = onnxruntime.InferenceSession(
+            graph if isinstance(graph, bytes) else str(graph),
+            options,
+            providers=[(provider.name, dict(provider.options))],
+            disabled_optimizers=_SLOWER_FUSIONS if provider is CPU and not as_it_comes else None,
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {error}",
+            "Build the bundle again from its recipe with this version.",
+        ) from error
+    # It takes the CPU where a provider cannot start, and only logs that.
+    if session.get_providers()[0] != provider.name:
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} has {provider.name}, but cannot start it here, and "
+            f"would run on {session.get_providers()[0]} instead.",
+            f"It needs {provider.needs}, and a GPU; its own words are on standard error. Or choose the "
+            "target onnxruntime, which is the CPU.",
+        )
+    return session
+
+
+def _require(provider: Provider, available: Sequence[str]) -> None:
+    if provider.name not in available:
+        raise UserError(
+            f"The installed ONNX Runtime has no {provider.name}; it has {', '.join(available)}.",
+            f"It needs {provider.needs}: {install_command('onnxruntime-gpu')} in the place of onnxruntime. "
+            "Or choose the target onnxruntime, which is the CPU.",
+        )
+
+
+def _call(session: Any, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        raise _failed(inputs, error) from error
+
+
+def _failed(inputs: Mapping[str, np.ndarray], error: Exception) -> UserError:
+    shapes = {name: array.shape for name, array in inputs.items()}
+    return UserError(
+        f"ONNX Runtime failed on inputs of the shapes {shapes}: {error}",
+        "Check that every token id is one of the model's vocabulary.",
+    )
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """One operator of a graph as it ran.
+
+    Attributes:
+        node: Its name; that of a fused operator is ONNX Runtime's own.
+        operator: For example `MatMul`.
+        milliseconds: Median of the runs.
+    """
+
+    node: str
+    operator: str
+    milliseconds: float
+
+
+def profile_operators(
+    graph: Path, inputs: Mapping[str, np.ndarray], *, runs: int = 10, threads: int | None = None
+) -> list[OperatorTime]:
+    """Time every operator of a graph, after as many runs that do not count."""
+    with TemporaryDirectory() as folder:
+        session = _open(graph, threads, profile=f"{folder}/profile")
+        for _ in range(2 * runs):
+            _call(session, inputs)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    durations: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            key = (event["name"].removesuffix(_KERNEL), event["args"]["op_name"])
+            durations.setdefault(key, []).append(event["dur"] / 1e3)
+    return [OperatorTime(*key, float(np.median(found[-runs:]))) for key, found in durations.items()]
+
+
+def optimize_transformer(
+    graph: Path, output: Path, *, model_type: str, num_heads: int, hidden_size: int
+) -> Path:
+    """A graph as onnxruntime's own transformer optimizer leaves it: what its users would run.
+
+    It runs at the level that it takes itself for a type of model: without ONNX Runtime's own passes before
+    it, it leaves T5's layer norms as they are.
+
+    Args:
+        graph: As `torch.onnx` exported it (`graph.torch_baseline`): in our own there is nothing left to fuse.
+        output: The file to write.
+        model_type: Of the model's config; one that it does not know is optimized as BERT.
+        num_heads: Of the model's attention, which it fuses only if it is told.
+        hidden_size: Of the model.
+
+    Raises:
+        UserError: The optimizer cannot do it, or needs a package that is not installed.
+    """
+    require("onnx", "export", "ONNX Runtime's transformer optimizer")
+    try:
+        from onnxruntime.transformers.optimizer import MODEL_TYPES, optimize_model
+
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it thinks of the graph
+            optimized = optimize_model(
+                str(graph),
+                model_type=model_type if model_type in MODEL_TYPES else "bert",
+                num_heads=num_heads,
+                hidden_size=hidden_size,
+            )
+            optimized.save_model_to_file(str(output), use_external_data_format=True)
+    except Exception as error:  # it raises what it likes
+        raise UserError(
+            f"ONNX Runtime's transformer optimizer fails on {graph}: {error}",
+            "Leave it out: choose the others with --runtime.",
+        ) from error
+    return output
+
+
+class OnnxRuntimeGraph:
+    """A graph of one ratio, or an any-ratio graph together with the plugin that it is to run, on the CPU.
+
+    Args:
+        graph: The ONNX file, or its content.
+        extra: Inputs that stay the same from call to call (`plugin_layout.stack_for_graph`).
+        threads: Of one operator; None: `OMP_NUM_THREADS`, or all cores.
+        weights: The folder of the weights that a graph given by its content points into.
+        as_it_comes: With all optimizations of ONNX Runtime, those too that we leave out for being slower.
+    """
+
+    def __init__(
+        self,
+        graph: Path | bytes,
+        extra: Mapping[str, np.ndarray] | None = None,
+        *,
+        threads: int | None = None,
+        weights: Path | None = None,
+        as_it_comes: bool = False,
+    ) -> None:
+        self._session = _open(graph, threads, weights, as_it_comes=as_it_comes)
+        self._extra = dict(extra or {})
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Run once; int64 inputs (B, S)."""
+        return _call(self._session, {**inputs, **self._extra})
+
+    def with_plugin(self, extra: Mapping[str, np.ndarray]) -> "OnnxRuntimeGraph":
+        """The same session with another plugin; nothing is loaded again."""
+        other = object.__new__(OnnxRuntimeGraph)
+        other._session, other._extra = self._session, dict(extra)
+        return other
+
+
+class DeviceGraph:
+    """A graph on a device: plugins are copied there once, outputs back after each run (IO binding).
+
+    Args:
+        graph: The ONNX file.
+        provider: What runs it.
+        threads: Of one operator on the CPU; None: `OMP_NUM_THREADS`, or all cores.
+        bind: Whether to bind inputs and outputs; None: on a GPU. On a CPU nothing is copied anyway, and
+            binding costs 4 % at (1, 32) (MiniLM, ratio 4).
+    """
+
+    def __init__(
+        self, graph: Path, provider: Provider, *, threads: int | None = None, bind: bool | None = None
+    ) -> None:
+        self._session = _open(graph, threads, provider=provider)
+        self._device = provider.device
+        self._binds = provider.device != "cpu" if bind is None else bind
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Copy arrays to the device; what it gives can be an input of every run."""
+        if not self._binds:
+            return dict(arrays)
+        from onnxruntime import OrtValue
+
+        return {name: OrtValue.ortvalue_from_numpy(a, self._device, 0) for name, a in arrays.items()}
+
+    def prepare(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> Callable[[], object]:
+        """What runs it on inputs that are on the device already, and leaves the outputs there: for timing."""
+        if not self._binds:
+            return functools.partial(_call, self._session, {**inputs, **uploaded})
+        return functools.partial(self._session.run_with_iobinding, self._bind(inputs, uploaded))
+
+    def _bind(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> Any:
+        binding = self._session.io_binding()
+        for name, value in {**self.upload(inputs), **uploaded}.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, self._device)
+        return binding
+
+    def run(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> Arrays:
+        """Run once; int64 inputs (B, S), and what was uploaded."""
+        if not self._binds:
+            return _call(self._session, {**inputs, **uploaded})
+        try:
+            binding = self._bind(inputs, uploaded)
+            self._session.run_with_iobinding(binding)
+            return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            raise _failed(inputs, error) from error

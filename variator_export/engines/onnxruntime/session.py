@@ -1,0 +1,164 @@
+"""Sessions on ONNX Runtime: every variant of a bundle in one, or one variant alone."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import Variant
+from variator_export.core.errors import UserError
+from variator_export.engines.base import Arrays, check_inputs
+from variator_export.engines.onnxruntime.graph import DeviceGraph
+from variator_export.engines.onnxruntime.providers import CPU, Provider
+from variator_export.model.plugin_file import PluginHost, check_plugin_fits, load_plugin, load_variant_plugin
+from variator_export.model.plugin_layout import stack_for_graph
+from variator_export.model.source import plugin_folder
+from variator_export.recipe.recipe import VARIANT_NAME
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A plugin of a session: its ratio, and its tensors where the graph takes them."""
+
+    ratio: int
+    tensors: Mapping[str, Any]
+
+
+class OnnxRuntimeSession:
+    """One session that runs every variant of a bundle.
+
+    The weights are in memory once. A ratio changes from call to call: the plugin's tensors are inputs of the
+    any-ratio graph. Needs neither torch nor transformers.
+    """
+
+    def __init__(self, bundle: BundleFiles, *, threads: int | None = None, provider: Provider = CPU) -> None:
+        self._bundle = bundle
+        graph = bundle.graph(bundle.manifest.any_ratio["model"])
+        self._graph = DeviceGraph(graph, provider, threads=threads)
+        # All at once, so that a bundle which is published again later changes nothing here. The table is
+        # replaced whole, never changed: calls of other threads see the old one or the new one.
+        self._plugins = {
+            v.name: _Loaded(v.ratio, self._graph.upload(plugin_inputs(bundle, v)))
+            for v in bundle.manifest.variants
+        }
+        bundle.check_unchanged()
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """The ratios that it runs, ascending."""
+        return tuple(sorted({plugin.ratio for plugin in self._plugins.values()}))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what it runs: the bundle's variants, then the plugins that were added."""
+        return tuple(self._plugins)
+
+    def add_plugin(self, name: str, source: str | Path) -> None:
+        """Take another plugin of the backbone, or a better one under a name that is there.
+
+        It counts from the next call on; nothing else is loaded. The graph was verified with the bundle's own
+        plugins, not with this one: build it into a bundle to have it verified too.
+
+        Args:
+            name: What to call it in `run`, as a variant is called; by its ratio alone it is found only where
+                the bundle has no variant of that ratio.
+            source: Its folder, `recipes:PATH`, or `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`.
+
+        Raises:
+            UserError: It cannot be read, was made for another backbone, or the name is none or that of a
+                plugin of another ratio; the session is as before.
+        """
+        if not isinstance(name, str) or not re.fullmatch(VARIANT_NAME, name):
+            raise UserError(f"{name!r} is no name of a plugin.", "Take letters, digits, '.', '_' and '-'.")
+        backbone = self._bundle.manifest.backbone
+        plugin = load_plugin(plugin_folder(str(source)))
+        host = PluginHost(
+            name=backbone.source,
+            model_type=backbone.model_type,
+            hidden_size=backbone.hidden_size,
+            num_layers=backbone.num_layers,
+            weights_sha256=backbone.weights_sha256,
+        )
+        check_plugin_fits(plugin.config, str(source), host)
+        there = self._plugins.get(name)
+        if there is not None and there.ratio != plugin.config.ratio:
+            raise UserError(
+                f"{name} has the ratio {there.ratio}; the plugin {source} has {plugin.config.ratio}.",
+                "Give it a name of its own.",
+            )
+        loaded = _Loaded(plugin.config.ratio, self._graph.upload(stack_for_graph(plugin)))
+        self._plugins = {**self._plugins, name: loaded}
+
+    def _find(self, choice: int | str) -> "_Loaded":
+        """By name; by ratio the bundle's own before those that were added."""
+        table = self._plugins
+        if isinstance(choice, str) and choice in table:
+            return table[choice]
+        own = {variant.name for variant in self._bundle.manifest.variants}
+        found = [name for name, plugin in table.items() if plugin.ratio == choice]
+        found = [name for name in found if name in own] or found
+        if len(found) != 1:
+            there = ", ".join(f"{name} (ratio {plugin.ratio})" for name, plugin in table.items())
+            raise UserError(
+                f"The session has {'several plugins' if found else 'no plugin'} of {choice!r}: {there}.",
+                "Name one of them, session.run(inputs, ratio=NAME), or session.add_plugin(NAME, DIR).",
+            )
+        return table[found[0]]
+
+    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str = 1) -> Arrays:
+        """Run once.
+
+        Args:
+            inputs: int64 arrays (B, S) by the backbone's input names.
+            ratio: The ratio, or the name of a variant or of a plugin that was added.
+
+        Raises:
+            UserError: There is no such one, or the inputs do not fit.
+        """
+        plugin = self._find(ratio).tensors
+        arrays = check_inputs(inputs, self._bundle.manifest.backbone)
+        return self._graph.run(arrays, plugin)
+
+
+class OnnxRuntimeVariantSession:
+    """The graph of one variant of a bundle: a few per cent faster than the any-ratio graph."""
+
+    def __init__(
+        self,
+        bundle: BundleFiles,
+        variant: int | str,
+        *,
+        threads: int | None = None,
+        provider: Provider = CPU,
+    ) -> None:
+        self._bundle = bundle
+        self._variant = bundle.variant(variant)
+        self._graph = DeviceGraph(bundle.graph(self._variant.graphs["model"]), provider, threads=threads)
+        bundle.check_unchanged()
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """The one ratio that it runs."""
+        return (self._variant.ratio,)
+
+    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
+        """Run once; int64 arrays (B, S) by the backbone's input names.
+
+        Raises:
+            UserError: Another ratio is asked for, or the inputs do not fit.
+        """
+        if ratio not in (None, self._variant.ratio, self._variant.name):
+            raise UserError(
+                f"This session runs {self._variant.name} (ratio {self._variant.ratio}), not {ratio!r}.",
+                "Open one for every ratio: bundle.session() without a variant.",
+            )
+        return self._graph.run(check_inputs(inputs, self._bundle.manifest.backbone), {})
+
+
+def plugin_inputs(bundle: BundleFiles, variant: Variant) -> dict[str, np.ndarray]:
+    """The inputs of the any-ratio graph that make it run a variant."""
+    return stack_for_graph(load_variant_plugin(bundle, variant))

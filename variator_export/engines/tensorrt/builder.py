@@ -1,0 +1,168 @@
+"""Building an engine in this process: strongly typed.
+
+`builder_process.py` calls it in a process of its own.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from variator_export.core.errors import UserError
+from variator_export.engines.tensorrt.api import load_tensorrt
+from variator_export.engines.tensorrt.log import last_words, make_log
+from variator_export.engines.tensorrt.request import EngineRequest, Profile
+from variator_export.engines.tensorrt.timing_cache import TimingCache
+
+# Phase, steps done, steps in all.
+OnProgress = Callable[[str, int, int], None]
+
+
+def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = None) -> bytes:
+    """`builder_process.build_engine` without the process of its own: the same result and errors."""
+    trt = load_tensorrt(request.target)
+    log = make_log(trt)
+    try:
+        builder = trt.Builder(log)
+    except (RuntimeError, TypeError) as error:
+        raise _failed(request, "cannot start its builder", log, str(error)) from error
+    # The network must outlive its parser: keep a name for it.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(request.graph):
+        raise _failed(request, "cannot parse the graph", log, "\n  ".join(_parser_errors(parser)))
+    _allow_decomposed_attention(trt, network)
+    config = builder.create_builder_config()
+    for profile in request.profiles:
+        config.add_optimization_profile(_make_profile(builder, network, request, profile))
+    _configure(trt, config, request)
+    if on_progress is not None:
+        config.progress_monitor = _make_monitor(trt, on_progress)
+    with _timing_cache(config, request) as cache:
+        serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            raise _failed(request, "built no engine", log)
+        if cache is not None:
+            cache.store(config)
+    return bytes(serialized)
+
+
+def _parser_errors(parser: Any) -> Iterator[str]:
+    """In the parser's words, with the node, whose name begins with the PyTorch module that it came from."""
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        yield f"at the node {error.node_name()} ({error.node_operator()}): {error.desc()}"
+
+
+def _configure(trt: Any, config: Any, request: EngineRequest) -> None:
+    if request.tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)  # which is set by default
+    # So that an engine can be asked in which types it computes (`layers`).
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if request.optimization_level is not None:
+        config.builder_optimization_level = request.optimization_level
+    if request.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
+    if request.compute_capabilities:
+        config.num_compute_capabilities = len(request.compute_capabilities)
+        for index, name in enumerate(request.compute_capabilities):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), index)
+    if request.hardware_compatibility == "ampere-plus":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    elif request.hardware_compatibility == "same-compute-capability":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    if request.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        # A plan with the lean runtime in it is a program, which `engine_host_code_allowed` has to allow.
+        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+    if request.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        # Plain REFIT can give wrong numbers in TensorRT 11.3, by its release notes; the weights are the same.
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+    if request.timing_cache_mode == "require":
+        config.set_flag(trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
+
+
+@contextmanager
+def _timing_cache(config: Any, request: EngineRequest) -> Iterator[TimingCache | None]:
+    if request.timing_cache is None or request.timing_cache_mode == "ignore":
+        yield None
+        return
+    cache = TimingCache(Path(request.timing_cache))
+    cache.load(config, must_exist=request.timing_cache_mode == "require")
+    yield cache
+
+
+def _allow_decomposed_attention(trt: Any, network: Any) -> None:
+    """Let the builder take attention apart where it has no kernel for it (float32); otherwise it refuses."""
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            # The bindings give every layer its base class; its own is set by hand.
+            layer.__class__ = trt.IAttentionBoundaryLayer
+            layer.attention.decomposable = True
+
+
+def _make_profile(builder: Any, network: Any, request: EngineRequest, profile: Profile) -> Any:
+    """The builder accepts wrong names and reversed shapes without a word, so they are checked here."""
+    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    varying = {name for name, tensor in inputs.items() if -1 in tuple(tensor.shape)}
+    if set(profile.shapes) != varying:
+        raise UserError(
+            f"The profile {profile.name} has shapes for {', '.join(sorted(profile.shapes))}; the inputs of "
+            f"{request.graph} whose shape varies are {', '.join(sorted(varying))}.",
+            "Give a shape for each of those.",
+        )
+    made = builder.create_optimization_profile()
+    for name, (low, opt, high) in profile.shapes.items():
+        if not all(a <= b <= c for a, b, c in zip(low, opt, high, strict=True)):
+            raise UserError(
+                f"The profile {profile.name} must be min <= opt <= max; {name} has {low}, {opt}, {high}.",
+                f"Correct engine.profiles.{profile.name} in the recipe.",
+            )
+        try:
+            made.set_shape(name, low, opt, high)
+        except RuntimeError as error:
+            raise UserError(
+                f"The builder refuses the shapes {low}, {opt}, {high} of {name} in the profile "
+                f"{profile.name}: {error}",
+                f"Correct engine.profiles.{profile.name} in the recipe.",
+            ) from error
+    return made
+
+
+def _make_monitor(trt: Any, on_progress: OnProgress) -> Any:
+    """Tells the outermost phase of a build."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.phases: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self.phases[phase] = steps
+                on_progress(phase, 0, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            if phase in self.phases:
+                on_progress(phase, step + 1, self.phases[phase])
+            return True  # False would cancel the build
+
+        def phase_finish(self, phase: str) -> None:
+            if phase in self.phases:
+                steps = self.phases.pop(phase)
+                on_progress(phase, steps, steps)
+
+    return Monitor()
+
+
+def _failed(request: EngineRequest, what: str, log: Any, detail: str = "") -> UserError:
+    profiles = "; ".join(f"{index}: {profile}" for index, profile in enumerate(request.profiles))
+    return UserError(
+        f"{request.target} {what} for {request.what}. Its profiles: {profiles}. In its own words:\n  "
+        f"{last_words(log, detail)}",
+        "Other targets and engines are not affected.",
+    )

@@ -1,0 +1,143 @@
+"""Building an engine in a process of its own.
+
+A builder that crashes does not take the build with it; Ctrl-C ends it at once; and equal inputs give equal
+bytes. TensorRT for RTX orders some of what it writes by memory addresses: the second engine of a process
+differs from the first of another, and two processes differ unless their address space is not randomised
+and what lies in it, names of files and the environment included, has equal lengths.
+Where the system forbids that (some containers), engines are as good, but their bytes may differ.
+
+`python -m variator_export.engines.tensorrt.builder_process` takes the request as JSON on standard input and
+writes the engine to standard output; progress goes to the file descriptor VARIATOR_EXPORT_PROGRESS.
+It writes nothing to disk but the timing cache: a builder whose parent was killed leaves nothing.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from variator_export.core.errors import UserError
+from variator_export.engines.tensorrt.builder import OnProgress, build_engine_here
+from variator_export.engines.tensorrt.request import EngineRequest
+
+_REFUSED = 1
+_QUERY, _ADDR_NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000
+_FIXED = "VARIATOR_EXPORT_FIXED_ADDRESSES"
+_PROGRESS = "VARIATOR_EXPORT_PROGRESS"
+# What a builder may need of the caller's environment.
+_ENVIRONMENT = ("PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HOME")
+
+
+def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress | None = None) -> bytes:
+    """Build an engine. No GPU is needed for TensorRT for RTX.
+
+    Args:
+        request: What to build.
+        folder: Where its graph and the external data are.
+        on_progress: Is told the phase, the steps that are done, and how many there are.
+
+    Returns:
+        The serialized engine.
+
+    Raises:
+        UserError: The parser or the builder refuses, or crashes; the message has their own words.
+    """
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        _command(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=(writer,),
+        # The graph's name is relative to it: the length of a path would shift memory too.
+        cwd=folder,
+        env=_environment(writer),
+    )
+    os.close(writer)
+    listener = threading.Thread(target=_listen, args=(reader, on_progress), daemon=True)
+    listener.start()
+    try:
+        engine, errors = process.communicate(request.model_dump_json().encode())
+    except BaseException:  # Ctrl-C among them
+        process.kill()
+        process.wait()
+        raise
+    listener.join()
+    if process.returncode == 0:
+        return engine
+    words = errors.decode(errors="replace").strip()
+    if process.returncode == _REFUSED and words:
+        try:
+            refused = json.loads(words.splitlines()[-1])
+            raise UserError(refused["message"], refused["hint"])
+        except (ValueError, KeyError, TypeError):
+            pass  # not a refusal of ours: show it as it is
+    ending = (
+        f"was ended by {signal.Signals(-process.returncode).name}"
+        if process.returncode < 0
+        else f"ended with code {process.returncode}"
+    )
+    raise UserError(
+        f"The {request.target} builder {ending} while it built {request.what}. Its last words:\n"
+        f"  {words[-2000:] or 'none'}",
+        "Check free memory. Other targets and engines are not affected.",
+    )
+
+
+def _listen(reader: int, on_progress: OnProgress | None) -> None:
+    with os.fdopen(reader) as lines:
+        for line in lines:
+            if on_progress is not None:
+                phase, step, steps = json.loads(line)
+                on_progress(phase, step, steps)
+
+
+def _environment(progress: int) -> dict[str, str]:
+    """What the builder sees of the caller's, always of the same size: it lies in memory as well."""
+    chosen = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    chosen |= {"PYTHONHASHSEED": "0", _PROGRESS: f"{progress:06d}"}
+    size = sum(len(os.fsencode(text)) for item in chosen.items() for text in item) + 10 * len(chosen)
+    return {**chosen, "VARIATOR_EXPORT_PADDING": "-" * (-size % 8192)}
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-P", "-m", "variator_export.engines.tensorrt.builder_process"]
+
+
+def _fix_addresses() -> None:
+    """Start this process again with the same memory addresses in every run (Linux personality(2))."""
+    if _FIXED in os.environ or not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    current = libc.personality(_QUERY)
+    if current != -1 and libc.personality(current | _ADDR_NO_RANDOMIZE) != -1:
+        os.execve(sys.executable, _command(), {**os.environ, _FIXED: "1"})
+
+
+def main() -> None:
+    """Build what is asked for on standard input."""
+    _fix_addresses()
+    # Whatever native code prints goes to stderr; stdout is for the engine.
+    engine_out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    request = EngineRequest.model_validate_json(sys.stdin.buffer.read())
+    with os.fdopen(int(os.environ[_PROGRESS]), "w", buffering=1) as progress:
+
+        def tell(*done: object) -> None:
+            print(json.dumps(done), file=progress)
+
+        try:
+            engine = build_engine_here(request, tell)
+        except UserError as error:
+            print(json.dumps({"message": error.message, "hint": error.hint}), file=sys.stderr)
+            sys.exit(_REFUSED)
+    with engine_out:
+        engine_out.write(engine)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Engines of changed copies of a graph, built and run as an engine of a bundle was: to look inside it.
+
+No GPU has executed this code yet: the engines were built, and run by a stand-in.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import EngineEntry
+from variator_export.engines.base import Arrays, check_inputs
+from variator_export.engines.tensorrt.builder import OnProgress
+from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.device import CudaDevice, Device
+from variator_export.engines.tensorrt.execution import Execution, choose_profile
+from variator_export.engines.tensorrt.plan import OpenPlan
+from variator_export.engines.tensorrt.request import Profile, request_of
+
+_GRAPH = "changed.onnx"
+
+
+class Rebuilder:
+    """Builds engines as one of a bundle was built, by the TensorRT that is installed here.
+
+    Args:
+        bundle: The bundle.
+        entry: The engine that is looked into.
+        sidecar: What is written beside it: how it was built.
+        constant: Inputs that stay the same from call to call (`plugin_layout.stack_for_graph`).
+
+    Raises:
+        UserError: There is no GPU.
+    """
+
+    def __init__(
+        self,
+        bundle: BundleFiles,
+        entry: EngineEntry,
+        sidecar: Mapping[str, Any],
+        constant: Mapping[str, np.ndarray],
+    ) -> None:
+        self._bundle, self._entry, self._sidecar, self._constant = bundle, entry, sidecar, constant
+        self._device: Device = CudaDevice()
+
+    def open(
+        self, model: ir.Model, inputs: Mapping[str, np.ndarray], on_progress: OnProgress | None = None
+    ) -> Callable[[], Arrays]:
+        """Build an engine of a graph.
+
+        Args:
+            model: A changed copy of the engine's graph.
+            inputs: int64 arrays (B, S); a profile of the engine is for them.
+            on_progress: Is told how far the build is.
+
+        Returns:
+            What runs it on these inputs.
+
+        Raises:
+            UserError: It cannot be built or opened.
+        """
+        arrays = {**check_inputs(inputs, self._bundle.manifest.backbone), **self._constant}
+        shapes = {name: array.shape for name, array in arrays.items()}
+        profiles = [Profile.model_validate(profile) for profile in self._sidecar["profiles"]]
+        profile = profiles[choose_profile(profiles, shapes)]
+        what = f"{self._entry.variant} with other outputs"
+        with TemporaryDirectory() as folder:
+            # With a copy of the weights: parsers refuse files that lie, or that links lead, elsewhere.
+            ir.save(model, Path(folder) / _GRAPH, external_data="changed.data")
+            request = request_of(self._sidecar, _GRAPH, what, (profile,))
+            content = build_engine(request, Path(folder), on_progress)
+        plan = OpenPlan(self._entry.target, content, what, "Verify it without --bisect.")
+        execution = Execution(plan, [profile], self._device, self._entry.target, what)
+
+        def run() -> Arrays:
+            tensors = {name: self._device.upload(array) for name, array in arrays.items()}
+            bound = execution.bind(execution.new_context(), tensors, shapes)
+            bound()
+            return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
+
+        return run

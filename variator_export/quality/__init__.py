@@ -1,0 +1,1 @@
+"""What each variant is worth: metrics against the uncompressed model."""

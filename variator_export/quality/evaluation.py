@@ -1,0 +1,364 @@
+"""Quality of every ratio against the uncompressed backbone, in eager PyTorch and through exported graphs."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from variator_export.building.plan import BASELINE
+from variator_export.building.recipe_build import build
+from variator_export.bundle.manifest import is_bundle
+from variator_export.bundle.quality_report import MAIN_METRIC, Task
+from variator_export.bundle.reports import QUALITY_REPORT, store_report
+from variator_export.core.environment import require, require_export
+from variator_export.core.errors import NumbersDisagreeError, UserError
+from variator_export.core.hashing import sha256_json
+from variator_export.core.json_file import read_json_object
+from variator_export.core.progress import Progress
+from variator_export.data.examples import Examples
+from variator_export.engines.base import Runner
+from variator_export.model.plugin_file import load_plugin_config, load_variant_plugin
+from variator_export.model.plugin_layout import CONFIG_NAME
+from variator_export.model.source import PACKAGE_PREFIX, resolve_source
+from variator_export.model.tokenizer import TokenRow, pad_rows
+from variator_export.quality.metrics import (
+    classification_metrics,
+    embedding_metrics,
+    relative_loss,
+    similarity_metrics,
+)
+from variator_export.recipe.recipe import BackboneRecipe, PluginRecipe, Recipe
+from variator_export.sessions import Bundle
+from variator_export.verification.compare import deviation
+from variator_export.verification.eager_bundle import load_bundle_backbone
+
+EvaluationRuntime = Literal["eager", "onnxruntime"]
+# By variant and runtime.
+Outputs = dict[tuple[str, str], np.ndarray]
+_BATCH_SIZE = 32
+# Relative Frobenius error of a graph's outputs from eager in the same precision, both of which round. The
+# strict limit is that of `verification.error_budget`; what would change a metric is far larger.
+_AGREEMENT = {"float32": 5e-5, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """One variant on one runtime.
+
+    Attributes:
+        metrics: By name (`quality.metrics`).
+        relative_loss: The share of the task's main metric that is lost against ratio 1 of the same runtime.
+    """
+
+    variant: str
+    ratio: int
+    runtime: EvaluationRuntime
+    metrics: Mapping[str, float | None]
+    relative_loss: float | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What `evaluate` found.
+
+    Attributes:
+        task: What was asked of the model.
+        data: Name, sha256 and number of examples.
+        rows: By ratio and runtime, ratio 1 first.
+        agreement: The deviation of the exported graph's outputs from eager's, by variant; empty unless both
+            ran.
+        graphs: The sha256 of each variant's graph.
+    """
+
+    task: Task
+    data: Mapping[str, Any]
+    rows: tuple[QualityRow, ...]
+    agreement: Mapping[str, Mapping[str, Any]]
+    graphs: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    paths: Sequence[Path],
+    examples: Examples,
+    *,
+    task: Task | None = None,
+    backbone: str | None = None,
+    runtimes: Sequence[EvaluationRuntime] = ("eager", "onnxruntime"),
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Quality:
+    """Measure quality.
+
+    Args:
+        paths: One bundle, or plugin folders of one backbone; those are exported for it.
+        examples: Texts, with pairs and targets as the task needs them.
+        task: None: classification where the model has logits; else similarity where there are pairs and
+            scores; else embedding.
+        backbone: The backbone's source; None: what the bundle or the plugins name.
+        runtimes: What to run. With both, their outputs must agree but for rounding.
+        max_tokens: Longer texts are cut; None: at the model's limit.
+        progress: Is told what happens.
+
+    Raises:
+        UserError: A path is neither, or the data does not fit the task.
+        NumbersDisagreeError: The exported graph does not compute what eager computes.
+    """
+    for module in ("scipy", "sklearn"):
+        require(module, "evaluate", "Evaluating quality")
+    if "eager" in runtimes:
+        require_export()
+    elif backbone is not None and is_bundle(paths[0]):
+        raise UserError(
+            "A bundle's graphs hold their backbone: --backbone would not be used.", "Leave it out."
+        )
+    progress = progress or Progress()
+    with _bundle(paths, task, examples, backbone, progress) as bundle:
+        entry = bundle.manifest.backbone
+        chosen, output = _task_and_output(task, entry.outputs, entry.token_outputs, examples, entry.source)
+        labels = _labels(bundle, examples) if chosen == "classification" else []
+        scores = examples.scores() if chosen == "similarity" else []
+        rows, order = _encode(bundle, examples, max_tokens)
+        found: Outputs = {
+            (name, runtime): _run(runner, output, rows, order, bundle, progress, f"{name} {runtime}")
+            for runtime in runtimes
+            for name, runner in _runners(bundle, runtime, backbone)
+        }
+        agreement = {
+            variant.name: _agree(variant.name, output, found, bundle.manifest.precision)
+            for variant in bundle.manifest.variants
+            if len(runtimes) > 1
+        }
+        result_rows = _rows(bundle, chosen, runtimes, found, examples, labels, scores)
+        data = {
+            "name": examples.name,
+            "sha256": examples.sha256,
+            "columns": asdict(examples.columns),
+            "examples": len(examples),
+            "max_tokens": max_tokens,
+        }
+        graphs = {v.name: bundle.manifest.files[v.graphs["model"]].sha256 for v in bundle.manifest.variants}
+        return Quality(chosen, data, tuple(result_rows), agreement, graphs)
+
+
+@contextmanager
+def _bundle(
+    paths: Sequence[Path], task: Task | None, examples: Examples, backbone: str | None, progress: Progress
+) -> Iterator[Bundle]:
+    if len(paths) == 1 and is_bundle(paths[0]):
+        yield Bundle.load(paths[0])
+        return
+    for path in paths:
+        if is_bundle(path):
+            raise UserError(f"{path} is a bundle, of which one is evaluated at a time.", "Give it alone.")
+        if not (path / CONFIG_NAME).is_file():
+            raise UserError(
+                f"{path} is neither a bundle nor a plugin folder.",
+                "Give one bundle (from `build`), or plugin folders (from `train` or `import`).",
+            )
+    source = backbone or _backbone_of(paths)
+    _check_backbone(source, task, examples)
+    plugins = tuple(PluginRecipe(source=str(path)) for path in paths)
+    ratios = [load_plugin_config(path).ratio for path in paths]
+    if len(set(ratios)) < len(ratios):
+        plugins = tuple(
+            PluginRecipe(source=str(path), name=f"{index + 1}-{path.resolve().name}")
+            for index, path in enumerate(paths)
+        )
+    recipe = Recipe(
+        name="evaluated", backbone=BackboneRecipe(source=source), plugins=plugins, speed=None, ratios=None
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        yield Bundle.load(build(recipe, Path(folder) / "bundle", progress=progress).bundle)
+
+
+def _backbone_of(paths: Sequence[Path]) -> str:
+    names = {config.backbone.name if config.backbone else None for config in map(load_plugin_config, paths)}
+    name = next(iter(names))
+    if len(names) > 1 or name is None or not name.startswith(PACKAGE_PREFIX):
+        raise UserError(
+            f"The plugins name {', '.join(sorted(str(n) for n in names))} as their backbone, but not where "
+            "it is.",
+            "Give it: --backbone SRC",
+        )
+    return name
+
+
+def _check_backbone(source: str, task: Task | None, examples: Examples) -> None:
+    """Refuse before the export what cannot be measured after it."""
+    require_export()
+    from variator_export.model.backbone import read_backbone_info
+
+    info = read_backbone_info(resolve_source(source))
+    _task_and_output(task, info.outputs, info.spec.token_outputs, examples, source)
+
+
+def _task_and_output(
+    task: Task | None, outputs: Sequence[str], token_outputs: Sequence[str], examples: Examples, source: str
+) -> tuple[Task, str]:
+    """What is asked of the model, and the output that it looks at."""
+    # Outputs with one row per token are no quality of a text.
+    of_texts = [name for name in outputs if name not in token_outputs]
+    chosen = task or _task(of_texts, examples)
+    return chosen, _check(chosen, of_texts, examples, source)
+
+
+def _task(outputs: Sequence[str], examples: Examples) -> Task:
+    if "logits" in outputs:
+        return "classification"
+    return "similarity" if examples.pairs is not None and examples.targets is not None else "embedding"
+
+
+def _check(task: Task, outputs: Sequence[str], examples: Examples, source: str) -> str:
+    """The output that a task looks at."""
+    output = "logits" if task == "classification" else "sentence_embedding"
+    if output not in outputs:
+        raise UserError(
+            f"The task {task} needs the output {output} of each text; {source} gives "
+            f"{', '.join(outputs) or 'outputs of each token only'}.",
+            "Choose another --task"
+            + ("." if output == "logits" else ", or add the folder's files of sentence-transformers."),
+        )
+    if task != "embedding" and examples.targets is None:
+        raise UserError(f"The task {task} needs labels or scores.", "Name their column: --label-column NAME")
+    if task == "similarity" and examples.pairs is None:
+        raise UserError("The task similarity needs pairs of texts.", "Name the second: --pair-column NAME")
+    return output
+
+
+def _encode(
+    bundle: Bundle, examples: Examples, max_tokens: int | None
+) -> tuple[list[TokenRow], list[list[int]]]:
+    """Token rows of all texts (for embeddings the second ones after the first), in batches of like length."""
+    limit = bundle.manifest.backbone.max_length
+    if max_tokens is not None:
+        limit = min(max_tokens, limit or max_tokens)
+    encoder = bundle.text_encoder()
+    if examples.pairs is None or "logits" in bundle.manifest.backbone.outputs:
+        rows = encoder.token_rows(examples.texts, limit, pairs=examples.pairs, truncate=True)
+    else:
+        rows = encoder.token_rows([*examples.texts, *examples.pairs], limit, truncate=True)
+    order = np.argsort([len(row.ids) for row in rows], kind="stable").tolist()
+    return rows, [order[i : i + _BATCH_SIZE] for i in range(0, len(order), _BATCH_SIZE)]
+
+
+def _runners(
+    bundle: Bundle, runtime: EvaluationRuntime, backbone: str | None
+) -> Iterator[tuple[str, Runner]]:
+    """One after the other: a session holds memory."""
+    variants = sorted(bundle.manifest.variants, key=lambda v: (v.ratio, v.name))
+    if runtime == "onnxruntime":
+        for variant in variants:
+            yield variant.name, bundle.session("onnxruntime", variant.name)
+        return
+    from variator_export.engines.eager import EagerModel
+
+    loaded = load_bundle_backbone(bundle, backbone, "--runtime onnxruntime")
+    for variant in variants:
+        plugin = load_variant_plugin(bundle, variant) if variant.plugin else None
+        yield variant.name, EagerModel(loaded, plugin)
+
+
+def _run(
+    runner: Runner,
+    output: str,
+    rows: Sequence[TokenRow],
+    batches: Sequence[Sequence[int]],
+    bundle: Bundle,
+    progress: Progress,
+    name: str,
+) -> np.ndarray:
+    """One output for all rows, (number of rows, size)."""
+    entry, pad = bundle.manifest.backbone, bundle.text_encoder().pad_token_id
+    found: dict[int, np.ndarray] = {}
+    with progress.bar(name, len(batches)) as advance:
+        for batch in batches:
+            values = runner.run(pad_rows([rows[i] for i in batch], entry.inputs, pad))[output]
+            found |= dict(zip(batch, values, strict=True))
+            advance()
+    stacked = np.stack([found[index] for index in range(len(rows))])
+    if not np.isfinite(stacked).all():
+        raise UserError(
+            f"{name}: {output} holds values that are NaN or infinite.", "Train or import the plugin again."
+        )
+    return stacked
+
+
+def _agree(variant: str, output: str, found: Outputs, precision: str) -> dict[str, Any]:
+    result = deviation(found[variant, "onnxruntime"], found[variant, "eager"])
+    # NaN is not within it.
+    if not result.relative_frobenius <= _AGREEMENT[precision]:
+        raise NumbersDisagreeError(
+            f"{variant}: the graph's {output} is not eager PyTorch's: {result}.",
+            "This is a fault of the export: please report it with the bundle's manifest.",
+        )
+    return result.as_dict()
+
+
+def _labels(bundle: Bundle, examples: Examples) -> list[int]:
+    config = read_json_object(bundle.file("config.json"), "Build the bundle again.")
+    return examples.class_indices(config.get("label2id") or {})
+
+
+def _rows(
+    bundle: Bundle,
+    task: Task,
+    runtimes: Sequence[EvaluationRuntime],
+    found: Outputs,
+    examples: Examples,
+    labels: Sequence[int],
+    scores: Sequence[float],
+) -> Iterator[QualityRow]:
+    variants = sorted(bundle.manifest.variants, key=lambda v: (v.ratio, v.name))
+    count = len(examples)
+    # Equal texts are one text: among its nearest others a copy would always stay.
+    distinct = _distinct((*examples.texts, *(examples.pairs or ())))
+    for runtime in runtimes:
+        plain = found[BASELINE, runtime]
+        whole: Mapping[str, Any] | None = None
+        for variant in variants:
+            values = found[variant.name, runtime]
+            metrics: dict[str, float | None]
+            if task == "classification":
+                metrics = dict(classification_metrics(values, plain, labels))
+            else:
+                metrics = embedding_metrics(values[distinct], plain[distinct])
+                if task == "similarity":
+                    metrics = {**similarity_metrics(values[:count], values[count:], scores), **metrics}
+            whole = whole or metrics
+            lost = relative_loss(metrics, whole, MAIN_METRIC[task])
+            yield QualityRow(variant.name, variant.ratio, runtime, metrics, lost)
+
+
+def _distinct(texts: Sequence[str]) -> list[int]:
+    first: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        first.setdefault(text, index)
+    return list(first.values())
+
+
+def store_quality(bundle: Path, quality: Quality) -> None:
+    """Keep a result in its bundle; reports are not part of what the manifest hashes.
+
+    One is kept for each task, data set and setting. Those of graphs that the bundle no longer has go.
+
+    Raises:
+        UserError: The bundle cannot be written, or its report is broken.
+    """
+    path = bundle / QUALITY_REPORT
+    reports = read_json_object(path, f"Remove the broken report: rm '{path}'") if path.exists() else {}
+    kept = {
+        key: report
+        for key, report in reports.items()
+        if isinstance(report, dict) and report.get("graphs") == quality.graphs
+    }
+    key = sha256_json([quality.task, quality.data])
+    state = "The quality was measured; its report is not stored."
+    store_report(bundle, QUALITY_REPORT, {**kept, key: quality.as_dict()}, state)

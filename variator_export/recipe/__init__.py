@@ -1,0 +1,1 @@
+"""Recipes: what to build, from YAML."""

@@ -1,0 +1,121 @@
+"""A page about a bundle: what is in it, whether it is verified, what it gains and what it loses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from variator_export.bundle.engine_records import ANY_RATIO
+from variator_export.bundle.manifest import Variant
+from variator_export.bundle.reports import PAGE
+from variator_export.core.environment import require
+from variator_export.core.json_file import write_text
+from variator_export.reporting.page import Section, number, render
+from variator_export.reporting.sections import (
+    quality_section,
+    speed_section,
+    trade_off_section,
+    verification_section,
+)
+from variator_export.reporting.sources import Sources
+from variator_export.sessions import Bundle
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        page: The HTML file.
+        plots: The pictures' files, if they were asked for.
+        missing: What the page would show besides: a command for each.
+    """
+
+    page: Path
+    plots: Sequence[Path]
+    missing: Sequence[str]
+
+
+def report(bundle: str | Path, output: str | Path | None = None, *, plots: Path | None = None) -> Report:
+    """Write one HTML page that needs no network.
+
+    Args:
+        bundle: The bundle's folder.
+        output: The file; None: reports/report.html in the bundle.
+        plots: A folder to write the pictures into, as PNG and SVG; None: none.
+
+    Raises:
+        UserError: The bundle is damaged, or what draws is not installed.
+    """
+    for module in ("jinja2", "matplotlib"):
+        require(module, "report", "Writing a report")
+    opened = Bundle.load(bundle)
+    sources = Sources(opened)
+    gains = trade_off_section(sources)
+    makers = (speed_section, quality_section, verification_section)
+    sections = [section for make in makers if (section := make(sources)) is not None]
+    page = Path(output) if output is not None else opened.path / PAGE
+    write_text(page, _render(sources, gains, sections))
+    written = []
+    if plots is not None:
+        from variator_export.reporting.plots import save
+
+        for plot in (plot for section in ([gains] if gains else []) + sections for plot in section.plots):
+            for suffix in (".png", ".svg"):
+                written.append(plots / f"{plot.name}{suffix}")
+                save(plot.figure, written[-1])
+    return Report(page, written, sources.missing())
+
+
+def _render(sources: Sources, gains: Section | None, sections: Sequence[Section]) -> str:
+    bundle = sources.bundle
+    manifest = bundle.manifest
+    total = sum(entry.size_bytes for entry in manifest.files.values())
+    weights = manifest.files["weights.safetensors"].size_bytes
+    content = {
+        "name": bundle.path.resolve().name,
+        "verdict": sources.verdict,
+        "verdict_text": sources.verdict_text(),
+        "backbone": manifest.backbone,
+        "precision": manifest.precision,
+        "gains": gains,
+        "variants": [
+            *(_variant_row(bundle, variant) for variant in sources.variants),
+            _any_ratio_row(bundle),
+        ],
+        "sizes": f"{len(manifest.files)} files, {total / 1e6:.1f} MB, of which {weights / 1e6:.1f} MB are "
+        "the backbone's weights, which all graphs share.",
+        "sections": sections,
+        "commands": "\n".join(sources.commands()),
+        "recipe": yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True),
+        "made_by": [(key, value or "not installed") for key, value in manifest.made_by.items()],
+    }
+    return render(content)
+
+
+def _variant_row(bundle: Bundle, variant: Variant) -> dict[str, str]:
+    files, plugin = bundle.manifest.files, variant.plugin
+    size = files[f"{plugin.folder}/plugin.safetensors"].size_bytes if plugin else None
+    return {
+        "name": variant.name,
+        "ratio": str(variant.ratio),
+        "plugin": variant.plugin_state,
+        "masking": plugin.masking if plugin else "",
+        "bottleneck": str(plugin.bottleneck_size) if plugin else "",
+        "graph_kb": f"{files[variant.graphs['model']].size_bytes / 1e3:.0f}",
+        "plugin_mb": number(size and size / 1e6, ".2f"),
+        "engines": "; ".join(bundle.engine_states(variant.name)) or "none",
+    }
+
+
+def _any_ratio_row(bundle: Bundle) -> dict[str, str]:
+    graph = bundle.manifest.files[bundle.manifest.any_ratio["model"]]
+    return {
+        "name": ANY_RATIO,
+        "ratio": "every",
+        "plugin": "given in each call",
+        **dict.fromkeys(("masking", "bottleneck", "plugin_mb"), ""),
+        "graph_kb": f"{graph.size_bytes / 1e3:.0f}",
+        "engines": "; ".join(bundle.engine_states(ANY_RATIO)) or "none",
+    }

@@ -1,0 +1,156 @@
+"""What this machine can build and run. What is reported on is imported in processes of their own."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from variator_export.bundle.manifest import EngineEntry
+from variator_export.core.environment import conditions, is_importable, machine, require_onnxruntime
+from variator_export.core.errors import UserError
+from variator_export.core.extras import Extra, extras
+from variator_export.engines.onnxruntime.providers import CPU, PROVIDERS
+from variator_export.engines.tensorrt import api as tensorrt_api
+from variator_export.engines.tensorrt.compatibility import Place, Verdict, can_run, this_machine
+from variator_export.engines.tensorrt.plan_header import HEADER_BYTES, plan_contradicts
+from variator_export.model.source import resolve_source
+from variator_export.sessions import Bundle
+
+# What is asked of a module; an import can take half a minute on a cold disk.
+_TIMEOUT_SECONDS = 120
+_PROBES = {
+    "torch": "import torch as t; print(t.__version__, f'CUDA {t.version.cuda}', "
+    "*[t.cuda.get_device_name(i) for i in range(t.cuda.device_count())], sep=', ')",
+    "onnxruntime": "import onnxruntime as o; print(o.__version__, *o.get_available_providers(), sep=', ')",
+    "openvino": "import openvino as o; print(o.__version__, *o.Core().available_devices, sep=', ')",
+    **tensorrt_api.PROBES,
+    "cuda.bindings": "import cuda.bindings as c; from cuda.bindings import runtime as r; "
+    "error, n = r.cudaGetDeviceCount(); print(c.__version__, f'{n} GPUs' if n else error.name, sep=', ')",
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a module says of itself when it is imported.
+
+    Attributes:
+        module: Its name.
+        works: Whether it could be imported.
+        answer: Its version and devices, or what went wrong.
+    """
+
+    module: str
+    works: bool
+    answer: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What this machine can do.
+
+    Attributes:
+        machine: Processor, memory, system, Python.
+        gpus: As nvidia-smi says it; None: there is none that it knows of.
+        extras: Of this package.
+        probes: Of the modules that are installed.
+        bundle: What of a bundle can be used here; None if none was given.
+        problems: What is installed and broken, with what to do.
+    """
+
+    machine: dict[str, Any]
+    gpus: list[str] | None
+    extras: list[Extra]
+    probes: list[Probe]
+    bundle: dict[str, Any] | None
+    problems: list[str]
+
+
+def diagnose(bundle: Path | None = None, place: Place | None = None) -> Diagnosis:
+    """Look at this machine, and at a bundle on it.
+
+    Args:
+        bundle: The bundle's folder; None: none.
+        place: The machine whose engines are asked about; None: this one.
+
+    Raises:
+        UserError: There is no bundle in the folder, or a file of it is not what its manifest says.
+    """
+    opened = None
+    if bundle is not None:
+        opened = Bundle.load(bundle)
+        opened.check_all()
+    modules = [module for module in _PROBES if is_importable(module)]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        probes = list(pool.map(_probe, modules))
+    found = extras()
+    problems = [f"{probe.module} cannot be imported: {probe.answer}" for probe in probes if not probe.works]
+    if is_importable("onnxruntime"):
+        try:
+            require_onnxruntime()
+        except UserError as error:
+            problems.append(f"{error.message} {error.hint}")
+    for extra in found:
+        wrong = [p for p in extra.parts if p.installed is not None and not p.fits]
+        problems += [
+            f"{part.distribution} {part.installed} is installed; {extra.name} needs {part.needed}. "
+            f"{extra.install}"
+            for part in wrong
+        ]
+    usable = None if opened is None else _look_at(opened, probes, place or this_machine())
+    return Diagnosis(machine(), conditions()["gpu"], found, probes, usable, list(dict.fromkeys(problems)))
+
+
+def _probe(module: str) -> Probe:
+    command = [sys.executable, "-c", _PROBES[module]]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return Probe(module, False, f"no answer within {_TIMEOUT_SECONDS} s")
+    if ended.returncode < 0:
+        return Probe(module, False, f"the process died of signal {-ended.returncode}")
+    if ended.returncode > 0:
+        lines = ended.stderr.strip().splitlines()
+        return Probe(module, False, lines[-1] if lines else f"exit code {ended.returncode}")
+    return Probe(module, True, ended.stdout.strip())
+
+
+def _look_at(bundle: Bundle, probes: list[Probe], place: Place) -> dict[str, Any]:
+    answer = " ".join(p.answer for p in probes if p.works and p.module == "onnxruntime")
+    return {
+        "path": str(bundle.path),
+        # By the names of providers in ONNX Runtime's own answer.
+        "runs_on": [
+            target
+            for target, provider in PROVIDERS.items()
+            if provider.name in answer and not (provider is CPU and bundle.manifest.precision == "bfloat16")
+        ],
+        "backbone": _backbone(bundle),
+        "machine": asdict(place),
+        "engines": [_engine(bundle, entry, place) for entry in bundle.manifest.engines],
+    }
+
+
+def _engine(bundle: Bundle, entry: EngineEntry, place: Place) -> dict[str, Any]:
+    """What an engine is, and whether a machine can run it. Of the plan only the head is read."""
+    sidecar = bundle.sidecar(entry)
+    with bundle.file(entry.engine).open("rb") as file:
+        wrong = plan_contradicts(file.read(HEADER_BYTES), entry.target, entry.version)
+    if wrong is not None:
+        remedy = "do not use it: get the bundle again from where it was built"
+        verdict = Verdict(False, f"its sidecar says {entry.target} {entry.version}, and {wrong}", remedy)
+    else:
+        verdict = can_run(sidecar, place)
+    named = {name: getattr(entry, name) for name in ("target", "version", "platform", "variant", "precision")}
+    return {**named, "status": bundle.engine_status(entry), **asdict(verdict)}
+
+
+def _backbone(bundle: Bundle) -> str:
+    """Whether `verify` could compare with eager PyTorch here."""
+    entry = bundle.manifest.backbone
+    try:
+        resolve_source(entry.source, entry.weights_sha256, cached=True)
+    except UserError as error:
+        return f"not here: {error.message}"
+    return "here, with the weights that the bundle was made of"

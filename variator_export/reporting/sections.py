@@ -1,0 +1,202 @@
+"""The parts of a report's page, made of what a bundle's reports say."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
+from variator_export.reporting.page import Column, Plot, Section, TableOf, number
+from variator_export.reporting.sources import Sources
+from variator_export.verification.error_budget import MULTIPLE
+
+# Modules of a profile that are shown.
+_PROFILE_ROWS = 8
+
+
+def trade_off_section(sources: Sources) -> Section | None:
+    """What each ratio loses beside what it gains at every shape, of the graphs on ONNX Runtime."""
+    from variator_export.reporting.plots import trade_off_plot
+
+    if sources.benchmark is None or not sources.qualities:
+        return None
+    gained = {
+        _at(shape): {row["variant"]: row for row in shape["rows"] if row["runtime"] == "onnxruntime"}
+        for shape in sources.benchmark["shapes"]
+    }
+    if not any(gained.values()):
+        return None
+    columns = [Column("variant", text=True), Column("ratio"), *_quality_columns(sources)]
+    columns += [Column(f"speed-up, {shape}") for shape in gained]
+    rows = []
+    for variant in sources.variants:
+        of_shapes = [found.get(variant.name) for found in gained.values()]
+        speedups = ["-" if row is None else f"{row['speedup']:.2f}x" for row in of_shapes]
+        rows.append([variant.name, str(variant.ratio), *_quality_cells(sources, variant.name), *speedups])
+    shape = max(sources.benchmark["shapes"], key=lambda s: s["batch_size"] * s["sequence_length"])
+    quality, at = sources.qualities[0], gained[_at(shape)]
+    points = [
+        (name, at[name]["speedup"], found["lost"])
+        for name, found in quality["variants"].items()
+        if name in at and found["lost"] is not None
+    ]
+    caption = (
+        f"Speed-up on ONNX Runtime at {_at(shape)} tokens over the fastest run without plugins, and the "
+        f"share of {quality['metric']} on {quality['data']} that is lost: right is faster, up is better."
+    )
+    plots = []
+    if points:
+        figure = trade_off_plot(points, quality["metric"], f"{_at(shape)} tokens")
+        plots.append(Plot("trade-off", figure, caption))
+    return Section("What a ratio gains and what it loses", "", plots, [TableOf(columns, rows)])
+
+
+def speed_section(sources: Sources) -> Section | None:
+    """Latency by shape, speed-up against its limit, from where on a ratio pays, where time goes."""
+    from variator_export.reporting.plots import latency_plot, speedup_plot
+
+    benchmark = sources.benchmark
+    if benchmark is None:
+        return None
+    shapes = benchmark["shapes"]
+    runtimes = dict.fromkeys(row["runtime"] for s in shapes for row in s["rows"] if row["ratio"] > 1)
+    plots = [Plot("latency", latency_plot(shapes), "Median latency; dashed: without plugins.")]
+    plots += [
+        Plot(
+            f"speed-up-{runtime}",
+            speedup_plot(shapes, runtime),
+            f"Speed-up on {runtime} over the fastest run without plugins of its family, with its 95 % "
+            "interval. A dash is what the saved multiply-accumulates would allow.",
+        )
+        for runtime in runtimes
+    ]
+    machine, openings = benchmark["machine"], benchmark["settings"].get("openings", 1)
+    gpus = benchmark["conditions"]["after"]["gpu"]
+    text = (
+        f"Measured {benchmark['measured_at']} on {machine['cpu'] or 'an unknown CPU'}, "
+        f"{machine['cpu_cores']} cores{', ' + ', '.join(gpus) if gpus else ''}. "
+        + ("" if benchmark["settled"] else "Not every opening settled. ")
+        + (f"Intervals are over {openings} openings." if openings > 1 else "Intervals are of one opening.")
+    )
+    tables = [_speed_table(shape) for shape in shapes]
+    columns = [Column("variant", text=True), Column("runtime", text=True), Column("pays", text=True)]
+    pays = [
+        [
+            entry["variant"],
+            entry["runtime"],
+            "from {} x {} on".format(*entry["pays_from"]) if entry["pays_from"] else "at no shape",
+        ]
+        for entry in benchmark["break_even"]
+    ]
+    tables.append(TableOf(columns, pays, "From which shape on a ratio pays"))
+    for shape in shapes:
+        tables += [_profile_table(shape, variant, rows) for variant, rows in shape["profiles"].items()]
+    return Section("Speed", text, plots, tables)
+
+
+def quality_section(sources: Sources) -> Section | None:
+    """What each ratio loses."""
+    if not sources.qualities:
+        return None
+    columns = [Column("variant", text=True), *_quality_columns(sources)]
+    rows = [[variant.name, *_quality_cells(sources, variant.name)] for variant in sources.variants]
+    return Section("Quality", tables=[TableOf(columns, rows)])
+
+
+def verification_section(sources: Sources) -> Section | None:
+    """How far every graph and every engine is from eager PyTorch."""
+    from variator_export.reporting.plots import error_plot
+
+    findings = sources.findings()
+    if not findings:
+        return None
+    precision = sources.bundle.manifest.precision
+    worst = {
+        f"{variant}, {precision}": max(map(_badness, found), default=0.0)
+        for variant, found in findings.items()
+    }
+    built = next((report for report in sources.built.values() if report), None)
+    reference = (sources.verified or built or {}).get("reference")
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for variant, found in findings.items():
+        for finding in found:
+            groups.setdefault((variant, finding["graph"], finding["check"]), []).append(finding)
+    rows = []
+    for (variant, graph, check), found in groups.items():
+        failed = sum(not finding["passed"] for finding in found)
+        largest = max(found, key=_badness)
+        rows.append(
+            [
+                variant,
+                graph,
+                check,
+                str(len(found)),
+                number(largest["used"], ".2f"),
+                number(largest.get("relative_frobenius"), ".1e"),
+                number(largest.get("max_abs"), ".1e"),
+                "passed" if not failed else f"{failed} FAILED",
+            ]
+        )
+    columns = [Column(name, text=True) for name in ("variant", "graph", "check")]
+    columns += [Column(name) for name in ("cases", "worst", "rel. Frobenius", "max abs", "")]
+    tables = [TableOf(columns, rows)]
+    left_out = [
+        [name, left["graph"], left["check"], ", ".join(left["what"])]
+        for report in sources.verified_engines.values()
+        for name, found in report.get("left_out", {}).items()
+        for left in found
+    ]
+    if left_out:
+        columns = [Column(name, text=True) for name in ("variant", "engine", "check", "what")]
+        tables.append(TableOf(columns, left_out, "Left out: outside the engines' profiles"))
+    text = (
+        f"Compared with {reference}. Worst is a multiple of the rounding error that eager PyTorch itself "
+        f"makes in {precision}; {MULTIPLE:g} are allowed."
+    )
+    plot = Plot("error", error_plot(worst, MULTIPLE), "The worst deviation of each variant.")
+    return Section("Verification", text, [plot], tables)
+
+
+def _badness(finding: Mapping[str, Any]) -> float:
+    """NaN, and what does not run, is worse than any number."""
+    return math.inf if finding["used"] is None else float(finding["used"])
+
+
+def _at(shape: Mapping[str, Any]) -> str:
+    return f"{shape['batch_size']} x {shape['sequence_length']}"
+
+
+def _quality_columns(sources: Sources) -> list[Column]:
+    names = [(f"{quality['metric']}, {quality['data']}", "lost") for quality in sources.qualities]
+    return [Column(name) for pair in names for name in pair]
+
+
+def _quality_cells(sources: Sources, variant: str) -> list[str]:
+    found = [quality["variants"].get(variant, {}) for quality in sources.qualities]
+    pairs = [(number(entry.get("value"), ".4f"), number(entry.get("lost"), ".2%")) for entry in found]
+    return [cell for pair in pairs for cell in pair]
+
+
+def _speed_table(shape: Mapping[str, Any]) -> TableOf:
+    columns = [Column("runtime", text=True), Column("variant", text=True)]
+    columns += [Column(name) for name in (*SPEED_COLUMNS, "MACs", "on graph")]
+    rows = [
+        [
+            row["runtime"],
+            row["variant"],
+            *speed_cells(row),
+            f"{row['macs'] / 1e9:.2f} G",
+            number(row["graph_macs"] and row["graph_macs"] / 1e9, ".2f", " G"),
+        ]
+        for row in shape["rows"]
+    ]
+    title = f"{_at(shape)} tokens"
+    return TableOf(columns, rows, title if shape["settled"] else f"{title} (not every opening settled)")
+
+
+def _profile_table(shape: Mapping[str, Any], variant: str, found: list[Mapping[str, Any]]) -> TableOf:
+    rows = [
+        [row["module"], f"{row['milliseconds']:.2f}", f"{row['share']:.1%}", ", ".join(row["operators"])]
+        for row in found[:_PROFILE_ROWS]
+    ]
+    columns = [Column("module", text=True), Column("ms"), Column("share"), Column("operators", text=True)]
+    return TableOf(columns, rows, f"Where {variant} spends its time at {_at(shape)} tokens")

@@ -1,0 +1,145 @@
+"""What a bundle's reports say of the graphs and engines that it has now; those of others do not count."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from variator_export.benchmark.runtimes import RUNTIMES
+from variator_export.benchmark.schedule import TimingSettings
+from variator_export.bundle.quality_report import quality_of_graphs
+from variator_export.bundle.reports import (
+    BENCHMARK_REPORT,
+    VERIFICATION_REPORT,
+    build_verification_report,
+    engine_verification_report,
+    read_report,
+)
+from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.sessions import Bundle
+
+_VERIFICATION_KEYS = ("graphs", "findings", "passed", "reference", "verified_at", "machine")
+
+
+class Sources:
+    """The reports.
+
+    Attributes:
+        variants: Of the bundle, by ratio.
+        graphs: The sha256 of each variant's graph.
+        benchmark: What `bench` found; None: nothing.
+        qualities: What `evaluate` found, of each task and data set.
+        verified: What `verify` found of the graphs; None: nothing.
+        verified_engines: What it found of engines, by target.
+        built: What was found when each variant was built.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        manifest = bundle.manifest
+        self.variants = sorted(manifest.variants, key=lambda v: (v.ratio, v.name))
+        self.graphs = {v.name: manifest.files[v.graphs["model"]].sha256 for v in manifest.variants}
+        benchmark = read_report(
+            bundle.path, BENCHMARK_REPORT, "graphs", "shapes", "break_even", "conditions", "settings"
+        )
+        self.benchmark = benchmark if benchmark and benchmark["graphs"] == self.graphs else None
+        self.qualities = quality_of_graphs(bundle.path, self.graphs)
+        self.verified = self._of_now(VERIFICATION_REPORT)
+        engines = {target: self._of_now(engine_verification_report(target)) for target in FLAVOURS}
+        self.verified_engines = {target: found for target, found in engines.items() if found is not None}
+        self.built = {
+            v.name: read_report(bundle.path, build_verification_report(v.name), "findings", "reference")
+            for v in self.variants
+        }
+
+    def _of_now(self, name: str) -> dict[str, Any] | None:
+        found = read_report(self.bundle.path, name, *_VERIFICATION_KEYS)
+        now = {name: entry.sha256 for name, entry in self.bundle.manifest.files.items()}
+        same = found and all(now.get(name) == sha256 for name, sha256 in found["graphs"].items())
+        return found if same else None
+
+    @property
+    def verdict(self) -> str:
+        """`passed`, `partly`: not all variants were looked at, `failed`: graphs or engines, or `built`."""
+        engines_failed = any(not found["passed"] for found in self.verified_engines.values())
+        return "failed" if engines_failed else self._graphs_verdict
+
+    @property
+    def _graphs_verdict(self) -> str:
+        if self.verified is None:
+            return "built"
+        if not self.verified["passed"]:
+            return "failed"
+        return "passed" if self.verified["findings"].keys() >= self.graphs.keys() else "partly"
+
+    def verdict_text(self) -> str:
+        """In words, of graphs and of engines."""
+        built = "Every graph agreed with eager PyTorch when it was built; `verify` has not run on it since."
+        of_all = [*([self.verified] if self.verified else []), *self.verified_engines.values()]
+        return " ".join([*([] if self.verified else [built]), *map(_outcome, of_all)])
+
+    def missing(self) -> list[str]:
+        """Commands that would add to the page."""
+        path = shlex.quote(str(self.bundle.path))
+        return [
+            *([] if self._graphs_verdict in ("passed", "failed") else [f"variator-export verify {path}"]),
+            *([] if self.benchmark else [f"variator-export bench {path}"]),
+            *([] if self.qualities else [f"variator-export evaluate {path} --data FILE"]),
+        ]
+
+    def findings(self) -> dict[str, list[Mapping[str, Any]]]:
+        """What was looked at, by variant: by `verify`, or else by the build; and by target of engines."""
+        found = {name: report["findings"] for name, report in self.built.items() if report}
+        found |= self.verified["findings"] if self.verified else {}
+        for target, report in self.verified_engines.items():
+            found |= {f"{name}, {target}": findings for name, findings in report["findings"].items()}
+        return found
+
+    def commands(self) -> list[str]:
+        """What gives the page again, numbers included, but for the machine's."""
+        name = shlex.quote(self.bundle.path.resolve().name)
+        targets = sorted({entry.target for entry in self.bundle.manifest.engines})
+        return [
+            f"variator-export build recipe.yaml --output {name}      # the recipe below",
+            f"variator-export verify {name}",
+            *(f"variator-export verify {name} --target {target}" for target in targets),
+            f"variator-export bench {name}{_bench_options(self.benchmark)}",
+            *(f"variator-export evaluate {name}{options}" for options in _evaluate_options(self.qualities)),
+            f"variator-export report {name}",
+        ]
+
+
+def _outcome(found: Mapping[str, Any]) -> str:
+    target = found.get("target", "onnxruntime")
+    of_what = ", ".join(found["findings"]) + (f" on {target}" if target in FLAVOURS else "")
+    where = found.get("gpu") or found["machine"]["cpu"] or "an unknown CPU"
+    verdict = "passed" if found["passed"] else "FAILED"
+    return f"Verification of {of_what} {verdict} at {found['verified_at']} on {where}."
+
+
+def _bench_options(benchmark: Mapping[str, Any] | None) -> str:
+    if benchmark is None:
+        return ""
+    shapes, settings = benchmark["shapes"], benchmark["settings"]
+    rows = [row for shape in shapes for row in shape["rows"]]
+    options = [f"--shape {shape['batch_size']}x{shape['sequence_length']}" for shape in shapes]
+    options += [f"--runtime {name}" for name in RUNTIMES if any(row["runtime"] == name for row in rows)]
+    usual = vars(TimingSettings())
+    options += [
+        f"--{key.replace('_', '-')} {value:g}" for key, value in settings.items() if value != usual.get(key)
+    ]
+    options += ["--profile"] if any(shape["profiles"] for shape in shapes) else []
+    return "".join(f" {option}" for option in options)
+
+
+def _evaluate_options(qualities: list[dict[str, Any]]) -> list[str]:
+    found = []
+    for quality in qualities:
+        columns = quality["columns"]
+        names = {"text": columns.get("text"), "pair": columns.get("pair"), "label": columns.get("target")}
+        options = [f"--data {shlex.quote(quality['data'])}"]
+        options += [f"--{key}-column {shlex.quote(str(name))}" for key, name in names.items() if name]
+        options += [] if columns.get("header", True) else ["--no-header"]
+        options += [f"--task {quality['task']}"]
+        options += [f"--max-tokens {quality['max_tokens']}"] if quality["max_tokens"] else []
+        found.append("".join(f" {option}" for option in options))
+    return found or [" --data FILE"]

@@ -1,0 +1,1 @@
+"""Whether graphs and engines compute what eager PyTorch computes."""

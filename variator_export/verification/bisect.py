@@ -1,0 +1,282 @@
+"""Where a graph or an engine leaves eager PyTorch: module by module.
+
+The values between modules are made outputs of the graph, and each is compared with what the module gives in
+eager PyTorch, within the same budget as the outputs are. A runtime fuses nothing over an output, so a fault
+of what it fuses goes away: then fewer values are made outputs, those of the outer modules.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from variator_export.core.errors import UserError
+from variator_export.engines.base import Arrays
+from variator_export.engines.eager import EagerModel
+from variator_export.graph.modules import mark_outputs, module_outputs
+from variator_export.verification.cases import Case
+from variator_export.verification.compare import Deviation, deviation
+from variator_export.verification.error_budget import MULTIPLE, Budget, make_pooled_budgets
+from variator_export.verification.judge import Finding, judge
+
+
+@dataclass(frozen=True)
+class BisectTarget:
+    """A graph, or an engine that was built of one.
+
+    Attributes:
+        name: The file that failed.
+        again: What `open` does with its graph, in words.
+        load: Gives the graph, to be changed.
+        open: Opens a changed graph as that file was opened, or builds an engine of it as that file was built:
+            the graph and the inputs of a case, to what gives the outputs.
+        constant: What it gets besides the inputs of a case: the plugin of an any-ratio graph.
+        script: The program of a reproduction (`reproduction.py`).
+    """
+
+    name: str
+    again: str
+    load: Callable[[], ir.Model]
+    open: Callable[[ir.Model, Mapping[str, np.ndarray]], Callable[[], Arrays]]
+    constant: Mapping[str, np.ndarray]
+    script: str
+
+
+@dataclass(frozen=True)
+class ModuleFinding:
+    """One module in one case.
+
+    Attributes:
+        module: Its name in the PyTorch model.
+        value: The name of its output in the graph.
+        shape: Of that output.
+        deviation: From eager PyTorch in float64; None where eager gives another number of values.
+        base_error: What eager PyTorch itself is off by in the graph's precision.
+    """
+
+    module: str
+    value: str
+    shape: tuple[int, ...]
+    deviation: Deviation | None
+    base_error: Budget
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within the limit."""
+        return self.deviation is not None and self.base_error.allows(self.deviation)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a report."""
+        found = self.deviation
+        return {
+            "module": self.module,
+            "value": self.value,
+            "shape": list(self.shape),
+            "passed": self.passed,
+            "used": self.base_error.used(found) if found is not None and found.finite else None,
+            **(found.as_dict() if found is not None else {}),
+        }
+
+    def __str__(self) -> str:
+        if self.deviation is None:
+            return f"{self.module}: its output has the shape {self.shape}, in eager PyTorch another size"
+        if not self.deviation.finite:
+            return f"{self.module}: its output holds NaN or infinite values"
+        return (
+            f"{self.module}: {self.deviation}, {self.base_error.used(self.deviation):.3g} times the rounding "
+            f"error of eager PyTorch, of which {MULTIPLE:g} are allowed"
+        )
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """What was found.
+
+    Attributes:
+        graph: The file.
+        case: The case's name.
+        modules: Whose outputs were looked at, in the order in which they run, inner ones before those that
+            hold them.
+        num_modules: How many have an output in the graph.
+        outputs_failed: Whether the file's own outputs were out of their limit then; None if they never were,
+            because only the rows' independence failed.
+        hidden: With how many modules looked at the fault had gone away before; 0: it had not.
+        refused: With how many the runtime refused the graph before, and its words; None: it did not.
+        right_again: How the file was run again, unchanged, and was right; None: it was not.
+    """
+
+    graph: str
+    case: str
+    modules: tuple[ModuleFinding, ...]
+    num_modules: int
+    outputs_failed: bool | None
+    hidden: int = 0
+    refused: tuple[int, str] | None = None
+    right_again: str | None = None
+
+    @property
+    def first(self) -> ModuleFinding | None:
+        """The first module that leaves its budget; None: no module does."""
+        return next((finding for finding in self.modules if not finding.passed), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "graph": self.graph,
+            "case": self.case,
+            "first": self.first.module if self.first else None,
+            "num_modules": self.num_modules,
+            "outputs_failed": self.outputs_failed,
+            "hidden": self.hidden,
+            "refused": self.refused,
+            "right_again": self.right_again,
+            "modules": [finding.as_dict() for finding in self.modules],
+        }
+
+    def __str__(self) -> str:
+        return f"{self.graph}, case {self.case}: {self._answer()}{self._remarks()}"
+
+    def _answer(self) -> str:
+        if self.right_again is not None:
+            return f"{self.right_again}, it is right: the fault is in this file, or it comes and goes."
+        if self.first is not None:
+            though = ", though the outputs are within theirs in that run" * (self.outputs_failed is False)
+            return f"the first module that leaves its budget is {self.first}{though}."
+        last = self.modules[-1].module if self.modules else "none"
+        found = f"no module leaves its budget, the last being {last}"
+        if self.outputs_failed is None:
+            return f"{found}, and the outputs are within theirs: what fails is that rows are independent."
+        if self.outputs_failed:
+            return f"{found}, and the outputs leave theirs: the fault is behind it."
+        return (
+            f"{found}, and the outputs are within theirs as soon as values between modules are outputs: the "
+            "runtime makes the fault where it fuses over modules."
+        )
+
+    def _remarks(self) -> str:
+        remarks = ""
+        if self.hidden > len(self.modules):
+            remarks += (
+                f" {len(self.modules)} of {self.num_modules} modules were looked at: with {self.hidden} the "
+                "fault goes away, as one does that the runtime makes where it fuses over modules."
+            )
+        if self.refused is not None:
+            remarks += f" With {self.refused[0]} modules the runtime refuses the graph ({self.refused[1]})."
+        return remarks
+
+
+def bisect(
+    target: BisectTarget,
+    exact: EagerModel,
+    rounded: EagerModel,
+    case: Case,
+    findings: Sequence[Finding],
+    precision: str,
+) -> Bisection:
+    """Compare every module's output.
+
+    Args:
+        target: What failed.
+        exact: Eager in float64, of the same modules as the graph was traced from.
+        rounded: Eager in the graph's precision.
+        case: The inputs.
+        findings: How the target's own outputs compared with eager PyTorch in that case.
+        precision: Of the graph.
+
+    Raises:
+        UserError: The runtime refuses the graph, however few values are outputs, or does not run it.
+    """
+    wanted, expected = run_by_module(exact, case.inputs)
+    _, same = run_by_module(rounded, case.inputs)
+    # A module of eager that the graph has no value for is left out.
+    values = {name: value for name, value in module_outputs(target.load()).items() if name in expected}
+    names = [name for name in expected if name in values]
+    if not names:
+        raise UserError(f"{target.name} names no module of eager PyTorch.", "Verify it without --bisect.")
+    deviations = [deviation(same[name], expected[name]) for name in names]
+    budgets = dict(zip(names, make_pooled_budgets(deviations, precision), strict=True))
+    failed = [finding for finding in findings if not finding.passed]
+
+    def run_with_outputs(modules: Sequence[str]) -> tuple[Arrays, bool]:
+        """What it gives with these modules' values as outputs, and whether its own outputs fail again."""
+        model = target.load()
+        mark_outputs(model, [values[name] for name in modules])
+        found = target.open(model, case.inputs)()
+        return found, any(not _judge_again(f, found, wanted, case.judged_rows).passed for f in failed)
+
+    attempts: list[Bisection] = []
+    chosen, hidden, refused = names, 0, None
+    while chosen:
+        fewer = _without_innermost(chosen)
+        try:
+            found, still = run_with_outputs(chosen)
+        except UserError as error:
+            # TensorRT for RTX 1.7 builds no engine of a ModernBERT whose `Wqkv` is an output.
+            if not fewer and not attempts:
+                raise
+            chosen, refused = fewer, (len(chosen), error.message.splitlines()[-1].strip())
+            continue
+        modules = tuple(
+            _judge_module(name, values[name], found[values[name]], expected[name], budgets[name])
+            for name in chosen
+        )
+        outputs_failed = still if failed else None
+        result = Bisection(target.name, case.name, modules, len(names), outputs_failed, hidden, refused)
+        if outputs_failed is not False:
+            return result
+        if not attempts and not run_with_outputs([])[1]:
+            return replace(result, right_again=target.again)
+        attempts.append(result)
+        chosen, hidden = fewer, max(hidden, len(chosen))
+    return next((result for result in attempts if result.first is not None), attempts[-1])
+
+
+def _without_innermost(names: Sequence[str]) -> list[str]:
+    """Modules without those that lie deepest."""
+    deepest = max((name.count(".") for name in names), default=0)
+    return [name for name in names if name.count(".") < deepest]
+
+
+def _judge_module(
+    name: str, value: str, found: np.ndarray, expected: np.ndarray, base: Budget
+) -> ModuleFinding:
+    # The graph may have another shape for the same numbers, but not another count of them.
+    result = deviation(found, expected) if found.size == expected.size else None
+    return ModuleFinding(name, value, found.shape, result, base)
+
+
+def _judge_again(finding: Finding, found: Arrays, expected: Arrays, rows: np.ndarray | slice) -> Finding:
+    output = finding.question.output
+    return judge(finding.question, found.get(output), expected[output], finding.base_error, rows)
+
+
+def run_by_module(eager: EagerModel, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
+    """Run eager PyTorch.
+
+    Returns:
+        Its outputs, and the output of every module (of several the first) in the order in which they end.
+    """
+    found: Arrays = {}
+    hooks = []
+
+    def record(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) else output
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                found[name] = value.detach().double().numpy()
+
+        return hook
+
+    for name, module in eager.transformer.named_modules():
+        if name:
+            hooks.append(module.register_forward_hook(record(name)))
+    try:
+        outputs = eager.run(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs, found

@@ -1,0 +1,355 @@
+"""Verifying a finished bundle against eager PyTorch, or against what eager gave when it was built."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+from variator_export.bundle.engine_records import (
+    ANY_RATIO,
+    ENGINE_RECORDS,
+    EngineRecord,
+    read_records,
+    records_document,
+)
+from variator_export.bundle.manifest import LEAST_SHARE, Variant
+from variator_export.bundle.reports import VERIFICATION_REPORT, engine_verification_report, store_report
+from variator_export.core.environment import (
+    install_command,
+    is_importable,
+    machine,
+    require_onnxruntime,
+    versions,
+)
+from variator_export.core.errors import UserError
+from variator_export.core.progress import Progress
+from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.tensorrt.layers import EnginePrecision
+from variator_export.sessions import Bundle
+from variator_export.verification.cases import REAL_TEXT
+from variator_export.verification.eager_bundle import EagerBundle
+from variator_export.verification.invariances import check_invariances
+from variator_export.verification.judge import REFERENCE, Finding, verify_graph
+from variator_export.verification.reference import EAGER, load_reference
+from variator_export.verification.runs import Engines, Graphs, Target
+from variator_export.verification.verified_graph import AS_IT_IS
+
+if TYPE_CHECKING:
+    from variator_export.verification.bisect import Bisection
+
+STORED = "what eager PyTorch, float64, CPU, gave when the bundle was built"
+ReferenceChoice = Literal["auto", "eager", "stored"]
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """All findings of one check of one graph.
+
+    Attributes:
+        count: How many there are.
+        worst: The largest multiple of the base error; None: no multiple would have passed.
+        allowed: The multiple that is allowed.
+        failed: How many are outside it.
+    """
+
+    variant: str
+    graph: str
+    check: str
+    count: int
+    worst: float | None
+    allowed: float
+    failed: int
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was not looked at.
+
+    Attributes:
+        graph: The engine that is not for it.
+        check: Of which check.
+        what: Cases or shapes, or the reason.
+    """
+
+    graph: str
+    check: str
+    what: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.graph}, {self.check}: {', '.join(self.what)}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        bundle: The bundle's folder.
+        reference: What the graphs were compared with.
+        findings: All that was looked at, by variant.
+        graphs: The sha256 of each graph that ran.
+        verified_at: ISO 8601, UTC.
+        machine: This machine.
+        versions: Of what ran.
+        bisections: Where graphs that failed leave eager PyTorch, if that was asked for.
+        target: What ran: graphs on `onnxruntime`, or engines.
+        ran: How they ran.
+        gpu: On which GPU; None: on the CPU.
+        precisions: In which types engines compute, by variant.
+        left_out: By variant, what was not looked at because an engine's profiles are not for it.
+    """
+
+    bundle: Path
+    reference: str
+    findings: dict[str, tuple[Finding, ...]]
+    graphs: dict[str, str]
+    verified_at: str
+    machine: dict[str, Any]
+    versions: dict[str, str | None]
+    bisections: tuple["Bisection", ...] = ()
+    target: str = "onnxruntime"
+    ran: str = AS_IT_IS
+    gpu: str | None = None
+    precisions: Mapping[str, EnginePrecision] = field(default_factory=dict)
+    left_out: Mapping[str, tuple[LeftOut, ...]] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> list[Finding]:
+        """What is outside its limit, the worst first."""
+        failed = [f for findings in self.findings.values() for f in findings if not f.passed]
+        return sorted(failed, key=lambda finding: finding.badness, reverse=True)
+
+    @property
+    def imprecise(self) -> dict[str, str]:
+        """Variants of which TensorRT says that too much is computed in another type."""
+        return {
+            name: f"{found.other:.1%} of its multiply-accumulates are in another type, TensorRT says"
+            for name, found in self.precisions.items()
+            if found.other > 1 - LEAST_SHARE
+        }
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures and not self.imprecise
+
+    def summary(self) -> list[SummaryRow]:
+        """One row for each variant, graph and check."""
+        groups: dict[tuple[str, str, str], list[Finding]] = {}
+        for variant, findings in self.findings.items():
+            for f in findings:
+                groups.setdefault((variant, f.question.graph, f.question.check), []).append(f)
+        rows = []
+        for group, members in groups.items():
+            worst = max(members, key=lambda finding: finding.badness)
+            failed = sum(not finding.passed for finding in members)
+            rows.append(SummaryRow(*group, len(members), worst.used, worst.allowed, failed))
+        return rows
+
+    def engine_records(self, gpu: str, num_variants: int) -> list[EngineRecord]:
+        """One for each engine that ran.
+
+        Args:
+            gpu: On which.
+            num_variants: Of the bundle: an engine of all of them has not passed before each has.
+        """
+        records = []
+        for engine, sha256 in self.graphs.items():
+            own = [f for found in self.findings.values() for f in found if f.question.graph == engine]
+            variant = PurePosixPath(engine).stem
+            passed = all(finding.passed for finding in own) and variant not in self.imprecise
+            if passed and variant == ANY_RATIO and len(self.findings) < num_variants:
+                continue
+            precision = self.precisions.get(variant)
+            worst = max(own, key=lambda finding: finding.badness)
+            batch_size, length = max((finding.question.input_shape for finding in own), key=math.prod)
+            records.append(
+                EngineRecord(
+                    sha256=sha256,
+                    gpu=gpu,
+                    passed=passed,
+                    worst=worst.used,
+                    allowed=worst.allowed,
+                    largest=f"{batch_size}x{length}",
+                    reference=self.reference,
+                    verified_at=self.verified_at,
+                    precision=None if precision is None else asdict(precision),
+                )
+            )
+        return records
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "bundle": str(self.bundle),
+            "target": self.target,
+            "ran": self.ran,
+            "gpu": self.gpu,
+            "precisions": {name: asdict(found) for name, found in self.precisions.items()},
+            "passed": self.passed,
+            "reference": self.reference,
+            "graphs": self.graphs,
+            "verified_at": self.verified_at,
+            "machine": self.machine,
+            "versions": self.versions,
+            "left_out": {name: [asdict(entry) for entry in left] for name, left in self.left_out.items()},
+            "findings": {name: [f.as_dict() for f in found] for name, found in self.findings.items()},
+            "bisections": [bisection.as_dict() for bisection in self.bisections],
+        }
+
+
+def verify(
+    bundle: str | Path,
+    variants: Sequence[int | str] | None = None,
+    *,
+    target: str = "onnxruntime",
+    reference: ReferenceChoice = "auto",
+    backbone: str | None = None,
+    profile_shapes: bool = True,
+    reproduction: Path | None = None,
+    trust_host_code: bool = False,
+    progress: Progress | None = None,
+) -> Verification:
+    """Verify a bundle's graphs or engines, each variant by its own and by the one that runs every ratio.
+
+    Args:
+        bundle: The bundle's folder.
+        variants: Ratios or names; None: all.
+        target: `onnxruntime`: the graphs, on the CPU. `tensorrt-rtx`, `tensorrt`: the engines, on the GPU of
+            this machine.
+        reference: `eager`: eager PyTorch; `stored`: what it gave for the small cases when the bundle was
+            built; `auto`: eager where torch and transformers are installed.
+        backbone: Where the backbone is; None: where it was when the bundle was built.
+        profile_shapes: With eager, verify at the smallest, the usual and the largest shape of the engines'
+            profile too.
+        reproduction: Bisect the graphs that fail, and write a folder that shows it into this one; needs
+            eager.
+        trust_host_code: Let an engine bring a program of its own (TensorRT's lean runtime).
+        progress: Is told what happens.
+
+    Raises:
+        UserError: The bundle is damaged, what the reference needs is not there, or the folder of the
+            reproduction holds files.
+    """
+    if reproduction is not None and reproduction.exists() and any(reproduction.iterdir()):
+        raise UserError(
+            f"{reproduction} holds files already.", "Remove it, or choose another --reproduction."
+        )
+    progress = progress or Progress()
+    opened = Bundle.load(bundle)
+    if target not in FLAVOURS:
+        require_onnxruntime()
+    manifest = opened.manifest
+    found = [opened.variant(v) for v in variants] if variants else manifest.variants
+    chosen = list({variant.name: variant for variant in found}.values())
+    is_eager = reference == "eager" or (
+        reference == "auto" and all(map(is_importable, ("torch", "transformers")))
+    )
+    if reproduction is not None and not is_eager:
+        raise UserError(
+            "Bisecting runs eager PyTorch module by module.",
+            f"Leave it out, or install what it needs: {install_command('export')}",
+        )
+    runs: Target
+    if target in FLAVOURS:
+        runs = Engines(opened, target, chosen, trust_host_code=trust_host_code)
+    else:
+        runs = Graphs(opened)
+    shapes = runs.shapes() if profile_shapes else []
+    eager = EagerBundle(opened, backbone, shapes) if is_eager else None
+    opened.check_unchanged()
+    precisions = {variant.name: runs.precision(variant) for variant in chosen}
+    looked_at = {v.name: _verify_variant(opened, v, runs, eager, progress) for v in chosen}
+    findings = {name: tuple(found) for name, (found, _) in looked_at.items()}
+    bisections: list[Bisection] = []
+    if reproduction is not None and eager is not None:
+        for variant in chosen:
+            bisections += eager.bisect(variant, findings[variant.name], runs, reproduction, progress)
+    graphs = sorted({f.question.graph for found in findings.values() for f in found})
+    return Verification(
+        bundle=opened.path,
+        reference=STORED if eager is None else EAGER,
+        findings=findings,
+        graphs={name: manifest.files[name].sha256 for name in graphs},
+        verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine(),
+        target=target,
+        ran=runs.ran,
+        gpu=runs.gpu,
+        precisions={name: found for name, found in precisions.items() if found is not None},
+        versions=versions(
+            *("variator-export", "onnxruntime", "onnxruntime-gpu", "torch", "transformers"),
+            *(flavour.distribution for flavour in FLAVOURS.values()),
+        ),
+        bisections=tuple(bisections),
+        left_out={name: tuple(left) for name, (_, left) in looked_at.items() if left},
+    )
+
+
+def store_verification(verification: Verification) -> Path:
+    """Keep a result in its bundle; of engines a record for each besides, which `run` looks for.
+
+    Raises:
+        UserError: The bundle cannot be written.
+    """
+    if verification.gpu is not None:
+        num_variants = len(Bundle.load(verification.bundle).manifest.variants)
+        new = verification.engine_records(verification.gpu, num_variants)
+        records = [*read_records(verification.bundle), *new]
+        state = "The engines were verified; the record of it is not stored."
+        store_report(verification.bundle, ENGINE_RECORDS, records_document(records), state)
+    state = "The bundle was verified; the report of it is not stored."
+    target = verification.target
+    name = engine_verification_report(target) if target in FLAVOURS else VERIFICATION_REPORT
+    return store_report(verification.bundle, name, verification.as_dict(), state)
+
+
+def _verify_variant(
+    bundle: Bundle,
+    variant: Variant,
+    runs: Target,
+    eager: EagerBundle | None,
+    progress: Progress,
+) -> tuple[list[Finding], list[LeftOut]]:
+    reference = (
+        load_reference(bundle.file(variant.reference))
+        if eager is None
+        else eager.reference(variant, progress)
+    )
+    real_text = next(expected for expected in reference if expected.case.name == REAL_TEXT)
+    backbone = bundle.manifest.backbone
+    runners = runs.runners(variant)
+    findings: list[Finding] = []
+    left_out: list[LeftOut] = []
+    with progress.bar(f"verify {variant.name}", len(runners) * (len(reference) + 1)) as advance:
+        for graph, runner in runners.items():
+            taken = [expected for expected in reference if runs.takes(graph, *expected.case.shape)]
+            if not taken:
+                raise UserError(
+                    f"None of the {len(reference)} cases is within the profiles of {graph}.",
+                    "Verify with eager PyTorch and without --quick, so that its profiles' own shapes are "
+                    "looked at; or compile it with a wider profile.",
+                )
+            if len(taken) < len(reference):
+                # What an engine has no profile for it is not asked to run; `run` refuses that too.
+                ran = {expected.case.name for expected in taken}
+                names = [expected.case.name for expected in reference]
+                left_out.append(LeftOut(graph, REFERENCE, tuple(name for name in names if name not in ran)))
+            findings += verify_graph(graph, runner, taken, advance)
+            found, left_of = check_invariances(
+                graph,
+                runner,
+                real_text,
+                ratio=variant.ratio,
+                pad_token_id=backbone.pad_token_id,
+                token_outputs=backbone.token_outputs,
+                max_length=backbone.max_length,
+                takes=functools.partial(runs.takes, graph),
+            )
+            findings += found
+            left_out += [LeftOut(graph, check, tuple(shapes)) for check, shapes in left_of.items()]
+            advance()
+    return findings, left_out

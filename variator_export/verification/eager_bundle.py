@@ -1,0 +1,155 @@
+"""A bundle in eager PyTorch: the backbone that it was built from, with the plugins that it holds."""
+
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from variator_export.bundle.manifest import Variant
+from variator_export.core.environment import require_export
+from variator_export.core.errors import UserError
+from variator_export.core.progress import Progress
+from variator_export.model.plugin_file import load_variant_plugin
+from variator_export.model.source import resolve_source
+from variator_export.sessions import Bundle
+from variator_export.verification.cases import Case, make_cases
+from variator_export.verification.judge import REFERENCE, Finding
+from variator_export.verification.reference import Expected, eager_reference
+from variator_export.verification.runs import Target
+
+if TYPE_CHECKING:
+    from variator_export.model.backbone import Backbone
+    from variator_export.verification.bisect import Bisection
+
+
+def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "Backbone":
+    """Load it, in the bundle's precision; needs torch and transformers.
+
+    Args:
+        bundle: The bundle.
+        source: Where the backbone is; None: where it was when the bundle was built.
+        without: The option that does without it, for messages.
+
+    Raises:
+        UserError: It is not there, or has other weights.
+    """
+    require_export()
+    from variator_export.model.backbone import load_in_precision, read_backbone_info
+
+    entry = bundle.manifest.backbone
+    try:
+        found = resolve_source(source or entry.source)
+    except UserError as error:
+        raise UserError(
+            f"The backbone is not there: {error.message}",
+            f"Give it with --backbone, or do without it: {without}",
+        ) from error
+    if found.weights_sha256 != entry.weights_sha256:
+        raise UserError(
+            f"The weights of {found.name} are not those that the bundle was built from.",
+            f"Give the bundle's own backbone with --backbone, or do without it: {without}",
+        )
+    info = read_backbone_info(found, entry.architecture)
+    return load_in_precision(info, bundle.text_encoder().pad_token_id, bundle.manifest.precision)
+
+
+class EagerBundle:
+    """The variants of a bundle in eager PyTorch.
+
+    Args:
+        bundle: The bundle.
+        source: Where its backbone is; None: where it was when the bundle was built.
+        shapes: (batch_size, sequence_length) that references cover besides.
+    """
+
+    def __init__(self, bundle: Bundle, source: str | None, shapes: Sequence[tuple[int, int]]) -> None:
+        self._bundle = bundle
+        self._shapes = shapes
+        self._backbone: Backbone = load_bundle_backbone(bundle, source, "--reference stored")
+        import torch  # after it was seen that it is there
+
+        self._exact = self._backbone.converted(torch.float64)
+
+    def reference(self, variant: Variant, progress: Progress) -> list[Expected]:
+        """Of all cases of a variant."""
+        from variator_export.engines.eager import EagerModel
+
+        cases, precision = self._cases(variant), self._bundle.manifest.precision
+        plugin = load_variant_plugin(self._bundle, variant) if variant.plugin else None
+        with progress.bar(f"eager {variant.name}", len(cases)) as advance:
+            exact, rounded = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
+            return eager_reference(exact, rounded, cases, precision, advance)
+
+    def bisect(
+        self, variant: Variant, findings: Sequence[Finding], runs: Target, folder: Path, progress: Progress
+    ) -> "list[Bisection]":
+        """Bisect each graph or engine of a variant that failed. What goes wrong with that is only told.
+
+        Args:
+            variant: The variant.
+            findings: Of all that ran it.
+            runs: What ran it.
+            folder: Where reproductions go.
+            progress: Is told what happens.
+        """
+        from variator_export.engines.eager import EagerModel
+        from variator_export.verification.bisect import bisect
+        from variator_export.verification.reproduction import write_reproduction
+
+        plugin = load_variant_plugin(self._bundle, variant)
+        # With its plugin of zeros ratio 1 has the modules that its graph was traced from.
+        exact, rounded = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
+        cases = {case.name: case for case in self._cases(variant)}
+        found = []
+        for file in dict.fromkeys(finding.question.graph for finding in findings):
+            of_file = [f for f in findings if f.question.graph == file and f.ran]
+            if all(finding.passed for finding in of_file):
+                continue
+            case = _case_to_bisect(of_file, cases, variant.ratio)
+            outputs = [f for f in of_file if f.question.case == case.name and f.question.check == REFERENCE]
+            doing = "bisected"
+            try:
+                target = runs.bisect_target(variant, file, progress)
+                result = bisect(target, exact, rounded, case, outputs, self._bundle.manifest.precision)
+                found.append(result)
+                if result.first is not None:
+                    doing = "reproduced in a folder"
+                    where = folder / variant.name / PurePosixPath(file).name
+                    write_reproduction(target, exact, case, result.first, where)
+            except Exception as error:  # what was found before it counts all the same
+                words = traceback.format_exc()
+                if isinstance(error, UserError | OSError):
+                    words = error.message if isinstance(error, UserError) else str(error)
+                progress.note(f"{file} could not be {doing}: {words}")
+        return found
+
+    def _cases(self, variant: Variant) -> list[Case]:
+        manifest = self._bundle.manifest
+        return make_cases(
+            self._bundle.text_encoder(),
+            manifest.backbone.inputs,
+            ratio=variant.ratio,
+            vocab_size=self._backbone.info.config.vocab_size,
+            max_length=manifest.backbone.max_length,
+            texts=manifest.recipe["verify"]["texts"],
+            shapes=self._shapes,
+            seed=manifest.recipe["verify"]["seed"],
+        )
+
+
+def _case_to_bisect(findings: Sequence[Finding], cases: Mapping[str, Case], ratio: int) -> Case:
+    """Of the cases that failed the smallest, since every module's values are held twice, in float64.
+
+    Sooner than that one with a wrong number than with rows that depend on each other, of which a module says
+    less; one without rows that are padding alone, which runtimes give what they like; and one of whole
+    windows, where a graph of another ratio goes wrong at its windows and not at its padding.
+    """
+    failed = [finding for finding in findings if not finding.passed]
+    wrong = [finding for finding in failed if finding.question.check == REFERENCE] or failed
+    chosen = [cases[finding.question.case] for finding in wrong]
+
+    def badness(case: Case) -> tuple[bool, bool, int]:
+        return not case.judged_rows.all(), case.shape[1] % ratio != 0, math.prod(case.shape)
+
+    return min(chosen, key=badness)

@@ -1,0 +1,233 @@
+"""What must hold of a graph whatever its weights: rows of a batch do not know of each other.
+
+Wrong answers for batches of more than one row have passed the checks of many tools (NVIDIA/TensorRT#4853,
+#4813, #4796): equal outputs for one dummy batch say nothing about them. A graph is compared with itself here;
+two runs of a correct one differ by rounding only, so the limit is that of `verification.error_budget`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from variator_export.core.errors import UserError
+from variator_export.engines.base import Arrays, Runner
+from variator_export.verification.error_budget import Budget
+from variator_export.verification.judge import Finding, Question, failure, judge
+from variator_export.verification.reference import Expected
+
+EQUAL_ROWS = "equal rows in, equal rows out"
+ROW_ORDER = "the rows in another order"
+ROW_ALONE = "a row alone"
+PADDING = "another amount of padding"
+CHECKS = (EQUAL_ROWS, ROW_ORDER, ROW_ALONE, PADDING)
+
+# What was found and what it should be, each by output.
+_Pairs = Iterator[tuple[Arrays, Arrays]]
+# Whether a graph is for a shape (batch_size, sequence_length).
+Takes = Callable[[int, int], bool]
+# How far from the case's own shape one is looked for that an engine takes.
+_MOST_ROWS = 128
+_SEVERAL_ROWS = 4
+_MOST_TOKENS = 1024
+
+
+def check_invariances(
+    graph: str,
+    runner: Runner,
+    expected: Expected,
+    *,
+    ratio: int,
+    pad_token_id: int,
+    token_outputs: Sequence[str],
+    max_length: int | None,
+    takes: Takes = lambda *_: True,
+) -> tuple[list[Finding], dict[str, list[str]]]:
+    """Run rows in other surroundings.
+
+    An engine takes the shapes of its profiles only: the rows are brought into the nearest shape that it
+    takes, repeated, cut or padded, and what it takes of the surroundings is looked at.
+
+    Args:
+        graph: Its name.
+        runner: Runs it.
+        expected: A case of rows of different length, padded on the right, each with at least one token. Of it
+            only inputs and budgets are used.
+        ratio: k.
+        pad_token_id: Of the tokenizer.
+        token_outputs: Outputs with one row per token: they are compared where there is a token.
+        max_length: The model's limit in tokens; None: there is none.
+        takes: Which shapes the graph is for.
+
+    Returns:
+        For each check and output the worst finding; and for checks of which something is left out, what.
+    """
+    case = expected.case
+    shape = _nearest_shape(case.shape, takes, max_length)
+    if shape is None:
+        return [], {check: ["no shape near that of the text is within its profiles"] for check in CHECKS}
+    rows = _Rows(runner, _in_shape(case.inputs, shape, pad_token_id), tuple(token_outputs), takes)
+    checks = {
+        EQUAL_ROWS: rows.equal,
+        ROW_ORDER: rows.in_other_order,
+        ROW_ALONE: rows.alone,
+        PADDING: lambda: rows.otherwise_padded(ratio, pad_token_id, max_length),
+    }
+    findings: list[Finding] = []
+    left_out: dict[str, list[str]] = {}
+    for check, run in checks.items():
+        if check != PADDING and shape[0] == 1:
+            left_out[check] = ["it takes one row at a time"]
+            continue
+        questions = {n: Question(graph, check, case.name, shape, n) for n in expected.budgets}
+        worst: dict[str, Finding] = {}
+        try:
+            for found, wanted in run():
+                for output, question in questions.items():
+                    budget = expected.budgets[output]
+                    finding = _judge_pair(question, found.get(output), wanted.get(output), budget)
+                    if output not in worst or finding.badness > worst[output].badness:
+                        worst[output] = finding
+        except UserError as error:
+            worst = {
+                output: failure(question, expected.budgets[output], error.message)
+                for output, question in questions.items()
+            }
+        findings += worst.values()
+        if rows.left_out:
+            left_out[check] = [f"{batch}x{length}" for batch, length in sorted(rows.left_out)]
+            rows.left_out.clear()
+    return findings, left_out
+
+
+def _judge_pair(
+    question: Question, found: np.ndarray | None, wanted: np.ndarray | None, budget: Budget
+) -> Finding:
+    """Both were run: what is wrong with what the other is compared with is a fault as well."""
+    if wanted is None or not np.isfinite(wanted).all():
+        return judge(question, wanted, np.empty(0) if wanted is None else wanted, budget)
+    return judge(question, found, wanted, budget)
+
+
+def _nearest_shape(shape: tuple[int, int], takes: Takes, max_length: int | None) -> tuple[int, int] | None:
+    """The shape that a graph takes and that is nearest, of several rows if it can be."""
+    batch, length = shape
+    if batch == 1:  # of a recipe with one text: alone it shows nothing
+        batch = _SEVERAL_ROWS
+    if takes(batch, length):
+        return batch, length
+    batches = [*sorted(range(2, _MOST_ROWS + 1), key=lambda n: abs(n - batch)), 1]
+    lengths = sorted(range(1, (max_length or _MOST_TOKENS) + 1), key=lambda n: abs(n - length))
+    return next(((b, n) for b in batches for n in lengths if takes(b, n)), None)
+
+
+def _in_shape(inputs: Mapping[str, np.ndarray], shape: tuple[int, int], pad_token_id: int) -> Arrays:
+    """The same rows, as many as there is room for, from the first to the last.
+
+    Where there is room for more they come again, each time one token shorter, so that rows differ.
+    """
+    batch, length = shape
+    count, own_length = inputs["input_ids"].shape
+    rows = (
+        np.linspace(0, count - 1, batch).round().astype(int) if batch <= count else np.arange(batch) % count
+    )
+    cut = {name: array[rows, :length] for name, array in inputs.items()}
+    tokens = np.maximum(1, cut["attention_mask"].sum(axis=-1) - np.arange(batch) // count)
+    keep = np.arange(cut["attention_mask"].shape[1]) < tokens[:, None]
+    fill = _padding(inputs, pad_token_id)
+    shorter = {name: np.where(keep, array, fill[name]) for name, array in cut.items()}
+    return _padded(shorter, max(0, length - own_length), pad_token_id)
+
+
+def _padding(inputs: Mapping[str, np.ndarray], pad_token_id: int) -> dict[str, int]:
+    return {name: pad_token_id if name == "input_ids" else 0 for name in inputs}
+
+
+def _padded(inputs: Mapping[str, np.ndarray], more: int, pad_token_id: int) -> Arrays:
+    fill = _padding(inputs, pad_token_id)
+    return {
+        name: np.pad(array, ((0, 0), (0, more)), constant_values=fill[name]) for name, array in inputs.items()
+    }
+
+
+class _Rows:
+    """The rows of one batch, run together in many ways.
+
+    Attributes:
+        left_out: Shapes that the graph does not take.
+    """
+
+    def __init__(
+        self, runner: Runner, inputs: Mapping[str, np.ndarray], token_outputs: tuple[str, ...], takes: Takes
+    ) -> None:
+        self.left_out: set[tuple[int, int]] = set()
+        self._takes = takes
+        self._runner = runner
+        self._inputs = inputs
+        self._token_outputs = token_outputs
+        self._mask = inputs["attention_mask"] > 0
+        self._count, self._length = self._mask.shape
+
+    def equal(self) -> _Pairs:
+        """Each row several times: all like the first."""
+        for row in range(self._count):
+            found = self._run(_take(self._inputs, [row] * self._count))
+            yield found, {name: np.repeat(values[:1], self._count, axis=0) for name, values in found.items()}
+
+    def in_other_order(self) -> _Pairs:
+        """Backwards, and moved by one."""
+        whole = self._run(self._inputs)
+        rows = list(range(self._count))
+        for order in (rows[::-1], rows[1:] + rows[:1]):
+            yield self._run(_take(self._inputs, order)), _take(whole, order)
+
+    def alone(self) -> _Pairs:
+        """Each row in a batch of its own."""
+        if not self._can_run(1, self._length):
+            return
+        whole = self._run(self._inputs)
+        for row in range(self._count):
+            yield self._run(_take(self._inputs, [row])), _take(whole, [row])
+
+    def otherwise_padded(self, ratio: int, pad_token_id: int, max_length: int | None) -> _Pairs:
+        """More padding for all rows, and none at all for each."""
+        whole = self._run(self._inputs)
+        wanted = self._tokens(whole, self._mask)
+        for more in sorted({1, ratio - 1, ratio, 3 * ratio + 1} - {0}):
+            length = self._length + more
+            if (max_length is None or length <= max_length) and self._can_run(self._count, length):
+                padded = _padded(self._inputs, more, pad_token_id)
+                yield self._tokens(self._run(padded), self._mask), wanted
+        for row, tokens in enumerate(self._mask.sum(axis=-1).tolist()):
+            if tokens == self._length or not self._can_run(1, tokens):
+                continue
+            own = self._mask[row : row + 1, :tokens]
+            trimmed = {name: array[:, :tokens] for name, array in _take(self._inputs, [row]).items()}
+            yield self._tokens(self._run(trimmed), own), self._tokens(_take(whole, [row]), own)
+
+    def _can_run(self, batch_size: int, length: int) -> bool:
+        """Whether the graph takes a shape; if not, that is left out."""
+        taken = self._takes(batch_size, length)
+        if not taken:
+            self.left_out.add((batch_size, length))
+        return taken
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Run, and refuse outputs that do not have a row for each row and token."""
+        outputs = self._runner.run(inputs)
+        shape = inputs["input_ids"].shape
+        for name, values in outputs.items():
+            expected = shape if name in self._token_outputs else shape[:1]
+            if values.shape[: len(expected)] != expected:
+                raise UserError(f"for inputs of the shape {shape}, {name} has the shape {values.shape}")
+        return outputs
+
+    def _tokens(self, outputs: Arrays, mask: np.ndarray) -> Arrays:
+        """Token outputs where the mask (B, S) has a token, (number of tokens, ...); the others whole."""
+        return {
+            name: values[:, : mask.shape[1]][mask] if name in self._token_outputs else values
+            for name, values in outputs.items()
+        }
+
+
+def _take(arrays: Mapping[str, np.ndarray], rows: Sequence[int]) -> Arrays:
+    return {name: array[list(rows)] for name, array in arrays.items()}

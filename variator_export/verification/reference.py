@@ -1,0 +1,131 @@
+"""What graphs and engines are verified against: cases, what eager PyTorch gives, and how exact that is.
+
+Made from eager PyTorch, or read from the bundle on a machine that has neither torch nor the backbone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from variator_export.core.errors import UserError
+from variator_export.engines.base import Arrays, Runner
+from variator_export.verification.cases import Case
+from variator_export.verification.compare import deviation
+from variator_export.verification.error_budget import Budget, make_budgets
+
+ReferenceKind = Literal["eager", "stored"]
+EAGER = "eager PyTorch, float64, CPU"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One case.
+
+    Attributes:
+        case: Its inputs.
+        outputs: What eager PyTorch gives in float64, by name.
+        budgets: The base error of each output.
+    """
+
+    case: Case
+    outputs: Arrays
+    budgets: Mapping[str, Budget]
+
+
+def eager_reference(
+    exact: Runner,
+    same_precision: Runner,
+    cases: Sequence[Case],
+    precision: str,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Expected]:
+    """Run eager PyTorch on every case.
+
+    Args:
+        exact: Eager in float64.
+        same_precision: Eager in the precision of what is to be verified.
+        cases: The inputs.
+        precision: Its name.
+        progress: Called after each case.
+
+    Raises:
+        UserError: Eager gives NaN or infinite values.
+    """
+    outputs, deviations = [], []
+    for case in cases:
+        wanted, rounded = exact.run(case.inputs), same_precision.run(case.inputs)
+        for found in (wanted, rounded):
+            _refuse_not_finite(case, found)
+        outputs.append(wanted)
+        deviations.append(
+            {
+                name: deviation(rounded[name][case.judged_rows], wanted[name][case.judged_rows])
+                for name in wanted
+            }
+        )
+        progress()
+    budgets = make_budgets(deviations, precision)
+    return [Expected(*item) for item in zip(cases, outputs, budgets, strict=True)]
+
+
+def _refuse_not_finite(case: Case, outputs: Arrays) -> None:
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"Eager PyTorch itself gives NaN or infinite values in {name}, case {case.name}, input shape "
+                f"{case.shape}: there is nothing to compare a graph with.",
+                "Check the weights of the backbone and of the plugin.",
+            )
+
+
+def save_reference(reference: Sequence[Expected], path: Path) -> None:
+    """Store the small cases, so that a machine without torch can verify.
+
+    Tensors: CASE/inputs/NAME int64 (B, S), CASE/outputs/NAME float32 (half the bytes; that rounds by an
+    eighth of the smallest limit), CASE/base_error/NAME float64 (3,): the fields of `Budget`.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for expected in reference:
+        name = expected.case.name
+        if not expected.case.stored:
+            continue
+        tensors |= {f"{name}/inputs/{key}": array for key, array in expected.case.inputs.items()}
+        tensors |= {
+            f"{name}/outputs/{key}": array.astype(np.float32) for key, array in expected.outputs.items()
+        }
+        tensors |= {
+            f"{name}/base_error/{key}": np.array(astuple(budget)) for key, budget in expected.budgets.items()
+        }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}))
+
+
+def load_reference(path: Path) -> list[Expected]:
+    """Read what `save_reference` wrote.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        parts: dict[str, dict[str, Arrays]] = {}
+        for key, array in load_file(path).items():
+            case, part, name = key.split("/")
+            parts.setdefault(case, {}).setdefault(part, {})[name] = array
+        return [
+            Expected(
+                Case(case, part["inputs"], stored=True),
+                part["outputs"],
+                {name: Budget(*part["base_error"][name].tolist()) for name in part["outputs"]},
+            )
+            for case, part in parts.items()
+        ]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no stored reference of this version: {error}.",
+            "Build the bundle again, or verify with --reference eager.",
+        ) from error

@@ -1,0 +1,150 @@
+"""A folder that shows the fault of one module without this package."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from safetensors.torch import save_file
+
+from variator_export.engines.eager import EagerModel
+from variator_export.graph.modules import extract_module, mark_outputs, module_inputs
+from variator_export.verification.bisect import BisectTarget, ModuleFinding, run_by_module
+from variator_export.verification.cases import Case
+from variator_export.verification.error_budget import MULTIPLE
+
+_COMPARE = """
+if found.size != expected.size:
+    raise SystemExit(f"the graph gives the shape {found.shape}, eager PyTorch {expected.shape}")
+expected = expected.reshape(found.shape)
+error = np.linalg.norm(found.astype(np.float64) - expected) / (np.linalg.norm(expected) or 1.0)
+print(f"{runtime}: relative Frobenius error {error:.3e}")
+print("eager PyTorch's own in this precision: BASE; allowed: ALLOWED")
+"""
+
+_ONNXRUNTIME = '''"""Runs one module of a graph and compares it with eager PyTorch: python reproduce.py"""
+
+import numpy as np
+import onnxruntime
+from safetensors.numpy import load_file
+
+runtime = f"onnxruntime {onnxruntime.__version__}"
+session = onnxruntime.InferenceSession("graph.onnx", providers=["CPUExecutionProvider"])
+(found,) = session.run(None, load_file("inputs.safetensors"))
+expected = load_file("expected.safetensors")["output"]
+'''
+
+_TENSORRT = '''"""Builds an engine of one module and compares it with eager PyTorch: python reproduce.py"""
+
+import numpy as np
+import MODULE as trt
+import torch
+from safetensors.torch import load_file
+
+runtime = f"MODULE {trt.__version__}"
+inputs = load_file("inputs.safetensors")
+expected = load_file("expected.safetensors")["output"].numpy()
+
+log = trt.Logger(trt.Logger.WARNING)
+builder = trt.Builder(log)
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+parser = trt.OnnxParser(network, log)
+if not parser.parse_from_file("graph.onnx"):
+    raise SystemExit("\\n".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
+for i in range(network.num_layers):
+    layer = network.get_layer(i)
+    if layer.type == trt.LayerType.ATTENTION_INPUT:
+        layer.__class__ = trt.IAttentionBoundaryLayer
+        layer.attention.decomposable = True
+config = builder.create_builder_config()
+OPTIONS
+profile = builder.create_optimization_profile()
+for i in range(network.num_inputs):
+    tensor = network.get_input(i)
+    if -1 in tuple(tensor.shape):
+        profile.set_shape(tensor.name, *[tuple(inputs[tensor.name].shape)] * 3)
+config.add_optimization_profile(profile)
+plan = builder.build_serialized_network(network, config)
+if plan is None:
+    raise SystemExit("no engine was built")
+if not torch.cuda.is_available():
+    raise SystemExit(f"an engine was built; PyTorch {torch.__version__} sees no GPU to run it on")
+
+opener = trt.Runtime(log)
+engine = opener.deserialize_cuda_engine(plan)
+context = engine.create_execution_context()
+tensors = {name: tensor.cuda() for name, tensor in inputs.items()}
+for name, tensor in tensors.items():
+    context.set_input_shape(name, tuple(tensor.shape))
+    context.set_tensor_address(name, tensor.data_ptr())
+names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+(output,) = (name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT)
+types = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}
+dtype = types[engine.get_tensor_dtype(output).name]
+result = torch.empty(tuple(context.get_tensor_shape(output)), dtype=dtype, device="cuda")
+context.set_tensor_address(output, result.data_ptr())
+stream = torch.cuda.Stream()
+stream.wait_stream(torch.cuda.current_stream())
+if not context.execute_async_v3(stream.cuda_stream):
+    raise SystemExit("the engine does not run")
+stream.synchronize()
+found = result.float().cpu().numpy()
+'''
+
+ONNXRUNTIME_SCRIPT = _ONNXRUNTIME + _COMPARE
+
+
+def script_for_tensorrt(module: str, sidecar: Mapping[str, Any]) -> str:
+    """The program that builds and runs an engine of `graph.onnx`.
+
+    Args:
+        module: TensorRT's Python module.
+        sidecar: Of the engine that failed: how it was built.
+    """
+    options = [] if sidecar["tf32"] else ["config.clear_flag(trt.BuilderFlag.TF32)"]
+    if (level := sidecar["optimization_level"]) is not None:
+        options.append(f"config.builder_optimization_level = {level}")
+    if (workspace := sidecar["workspace_mib"]) is not None:
+        options.append(f"config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, {workspace} << 20)")
+    if (compatibility := sidecar["hardware_compatibility"]) != "none":
+        level = compatibility.replace("-", "_").upper()
+        options.append(f"config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.{level}")
+    script = _TENSORRT.replace("MODULE", module).replace("OPTIONS\n", "".join(f"{o}\n" for o in options))
+    return script + _COMPARE
+
+
+def write_reproduction(
+    target: BisectTarget, exact: EagerModel, case: Case, finding: ModuleFinding, folder: Path
+) -> None:
+    """Write it.
+
+    `graph.onnx` (the module alone, with its weights), `inputs.safetensors` (what it got in the graph),
+    `expected.safetensors` (what eager PyTorch gives, float64), `reproduce.py`.
+    """
+    model = target.load()
+    entering = module_inputs(model, finding.module)
+    given = {value.name for value in model.graph.inputs}
+    mark_outputs(model, [name for name in entering if name not in given])
+    found = {**case.inputs, **target.constant, **target.open(model, case.inputs)()}
+    _, expected = run_by_module(exact, case.inputs)
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = {name: found[name] for name in entering}
+    extracted = extract_module(target.load(), finding.module, inputs, finding.value)
+    ir.save(extracted, folder / "graph.onnx")
+    left = {value.name for value in extracted.graph.inputs}
+    kept = {name: _tensor(array) for name, array in inputs.items() if name in left}
+    save_file(kept, folder / "inputs.safetensors")
+    save_file({"output": _tensor(expected[finding.module])}, folder / "expected.safetensors")
+    base = finding.base_error.relative_frobenius
+    script = target.script.replace("BASE", f"{base:.3e}").replace("ALLOWED", f"{base * MULTIPLE:.3e}")
+    (folder / "reproduce.py").write_text(script, encoding="utf-8")
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """As PyTorch has it: numpy has no bfloat16 of its own, and `safetensors.numpy` writes none."""
+    array = np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

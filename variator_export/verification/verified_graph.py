@@ -1,0 +1,68 @@
+"""A graph as it is verified on this machine."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from variator_export.core.environment import require
+from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# Of graphs whose verification ran on a copy of another type.
+AS_IT_IS = "as they are"
+WIDENED = "on a copy widened to float32: ONNX Runtime has no bfloat16 products on a CPU"
+
+
+def how_it_runs(precision: str) -> str:
+    """How the graphs of a precision run when they are verified here."""
+    return WIDENED if precision == "bfloat16" else AS_IT_IS
+
+
+def open_for_verification(graph: Path, extra: Mapping[str, np.ndarray], precision: str) -> OnnxRuntimeGraph:
+    """A graph on ONNX Runtime's CPU provider; one in bfloat16 as a copy that is widened to float32.
+
+    Raises:
+        UserError: The graph cannot be loaded.
+    """
+    if how_it_runs(precision) == AS_IT_IS:
+        return OnnxRuntimeGraph(graph, extra)
+    return open_changed(load_for_verification(graph, precision), graph.parent, extra, precision)
+
+
+def load_for_verification(graph: Path, precision: str) -> "ir.Model":
+    """The graph that `open_for_verification` runs, to be looked at or changed."""
+    require("onnx_ir", "export", "Verifying a bfloat16 graph on a CPU")
+    import onnx_ir as ir
+
+    from variator_export.graph.widen import widen
+
+    model = ir.load(graph)
+    if how_it_runs(precision) == WIDENED:
+        widen(model)
+    return model
+
+
+def open_changed(
+    model: "ir.Model", weights: Path, extra: Mapping[str, np.ndarray], precision: str
+) -> OnnxRuntimeGraph:
+    """What `load_for_verification` gave, on ONNX Runtime's CPU provider.
+
+    Args:
+        model: The graph, changed.
+        weights: The folder that it points into.
+        extra: As `open_for_verification` takes it.
+        precision: Of the graph as it is in the bundle.
+    """
+    import onnx_ir as ir
+
+    if how_it_runs(precision) == AS_IT_IS:
+        return OnnxRuntimeGraph(ir.to_proto(model).SerializeToString(), extra, weights=weights)
+    with TemporaryDirectory() as folder:  # weights that were widened are nowhere yet
+        path = Path(folder) / "widened.onnx"
+        ir.save(model, path, external_data="widened.data")
+        return OnnxRuntimeGraph(path, extra)
