@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from variator_export.cli.main import main
+from variator_export.core import interrupts
 
 _OF_A_TERMINAL = {"COLUMNS": "200", "CI": "true"}
 
@@ -29,6 +30,7 @@ def call(
         mock.patch.object(sys, "argv", command),
         mock.patch.dict(os.environ, {**_OF_A_TERMINAL, **(environment or {})}),
         _hub_settings(environment or {}),
+        mock.patch.object(interrupts, "install"),  # pytest has Ctrl-C
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

@@ -28,9 +28,11 @@ import numpy as np
 import pytest
 
 from variator_export.bundle.files import BundleFiles
-from variator_export.engines.tensorrt import build, execution, log, plan, session, timing_cache
+from variator_export.engines.tensorrt import builder as build
+from variator_export.engines.tensorrt import execution, log, plan, session, timing_cache
 from variator_export.engines.tensorrt.compatibility import Place
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
+from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.verification.reproduction import script_for_tensorrt
 
 # Of libnvinfer, libnvinfer_plugin and libnvonnxparser.
@@ -257,13 +259,16 @@ def run(module: Any, target: str, removed: str | None) -> Recorder:
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "times.cache"
         for values in itertools.product(*options.values()):
+            chosen = dict(zip(options, values, strict=True))
+            own = {name: chosen.pop(name) for name in BuilderOptions.model_fields if name in chosen}
             request = EngineRequest(
                 target=target,
                 graph="graph.onnx",
                 what="ratio-4",
                 profiles=(profile,),
+                options=BuilderOptions(**own),
                 timing_cache=str(cache),
-                **dict(zip(options, values, strict=True)),
+                **chosen,
             )
             recorder.parses = True  # type: ignore[attr-defined]
             assert build.build_engine_here(request, lambda *_: None) == b"engine"
@@ -307,7 +312,8 @@ def run_sessions(recorder: Recorder, folder: Path, target: str) -> None:
 
     def stand_in(bundle: BundleFiles, _: str, name: str) -> Any:
         entry, sidecar = choose(bundle, "tensorrt-rtx", name)
-        return entry.model_copy(update={"target": target}), {**sidecar, "strip_weights": strips}
+        options = {**sidecar["options"], "strip_weights": strips}
+        return entry.model_copy(update={"target": target}), {**sidecar, "options": options}
 
     session.choose_engine = stand_in
     names = bundle.manifest.backbone.inputs
@@ -352,9 +358,11 @@ def run_script(recorder: Recorder, target: str) -> None:
         "torch": torch,
         "safetensors.torch": mock.MagicMock(**{"load_file.return_value": loaded}),
     }
-    sidecar = {"tf32": False, "optimization_level": 3, "workspace_mib": 64}
-    sidecar["hardware_compatibility"] = "none" if target == "tensorrt-rtx" else "ampere-plus"
-    script = script_for_tensorrt(name, sidecar).replace("BASE", "1e-7").replace("ALLOWED", "4e-7")
+    options = {"tf32": False, "optimization_level": 3, "workspace_mib": 64}
+    options["hardware_compatibility"] = "none" if target == "tensorrt-rtx" else "ampere-plus"
+    script = (
+        script_for_tensorrt(name, {"options": options}).replace("BASE", "1e-7").replace("ALLOWED", "4e-7")
+    )
     for dtype in execution.TYPES:
         recorder.has(recorder.module.DataType, dtype)
     recorder.parses = True  # type: ignore[attr-defined]

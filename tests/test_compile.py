@@ -24,6 +24,7 @@ from variator_export.engines.tensorrt.compatibility import Place, can_run, named
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
 from variator_export.engines.tensorrt.request import EngineRequest, any_ratio_profiles
 from variator_export.engines.tensorrt.timing_cache import TimingCache, timing_cache_path
+from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.recipe import EngineRecipe, ShapeSet
 
 SETS = {
@@ -173,8 +174,9 @@ def test_gpus_in_another_order_are_the_same() -> None:
 def test_a_workspace_that_is_too_small_fails_in_the_builders_words(small_bundle: Path) -> None:
     bundle = Bundle.load(small_bundle)
     profiles = tuple(any_ratio_profiles({"d": ShapeSet()}, bundle.manifest.backbone, [(1, 1)]))
+    options = BuilderOptions(workspace_mib=1)
     request = EngineRequest(
-        target="tensorrt-rtx", graph="any-ratio.onnx", what="any-ratio", profiles=profiles, workspace_mib=1
+        target="tensorrt-rtx", graph="any-ratio.onnx", what="any-ratio", profiles=profiles, options=options
     )
     with pytest.raises(UserError, match=r"built no engine for any-ratio.*OutOfMemory|within workspace limit"):
         build_engine(request, small_bundle)
@@ -215,8 +217,9 @@ def test_how_far_a_build_is_comes_from_the_builder(small_bundle: Path) -> None:
     assert phase
 
 
-SIDECAR = {"target": "tensorrt", "version": "11.4.0.106", "platform": "sm90", "version_compatible": False}
-RTX = {"target": "tensorrt-rtx", "version": "1.7.1.116", "platform": "portable"}
+OWN_VERSION, LATER_VERSIONS = ({"options": {"version_compatible": later}} for later in (False, True))
+SIDECAR = {"target": "tensorrt", "version": "11.4.0.106", "platform": "sm90", **OWN_VERSION}
+RTX = {"target": "tensorrt-rtx", "version": "1.7.1.116", "platform": "portable", **OWN_VERSION}
 
 
 @pytest.mark.parametrize(
@@ -229,9 +232,17 @@ RTX = {"target": "tensorrt-rtx", "version": "1.7.1.116", "platform": "portable"}
         (SIDECAR, "sm90,tensorrt-rtx-1.7", "that machine has no tensorrt"),
         ({**SIDECAR, "platform": "ampere-plus"}, "sm120,tensorrt-11.4", None),
         ({**SIDECAR, "platform": "ampere-plus"}, "sm75,tensorrt-11.4", "built for sm80 and later"),
-        ({**SIDECAR, "version_compatible": True}, "sm90,tensorrt-11.5", None),
-        ({**SIDECAR, "version_compatible": True}, "sm90,tensorrt-11.3", "built by tensorrt 11.4.0.106"),
-        ({**SIDECAR, "version_compatible": True}, "sm90,tensorrt-12.0", "built by tensorrt 11.4.0.106"),
+        ({**SIDECAR, **LATER_VERSIONS}, "sm90,tensorrt-11.5", None),
+        (
+            {**SIDECAR, **LATER_VERSIONS},
+            "sm90,tensorrt-11.3",
+            "built by tensorrt 11.4.0.106",
+        ),
+        (
+            {**SIDECAR, **LATER_VERSIONS},
+            "sm90,tensorrt-12.0",
+            "built by tensorrt 11.4.0.106",
+        ),
         (RTX, "sm89,tensorrt-rtx-1.7.1", None),
         (RTX, "sm90,tensorrt-rtx-1.7", "built for sm80, sm86, sm89, sm120, sm121"),
         (RTX, "sm75,tensorrt-rtx-1.7", "built for sm80, sm86, sm89, sm120, sm121"),

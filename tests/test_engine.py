@@ -38,7 +38,7 @@ def test_every_ratio_of_minilm_has_an_engine_and_a_sidecar(minilm_bundle: Path) 
         assert sidecar["made_from"]["weights"] == bundle.manifest.files["weights.safetensors"].sha256
         assert sidecar["profiles"][0]["shapes"]["input_ids"] == [[1, 1], [8, 128], [32, 512]]
         assert sidecar["engine"]["plan_version"] == sidecar["version"] == entry.version
-        assert (sidecar["tf32"], sidecar["cuda"]) == (False, "13")
+        assert (sidecar["options"]["tf32"], sidecar["cuda"]) == (False, "13")
         assert engine.stat().st_size > 80e6, "the weights are in it"
 
 

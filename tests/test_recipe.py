@@ -28,7 +28,7 @@ def test_the_default_recipe_comes_with_the_package_and_pins_its_backbone() -> No
     assert "minilm" in shipped_recipes()
     recipe = load_recipe("minilm")
     assert recipe.backbone.sha256 == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    assert [plugin.ratio for plugin in select_plugins(recipe)] == [2, 4, 8]
+    assert [plugin.recipe.ratio for plugin in select_plugins(recipe)] == [2, 4, 8]
     assert [plugin.source for plugin in recipe.plugins] == [f"recipes:minilm/ratio-{k}" for k in (2, 4, 8)]
 
 
@@ -109,7 +109,7 @@ def test_a_name_used_twice(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ratio-2 is used twice"):
         select_plugins(_load(tmp_path, text))
     named = MINIMAL + "plugins: [{ratio: 2, initialise: {}}, {name: b, ratio: 2, initialise: {seed: 1}}]"
-    assert [plugin.name for plugin in select_plugins(_load(tmp_path, named))] == ["b", "ratio-2"]
+    assert [plugin.recipe.name for plugin in select_plugins(_load(tmp_path, named))] == ["b", "ratio-2"]
 
 
 def test_the_committed_schema_is_that_of_the_recipe() -> None:

@@ -32,7 +32,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.cli.verification_files import junit_xml, markdown
 from variator_export.core.environment import Gpu
 from variator_export.engines.onnxruntime.session import OnnxRuntimeSession
-from variator_export.engines.tensorrt import rebuilt, session
+from variator_export.engines.tensorrt import debug_engine, session
 from variator_export.engines.tensorrt.builder_process import build_engine
 from variator_export.engines.tensorrt.compatibility import Place
 from variator_export.engines.tensorrt.layers import EnginePrecision, precision_in_engine
@@ -125,9 +125,9 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plant], list[EngineReq
 
         device = HostGpu()
         monkeypatch.setattr(GraphInItsPlace, "factor", 1.01)
-        monkeypatch.setattr(rebuilt, "build_engine", build)
-        monkeypatch.setattr(rebuilt, "CudaDevice", lambda: device)
-        monkeypatch.setattr(rebuilt, "OpenPlan", lambda _, plan, *__: OpenGraph(graphs[plan], device))
+        monkeypatch.setattr(debug_engine, "build_engine", build)
+        monkeypatch.setattr(debug_engine, "CudaDevice", lambda: device)
+        monkeypatch.setattr(debug_engine, "OpenPlan", lambda _, plan, *__: OpenGraph(graphs[plan], device))
         return requests
 
     return plant
@@ -325,7 +325,7 @@ def test_the_module_is_named_at_which_an_engine_goes_wrong(
     # As the engine of the bundle, but for the profile, of which one is enough, and for what it is called.
     (sidecar,) = bundle.glob("engines/*/*/*/ratio-2.json")
     first, built = requests[0], json.loads(sidecar.read_text())
-    assert (first.target, first.tf32, first.compute_capabilities) == (TARGET, False, ())
+    assert (first.target, first.options.tf32, first.compute_capabilities) == (TARGET, False, ())
     assert [profile.model_dump(mode="json") for profile in first.profiles] == built["profiles"][:1]
     assert [profile.name for profile in requests[-1].profiles] == ["2x5 default"]
     for engine in ("ratio-2.engine", "any-ratio.engine"):

@@ -17,11 +17,9 @@ from variator_export.model.plugin_file import (
     check_plugin_fits,
     load_plugin,
     plugin_files,
-    plugin_sha256,
     save_plugin,
 )
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME, null_plugin, stack_for_graph
-from variator_export.model.source import plugin_folder
 from variator_export.verification.error_budget import MULTIPLE
 from variator_export.verification.verified_graph import how_it_runs, open_for_verification
 
@@ -51,8 +49,8 @@ def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
     if plan.kept and staged.old is not None:
         # The bundle's own copy is the plugin now; its source may be gone.
         depends_on = staged.old.manifest.steps.get(name, {})
-    elif recipe.source is not None:
-        depends_on = {"sha256": plugin_sha256(plugin_folder(recipe.source))}
+    elif plan.files is not None:
+        depends_on = {"sha256": plan.files.sha256}
     else:
         assert recipe.initialise is not None
         depends_on = {
@@ -65,10 +63,10 @@ def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
         }
 
     def make() -> None:
-        if recipe.source is not None:
-            source = plugin_folder(recipe.source)
-            check_plugin_fits(load_plugin(source).config, recipe.source, context.host)
-            for path in plugin_files(source):
+        if plan.files is not None:
+            plugin = load_plugin(plan.files.folder)
+            check_plugin_fits(plugin.config, str(recipe.source), context.host)
+            for path in plugin_files(plan.files.folder):
                 shutil.copyfile(path, target / path.name)
         else:
             _initialise(context, plan, target)

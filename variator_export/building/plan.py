@@ -1,6 +1,7 @@
 """What a build has to make: the variants of a recipe, together with those that the bundle has already."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -8,7 +9,7 @@ from pydantic import ValidationError
 from variator_export.bundle.manifest import Manifest
 from variator_export.core.errors import UserError
 from variator_export.core.validation import describe_validation_error
-from variator_export.model.plugin_file import load_plugin_config
+from variator_export.model.plugin_file import ResolvedPlugin, resolve_plugin
 from variator_export.model.source import pin_source, plugin_folder
 from variator_export.recipe.recipe import PluginRecipe, Recipe
 
@@ -21,13 +22,29 @@ class VariantPlan:
 
     Attributes:
         plugin: None for the baseline.
+        files: The plugin's files; None where there are none to read: for the baseline, a plugin that is
+            initialised, and one that only the bundle has.
         kept: Whether it is there only because the bundle has it already.
     """
 
     name: str
     ratio: int
     plugin: PluginRecipe | None
+    files: ResolvedPlugin | None = None
     kept: bool = False
+
+
+@dataclass(frozen=True)
+class AskedPlugin:
+    """A plugin that a recipe asks for.
+
+    Attributes:
+        recipe: Its entry, with ratio and name filled in.
+        files: What its source holds; None: it is initialised.
+    """
+
+    recipe: PluginRecipe
+    files: ResolvedPlugin | None
 
 
 def pin_sources(recipe: Recipe) -> Recipe:
@@ -44,15 +61,15 @@ def pin_sources(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"backbone": backbone, "plugins": plugins})
 
 
-def select_plugins(recipe: Recipe) -> tuple[PluginRecipe, ...]:
+def select_plugins(recipe: Recipe) -> tuple[AskedPlugin, ...]:
     """The plugins that a recipe asks for, with their ratio and name filled in, by ratio and name.
 
     Raises:
         UserError: A ratio has no plugin, a folder has another ratio than the recipe says, a name comes twice.
     """
-    named = tuple(_with_name(plugin) for plugin in recipe.plugins)
-    names = [plugin.name for plugin in named]
-    for plugin in named:
+    named = tuple(map(_resolve, recipe.plugins))
+    names = [plugin.recipe.name for plugin in named]
+    for plugin in (asked.recipe for asked in named):
         if names.count(plugin.name) > 1:
             raise UserError(
                 f"The plugin name {plugin.name} is used twice.",
@@ -69,7 +86,7 @@ def select_plugins(recipe: Recipe) -> tuple[PluginRecipe, ...]:
     if recipe.ratios is None:
         chosen = named
     else:
-        there = sorted({plugin.ratio for plugin in named if plugin.ratio is not None})
+        there = sorted({asked.recipe.ratio for asked in named if asked.recipe.ratio is not None})
         for ratio in recipe.ratios:
             if ratio != 1 and ratio not in there:
                 listed = ", ".join(map(str, there)) or "none"
@@ -77,8 +94,8 @@ def select_plugins(recipe: Recipe) -> tuple[PluginRecipe, ...]:
                     f"There is no plugin of ratio {ratio}; there are plugins of the ratios {listed}.",
                     "Choose one of them, or give a plugin: --plugin DIR",
                 )
-        chosen = tuple(plugin for plugin in named if plugin.ratio in recipe.ratios)
-    return tuple(sorted(chosen, key=lambda plugin: (plugin.ratio, plugin.name)))
+        chosen = tuple(asked for asked in named if asked.recipe.ratio in recipe.ratios)
+    return tuple(sorted(chosen, key=lambda asked: (asked.recipe.ratio, asked.recipe.name)))
 
 
 def parse_ratio(text: str) -> int:
@@ -100,18 +117,20 @@ def parse_ratio(text: str) -> int:
     return ratio
 
 
-def merge(recipe: Recipe, weights_sha256: str, old: Manifest | None) -> tuple[Recipe, list[VariantPlan]]:
+def merge(
+    recipe: Recipe, asked: Sequence[AskedPlugin], weights_sha256: str, old: Manifest | None
+) -> tuple[Recipe, list[VariantPlan]]:
     """The resolved recipe and its variants, together with what the bundle has already.
 
     Args:
         recipe: What is asked for now.
+        asked: Its plugins (`select_plugins`).
         weights_sha256: Of its backbone.
         old: The manifest of the bundle that is there, or None.
 
     Raises:
         UserError: The bundle is of another backbone or precision, or a trained plugin would be lost.
     """
-    asked = select_plugins(recipe)
     kept: list[PluginRecipe] = []
     if old is not None:
         if old.backbone.weights_sha256 != weights_sha256:
@@ -127,23 +146,25 @@ def merge(recipe: Recipe, weights_sha256: str, old: Manifest | None) -> tuple[Re
                 "Choose another folder with --output, or start the bundle afresh with --replace.",
             )
         _keep_trained(asked, old)
-        names = {plugin.name for plugin in asked}
+        names = {plugin.recipe.name for plugin in asked}
         kept = [plugin for plugin in _recipe_of(old).plugins if plugin.name not in names]
-    kept_names = {plugin.name for plugin in kept}
-    plugins = tuple(sorted((*asked, *kept), key=lambda plugin: (plugin.ratio, plugin.name)))
+    plans = [_plan(plugin.recipe, plugin.files) for plugin in asked]
+    plans += [_plan(plugin, None, kept=True) for plugin in kept]
+    plans.sort(key=lambda plan: (plan.ratio, plan.name))
     resolved = recipe.model_copy(
         update={
-            "plugins": plugins,
-            "ratios": (1, *sorted({plugin.ratio for plugin in plugins if plugin.ratio})),
+            "plugins": tuple(plan.plugin for plan in plans),
+            "ratios": (1, *sorted({plan.ratio for plan in plans})),
             "targets": tuple(sorted({"onnxruntime", *recipe.targets})),  # which runs graphs as they are
         }
     )
-    variants = [VariantPlan(BASELINE, 1, None)]
-    for plugin in plugins:
-        assert plugin.name is not None
-        assert plugin.ratio is not None
-        variants.append(VariantPlan(plugin.name, plugin.ratio, plugin, kept=plugin.name in kept_names))
-    return resolved, variants
+    return resolved, [VariantPlan(BASELINE, 1, None), *plans]
+
+
+def _plan(plugin: PluginRecipe, files: ResolvedPlugin | None, *, kept: bool = False) -> VariantPlan:
+    assert plugin.name is not None
+    assert plugin.ratio is not None
+    return VariantPlan(plugin.name, plugin.ratio, plugin, files, kept=kept)
 
 
 def _recipe_of(old: Manifest) -> Recipe:
@@ -157,10 +178,14 @@ def _recipe_of(old: Manifest) -> Recipe:
         ) from error
 
 
-def _keep_trained(asked: tuple[PluginRecipe, ...], old: Manifest) -> None:
+def _keep_trained(asked: Sequence[AskedPlugin], old: Manifest) -> None:
     """An untrained plugin does not take the place of a trained one by a forgotten argument."""
     trained = {v.name for v in old.variants if v.plugin is not None and v.plugin.trained}
-    lost = [str(plugin.name) for plugin in asked if plugin.name in trained and not _is_trained(plugin)]
+    lost = [
+        str(plugin.recipe.name)
+        for plugin in asked
+        if plugin.recipe.name in trained and not (plugin.files and plugin.files.config.training is not None)
+    ]
     if lost:
         raise UserError(
             f"The bundle has a trained plugin {lost[0]}; the recipe would replace it by an initialised one.",
@@ -168,14 +193,12 @@ def _keep_trained(asked: tuple[PluginRecipe, ...], old: Manifest) -> None:
         )
 
 
-def _is_trained(plugin: PluginRecipe) -> bool:
-    return plugin.source is not None and load_plugin_config(plugin_folder(plugin.source)).training is not None
-
-
-def _with_name(plugin: PluginRecipe) -> PluginRecipe:
-    ratio = plugin.ratio
+def _resolve(plugin: PluginRecipe) -> AskedPlugin:
+    """Read what a plugin's source says of it, once for the whole build."""
+    ratio, files = plugin.ratio, None
     if plugin.source is not None:
-        found = load_plugin_config(plugin_folder(plugin.source)).ratio
+        files = resolve_plugin(plugin_folder(plugin.source))
+        found = files.config.ratio
         if ratio is not None and found != ratio:
             raise UserError(
                 f"The plugin {plugin.source} has ratio {found}; the recipe says {ratio}.",
@@ -187,4 +210,5 @@ def _with_name(plugin: PluginRecipe) -> PluginRecipe:
                 "The baseline comes along by itself; give a plugin of ratio 2 or more.",
             )
         ratio = found
-    return plugin.model_copy(update={"ratio": ratio, "name": plugin.name or f"ratio-{ratio}"})
+    named = plugin.model_copy(update={"ratio": ratio, "name": plugin.name or f"ratio-{ratio}"})
+    return AskedPlugin(named, files)

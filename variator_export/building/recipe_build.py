@@ -77,14 +77,14 @@ def build(
     progress = progress or Progress()
     bundle = Path(output if output is not None else default_bundle(recipe)).resolve()
     recipe = pin_sources(recipe)
-    select_plugins(recipe)  # refuses a wrong ratio before anything slow
+    asked = select_plugins(recipe)  # refuses a wrong ratio before anything slow
     require_onnxruntime()
     order = EngineOrder(recipe.engine, [t for t in recipe.targets if t != "onnxruntime"])
     versions = check_order(order)
     source = resolve_source(recipe.backbone.source, recipe.backbone.sha256)
     with exclusive(bundle) as staging:
         old = _old_bundle(bundle, replace=replace)
-        resolved, variants = merge(recipe, source.weights_sha256, old.manifest if old else None)
+        resolved, variants = merge(recipe, asked, source.weights_sha256, old.manifest if old else None)
         staged = StagedBundle(staging, old, progress)
         context = BuildContext(staged, resolved, source)
         manifest = _make(context, variants, order, versions)

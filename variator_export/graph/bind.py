@@ -15,6 +15,7 @@ from variator_export.model.plugin_layout import (
     EXCLUDE_PADDING_INPUT,
     GRAPH_INPUT_PREFIX,
     PluginConfig,
+    graph_shapes,
     tensor_name,
 )
 
@@ -92,7 +93,7 @@ def _bind_kind(
 ) -> dict[str, ir.TensorProtocol]:
     """Replace `Gather(stacked, layer)` by the layer's tensor, as an input that is attached later."""
     held: dict[str, ir.TensorProtocol] = {}
-    k, d = config.ratio, config.hidden_size
+    shapes = graph_shapes(config)
     for node, _ in list(value.uses()):
         if node.op_type == "Shape":
             continue  # folded once the shape is known
@@ -103,7 +104,7 @@ def _bind_kind(
         layer = int(index.const_value.numpy())
         name = tensor_name(layer, kind)
         stored = tensors[name]
-        shape = ir.Shape([k, k, d] if kind == "compress.weight" else list(stored.shape))
+        shape = ir.Shape(shapes[kind][1:])
         graph_name = f"plugin.{name}"
         held[graph_name] = ir.ExternalTensor(
             stored.location, stored.offset, stored.length, stored.dtype, shape=shape, name=graph_name,
@@ -121,7 +122,7 @@ def _bind_kind(
         graph.remove(node, safe=True)
     if value.uses():
         assert value.shape is not None
-        bindings = {"ratio": k, "bottleneck_size": config.bottleneck_size}
+        bindings = {"ratio": config.ratio, "bottleneck_size": config.bottleneck_size}
         value.shape = value.shape.evaluate(bindings)
         for node, _ in list(value.uses()):
             start = node.attributes["start"].as_int() if "start" in node.attributes else 0

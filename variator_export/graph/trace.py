@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -22,8 +21,9 @@ from variator_export.model.plugin import CompressionPlugin, graph_state
 from variator_export.model.plugin_layout import (
     EXCLUDE_PADDING_INPUT,
     GRAPH_INPUT_PREFIX,
-    TENSOR_KINDS,
+    PLUGIN_TENSORS,
     PluginConfig,
+    graph_shapes,
 )
 
 # The first with Attention; ONNX Runtime 1.31 and TensorRT for RTX 1.7 read it.
@@ -102,9 +102,7 @@ def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
 def _example(backbone: Backbone, config: PluginConfig) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
     shape = (_EXAMPLE_BATCH, _EXAMPLE_WINDOWS, config.ratio)
     inputs = {name: torch.ones(shape, dtype=torch.int64) for name in backbone.spec.family.inputs}
-    layers, k, d, m = config.num_layers, config.ratio, config.hidden_size, config.bottleneck_size
-    shapes = ((k, k, d), (k,), (m, 2 * d), (m,), (d, m), (d,))
-    stacked = {kind: torch.zeros(layers, *shape) for kind, shape in zip(TENSOR_KINDS, shapes, strict=True)}
+    stacked = {kind: torch.zeros(shape) for kind, shape in graph_shapes(config).items()}
     return inputs, torch.tensor(False), stacked
 
 
@@ -113,18 +111,16 @@ def _export(traced: _TracedModel, backbone: Backbone, config: PluginConfig) -> i
         torch.export.Dim(name, min=1) for name in (BATCH, "windows", "ratio", "bottleneck_size")
     )
     inputs, exclude_padding, stacked = _example(backbone, config)
-    dynamic_stacked: tuple[dict[int, Any], ...] = (
-        {1: ratio, 2: ratio},
-        {1: ratio},
-        {1: bottleneck},
-        {1: bottleneck},
-        {2: bottleneck},
-        {},
-    )
+    symbols = {"k": ratio, "m": bottleneck}
+    dynamic_stacked = {
+        # The first dimension is that of the layers.
+        kind: {i: symbols[dim] for i, dim in enumerate(layout.graph, start=1) if dim in symbols}
+        for kind, layout in PLUGIN_TENSORS.items()
+    }
     dynamic_shapes = {
         "inputs": {name: {0: batch, 1: windows, 2: ratio} for name in inputs},
         "exclude_padding": {},
-        "stacked": dict(zip(TENSOR_KINDS, dynamic_stacked, strict=True)),
+        "stacked": dynamic_stacked,
     }
     with quiet_exporter():
         program = torch.onnx.export(

@@ -102,6 +102,30 @@ def plugin_files(folder: Path) -> tuple[Path, Path]:
     return folder / CONFIG_NAME, folder / TENSORS_NAME
 
 
+@dataclass(frozen=True)
+class ResolvedPlugin:
+    """A plugin folder that was found and looked at once.
+
+    Attributes:
+        folder: Where it lies on this machine.
+        config: The content of `plugin_config.json`.
+        sha256: One hash over its two files.
+    """
+
+    folder: Path
+    config: PluginConfig
+    sha256: str
+
+
+def resolve_plugin(folder: Path) -> ResolvedPlugin:
+    """Read the configuration of a plugin folder, and hash its files.
+
+    Raises:
+        UserError: As `load_plugin_config`.
+    """
+    return ResolvedPlugin(folder, load_plugin_config(folder), plugin_sha256(folder))
+
+
 def plugin_sha256(folder: Path) -> str:
     """One hash over the two files of a plugin folder."""
     return sha256_files({path.name: path for path in plugin_files(folder)})

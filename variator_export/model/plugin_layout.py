@@ -5,6 +5,7 @@ Needs numpy alone: what traces, binds and runs models needs no validation of fil
 Shapes: L layers, k ratio, d hidden size, m bottleneck size.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,15 +18,30 @@ TENSORS_NAME = "plugin.safetensors"
 Masking = Literal["none", "exclude-padding"]
 Start = Literal["paper", "teacher"]
 
-# The six tensors of a layer, in the order in which an any-ratio graph takes them.
-TENSOR_KINDS = (
-    "compress.weight",
-    "compress.bias",
-    "decompress.down.weight",
-    "decompress.down.bias",
-    "decompress.up.weight",
-    "decompress.up.bias",
-)
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """A tensor of a plugin's layer, in the symbols k (ratio), d (hidden size) and m (bottleneck size).
+
+    Attributes:
+        file: Its shape in `plugin.safetensors`; a product is written `k*d`.
+        graph: Its shape in a graph, behind the layers. A graph dimension k*d could not be told from k and d,
+            so the two stand apart there.
+    """
+
+    file: tuple[str, ...]
+    graph: tuple[str, ...]
+
+
+# The tensors of a layer, in the order in which an any-ratio graph takes them.
+PLUGIN_TENSORS = {
+    "compress.weight": TensorLayout(("k", "k*d"), ("k", "k", "d")),
+    "compress.bias": TensorLayout(("k",), ("k",)),
+    "decompress.down.weight": TensorLayout(("m", "2*d"), ("m", "2*d")),
+    "decompress.down.bias": TensorLayout(("m",), ("m",)),
+    "decompress.up.weight": TensorLayout(("d", "m"), ("d", "m")),
+    "decompress.up.bias": TensorLayout(("d",), ("d",)),
+}
 GRAPH_INPUT_PREFIX = "plugin."
 EXCLUDE_PADDING_INPUT = "plugin.exclude_padding"
 # How pydantic reads the two classes below from a file.
@@ -64,6 +80,11 @@ class PluginConfig:
     # None: only initialised. Otherwise what it was trained on and the loss reached.
     training: dict[str, Any] | None = None
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The numbers for the symbols of `TensorLayout`."""
+        return {"k": self.ratio, "d": self.hidden_size, "m": self.bottleneck_size}
+
     def __post_init__(self) -> None:
         for name in ("ratio", "hidden_size", "bottleneck_size", "num_layers"):
             if (found := getattr(self, name)) < 1:
@@ -88,10 +109,27 @@ def tensor_name(layer: int, kind: str) -> str:
     return f"layers.{layer}.{kind}"
 
 
+def size_of(dimension: str, sizes: Mapping[str, int]) -> int:
+    """A dimension of `TensorLayout` in numbers."""
+    return math.prod(sizes[factor] if factor in sizes else int(factor) for factor in dimension.split("*"))
+
+
 def layer_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each of a layer's six tensors."""
-    k, d, m = config.ratio, config.hidden_size, config.bottleneck_size
-    return dict(zip(TENSOR_KINDS, ((k, k * d), (k,), (m, 2 * d), (m,), (d, m), (d,)), strict=True))
+    """The shape of each tensor of a layer in the file."""
+    sizes = config.sizes
+    return {
+        kind: tuple(size_of(dimension, sizes) for dimension in layout.file)
+        for kind, layout in PLUGIN_TENSORS.items()
+    }
+
+
+def graph_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor as a graph takes it, stacked over the layers."""
+    sizes = config.sizes
+    return {
+        kind: (config.num_layers, *(size_of(dimension, sizes) for dimension in layout.graph))
+        for kind, layout in PLUGIN_TENSORS.items()
+    }
 
 
 def expected_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
@@ -101,19 +139,12 @@ def expected_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
 
 
 def stack_for_graph(plugin: Plugin) -> dict[str, np.ndarray]:
-    """The inputs of an any-ratio graph that carry this plugin.
-
-    Each kind of tensor is stacked over the layers; the weight of the compression layer becomes
-    (L, k, k, d), because a graph dimension k*d could not be told from k and d. Float32.
-    """
+    """The inputs of an any-ratio graph that carry this plugin: each kind stacked over the layers, float32."""
     config = plugin.config
-    k, d = config.ratio, config.hidden_size
     inputs: dict[str, np.ndarray] = {}
-    for kind in TENSOR_KINDS:
+    for kind, shape in graph_shapes(config).items():
         stacked = np.stack([plugin.tensors[tensor_name(i, kind)] for i in range(config.num_layers)])
-        if kind == "compress.weight":
-            stacked = stacked.reshape(config.num_layers, k, k, d)
-        inputs[GRAPH_INPUT_PREFIX + kind] = stacked.astype(np.float32)
+        inputs[GRAPH_INPUT_PREFIX + kind] = stacked.reshape(shape).astype(np.float32)
     inputs[EXCLUDE_PADDING_INPUT] = np.array(config.masking == "exclude-padding")
     return inputs
 

@@ -2,7 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from variator_export.recipe.builder_options import BuilderOptions
+from variator_export.recipe.part import RecipePart as _Part
 
 DEFAULT_RECIPE = "minilm"
 TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
@@ -15,10 +18,6 @@ VariantName = Annotated[str, StringConstraints(pattern=VARIANT_NAME)]
 Range = tuple[
     Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
 ]  # min, opt, max
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class BackboneRecipe(_Part):
@@ -113,7 +112,7 @@ class ShapeSet(_Part):
         return self
 
 
-class EngineRecipe(_Part):
+class EngineRecipe(BuilderOptions):
     """How engines are built. A target refuses what it cannot do."""
 
     profiles: dict[VariantName, ShapeSet] = Field(default={"default": ShapeSet()}, min_length=1)
@@ -123,23 +122,14 @@ class EngineRecipe(_Part):
     any_ratio: bool = False
     """One engine that runs every ratio, with a profile for each ratio and set of shapes; it holds the weights
     once."""
-    tf32: bool = False
-    """Whether float32 products may be computed in TF32, as eager PyTorch does not by default."""
-    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
-    """How long the builder looks for fast kernels, 0 to 5; None: its own default."""
-    workspace_mib: Annotated[int, Field(ge=1)] | None = None
-    """The most memory that a layer may use while it runs, in MiB; None: all of the GPU's."""
     compute_capabilities: tuple[Annotated[str, StringConstraints(pattern=CAPABILITIES)], ...] = ()
     """`tensorrt-rtx` only: the GPUs to build for, `sm89`, or `sm86+sm89` for one engine for both; each entry
     gives engines of its own. None: one that runs on all that the target knows."""
-    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
-    """`tensorrt` only: which other GPUs an engine may run on than the one that builds it."""
-    version_compatible: bool = False
-    """`tensorrt` only: whether later versions may run an engine. The lean runtime, a program of its own, is
-    left out of it."""
-    strip_weights: bool = False
-    """`tensorrt` only: leave the weights out of the engines. A session puts the bundle's own into them, so
-    many engines share one file of weights."""
+
+    @property
+    def builder(self) -> BuilderOptions:
+        """The options of the builder alone."""
+        return BuilderOptions(**{name: getattr(self, name) for name in BuilderOptions.model_fields})
 
     @field_validator("compute_capabilities")
     @classmethod

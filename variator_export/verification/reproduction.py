@@ -103,12 +103,13 @@ def script_for_tensorrt(module: str, sidecar: Mapping[str, Any]) -> str:
         module: TensorRT's Python module.
         sidecar: Of the engine that failed: how it was built.
     """
-    options = [] if sidecar["tf32"] else ["config.clear_flag(trt.BuilderFlag.TF32)"]
-    if (level := sidecar["optimization_level"]) is not None:
+    built = sidecar["options"]
+    options = [] if built["tf32"] else ["config.clear_flag(trt.BuilderFlag.TF32)"]
+    if (level := built["optimization_level"]) is not None:
         options.append(f"config.builder_optimization_level = {level}")
-    if (workspace := sidecar["workspace_mib"]) is not None:
+    if (workspace := built["workspace_mib"]) is not None:
         options.append(f"config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, {workspace} << 20)")
-    if (compatibility := sidecar["hardware_compatibility"]) != "none":
+    if (compatibility := built["hardware_compatibility"]) != "none":
         level = compatibility.replace("-", "_").upper()
         options.append(f"config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.{level}")
     script = _TENSORRT.replace("MODULE", module).replace("OPTIONS\n", "".join(f"{o}\n" for o in options))

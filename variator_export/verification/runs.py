@@ -156,7 +156,7 @@ class Engines:
             except UserError as error:  # of another GPU, say
                 missing[name] = error
                 continue
-            if sidecar["tf32"] and bundle.manifest.precision == "float32":
+            if sidecar["options"]["tf32"] and bundle.manifest.precision == "float32":
                 raise UserError(
                     f"{entry.engine} computes float32 products in TF32, with 10 bits of mantissa: by the "
                     "error of float32 it cannot pass.",

@@ -55,29 +55,30 @@ def _parser_errors(parser: Any) -> Iterator[str]:
 
 
 def _configure(trt: Any, config: Any, request: EngineRequest) -> None:
-    if request.tf32:
+    options = request.options
+    if options.tf32:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)  # which is set by default
     # So that an engine can be asked in which types it computes (`layers`).
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if request.optimization_level is not None:
-        config.builder_optimization_level = request.optimization_level
-    if request.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     if request.compute_capabilities:
         config.num_compute_capabilities = len(request.compute_capabilities)
         for index, name in enumerate(request.compute_capabilities):
             config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), index)
-    if request.hardware_compatibility == "ampere-plus":
+    if options.hardware_compatibility == "ampere-plus":
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    elif request.hardware_compatibility == "same-compute-capability":
+    elif options.hardware_compatibility == "same-compute-capability":
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
-    if request.version_compatible:
+    if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         # A plan with the lean runtime in it is a program, which `engine_host_code_allowed` has to allow.
         config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
-    if request.strip_weights:
+    if options.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         # Plain REFIT can give wrong numbers in TensorRT 11.3, by its release notes; the weights are the same.
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)

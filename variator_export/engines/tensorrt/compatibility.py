@@ -96,7 +96,7 @@ def can_run(sidecar: Mapping[str, Any], place: Place) -> Verdict:
             f"it was built for {_gpus(sidecar)}, and {place.name} has {place.capability}",
             _remedy_for_gpu(target, place.capability, again),
         )
-    if not _right_version(built, there, later=bool(sidecar.get("version_compatible"))):
+    if not _right_version(built, there, later=bool(sidecar["options"]["version_compatible"])):
         return Verdict(
             False,
             f"it was built by {target} {built}, and {place.name} has {there}",

@@ -102,7 +102,7 @@ def open_engine(
         )
     remedy = f"variator-export doctor {bundle.path} says what the engine needs."
     plan = OpenPlan(entry.target, content, str(path), remedy, trust_host_code=trust_host_code)
-    if sidecar.get("strip_weights"):
+    if sidecar["options"]["strip_weights"]:
         graph = _graph_of_weights(bundle, entry, sidecar["made_from"], variant)
         if wrong := plan.put_weights_in(graph):
             raise UserError(

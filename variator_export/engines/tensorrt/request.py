@@ -9,7 +9,13 @@ from variator_export.bundle.manifest import BackboneEntry
 from variator_export.core.errors import UserError
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.compatibility import PORTABLE
-from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX, TENSOR_KINDS
+from variator_export.model.plugin_layout import (
+    GRAPH_INPUT_PREFIX,
+    PLUGIN_TENSORS,
+    PluginConfig,
+    graph_shapes,
+)
+from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.recipe import ShapeSet
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, max
@@ -52,6 +58,7 @@ class EngineRequest(BaseModel):
         graph: The ONNX file, relative to the folder of the process.
         what: How messages call it, for example `ratio-4`.
         profiles: In the order in which the engine numbers them.
+        options: How to build it.
         compute_capabilities: `sm89`; none: all that the target knows.
         timing_cache: The file of kernels' times; None: none.
     """
@@ -62,13 +69,8 @@ class EngineRequest(BaseModel):
     graph: str
     what: str
     profiles: tuple[Profile, ...]
-    tf32: bool = False
-    optimization_level: int | None = None
-    workspace_mib: int | None = None
+    options: BuilderOptions = BuilderOptions()
     compute_capabilities: tuple[str, ...] = ()
-    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
-    version_compatible: bool = False
-    strip_weights: bool = False
     timing_cache: str | None = None
     timing_cache_mode: TimingCacheMode = "ignore"
 
@@ -90,12 +92,8 @@ def request_of(
         graph=graph,
         what=what,
         profiles=tuple(profiles),
-        tf32=sidecar["tf32"],
-        optimization_level=sidecar["optimization_level"],
-        workspace_mib=sidecar["workspace_mib"],
+        options=BuilderOptions.model_validate({**sidecar["options"], "strip_weights": False}),
         compute_capabilities=tuple(sidecar["platform"].split("+")) if named else (),
-        hardware_compatibility=sidecar["hardware_compatibility"],
-        version_compatible=sidecar["version_compatible"],
     )
 
 
@@ -118,14 +116,16 @@ def any_ratio_profiles(
         backbone: The backbone.
         plugins: (ratio, bottleneck size) of each; plugins of equal shapes share a profile.
     """
-    layers, d = backbone.num_layers, backbone.hidden_size
     profiles = []
     for k, m in sorted(set(plugins)):
-        # The last kind, the bias (d,), has one shape for all.
-        kinds = ((k, k, d), (k,), (m, 2 * d), (m,), (d, m))
+        config = PluginConfig(
+            ratio=k, bottleneck_size=m, hidden_size=backbone.hidden_size, num_layers=backbone.num_layers
+        )
+        # Only what varies with the plugin has a place in a profile.
         fixed = {
-            GRAPH_INPUT_PREFIX + kind: ((layers, *shape),) * 3
-            for kind, shape in zip(TENSOR_KINDS, kinds, strict=False)
+            GRAPH_INPUT_PREFIX + kind: (shape,) * 3
+            for kind, shape in graph_shapes(config).items()
+            if {"k", "m"} & {*PLUGIN_TENSORS[kind].graph}
         }
         for name, shapes in sets.items():
             tokens = _token_shapes(name, shapes, backbone)
