@@ -12,6 +12,7 @@ from gpu_models import Model
 from safetensors.numpy import save_file
 
 from variator_export.core.errors import UserError
+from variator_export.core.precision import find_precision
 from variator_export.engines.base import Arrays
 from variator_export.engines.onnxruntime.graph import DeviceGraph
 from variator_export.engines.onnxruntime.providers import PROVIDERS
@@ -207,7 +208,7 @@ class Ways:
 
 def make_module(model: Model, plugin: Plugin | None, attention: str) -> AugmentedModel | PlainModel:
     """The model as a PyTorch module, on the CPU. The caller moves it, so weights are not shared."""
-    backbone = model.backbone.converted(model.backbone.dtype)
+    backbone = model.backbone.rounded(find_precision(model.precision))
     module: AugmentedModel | PlainModel
     if plugin is None:
         module = PlainModel(backbone)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 from artefacts import Artefacts
 
+from variator_export.building.context import TRACED_BY
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, versions
 from variator_export.core.hashing import code_digest, sha256_json
 from variator_export.model.backbone import Backbone
@@ -25,9 +26,7 @@ _GRAPH = "graph.onnx"
 
 def stored(trace: Trace) -> Trace:
     """`trace`, which looks into the store first."""
-    code = sha256_json(
-        [code_digest("graph"), code_digest("model"), versions(*GRAPH_DISTRIBUTIONS), platform_tag()]
-    )
+    code = sha256_json([code_digest(*TRACED_BY), versions(*GRAPH_DISTRIBUTIONS), platform_tag()])
     artefacts = Artefacts(STORE / code[:16])
     for other in STORE.iterdir():  # of other code or other libraries
         if other.name != code[:16]:

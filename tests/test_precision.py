@@ -23,12 +23,13 @@ from stored_traces import Trace
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
 from variator_export.building.recipe_build import default_bundle
 from variator_export.core.hashing import sha256_file
+from variator_export.core.precision import find_precision
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.tensorrt.builder_process import build_engine
 from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.graph.bind import bind
 from variator_export.graph.macs import precision_share
-from variator_export.model.backbone import DTYPES, Backbone
+from variator_export.model.backbone import Backbone
 from variator_export.model.families import architectures
 from variator_export.model.plugin_file import load_plugin, save_plugin
 from variator_export.recipe.recipe import Recipe
@@ -52,21 +53,22 @@ def half(artefacts: Artefacts, load_model: Callable[[str], Backbone]) -> Callabl
     """A verified bundle in half precision with an engine, by model and precision."""
 
     def find(model: str, precision: str) -> Path:
+        backbone = load_model(model)
+        plugin = artefacts.folder(f"half/{model}", lambda folder: save_plugin(plugin_for(backbone, 2), folder))
+
         def make(folder: Path) -> None:
-            backbone = load_model(model)
-            save_plugin(plugin_for(backbone, 2), folder / "plugin")
             recipe = {
                 "name": "half",
                 "backbone": {"source": str(backbone.info.source.folder)},
-                "plugins": [{"source": str(folder / "plugin")}],
+                "plugins": [{"source": str(plugin)}],
                 "precision": precision,
                 "targets": ["onnxruntime", "tensorrt-rtx"],
                 "engine": {"profiles": {"small": {"batch_size": [1, 2, 4], "sequence_length": [1, 16, 64]}}},
                 "speed": None,
             }
-            build(Recipe.model_validate(recipe), folder / "bundle")
+            build(Recipe.model_validate(recipe), folder)
 
-        return artefacts.folder(f"half/{model}-{precision}", make) / "bundle"
+        return artefacts.folder(f"half/{model}-{precision}", make)
 
     return find
 
@@ -75,7 +77,7 @@ def half(artefacts: Artefacts, load_model: Callable[[str], Backbone]) -> Callabl
 def test_an_engine_can_be_built_of_every_family_in_half_precision(
     load_model: Callable[[str], Backbone], trace: Trace, tmp_path: Path, model: str, precision: str
 ) -> None:
-    backbone = load_model(model).converted(DTYPES[precision])
+    backbone = load_model(model).rounded(find_precision(precision))
     ir.save(trace(backbone, tmp_path, "weights.safetensors"), tmp_path / "any-ratio.onnx")
     plugin = plugin_for(backbone, 2)
     save_plugin(plugin, tmp_path / "plugin")
@@ -214,13 +216,12 @@ def test_float32_modules_keep_their_unrounded_weights(load_model: Callable[[str]
     backbone = load_model("t5-v1.0")
     before = backbone.state
     for precision, stays in (("float16", True), ("bfloat16", False)):
-        after = backbone.converted(DTYPES[precision]).state
+        after = backbone.rounded(find_precision(precision)).state
         wo = next(name for name in before if f".{WO}." in name)
         assert (after[wo].dtype == torch.float32) is stays
         assert torch.equal(after[wo], before[wo]) is stays
-        assert all(
-            tensor.dtype == DTYPES[precision] for name, tensor in after.items() if f".{WO}." not in name
-        )
+        others = {tensor.dtype for name, tensor in after.items() if f".{WO}." not in name}
+        assert others == {getattr(torch, precision)}
 
 
 def test_weights_that_do_not_fit_are_refused(small_model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from variator_export.bundle.manifest import MANIFEST_NAME, Variant
 from variator_export.cli.app import make_app
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.hashing import sha256_file
+from variator_export.core.precision import FLOAT32
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays, Runner
 from variator_export.engines.eager import EagerModel
@@ -37,7 +38,7 @@ from variator_export.verification.bundle_verification import STORED, Verificatio
 from variator_export.verification.cases import REAL_TEXT
 from variator_export.verification.compare import argmax_agreement, deviation, rank_correlation
 from variator_export.verification.eager_bundle import EagerBundle
-from variator_export.verification.error_budget import EPSILON, Budget, make_budgets, make_pooled_budgets
+from variator_export.verification.error_budget import Budget, make_budgets, make_pooled_budgets
 from variator_export.verification.invariances import (
     CHECKS,
     EQUAL_ROWS,
@@ -517,7 +518,7 @@ def test_the_stored_reference_is_what_was_computed(embedding_bundle: Path) -> No
         assert expected.case.inputs["input_ids"].dtype == np.int64
         assert expected.outputs["last_hidden_state"].dtype == np.float32
         for budget in expected.budgets.values():
-            assert 0.99 * EPSILON["float32"] < budget.relative_frobenius < 1e-4
+            assert 0.99 * FLOAT32.epsilon < budget.relative_frobenius < 1e-4
 
 
 def test_budgets_by_hand() -> None:

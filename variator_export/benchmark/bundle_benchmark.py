@@ -37,6 +37,7 @@ from variator_export.core.environment import (
 )
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
+from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
 from variator_export.engines.tensorrt.api import FLAVOURS
@@ -174,7 +175,7 @@ def bench(
         return load_bundle_backbone(opened, backbone, without)
 
     names = list(runtimes or available_runtimes())
-    if opened.manifest.precision != "float32" and not all(RUNTIMES[name].gpu for name in names):
+    if find_precision(opened.manifest.precision).is_half and not all(RUNTIMES[name].gpu for name in names):
         progress.note(f"A CPU's speed in {opened.manifest.precision} says nothing of a GPU's.")
     engines = {"allow_unverified": allow_unverified, "trust_host_code": trust_host_code}
     with (

@@ -13,6 +13,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import Variant
 from variator_export.core.environment import is_importable
 from variator_export.core.errors import UserError
+from variator_export.core.precision import find_precision
 from variator_export.engines.base import Runner
 from variator_export.engines.onnxruntime.providers import CPU, PROVIDERS
 from variator_export.engines.tensorrt.api import FLAVOURS
@@ -150,7 +151,8 @@ class Subjects:
 
             return OnnxRuntimeVariantSession(self._files, variant.name, provider=PROVIDERS[runtime])
         precision = self._files.manifest.precision
-        if precision == "bfloat16" or (precision != "float32" and runtime in PLAIN_RUNTIMES):
+        kind = find_precision(precision)
+        if not kind.on_a_cpu or (kind.is_half and runtime in PLAIN_RUNTIMES):
             raise UserError(
                 f"{runtime} does not compute in {precision} on a CPU.",
                 "Time the bundle in float32, or this one with --runtime eager.",

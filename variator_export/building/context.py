@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 ANY_RATIO_NAME = "any-ratio.onnx"
 
+# The code that decides what a trace is, the graphs bound into it, and what is found of them.
+TRACED_BY = ("graph", "model", "core/precision.py")
+BOUND_BY = ("graph", "model/plugin_layout.py")
+VERIFIED_BY = ("verification", "engines/eager.py", "engines/onnxruntime", "model", "core/precision.py")
+INITIALISED_BY = ("model/plugin.py", "model/plugin_file.py", "model/plugin_layout.py")
+
 T = TypeVar("T")
 
 
@@ -41,7 +47,7 @@ class BuildContext:
         self.source = source
         self.made_by: dict[str, str | None] = {
             **versions("variator-export", *GRAPH_DISTRIBUTIONS),
-            "code": code_digest(),
+            "code": code_digest(*TRACED_BY),
             "platform": platform_tag(),
         }
         names = ("config.json", *TOKENIZER_FILES)
@@ -54,6 +60,10 @@ class BuildContext:
             "task": recipe.backbone.task,
             "files": {n: sha256_file(p) for n in decisive if (p := source.folder / n).is_file()},
         }
+
+    def made_by_code(self, *parts: str) -> dict[str, str | None]:
+        """By what a step is made: versions, and the code that decides its result."""
+        return {**self.made_by, "code": code_digest(*parts)}
 
     @cached_property
     def info(self) -> "BackboneInfo":

@@ -5,7 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from variator_export.building.context import ANY_RATIO_NAME, BuildContext
+from variator_export.building.context import (
+    ANY_RATIO_NAME,
+    BOUND_BY,
+    INITIALISED_BY,
+    TRACED_BY,
+    VERIFIED_BY,
+    BuildContext,
+)
 from variator_export.building.plan import VariantPlan
 from variator_export.bundle.files import WEIGHTS_NAME
 from variator_export.bundle.manifest import LEAST_SHARE, PrecisionProof
@@ -59,7 +66,7 @@ def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
             "backbone": context.source.label,
             "config": context.backbone_key["files"]["config.json"],
             "weights_sha256": context.source.weights_sha256,
-            "made_by": context.made_by,
+            "made_by": context.made_by_code(*INITIALISED_BY),
         }
 
     def make() -> None:
@@ -125,7 +132,7 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
     depends_on = {
         "backbone": context.backbone_key,
         "precision": context.recipe.precision,
-        "made_by": context.made_by,
+        "made_by": context.made_by_code(*TRACED_BY),
     }
     staged.step("trace", depends_on, [ANY_RATIO_NAME, WEIGHTS_NAME], make)
 
@@ -148,7 +155,7 @@ def bind_variant(context: BuildContext, plan: VariantPlan) -> None:
             model = bind(any_ratio, config, f"{context.plugin_folder(plan)}/{TENSORS_NAME}")
         ir.save(model, staged.folder / output)
 
-    depends_on = {**context.sources_of_graph(plan), "made_by": context.made_by}
+    depends_on = {**context.sources_of_graph(plan), "made_by": context.made_by_code(*BOUND_BY)}
     staged.step(f"bind/{plan.name}", depends_on, [output], make)
 
 
@@ -188,7 +195,7 @@ def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
         "cases": recipe.verify.model_dump(mode="json"),
         "allowed": MULTIPLE,
         "onnxruntime": versions(require_onnxruntime()),
-        "made_by": context.made_by,
+        "made_by": context.made_by_code(*VERIFIED_BY),
     }
     output = reference_path(plan)
     staged.step(f"verify/{plan.name}", depends_on, [output], lambda: _verify(context, plan, output))

@@ -25,6 +25,7 @@ from variator_export.bundle.publishing import exclusive
 from variator_export.bundle.reports import build_verification_report
 from variator_export.core.environment import require_onnxruntime
 from variator_export.core.errors import UserError
+from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress, StepReport
 from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Recipe
@@ -90,7 +91,7 @@ def build(
         manifest = _make(context, variants, order, versions)
         published = staged.finish(manifest, bundle)
         speed: Mapping[str, Any] | None = None
-        if recipe.speed is not None and recipe.precision != "float32":
+        if recipe.speed is not None and find_precision(recipe.precision).is_half:
             progress.note(f"speed: not measured: a CPU does not compute in {recipe.precision} as a GPU does")
         elif recipe.speed is not None:
             # Still alone in the folder: two builds would time each other.
@@ -109,8 +110,7 @@ def build(
 
 def default_bundle(recipe: Recipe) -> Path:
     """Where a recipe's bundle goes if nothing else is said: artifacts/NAME, or NAME-PRECISION."""
-    half = "" if recipe.precision == "float32" else f"-{recipe.precision}"
-    return Path("artifacts") / f"{recipe.name}{half}"
+    return Path("artifacts") / f"{recipe.name}{find_precision(recipe.precision).suffix}"
 
 
 def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:

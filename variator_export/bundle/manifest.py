@@ -135,7 +135,7 @@ class Manifest(_Part):
     """The content of `manifest.json`.
 
     Attributes:
-        made_by: Versions of what made the graphs, and the digest of this package's code.
+        made_by: Versions of what made the graphs, and the digest of the code that made them.
         recipe: The resolved recipe, without how to measure the speed.
         any_ratio: The graph that takes plugins as inputs, by part of the model.
         steps: For every step of the build, all that its result depends on.

@@ -1,5 +1,6 @@
 """Hashes of files and of the inputs of a step."""
 
+import ast
 import hashlib
 import json
 from collections.abc import Mapping
@@ -28,11 +29,31 @@ def sha256_files(files: Mapping[str, Path]) -> str:
 
 
 @cache
-def code_digest(part: str = ".") -> str:
-    """The sha256 of this package's source, or of one folder of it.
+def code_digest(*parts: str) -> str:
+    """The sha256 of what the source of some folders and files of this package says.
 
     A version number does not change between two edits; a graph made by other code is not up to date.
+    Comments, docstrings and the layout decide nothing, so they do not count.
+
+    Args:
+        parts: Folders and files below the package, for example `graph` and `model/plugin.py`.
     """
-    package = Path(__file__).resolve().parent.parent / part
-    sources = {str(path.relative_to(package)): sha256_file(path) for path in sorted(package.rglob("*.py"))}
+    package = Path(__file__).resolve().parent.parent
+    sources: dict[str, str] = {}
+    for part in parts:
+        path = package / part
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            _remove_docstrings(tree)
+            sources[str(file.relative_to(package))] = ast.dump(tree)
     return sha256_json(sources)
+
+
+def _remove_docstrings(tree: ast.Module) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [
+                statement
+                for statement in node.body
+                if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+            ]

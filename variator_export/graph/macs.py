@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from variator_export.core.precision import find_precision
 from variator_export.graph.padding import BATCH, LENGTH
 from variator_export.graph.simplify import module_of
 
@@ -65,7 +66,7 @@ def precision_share(
         float32_modules: The last names of modules that stay in float32.
         ratio: k of the graph.
     """
-    wanted = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}[precision]
+    wanted = find_precision(precision).onnx
     asked = rest = whole = 0
     declared: dict[str, int] = {}
     for node, macs in _products(graph, ratio):

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-_DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
+from variator_export.core.precision import PRECISIONS
 
 
 def write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -43,6 +43,7 @@ def external_tensors(folder: Path, location: str) -> dict[str, ir.ExternalTensor
         (header_bytes,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(header_bytes))
     header.pop("__metadata__", None)
+    types = {p.safetensors: ir.DataType[p.onnx] for p in PRECISIONS.all().values()}
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
@@ -50,7 +51,7 @@ def external_tensors(folder: Path, location: str) -> dict[str, ir.ExternalTensor
             location,
             8 + header_bytes + begin,
             end - begin,
-            _DTYPES[entry["dtype"]],
+            types[entry["dtype"]],
             shape=ir.Shape(entry["shape"]),
             name=name,
             base_dir=folder,

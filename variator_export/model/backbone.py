@@ -16,6 +16,7 @@ from torch import nn
 
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
+from variator_export.core.precision import Precision, find_precision
 from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.families import find_architecture, find_task
 from variator_export.model.families.base import Architecture
@@ -23,8 +24,6 @@ from variator_export.model.plugin_layout import BackboneIdentity
 from variator_export.model.pooling import PoolingSpec, read_pooling
 from variator_export.model.source import BackboneSource
 
-# What precisions of recipes are in PyTorch.
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _INDEX = re.compile(r"\b\d+\b")
 
 
@@ -101,10 +100,15 @@ class Backbone:
         """Of its weights, but for the family's float32 modules."""
         return next(self.model.parameters()).dtype
 
-    def converted(self, dtype: torch.dtype) -> "Backbone":
-        """A copy whose weights have another type; in float16 the family's float32 modules keep theirs."""
+    def converted(self, dtype: torch.dtype, *, keeps_float32_modules: bool = False) -> "Backbone":
+        """A copy whose weights have another type.
+
+        Args:
+            dtype: The type.
+            keeps_float32_modules: Whether those of the family keep theirs.
+        """
         model = copy.deepcopy(self.model).to(dtype)
-        if dtype == torch.float16:
+        if keeps_float32_modules:
             kept = self.spec.family.float32_modules
             originals = dict(self.model.named_modules())
             for name, module in model.named_modules():
@@ -112,6 +116,11 @@ class Backbone:
                     # Its values from the original: those of the copy were rounded.
                     module.float().load_state_dict(originals[name].state_dict())
         return dataclasses.replace(self, model=model.requires_grad_(False))
+
+    def rounded(self, precision: Precision) -> "Backbone":
+        """A copy in a precision of recipes."""
+        dtype: torch.dtype = getattr(torch, precision.dtype)
+        return self.converted(dtype, keeps_float32_modules=precision.keeps_float32_modules)
 
 
 def read_backbone_info(
@@ -176,10 +185,10 @@ def load_in_precision(info: BackboneInfo, pad_token_id: int, precision: str) -> 
     Raises:
         UserError: As `load_backbone`, or a weight is too large for it.
     """
-    loaded = load_backbone(info, pad_token_id)
-    if precision == "float32":
+    loaded, wanted = load_backbone(info, pad_token_id), find_precision(precision)
+    if not wanted.is_half:
         return loaded
-    converted = loaded.converted(DTYPES[precision])
+    converted = loaded.rounded(wanted)
     for name, tensor in converted.state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(

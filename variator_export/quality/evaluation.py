@@ -18,6 +18,7 @@ from variator_export.core.environment import require, require_export
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.hashing import sha256_json
 from variator_export.core.json_file import read_json_object
+from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.data.examples import Examples
 from variator_export.engines.base import Runner
@@ -40,9 +41,6 @@ EvaluationRuntime = Literal["eager", "onnxruntime"]
 # By variant and runtime.
 Outputs = dict[tuple[str, str], np.ndarray]
 _BATCH_SIZE = 32
-# Relative Frobenius error of a graph's outputs from eager in the same precision, both of which round. The
-# strict limit is that of `verification.error_budget`; what would change a metric is far larger.
-_AGREEMENT = {"float32": 5e-5, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 @dataclass(frozen=True)
@@ -294,7 +292,7 @@ def _run(
 def _agree(variant: str, output: str, found: Outputs, precision: str) -> dict[str, Any]:
     result = deviation(found[variant, "onnxruntime"], found[variant, "eager"])
     # NaN is not within it.
-    if not result.relative_frobenius <= _AGREEMENT[precision]:
+    if not result.relative_frobenius <= find_precision(precision).agreement:
         raise NumbersDisagreeError(
             f"{variant}: the graph's {output} is not eager PyTorch's: {result}.",
             "This is a fault of the export: please report it with the bundle's manifest.",

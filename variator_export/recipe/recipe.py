@@ -2,15 +2,26 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
+from variator_export.core.precision import PRECISIONS
 from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.part import RecipePart as _Part
+from variator_export.recipe.part import known
 
 DEFAULT_RECIPE = "minilm"
 TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 Target = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
-Precision = Literal["float32", "float16", "bfloat16"]
+PrecisionName = Annotated[
+    str, AfterValidator(lambda name: known(name, PRECISIONS.names())), WithJsonSchema({"type": "string"})
+]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
 CAPABILITIES = r"^sm[0-9]{2,3}(\+sm[0-9]{2,3})*$"
 VARIANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -156,8 +167,8 @@ class Recipe(_Part):
     """The compression plugins there are."""
     ratios: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """Those to build; None: all that the plugins have. The baseline, ratio 1, always comes along."""
-    precision: Precision = "float32"
-    """Of the graphs and engines: float32, float16 or bfloat16."""
+    precision: PrecisionName = "float32"
+    """Of the graphs and engines: float32, float16, bfloat16, or one of an installed distribution."""
     targets: tuple[Target, ...] = ("onnxruntime",)
     """What to build engines for. Graphs run on onnxruntime as they are."""
     verify: VerifyRecipe = VerifyRecipe()

@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 
 from variator_export.core.errors import UserError
-from variator_export.training.settings import Precision
+from variator_export.training.settings import MatmulPrecision
 
 
-def choose_precision(asked: Literal["auto", "float32", "bfloat16"]) -> Precision:
+def choose_precision(asked: Literal["auto", "float32", "bfloat16"]) -> MatmulPrecision:
     """`auto`: bfloat16 where the hardware computes in it.
 
     Raises:

@@ -55,7 +55,7 @@ class Run:
             "processes": num_processes(),
             "device": device().type,
             "versions": versions(*_DISTRIBUTIONS),
-            "code": code_digest(),
+            "code": code_digest("training", "model", "data"),
         }
 
     def check_output(self, inputs: Sequence[Path] = ()) -> None:

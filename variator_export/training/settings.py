@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from variator_export.model.plugin_layout import Masking, Start
 
-Precision = Literal["float32", "bfloat16"]
+MatmulPrecision = Literal["float32", "bfloat16"]
 Schedule = Literal["linear", "constant"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -64,7 +64,7 @@ class Optimisation(_Part):
     weight_decay: float = Field(default=1e-5, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    precision: Precision = "float32"
+    precision: MatmulPrecision = "float32"
     eval_every: int = Field(default=200, ge=1)
     patience: int | None = Field(default=None, ge=1)
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from variator_export.core.precision import find_precision
 from variator_export.verification.compare import Deviation
 
 # A correct graph of MiniLM is off by at most 2.0 times the base error, over ratios 1, 2, 4, 8 and all cases.
 MULTIPLE = 4.0
-# The spacing of floating-point numbers at 1: no graph can be nearer than its own precision.
-EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> li
 
     Args:
         eager: For each case the deviation of each output of eager in that precision from eager in float64.
-        precision: float32, float16 or bfloat16.
+        precision: The name of that precision.
     """
     outputs = {name for case in eager for name in case}
     found = {output: [case[output] for case in eager if output in case] for output in outputs}
@@ -89,7 +88,7 @@ def make_pooled_budgets(eager: Sequence[Deviation], precision: str) -> list[Budg
 
 def _usual(deviations: Sequence[Deviation], precision: str) -> Budget:
     """The least base error: what one in five exceeds, and the precision itself."""
-    epsilon = EPSILON[precision]
+    epsilon = find_precision(precision).epsilon
     typical = _combine(_typical, [_shares(d) for d in deviations])
     return _combine(max, [typical, Budget(epsilon, epsilon, epsilon)])
 

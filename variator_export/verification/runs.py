@@ -10,6 +10,7 @@ from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import EngineEntry, Variant
 from variator_export.core.environment import first_gpu, is_importable
 from variator_export.core.errors import UserError
+from variator_export.core.precision import find_precision
 from variator_export.core.progress import PhaseBars, Progress
 from variator_export.engines.base import Arrays, Runner
 from variator_export.engines.onnxruntime.session import plugin_inputs
@@ -156,7 +157,7 @@ class Engines:
             except UserError as error:  # of another GPU, say
                 missing[name] = error
                 continue
-            if sidecar["options"]["tf32"] and bundle.manifest.precision == "float32":
+            if sidecar["options"]["tf32"] and not find_precision(bundle.manifest.precision).is_half:
                 raise UserError(
                     f"{entry.engine} computes float32 products in TF32, with 10 bits of mantissa: by the "
                     "error of float32 it cannot pass.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from variator_export.core.environment import require
+from variator_export.core.precision import find_precision
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ WIDENED = "on a copy widened to float32: ONNX Runtime has no bfloat16 products o
 
 def how_it_runs(precision: str) -> str:
     """How the graphs of a precision run when they are verified here."""
-    return WIDENED if precision == "bfloat16" else AS_IT_IS
+    return AS_IT_IS if find_precision(precision).on_a_cpu else WIDENED
 
 
 def open_for_verification(graph: Path, extra: Mapping[str, np.ndarray], precision: str) -> OnnxRuntimeGraph:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from variator_export.core.errors import UserError
+from variator_export.core.precision import BFLOAT16, FLOAT16, FLOAT32
 from variator_export.engines.tensorrt.device import Device
 from variator_export.engines.tensorrt.plan import OpenPlan
 from variator_export.engines.tensorrt.request import Profile
@@ -14,9 +15,7 @@ from variator_export.engines.tensorrt.request import Profile
 Shapes = Mapping[str, Sequence[int]]
 # TensorRT's names of types that outputs may have, as others name them.
 TYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
+    **{p.tensorrt: p.dtype for p in (FLOAT32, FLOAT16, BFLOAT16)},
     "INT32": "int32",
     "INT64": "int64",
     "BOOL": "bool",

@@ -10,13 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from variator_export.core.precision import PRECISIONS
+
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
-_TYPE = re.compile(r"\b(FP16|Half|BF16|BFloat16|FP32|Float)\b")
-_NAMES = {
-    **dict.fromkeys(("FP16", "Half"), "float16"),
-    **dict.fromkeys(("BF16", "BFloat16"), "bfloat16"),
-    **dict.fromkeys(("FP32", "Float"), "float32"),
-}
 
 
 @dataclass(frozen=True)
@@ -42,17 +38,20 @@ def precision_in_engine(
     Args:
         layers: What the inspector lists: mappings, or names alone where it knows no more.
         macs: Of the graph's nodes, without those that are declared float32.
-        precision: float32, float16 or bfloat16.
+        precision: The precision of the graph.
 
     Returns:
         None if nothing is known of any product.
     """
+    # By the words of the inspector.
+    names = {word: p.name for p in PRECISIONS.all().values() for word in p.inspector}
+    kind = re.compile(rf"\b({'|'.join(names)})\b")
     found: dict[str, set[str]] = {}
     for layer in layers:
         if not isinstance(layer, dict):
             continue
         formats = [str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", ())]
-        types = {_NAMES[match[1]] for text in formats if (match := _TYPE.search(text))}
+        types = {names[match[1]] for text in formats if (match := kind.search(text))}
         for node in _NODE.findall(str(layer.get("Metadata", ""))):
             found.setdefault(node, set()).update(types)
     total = sum(macs.values())
