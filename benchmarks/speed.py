@@ -18,10 +18,10 @@ from variator_export.benchmark.speed_table import speed_inputs
 from variator_export.benchmark.timing import speedup, time_in_turns
 from variator_export.building.recipe_build import build
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
-from variator_export.engines.onnxruntime.session import plugin_inputs
 from variator_export.graph.macs import graph_macs
 from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.macs import analytic_macs
+from variator_export.model.methods import method_of
 from variator_export.recipe.recipe import Recipe
 from variator_export.sessions import Bundle
 
@@ -42,10 +42,11 @@ def measure(backbone: Path, name: str, shape: tuple[int, int], folder: Path, rou
     compressed, baseline = bundle.variant(RATIO), bundle.variant(1)
     inputs = speed_inputs(bundle.manifest.backbone.inputs, 30000, *shape)
     graphs = {
-        "k1": OnnxRuntimeGraph(bundle.graph(baseline.graphs["model"])),
-        "k4": OnnxRuntimeGraph(bundle.graph(compressed.graphs["model"])),
+        "k1": OnnxRuntimeGraph(bundle.graph(baseline.graph)),
+        "k4": OnnxRuntimeGraph(bundle.graph(compressed.graph)),
         "any-ratio at k4": OnnxRuntimeGraph(
-            bundle.graph(bundle.manifest.any_ratio["model"]), plugin_inputs(bundle, compressed)
+            bundle.graph(bundle.manifest.any_ratio_graph),
+            method_of(compressed).graph_inputs(bundle, compressed),
         ),
     }
     calls = {key: (lambda graph=graph: graph.run(inputs)) for key, graph in graphs.items()}
@@ -53,7 +54,7 @@ def measure(backbone: Path, name: str, shape: tuple[int, int], folder: Path, rou
     size = EncoderSize(**bundle.manifest.backbone.encoder_size)
     assert compressed.plugin is not None
     macs = [analytic_macs(size, *shape, k, compressed.plugin.bottleneck_size) for k in (1, RATIO)]
-    on_graph = [graph_macs(bundle.file(v.graphs["model"]), *shape, v.ratio) for v in (baseline, compressed)]
+    on_graph = [graph_macs(bundle.file(v.graph), *shape, v.ratio) for v in (baseline, compressed)]
     gained = speedup(timings["k1"], timings["k4"])
     allowed = macs[0] / macs[1]
     return {

@@ -220,8 +220,7 @@ def describe(name: str, bundle: Bundle) -> dict[str, Any]:
         "sentence_embedding": SENTENCE_EMBEDDING in backbone.outputs,
         "texts": {REAL_TEXT: DEFAULT_TEXTS, "unusual text": UNUSUAL_TEXTS},
         "variants": [
-            {"name": v.name, "file": v.graphs["model"], "reference": v.reference}
-            for v in bundle.manifest.variants
+            {"name": v.name, "file": v.graph, "reference": v.reference} for v in bundle.manifest.variants
         ],
     }
 

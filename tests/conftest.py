@@ -29,7 +29,7 @@ from variator_export.building.recipe_build import build
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin import initialise_plugin
 from variator_export.model.plugin_file import save_plugin
-from variator_export.model.plugin_layout import BackboneIdentity, Plugin
+from variator_export.model.plugin_layout import BackboneIdentity, Plugin, PluginConfig, plugin_input_shapes
 from variator_export.model.source import resolve_source
 from variator_export.model.tokenizer import TextEncoder
 from variator_export.recipe.recipe import EngineRecipe, Recipe
@@ -231,6 +231,16 @@ def plugin_for(backbone: Backbone, ratio: int, **options: object) -> Plugin:
         for name, array in plugin.tensors.items()
     }
     return Plugin(plugin.config, tensors)
+
+
+def plugin_shapes(*plugins: tuple[int, int]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes of plugins (ratio, bottleneck size) for the small BERT, as an engine for all takes them."""
+    return {
+        f"{k}x{m}": plugin_input_shapes(
+            PluginConfig(ratio=k, hidden_size=32, bottleneck_size=m, num_layers=2)
+        )
+        for k, m in plugins
+    }
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def judge_variant(
     return {
         "variant": variant.name,
         "ratio": variant.ratio,
-        "file": variant.graphs["model"],
+        "file": variant.graph,
         "ways": ways,
         "may_fail": {way: failed.get(way, "opens") for way in MAY_FAIL},
         "problems": problems + judge.problems,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import call
-from conftest import BLOCK
+from conftest import BLOCK, plugin_shapes
 
 from variator_export import Bundle, UserError
 from variator_export.building import engine_steps
@@ -22,7 +22,7 @@ from variator_export.engines.tensorrt import api, compatibility
 from variator_export.engines.tensorrt.builder_process import build_engine
 from variator_export.engines.tensorrt.compatibility import Place, can_run, named_machine
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
-from variator_export.engines.tensorrt.request import EngineRequest, any_ratio_profiles
+from variator_export.engines.tensorrt.request import EngineRequest, Profile, any_ratio_profiles
 from variator_export.engines.tensorrt.timing_cache import TimingCache, timing_cache_path
 from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.recipe import EngineRecipe, ShapeSet
@@ -37,6 +37,11 @@ def _order(**options: Any) -> EngineOrder:
     only = options.pop("only", ("ratio-2",))
     jobs = options.pop("jobs", 1)
     return EngineOrder(EngineRecipe(profiles=SETS, **options), ("tensorrt-rtx",), only, jobs)
+
+
+def _profiles(bundle: Bundle, plugin: tuple[int, int]) -> list[Profile]:
+    backbone = bundle.manifest.backbone
+    return any_ratio_profiles({"d": ShapeSet()}, backbone, backbone.part, plugin_shapes(plugin))
 
 
 def test_one_engine_runs_every_ratio_with_a_profile_for_each_and_each_set_of_shapes(
@@ -173,7 +178,7 @@ def test_gpus_in_another_order_are_the_same() -> None:
 
 def test_a_workspace_that_is_too_small_fails_in_the_builders_words(small_bundle: Path) -> None:
     bundle = Bundle.load(small_bundle)
-    profiles = tuple(any_ratio_profiles({"d": ShapeSet()}, bundle.manifest.backbone, [(1, 1)]))
+    profiles = tuple(_profiles(bundle, (1, 1)))
     options = BuilderOptions(workspace_mib=1)
     request = EngineRequest(
         target="tensorrt-rtx", graph="any-ratio.onnx", what="any-ratio", profiles=profiles, options=options
@@ -206,7 +211,7 @@ def test_ctrl_c_ends_the_builder_and_leaves_the_bundle(
 def test_how_far_a_build_is_comes_from_the_builder(small_bundle: Path) -> None:
     told: list[tuple[str, int, int]] = []
     bundle = Bundle.load(small_bundle)
-    profiles = tuple(any_ratio_profiles({"d": ShapeSet()}, bundle.manifest.backbone, [(2, 5)]))
+    profiles = tuple(_profiles(bundle, (2, 5)))
     request = EngineRequest(
         target="tensorrt-rtx", graph="any-ratio.onnx", what="any-ratio", profiles=profiles
     )

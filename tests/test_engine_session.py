@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from artefacts import Artefacts
 from command_line import call
-from conftest import BLOCK
+from conftest import BLOCK, plugin_shapes
 from host_gpu import BoundContext, HostGpu
 
 from variator_export import Bundle, UserError
@@ -110,7 +110,7 @@ def test_a_plan_is_not_opened_before_it_is_what_its_sidecar_says(
 
 def test_the_profile_is_that_of_the_ratio_and_the_nearest_shape(small_bundle: Path) -> None:
     backbone = Bundle.load(small_bundle).manifest.backbone
-    profiles = any_ratio_profiles(SETS, backbone, [(1, 1), (2, 5), (4, 5)])
+    profiles = any_ratio_profiles(SETS, backbone, backbone.part, plugin_shapes((1, 1), (2, 5), (4, 5)))
 
     def chosen(batch: int, length: int, k: int, m: int) -> str:
         of_inputs = dict.fromkeys(backbone.inputs, (batch, length))

@@ -54,7 +54,9 @@ def half(artefacts: Artefacts, load_model: Callable[[str], Backbone]) -> Callabl
 
     def find(model: str, precision: str) -> Path:
         backbone = load_model(model)
-        plugin = artefacts.folder(f"half/{model}", lambda folder: save_plugin(plugin_for(backbone, 2), folder))
+        plugin = artefacts.folder(
+            f"half/{model}", lambda folder: save_plugin(plugin_for(backbone, 2), folder)
+        )
 
         def make(folder: Path) -> None:
             recipe = {
@@ -106,7 +108,7 @@ def test_graphs_weights_and_engines_are_in_the_precision(
         proof = variant.precision_proof
         assert proof.macs == 1.0
         assert {name.rpartition(".")[2] for name in proof.float32_modules} == ({WO} if kept else set())
-        graph = ir.load(folder / variant.graphs["model"]).graph
+        graph = ir.load(folder / variant.graph).graph
         assert {str(value.dtype) for value in graph.outputs} == {"FLOAT"}
         assert {str(value.dtype) for value in graph.inputs} == {"INT64"}
     (entry,) = bundle.engines("tensorrt-rtx", "ratio-2")

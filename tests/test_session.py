@@ -15,8 +15,8 @@ from conftest import BLOCK, plugin_for
 from variator_export import Bundle, UserError, build
 from variator_export.engines.onnxruntime.graph import DeviceGraph
 from variator_export.engines.onnxruntime.providers import PROVIDERS
-from variator_export.engines.onnxruntime.session import plugin_inputs
 from variator_export.model.backbone import load_backbone, read_backbone_info
+from variator_export.model.methods import method_of
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.source import resolve_source
@@ -213,7 +213,7 @@ def test_bound_inputs_and_outputs_give_the_same(small_bundle: Path) -> None:
     graph = DeviceGraph(bundle.graph("any-ratio.onnx"), PROVIDERS["onnxruntime"], bind=True)
     session = bundle.session()
     for ratio in (4, 1, 2):
-        uploaded = graph.upload(plugin_inputs(bundle, bundle.variant(ratio)))
+        uploaded = graph.upload(method_of(bundle.variant(ratio)).graph_inputs(bundle, bundle.variant(ratio)))
         for _ in range(2):
             found = graph.run(inputs, uploaded)
             for name, expected in session.run(inputs, ratio=ratio).items():

@@ -190,7 +190,7 @@ def bench(
         if profile:
             results = [_profile(opened, chosen, result, settings, progress) for result in results]
     by_shape = [((r.batch_size, r.sequence_length), r.rows) for r in results]
-    graphs = {v.name: opened.manifest.files[v.graphs["model"]].sha256 for v in opened.manifest.variants}
+    graphs = opened.graph_hashes()
     return Benchmark(
         bundle=opened.path,
         shapes=results,
@@ -251,7 +251,7 @@ def _profile(
     profiles = {}
     with progress.bar(f"profile {result.batch_size}x{result.sequence_length}", len(variants)) as advance:
         for variant in variants:
-            graph = bundle.graph(variant.graphs["model"])
+            graph = bundle.graph(variant.graph)
             times = profile_operators(graph, inputs, threads=settings.threads)
             profiles[variant.name] = profile_rows(times, module_names(graph))
             advance()

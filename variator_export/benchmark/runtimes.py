@@ -18,8 +18,7 @@ from variator_export.engines.base import Runner
 from variator_export.engines.onnxruntime.providers import CPU, PROVIDERS
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.model.encoder_size import EncoderSize
-from variator_export.model.macs import analytic_macs
-from variator_export.model.plugin_file import load_variant_plugin
+from variator_export.model.methods import method_of
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
@@ -118,7 +117,6 @@ class Subjects:
         """Multiply-accumulates of one call: by formula, and counted on the graph."""
         manifest = self._files.manifest
         variant = self._files.variant(subject.variant)
-        bottleneck = variant.plugin.bottleneck_size if variant.plugin else 0
         size = EncoderSize(**manifest.backbone.encoder_size)
         shape = (batch_size, sequence_length)
         on_graph = None
@@ -126,15 +124,20 @@ class Subjects:
         if has_own_graph and is_importable("onnx_ir"):
             from variator_export.graph.macs import graph_macs
 
-            on_graph = graph_macs(self._files.file(variant.graphs["model"]), *shape, subject.ratio)
-        return Macs(analytic_macs(size, *shape, subject.ratio, bottleneck), on_graph)
+            on_graph = graph_macs(self._files.file(variant.graph), *shape, subject.ratio)
+        return Macs(method_of(variant).macs(size, variant, *shape), on_graph)
 
     def _runner(self, runtime: str, variant: Variant) -> Runner:
         if runtime in TORCH_RUNTIMES:
             from variator_export.engines.eager import EagerModel
 
-            plugin = load_variant_plugin(self._files, variant) if variant.plugin else None
-            return EagerModel(self._eager, plugin, attention="sdpa", compiled=runtime == "torch.compile")
+            return EagerModel.of_variant(
+                self._eager,
+                self._files,
+                variant,
+                attention="sdpa",
+                compiled=runtime == "torch.compile",
+            )
         if runtime in FLAVOURS:
             from variator_export.engines.tensorrt.session import TensorRtSession
 
@@ -159,7 +162,7 @@ class Subjects:
             )
         if runtime in PLAIN_RUNTIMES:
             return self._plain(runtime)
-        graph = self._files.graph(variant.graphs["model"])
+        graph = self._files.graph(variant.graph)
         if runtime == "openvino":
             from variator_export.engines.openvino import OpenVinoGraph
 
@@ -167,10 +170,9 @@ class Subjects:
         from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
 
         if runtime == "any-ratio":
-            from variator_export.engines.onnxruntime.session import plugin_inputs
-
-            shared = self._files.graph(self._files.manifest.any_ratio["model"])
-            return OnnxRuntimeGraph(shared, plugin_inputs(self._files, variant), threads=self._threads)
+            shared = self._files.graph(self._files.manifest.any_ratio_graph)
+            extra = method_of(variant).graph_inputs(self._files, variant)
+            return OnnxRuntimeGraph(shared, extra, threads=self._threads)
         return OnnxRuntimeGraph(graph, threads=self._threads)
 
     def _plain(self, runtime: str) -> Runner:

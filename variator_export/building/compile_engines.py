@@ -66,9 +66,7 @@ def compile_engines(bundle: Path, order: EngineOrder, progress: Progress | None 
         _check_names(old, order.only)
         staged = StagedBundle(staging, old, progress or Progress())
         staged.take_over()
-        sources = EngineSources(
-            manifest.backbone, manifest.variants, manifest.any_ratio["model"], manifest.precision
-        )
+        sources = EngineSources(manifest.backbone, manifest.variants, manifest.any_ratio, manifest.precision)
         engines = tuple(make_engines(staged, sources, order, versions))
         published = staged.finish(_with_engines(manifest, engines), bundle)
     return CompileResult(bundle, published, tuple(staged.reports), engines)

@@ -11,6 +11,7 @@ from variator_export.building.staging import StagedBundle
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.files import WEIGHTS_NAME
 from variator_export.bundle.manifest import BackboneEntry, EngineEntry, Variant
+from variator_export.bundle.parts import part_name
 from variator_export.bundle.reports import ENGINES_REPORT, read_report
 from variator_export.core.environment import first_gpu, machine
 from variator_export.core.errors import UserError
@@ -26,9 +27,10 @@ from variator_export.engines.tensorrt.request import (
     Profile,
     TimingCacheMode,
     any_ratio_profiles,
-    ratio_profiles,
+    variant_profiles,
 )
 from variator_export.engines.tensorrt.timing_cache import timing_cache_path
+from variator_export.model.methods import method_of
 from variator_export.recipe.recipe import EngineRecipe
 
 
@@ -39,18 +41,23 @@ class EngineSources:
     Attributes:
         backbone: The backbone.
         variants: The variants, the baseline among them.
-        any_ratio: The any-ratio graph.
+        any_ratio: The graphs for all variants, by part.
         precision: Of the graphs.
     """
 
     backbone: BackboneEntry
     variants: Sequence[Variant]
-    any_ratio: str
+    any_ratio: Mapping[str, str]
     precision: str
 
-    def plugin_shapes(self) -> list[tuple[int, int]]:
-        """(ratio, bottleneck size) of each variant; the baseline is the plugin of zeros, of size 1."""
-        return [(v.ratio, v.plugin.bottleneck_size if v.plugin else 1) for v in self.variants]
+    def input_shapes(self) -> dict[str, Mapping[str, tuple[int, ...]]]:
+        """The shapes of the inputs that carry a variant, by their label; ratios ascending."""
+        ordered = sorted(self.variants, key=lambda variant: (variant.ratio, variant.name))
+        methods = [(method_of(variant), variant) for variant in ordered]
+        return {
+            method.shape_label(variant): method.graph_input_shapes(self.backbone, variant)
+            for method, variant in methods
+        }
 
 
 @dataclass(frozen=True)
@@ -163,20 +170,24 @@ def _plan(
     folder = f"engines/{target}/{sources.precision}/{platform}-{version}"
     timing_cache = _timing_cache(order, target, version)
 
-    def planned(name: str, graph: str, plugin: str | None, profiles: Sequence[Profile]) -> _Planned:
+    def planned(
+        name: str, part: str, graph: str, tensors: str | None, profiles: Sequence[Profile]
+    ) -> _Planned:
+        file = f"{folder}/{part_name(name, part)}"
         entry = EngineEntry(
             target=target,
             precision=sources.precision,
             variant=name,
+            part=part,
             platform=platform,
             version=version,
-            engine=f"{folder}/{name}.engine",
-            sidecar=f"{folder}/{name}.json",
+            engine=f"{file}.engine",
+            sidecar=f"{file}.json",
         )
         request = EngineRequest(
             target=target,
             graph=graph,
-            what=name,
+            what=part_name(name, part),
             profiles=tuple(profiles),
             options=options.builder,
             compute_capabilities=tuple(platform.split("+")) if options.compute_capabilities else (),
@@ -184,7 +195,7 @@ def _plan(
             timing_cache_mode=order.timing_cache,
         )
         depends_on = {
-            **_sources(staged, graph, plugin),
+            **_sources(staged, graph, tensors),
             # How long a build takes decides nothing of what it gives.
             "request": request.model_dump(mode="json", exclude={"timing_cache", "timing_cache_mode"}),
             "version": version,
@@ -192,14 +203,23 @@ def _plan(
         }
         return _Planned(entry, request, depends_on)
 
-    profiles = ratio_profiles(options.profiles, backbone)
     for variant in sources.variants:
         if variant.name in chosen if chosen is not None else options.per_ratio:
-            plugin = variant.plugin.folder if variant.plugin else None
-            yield planned(variant.name, variant.graphs["model"], plugin, profiles)
+            for part, graph in variant.graphs.items():
+                profiles = variant_profiles(options.profiles, backbone, backbone.parts[part])
+                yield planned(variant.name, part, graph, _tensors(variant), profiles)
     if ANY_RATIO in chosen if chosen is not None else options.any_ratio:
-        every = any_ratio_profiles(options.profiles, backbone, sources.plugin_shapes())
-        yield planned(ANY_RATIO, sources.any_ratio, None, every)
+        for part, graph in sources.any_ratio.items():
+            every = any_ratio_profiles(
+                options.profiles, backbone, backbone.parts[part], sources.input_shapes()
+            )
+            yield planned(ANY_RATIO, part, graph, None, every)
+
+
+def _tensors(variant: Variant) -> str | None:
+    """The file of tensors that a variant adds; None: it adds none."""
+    names = method_of(variant).tensors
+    return f"{variant.plugin.folder}/{names[0]}" if variant.plugin is not None and names else None
 
 
 def _timing_cache(order: EngineOrder, target: str, version: str) -> str | None:
@@ -214,18 +234,19 @@ def _timing_cache(order: EngineOrder, target: str, version: str) -> str | None:
     return str(timing_cache_path(gpu.name, cuda_version(target) or "", version))
 
 
-def _sources(staged: StagedBundle, graph: str, plugin: str | None) -> dict[str, str | None]:
+def _sources(staged: StagedBundle, graph: str, tensors: str | None) -> dict[str, str | None]:
     """The hashes of what an engine is built from."""
     return {
         "graph": staged.sha256(graph),
         "weights": staged.sha256(WEIGHTS_NAME),
-        "plugin": staged.sha256(f"{plugin}/plugin.safetensors") if plugin else None,
+        "plugin": staged.sha256(tensors) if tensors else None,
     }
 
 
 def engine_step(entry: EngineEntry) -> str:
     """The name of the step that made an engine."""
-    return f"engine/{entry.target}/{entry.platform}-{entry.version}/{entry.variant}"
+    name = part_name(entry.variant, entry.part)
+    return f"engine/{entry.target}/{entry.platform}-{entry.version}/{name}"
 
 
 def _keep(staged: StagedBundle, sources: EngineSources, entry: EngineEntry) -> bool:
@@ -236,10 +257,9 @@ def _keep(staged: StagedBundle, sources: EngineSources, entry: EngineEntry) -> b
     variant = variants.get(entry.variant)
     if variant is None and entry.variant != ANY_RATIO:
         return False  # Its variant is gone.
-    graph = variant.graphs["model"] if variant else sources.any_ratio
-    plugin = variant.plugin.folder if variant and variant.plugin else None
+    graph = (variant.graphs if variant else sources.any_ratio)[entry.part]
     # Its TensorRT need not be installed here, nor need it be of this machine.
-    now = {**before, **_sources(staged, graph, plugin)}
+    now = {**before, **_sources(staged, graph, _tensors(variant) if variant else None)}
     return staged.keep(engine_step(entry), entry.files, now)
 
 
@@ -295,6 +315,7 @@ def _make(staged: StagedBundle, sources: EngineSources, plan: _Planned, built: t
             "cuda": cuda_version(entry.target),
             "platform": entry.platform,
             "variant": entry.variant,
+            "part": entry.part,
             "precision": entry.precision,
             "precision_proof": _proof(sources, entry.variant),
             "options": request.options.model_dump(mode="json"),

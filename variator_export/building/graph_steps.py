@@ -20,6 +20,7 @@ from variator_export.bundle.reports import build_verification_report
 from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.json_file import write_json
+from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import (
     check_plugin_fits,
     load_plugin,
@@ -145,14 +146,8 @@ def bind_variant(context: BuildContext, plan: VariantPlan) -> None:
     def make() -> None:
         import onnx_ir as ir
 
-        from variator_export.graph.bind import bind, bind_baseline
-
-        any_ratio = staged.folder / ANY_RATIO_NAME
-        if plan.plugin is None:
-            model = bind_baseline(any_ratio)
-        else:
-            config = context.plugin_config(plan)
-            model = bind(any_ratio, config, f"{context.plugin_folder(plan)}/{TENSORS_NAME}")
+        method = METHODS.find(plan.method)
+        model = method.bind(staged.folder / ANY_RATIO_NAME, context.plugin_folder(plan))
         ir.save(model, staged.folder / output)
 
     depends_on = {**context.sources_of_graph(plan), "made_by": context.made_by_code(*BOUND_BY)}
@@ -169,7 +164,7 @@ def precision_proof(context: BuildContext, plan: VariantPlan) -> PrecisionProof:
     if staged.old is not None:
         for variant in staged.old.manifest.variants:
             files = staged.old.manifest.files
-            if variant.graphs["model"] == name and files[name].sha256 == staged.sha256(name):
+            if name in variant.graphs.values() and files[name].sha256 == staged.sha256(name):
                 return variant.precision_proof
     from variator_export.graph.macs import precision_share
 

@@ -33,6 +33,11 @@ class VariantPlan:
     files: ResolvedPlugin | None = None
     kept: bool = False
 
+    @property
+    def method(self) -> str:
+        """The method that makes it."""
+        return "none" if self.plugin is None else self.plugin.method
+
 
 @dataclass(frozen=True)
 class AskedPlugin:

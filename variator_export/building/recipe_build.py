@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from variator_export.building import graph_steps as steps
 from variator_export.building.context import ANY_RATIO_NAME, BuildContext
@@ -21,14 +21,19 @@ from variator_export.bundle.manifest import (
     Variant,
     is_bundle,
 )
+from variator_export.bundle.parts import MODEL, PartEntry, graph_name
 from variator_export.bundle.publishing import exclusive
 from variator_export.bundle.reports import build_verification_report
 from variator_export.core.environment import require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress, StepReport
+from variator_export.model.methods import METHODS
 from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from variator_export.model.backbone import BackboneInfo
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,8 @@ def _make(
         entries.append(_variant_entry(context, plan))
     for plan in variants:
         steps.verify_variant(context, plan)
-    backbone, any_ratio = _backbone_entry(context), {"model": ANY_RATIO_NAME}
-    sources = EngineSources(backbone, entries, ANY_RATIO_NAME, context.recipe.precision)
+    backbone, any_ratio = _backbone_entry(context), {MODEL: ANY_RATIO_NAME}
+    sources = EngineSources(backbone, entries, any_ratio, context.recipe.precision)
     engines = make_engines(context.staged, sources, order, versions)
     targets = tuple(sorted({*context.recipe.targets, *(engine.target for engine in engines)}))
     return Manifest(
@@ -174,9 +179,11 @@ def _variant_entry(context: BuildContext, plan: VariantPlan) -> Variant:
         )
     return Variant(
         name=plan.name,
+        method=plan.method,
+        baseline=METHODS.find(plan.method).is_baseline,
         ratio=plan.ratio,
         plugin=plugin,
-        graphs={"model": f"{plan.name}.onnx"},
+        graphs={MODEL: graph_name(plan.name, MODEL)},
         reference=steps.reference_path(plan),
         precision_proof=steps.precision_proof(context, plan),
     )
@@ -195,13 +202,23 @@ def _backbone_entry(context: BuildContext) -> BackboneEntry:
         weights_sha256=context.source.weights_sha256,
         hidden_size=info.size.hidden_size,
         num_layers=info.size.num_layers,
-        inputs=info.spec.family.inputs,
-        outputs=info.outputs,
-        token_outputs=info.spec.token_outputs,
+        parts={MODEL: _part(staged, info)},
         pad_token_id=context.encoder.pad_token_id,
         max_length=info.max_length,
         encoder_size=asdict(info.size),
     )
+
+
+def _part(staged: StagedBundle, info: "BackboneInfo") -> PartEntry:
+    """What the trace says of itself; a trace that was reused may not be copied yet."""
+    import onnx_ir as ir
+
+    from variator_export.graph.parts import part_of
+
+    path = staged.folder / ANY_RATIO_NAME
+    if not path.exists() and staged.old is not None:
+        path = staged.old.path / ANY_RATIO_NAME
+    return part_of(ir.load(path).graph, info.size.num_layers)
 
 
 def worst_finding(bundle: Path, variant: str) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from variator_export.bundle.engine_records import BUILT_ONLY, EngineRecord, read_records
 from variator_export.bundle.manifest import EngineEntry, Manifest, Variant, read_manifest, rebuild_hint
+from variator_export.bundle.parts import part_name
 from variator_export.bundle.publishing import recover
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
@@ -98,6 +99,24 @@ class BundleFiles:
                 f"Name one of them: --variant {found[0].name} (in Python: ratio={found[0].name!r}).",
             )
         return found[0]
+
+    def variant_folder(self, variant: Variant) -> Path:
+        """Where a variant's own files are, after their hashes were compared; the bundle where it has none."""
+        if variant.plugin is None:
+            return self.path
+        folder = variant.plugin.folder
+        for name in self.manifest.files:
+            if name.startswith(f"{folder}/"):
+                self.file(name)
+        return self.path / folder
+
+    def graph_hashes(self) -> dict[str, str]:
+        """The sha256 of each graph, by the name of its variant (and part, where there are several)."""
+        return {
+            part_name(variant.name, part): self.manifest.files[file].sha256
+            for variant in self.manifest.variants
+            for part, file in variant.graphs.items()
+        }
 
     def engines(self, target: str, variant: str) -> list[EngineEntry]:
         """The engines of a variant for a target: of several GPUs and versions."""

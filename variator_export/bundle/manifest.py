@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from variator_export.bundle.parts import MODEL, PartEntry, only_part
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
 from variator_export.core.validation import describe_validation_error
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Of the multiply-accumulates, in the precision that was asked for.
 LEAST_SHARE = 0.95
 
@@ -35,8 +36,7 @@ class BackboneEntry(_Part):
 
     Attributes:
         task: What it does, as Optimum names it; None in bundles of before that was written down.
-        outputs: Names of the outputs, in order.
-        token_outputs: Those with one row per token.
+        parts: Its parts by name, with their inputs and outputs.
         max_length: The longest input in tokens; None: there is no limit.
         encoder_size: The sizes that the analytic count of multiply-accumulates needs.
     """
@@ -48,12 +48,30 @@ class BackboneEntry(_Part):
     weights_sha256: str
     hidden_size: int
     num_layers: int
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    token_outputs: tuple[str, ...]
+    parts: dict[str, PartEntry]
     pad_token_id: int
     max_length: int | None
     encoder_size: dict[str, int]
+
+    @property
+    def part(self) -> PartEntry:
+        """The part of a model that has one."""
+        return only_part(self.parts)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the inputs of a model of one part."""
+        return self.part.input_names
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs of a model of one part, in order."""
+        return self.part.output_names
+
+    @property
+    def token_outputs(self) -> tuple[str, ...]:
+        """Those with one row per token."""
+        return self.part.token_outputs
 
     def within_limit(self, length: int) -> int:
         """A length in tokens, cut to the model's limit if it has one."""
@@ -88,17 +106,25 @@ class Variant(_Part):
     """One way to run the backbone.
 
     Attributes:
+        method: By which method it was made (`model.methods`).
+        baseline: Whether it is the backbone itself, which the others are compared with.
         plugin: None for the baseline.
         graphs: ONNX files by their part of the model; an encoder has one, `model`.
     """
 
     name: str
-    method: Literal["variator"] = "variator"
+    method: str
+    baseline: bool = False
     ratio: int
     plugin: PluginEntry | None
     graphs: dict[str, str]
     reference: str
     precision_proof: PrecisionProof
+
+    @property
+    def graph(self) -> str:
+        """The graph of a model of one part."""
+        return only_part(self.graphs)
 
     @property
     def plugin_state(self) -> str:
@@ -113,6 +139,7 @@ class EngineEntry(_Part):
 
     Attributes:
         variant: What it runs: a variant, or `any-ratio` for all of them.
+        part: The part of the model that it is.
         platform: The GPUs it is for: `sm89`, `sm86+sm89`, `ampere-plus`, or `portable` for all of its target.
         version: Of the TensorRT that built it.
     """
@@ -120,6 +147,7 @@ class EngineEntry(_Part):
     target: str
     precision: str
     variant: str
+    part: str = MODEL
     platform: str
     version: str
     engine: str
@@ -142,7 +170,7 @@ class Manifest(_Part):
     """
 
     format: Literal["variator-bundle"] = "variator-bundle"
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     made_by: dict[str, str | None]
     recipe: dict[str, Any]
     backbone: BackboneEntry
@@ -152,6 +180,16 @@ class Manifest(_Part):
     engines: tuple[EngineEntry, ...] = ()
     steps: dict[str, dict[str, Any]] = Field(default_factory=dict)
     files: dict[str, FileEntry] = Field(default_factory=dict)
+
+    @property
+    def any_ratio_graph(self) -> str:
+        """The graph for all variants of a model of one part."""
+        return only_part(self.any_ratio)
+
+    @property
+    def baseline(self) -> Variant:
+        """The variant that the others are compared with."""
+        return next(variant for variant in self.variants if variant.baseline)
 
     def to_json(self) -> str:
         """The text of the file."""

@@ -58,11 +58,11 @@ def _variants_table(bundle: Bundle) -> Table:
             str(variant.ratio),
             variant.plugin_state,
             "" if plugin is None else plugin.masking,
-            variant.graphs["model"],
+            variant.graph,
             "\n".join(bundle.engine_states(variant.name)),
         )
     if states := bundle.engine_states(ANY_RATIO):
-        table.add_row(ANY_RATIO, "all", "", "", bundle.manifest.any_ratio["model"], "\n".join(states))
+        table.add_row(ANY_RATIO, "all", "", "", bundle.manifest.any_ratio_graph, "\n".join(states))
     return table
 
 

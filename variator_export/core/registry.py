@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from variator_export.core.errors import UserError
 from variator_export.core.nearest import nearest
@@ -43,8 +43,7 @@ class Registry(Generic[Member]):
             UserError: There is none of that name, or a distribution's entry is broken.
         """
         if name in self.own:
-            module, _, attribute = self.own[name].partition(":")
-            member: Member = getattr(import_module(module), attribute)
+            member: Member = resolve(self.own[name])
             return member
         for entry in self._entries():
             if entry.name == name:
@@ -85,6 +84,12 @@ class Registry(Generic[Member]):
 
     def _entries(self) -> Iterator[EntryPoint]:
         yield from entry_points(group=self.group)
+
+
+def resolve(reference: str) -> Any:
+    """What `module:attribute` names, imported now."""
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def remedy(entry: EntryPoint) -> str:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from variator_export.core.axes import LENGTH
 from variator_export.core.errors import UserError
 
-if TYPE_CHECKING:  # what runs graphs needs no manifest
-    from variator_export.bundle.manifest import BackboneEntry
+if TYPE_CHECKING:  # what runs graphs needs no pydantic
+    from variator_export.bundle.parts import PartEntry
 
 Arrays = dict[str, np.ndarray]
 
@@ -24,37 +25,60 @@ class Runner(Protocol):
         ...
 
 
-def check_inputs(inputs: Mapping[str, np.ndarray], backbone: "BackboneEntry") -> Arrays:
-    """Inputs as a graph takes them: all of them, int64, one shape, within the model's limit.
+def check_inputs(
+    inputs: Mapping[str, np.ndarray], part: "PartEntry", max_length: int | None = None
+) -> Arrays:
+    """Inputs as a graph takes them: all of them, of its types and axes, within the limit.
+
+    Args:
+        inputs: By name.
+        part: The part of the model that takes them.
+        max_length: The model's limit in tokens; None: there is none.
 
     Raises:
         UserError: A name is missing or unknown, or a shape or a type does not fit.
     """
-    missing, unknown = set(backbone.inputs) - set(inputs), set(inputs) - set(backbone.inputs)
+    names = part.input_names
+    missing, unknown = set(names) - set(inputs), set(inputs) - set(names)
     if missing or unknown:
         raise UserError(
-            f"Inputs {', '.join(sorted(inputs)) or 'none'} were given; the model takes "
-            f"{', '.join(backbone.inputs)}.",
-            "Give exactly those, as int64 arrays (batch_size, sequence_length).",
+            f"Inputs {', '.join(sorted(inputs)) or 'none'} were given; the model takes {', '.join(names)}.",
+            f"Give exactly those, as {_wanted(part)}.",
         )
-    arrays = {name: np.asarray(inputs[name]) for name in backbone.inputs}
-    shapes = {array.shape for array in arrays.values()}
-    shape = next(iter(shapes))
-    if len(shapes) != 1 or len(shape) != 2 or 0 in shape:
-        raise UserError(
-            f"The inputs have the shapes {sorted(map(str, shapes))}.",
-            "Give arrays of one shape (batch_size, sequence_length), both at least 1.",
-        )
-    if any(array.dtype.kind not in "iu" for array in arrays.values()):
+    arrays = {name: np.asarray(inputs[name]) for name in names}
+    if any(arrays[t.name].dtype.kind not in _KINDS[np.dtype(t.dtype).kind] for t in part.inputs):
         kinds = {name: str(array.dtype) for name, array in arrays.items()}
-        raise UserError(f"The inputs have the types {kinds}.", "Give integers.")
-    if arrays["input_ids"].min() < 0:
+        raise UserError(f"The inputs have the types {kinds}.", f"Give {_wanted(part)}.")
+    sizes: dict[str | int, set[int]] = {}
+    for tensor in part.inputs:
+        shape = arrays[tensor.name].shape
+        fits = len(shape) == len(tensor.axes) and 0 not in shape
+        for axis, size in zip(tensor.axes, shape, strict=False):
+            sizes.setdefault(axis, set() if isinstance(axis, str) else {axis}).add(size)
+        if not fits or any(len(found) > 1 for found in sizes.values()):
+            shapes = sorted({str(array.shape) for array in arrays.values()})
+            raise UserError(
+                f"The inputs have the shapes {shapes}.",
+                f"Give {_wanted(part)}, each dimension at least 1 and of one size wherever it occurs.",
+            )
+    if "input_ids" in arrays and arrays["input_ids"].min() < 0:
         raise UserError(
             "input_ids holds negative numbers.", "Give the token ids of the backbone's tokenizer."
         )
-    if backbone.max_length is not None and shape[1] > backbone.max_length:
+    length = max(sizes.get(LENGTH, {0}))
+    if max_length is not None and length > max_length:
         raise UserError(
-            f"The inputs have {shape[1]} tokens; the model's limit is {backbone.max_length}.",
+            f"The inputs have {length} tokens; the model's limit is {max_length}.",
             "Shorten or split the text.",
         )
-    return {name: np.ascontiguousarray(array, np.int64) for name, array in arrays.items()}
+    return {t.name: np.ascontiguousarray(arrays[t.name], np.dtype(t.dtype)) for t in part.inputs}
+
+
+# What may stand for a kind of numbers of a graph.
+_KINDS = {"i": "iu", "f": "f", "b": "b"}
+
+
+def _wanted(part: "PartEntry") -> str:
+    """The arrays that a part takes, in words."""
+    kinds = dict.fromkeys((tensor.dtype, tensor.axes) for tensor in part.inputs)
+    return " and ".join(f"{dtype} arrays ({', '.join(map(str, axes))})" for dtype, axes in kinds)

@@ -2,10 +2,11 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from variator_export.engines.base import Arrays
@@ -13,6 +14,10 @@ from variator_export.model.augmented import AugmentedModel, PlainModel
 from variator_export.model.backbone import Backbone, quiet_transformers
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_layout import Plugin
+
+if TYPE_CHECKING:  # what runs plugins alone needs no manifest
+    from variator_export.bundle.files import BundleFiles
+    from variator_export.bundle.manifest import Variant
 
 
 class _SoftmaxInFloat64(TorchFunctionMode):
@@ -32,11 +37,11 @@ class _SoftmaxInFloat64(TorchFunctionMode):
 
 
 class EagerModel:
-    """A backbone with a plugin, or without one (ratio 1), in the backbone's type, on the CPU.
+    """A variant in eager PyTorch, in the backbone's type, on the CPU.
 
     Args:
         backbone: The loaded backbone; left as it is.
-        plugin: None: the backbone itself.
+        model: A plugin; None: the backbone itself; or a module as `Method.eager` gives it.
         attention: transformers' implementation of the attention. `eager` is the reference for numbers;
             `sdpa` is faster and what a user would run.
         compiled: Run it through torch.compile; compiled at the first call of each shape.
@@ -48,18 +53,15 @@ class EagerModel:
     def __init__(
         self,
         backbone: Backbone,
-        plugin: Plugin | None,
+        model: Plugin | nn.Module | None,
         *,
         attention: Literal["eager", "sdpa"] = "eager",
         compiled: bool = False,
     ) -> None:
-        self._model: AugmentedModel | PlainModel
-        if plugin is None:
-            self._model = PlainModel(backbone)
-            self.transformer: Any = self._model.model
-        else:
-            self._model = AugmentedModel(backbone, CompressionPlugin.from_file(plugin).to(backbone.dtype))
-            self.transformer = self._model.windowed.model
+        if isinstance(model, Plugin):
+            model = AugmentedModel(backbone, CompressionPlugin.from_file(model).to(backbone.dtype))
+        self._model: Any = PlainModel(backbone) if model is None else model
+        self.transformer = self._model.transformer
         if attention == "sdpa":
             with quiet_transformers():  # families without a choice say so
                 self.transformer.set_attn_implementation("sdpa")
@@ -67,6 +69,22 @@ class EagerModel:
             _SoftmaxInFloat64() if backbone.dtype == torch.float64 else contextlib.nullcontext()
         )
         self._call: Any = torch.compile(self._model, dynamic=False) if compiled else self._model
+
+    @classmethod
+    def of_variant(
+        cls,
+        backbone: Backbone,
+        bundle: "BundleFiles",
+        variant: "Variant",
+        *,
+        attention: Literal["eager", "sdpa"] = "eager",
+        compiled: bool = False,
+    ) -> "EagerModel":
+        """A variant of a bundle, after the hashes of its own files were compared."""
+        from variator_export.model.methods import method_of
+
+        module = method_of(variant).eager(backbone, bundle.variant_folder(variant))
+        return cls(backbone, module, attention=attention, compiled=compiled)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run once; int64 inputs (B, S)."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from variator_export.core.axes import BATCH, LENGTH
 from variator_export.core.precision import find_precision
-from variator_export.graph.padding import BATCH, LENGTH
 from variator_export.graph.simplify import module_of
 
 

@@ -9,10 +9,10 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from variator_export.core.axes import BATCH, LENGTH
 from variator_export.graph.constants import add_constant
 from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 
-BATCH, LENGTH = "batch_size", "sequence_length"
 _PADDED = ".padded"
 RATIO_SOURCE = GRAPH_INPUT_PREFIX + "compress.bias"  # (L, k)
 

@@ -11,8 +11,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from variator_export.core.axes import BATCH
 from variator_export.graph.attention import fuse_attention
-from variator_export.graph.padding import BATCH, add_padding
+from variator_export.graph.padding import add_padding
 from variator_export.graph.simplify import name_modules, name_nodes, simplify
 from variator_export.graph.weights import attach_weights, detach, external_tensors, write_weights
 from variator_export.model.augmented import CompressedFeedForward, WindowedModel

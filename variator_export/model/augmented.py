@@ -8,6 +8,7 @@ Shapes: B batch, S tokens as given, W windows, k ratio, N = W*k tokens with padd
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,11 @@ class AugmentedModel(nn.Module):
         self.pad_token_id = backbone.pad_token_id
         self.token_outputs = backbone.spec.token_outputs
 
+    @property
+    def transformer(self) -> nn.Module:
+        """The transformers model inside, with the plugin in its place."""
+        return self.windowed.model
+
     def forward(self, inputs: dict[str, Tensor], *, hidden_states: bool = False) -> dict[str, Tensor]:
         """int64 inputs (B, S) to outputs by name, those with one row per token at S tokens."""
         outputs = self.windowed(self.pad(inputs), self.exclude_padding, hidden_states=hidden_states)
@@ -159,9 +165,27 @@ class PlainModel(nn.Module):
         self.outputs = backbone.spec.outputs
         self.pooling = Pooling(backbone.pooling) if backbone.pooling else None
 
+    @property
+    def transformer(self) -> nn.Module:
+        """The transformers model inside."""
+        return self.model
+
     def forward(self, inputs: dict[str, Tensor], *, hidden_states: bool = False) -> dict[str, Tensor]:
         """int64 inputs (B, S) to outputs by name."""
         return run_backbone(self.model, self.pooling, self.outputs, inputs, {}, hidden_states=hidden_states)
+
+
+def augmented_model(backbone: Backbone, folder: Path) -> AugmentedModel:
+    """The eager model of a variant with a compression plugin, whose files are in a folder."""
+    from variator_export.model.plugin_file import load_plugin  # which needs pydantic
+
+    plugin = CompressionPlugin.from_file(load_plugin(folder))
+    return AugmentedModel(backbone, plugin.to(backbone.dtype))
+
+
+def plain_model(backbone: Backbone, _folder: Path) -> PlainModel:
+    """The eager model of the baseline, which has no files of its own."""
+    return PlainModel(backbone)
 
 
 def run_backbone(

@@ -138,6 +138,15 @@ def expected_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
     return {tensor_name(i, kind): shape for i in range(config.num_layers) for kind, shape in shapes.items()}
 
 
+def plugin_input_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of an any-ratio graph's inputs that differ from plugin to plugin, by the inputs' names."""
+    return {
+        GRAPH_INPUT_PREFIX + kind: shape
+        for kind, shape in graph_shapes(config).items()
+        if {"k", "m"} & {*PLUGIN_TENSORS[kind].graph}
+    }
+
+
 def stack_for_graph(plugin: Plugin) -> dict[str, np.ndarray]:
     """The inputs of an any-ratio graph that carry this plugin: each kind stacked over the layers, float32."""
     config = plugin.config

@@ -22,7 +22,7 @@ from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.data.examples import Examples
 from variator_export.engines.base import Runner
-from variator_export.model.plugin_file import load_plugin_config, load_variant_plugin
+from variator_export.model.plugin_file import load_plugin_config
 from variator_export.model.plugin_layout import CONFIG_NAME
 from variator_export.model.source import PACKAGE_PREFIX, resolve_source
 from variator_export.model.tokenizer import TokenRow, pad_rows
@@ -142,7 +142,7 @@ def evaluate(
             "examples": len(examples),
             "max_tokens": max_tokens,
         }
-        graphs = {v.name: bundle.manifest.files[v.graphs["model"]].sha256 for v in bundle.manifest.variants}
+        graphs = bundle.graph_hashes()
         return Quality(chosen, data, tuple(result_rows), agreement, graphs)
 
 
@@ -260,8 +260,7 @@ def _runners(
 
     loaded = load_bundle_backbone(bundle, backbone, "--runtime onnxruntime")
     for variant in variants:
-        plugin = load_variant_plugin(bundle, variant) if variant.plugin else None
-        yield variant.name, EagerModel(loaded, plugin)
+        yield variant.name, EagerModel.of_variant(loaded, bundle, variant)
 
 
 def _run(

@@ -65,6 +65,8 @@ class Initialise(_Part):
 class PluginRecipe(_Part):
     """One compression plugin: read from a folder, or made by initialisation."""
 
+    method: str = "variator"
+    """By which method its variant is made: `variator`, or that of an installed distribution."""
     name: VariantName | None = None
     """The variant's name; None: `ratio-K`."""
     ratio: int | None = Field(default=None, ge=2)

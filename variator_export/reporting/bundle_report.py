@@ -110,7 +110,7 @@ def _variant_row(bundle: Bundle, variant: Variant) -> dict[str, str]:
 
 
 def _any_ratio_row(bundle: Bundle) -> dict[str, str]:
-    graph = bundle.manifest.files[bundle.manifest.any_ratio["model"]]
+    graph = bundle.manifest.files[bundle.manifest.any_ratio_graph]
     return {
         "name": ANY_RATIO,
         "ratio": "every",

@@ -37,7 +37,7 @@ class Sources:
         self.bundle = bundle
         manifest = bundle.manifest
         self.variants = sorted(manifest.variants, key=lambda v: (v.ratio, v.name))
-        self.graphs = {v.name: manifest.files[v.graphs["model"]].sha256 for v in manifest.variants}
+        self.graphs = bundle.graph_hashes()
         benchmark = read_report(
             bundle.path, BENCHMARK_REPORT, "graphs", "shapes", "break_even", "conditions", "settings"
         )

@@ -76,9 +76,9 @@ class EagerBundle:
         from variator_export.engines.eager import EagerModel
 
         cases, precision = self._cases(variant), self._bundle.manifest.precision
-        plugin = load_variant_plugin(self._bundle, variant) if variant.plugin else None
         with progress.bar(f"eager {variant.name}", len(cases)) as advance:
-            exact, rounded = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
+            exact = EagerModel.of_variant(self._exact, self._bundle, variant)
+            rounded = EagerModel.of_variant(self._backbone, self._bundle, variant)
             return eager_reference(exact, rounded, cases, precision, advance)
 
     def bisect(

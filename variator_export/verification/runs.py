@@ -13,10 +13,10 @@ from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import PhaseBars, Progress
 from variator_export.engines.base import Arrays, Runner
-from variator_export.engines.onnxruntime.session import plugin_inputs
 from variator_export.engines.tensorrt.api import FLAVOURS, require_tensorrt
 from variator_export.engines.tensorrt.layers import EnginePrecision, precision_in_engine
 from variator_export.engines.tensorrt.session import TensorRtSession, choose_engine
+from variator_export.model.methods import method_of
 from variator_export.sessions import Bundle
 from variator_export.verification.verified_graph import (
     how_it_runs,
@@ -72,15 +72,17 @@ class Graphs:
         manifest = bundle.manifest
         self.ran = how_it_runs(manifest.precision)
         self._bundle = bundle
-        self._any_name = manifest.any_ratio["model"]
+        self._any_name = manifest.any_ratio_graph
         self._any_ratio = open_for_verification(bundle.graph(self._any_name), {}, manifest.precision)
 
     def runners(self, variant: Variant) -> dict[str, Runner]:
         """Its own graph, and the any-ratio graph with its plugin."""
-        own = variant.graphs["model"]
+        own = variant.graph
         return {
             own: open_for_verification(self._bundle.graph(own), {}, self._bundle.manifest.precision),
-            self._any_name: self._any_ratio.with_plugin(plugin_inputs(self._bundle, variant)),
+            self._any_name: self._any_ratio.with_plugin(
+                method_of(variant).graph_inputs(self._bundle, variant)
+            ),
         }
 
     def precision(self, _variant: Variant, /) -> EnginePrecision | None:
@@ -108,7 +110,7 @@ class Graphs:
 
         bundle, precision = self._bundle, self._bundle.manifest.precision
         graph = bundle.graph(file)
-        extra = plugin_inputs(bundle, variant) if file == self._any_name else {}
+        extra = method_of(variant).graph_inputs(bundle, variant) if file == self._any_name else {}
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
             return functools.partial(open_changed(model, bundle.path, extra, precision).run, inputs)
@@ -198,7 +200,7 @@ class Engines:
         from variator_export.graph.macs import macs_by_node
 
         precision = self._bundle.manifest.precision
-        graph = self._bundle.graph(variant.graphs["model"])
+        graph = self._bundle.graph(variant.graph)
         macs = macs_by_node(graph, variant.precision_proof.float32_modules, variant.ratio)
         return precision_in_engine(self._sessions[file].layers(), macs, precision)
 
@@ -216,8 +218,8 @@ class Engines:
 
         bundle, (entry, sidecar) = self._bundle, self._built[file]
         any_ratio = entry.variant == ANY_RATIO
-        graph = bundle.graph((bundle.manifest.any_ratio if any_ratio else variant.graphs)["model"])
-        extra = plugin_inputs(bundle, variant) if any_ratio else {}
+        graph = bundle.graph(bundle.manifest.any_ratio_graph if any_ratio else variant.graph)
+        extra = method_of(variant).graph_inputs(bundle, variant) if any_ratio else {}
         installed = require_tensorrt(entry.target)
         rebuilder = Rebuilder(bundle, entry, sidecar, extra)
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from variator_export.bundle.files import BundleFiles
-from variator_export.bundle.manifest import Variant
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, check_inputs
 from variator_export.engines.onnxruntime.graph import DeviceGraph
 from variator_export.engines.onnxruntime.providers import CPU, Provider
-from variator_export.model.plugin_file import PluginHost, check_plugin_fits, load_plugin, load_variant_plugin
+from variator_export.model.methods import method_of
+from variator_export.model.plugin_file import PluginHost, check_plugin_fits, load_plugin
 from variator_export.model.plugin_layout import stack_for_graph
 from variator_export.model.source import plugin_folder
 from variator_export.recipe.recipe import VARIANT_NAME
@@ -36,13 +36,13 @@ class OnnxRuntimeSession:
     """
 
     def __init__(self, bundle: BundleFiles, *, threads: int | None = None, provider: Provider = CPU) -> None:
-        self._bundle = bundle
-        graph = bundle.graph(bundle.manifest.any_ratio["model"])
+        self._bundle, self._backbone = bundle, bundle.manifest.backbone
+        graph = bundle.graph(bundle.manifest.any_ratio_graph)
         self._graph = DeviceGraph(graph, provider, threads=threads)
         # All at once, so that a bundle which is published again later changes nothing here. The table is
         # replaced whole, never changed: calls of other threads see the old one or the new one.
         self._plugins = {
-            v.name: _Loaded(v.ratio, self._graph.upload(plugin_inputs(bundle, v)))
+            v.name: _Loaded(v.ratio, self._graph.upload(method_of(v).graph_inputs(bundle, v)))
             for v in bundle.manifest.variants
         }
         bundle.check_unchanged()
@@ -120,7 +120,7 @@ class OnnxRuntimeSession:
             UserError: There is no such one, or the inputs do not fit.
         """
         plugin = self._find(ratio).tensors
-        arrays = check_inputs(inputs, self._bundle.manifest.backbone)
+        arrays = check_inputs(inputs, self._backbone.part, self._backbone.max_length)
         return self._graph.run(arrays, plugin)
 
 
@@ -135,9 +135,9 @@ class OnnxRuntimeVariantSession:
         threads: int | None = None,
         provider: Provider = CPU,
     ) -> None:
-        self._bundle = bundle
+        self._bundle, self._backbone = bundle, bundle.manifest.backbone
         self._variant = bundle.variant(variant)
-        self._graph = DeviceGraph(bundle.graph(self._variant.graphs["model"]), provider, threads=threads)
+        self._graph = DeviceGraph(bundle.graph(self._variant.graph), provider, threads=threads)
         bundle.check_unchanged()
 
     @property
@@ -156,9 +156,4 @@ class OnnxRuntimeVariantSession:
                 f"This session runs {self._variant.name} (ratio {self._variant.ratio}), not {ratio!r}.",
                 "Open one for every ratio: bundle.session() without a variant.",
             )
-        return self._graph.run(check_inputs(inputs, self._bundle.manifest.backbone), {})
-
-
-def plugin_inputs(bundle: BundleFiles, variant: Variant) -> dict[str, np.ndarray]:
-    """The inputs of the any-ratio graph that make it run a variant."""
-    return stack_for_graph(load_variant_plugin(bundle, variant))
+        return self._graph.run(check_inputs(inputs, self._backbone.part, self._backbone.max_length), {})

@@ -45,6 +45,7 @@ class Rebuilder:
         constant: Mapping[str, np.ndarray],
     ) -> None:
         self._bundle, self._entry, self._sidecar, self._constant = bundle, entry, sidecar, constant
+        self._backbone = bundle.manifest.backbone
         self._device: Device = CudaDevice()
 
     def open(
@@ -63,7 +64,7 @@ class Rebuilder:
         Raises:
             UserError: It cannot be built or opened.
         """
-        arrays = {**check_inputs(inputs, self._bundle.manifest.backbone), **self._constant}
+        arrays = {**check_inputs(inputs, self._backbone.part, self._backbone.max_length), **self._constant}
         shapes = {name: array.shape for name, array in arrays.items()}
         profiles = [Profile.model_validate(profile) for profile in self._sidecar["profiles"]]
         profile = profiles[choose_profile(profiles, shapes)]

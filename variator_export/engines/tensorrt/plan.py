@@ -117,7 +117,7 @@ def _graph_of_weights(
     bundle: BundleFiles, entry: EngineEntry, made_from: Mapping[str, str | None], variant: Variant | None
 ) -> Path:
     """The graph says where they are. All have to be those of the build: others would be taken unseen."""
-    graph = (variant.graphs if variant else bundle.manifest.any_ratio)["model"]
+    graph = variant.graph if variant else bundle.manifest.any_ratio_graph
     sources = {"graph": graph, "weights": WEIGHTS_NAME}
     if variant is not None and variant.plugin is not None:
         sources["plugin"] = f"{variant.plugin.folder}/{TENSORS_NAME}"

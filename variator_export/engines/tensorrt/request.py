@@ -6,15 +6,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from variator_export.bundle.manifest import BackboneEntry
+from variator_export.bundle.parts import PartEntry
+from variator_export.core.axes import BATCH, LENGTH
 from variator_export.core.errors import UserError
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.compatibility import PORTABLE
-from variator_export.model.plugin_layout import (
-    GRAPH_INPUT_PREFIX,
-    PLUGIN_TENSORS,
-    PluginConfig,
-    graph_shapes,
-)
+from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.recipe import ShapeSet
 
@@ -97,49 +94,53 @@ def request_of(
     )
 
 
-def ratio_profiles(sets: Mapping[str, ShapeSet], backbone: BackboneEntry) -> list[Profile]:
-    """The profiles of an engine of one ratio: one for each set of shapes.
+def variant_profiles(sets: Mapping[str, ShapeSet], backbone: BackboneEntry, part: PartEntry) -> list[Profile]:
+    """The profiles of an engine of one variant: one for each set of shapes.
 
     Raises:
         UserError: A set begins beyond the model's limit.
     """
-    return [Profile(name=name, shapes=_token_shapes(name, shapes, backbone)) for name, shapes in sets.items()]
+    return [
+        Profile(name=name, shapes=_token_shapes(name, shapes, backbone, part))
+        for name, shapes in sets.items()
+    ]
 
 
 def any_ratio_profiles(
-    sets: Mapping[str, ShapeSet], backbone: BackboneEntry, plugins: Sequence[tuple[int, int]]
+    sets: Mapping[str, ShapeSet],
+    backbone: BackboneEntry,
+    part: PartEntry,
+    variants: Mapping[str, Mapping[str, Sequence[int]]],
 ) -> list[Profile]:
-    """The profiles of an engine that runs every ratio: one for each set of shapes and shape of a plugin.
+    """The profiles of an engine that runs every variant: one for each set of shapes and shapes of variants.
 
     Args:
         sets: By name.
         backbone: The backbone.
-        plugins: (ratio, bottleneck size) of each; plugins of equal shapes share a profile.
+        part: The part of it that the engine is of.
+        variants: The shapes of the inputs that carry a variant (`Method.graph_input_shapes`), by a label.
+            Variants of equal shapes share a profile.
     """
     profiles = []
-    for k, m in sorted(set(plugins)):
-        config = PluginConfig(
-            ratio=k, bottleneck_size=m, hidden_size=backbone.hidden_size, num_layers=backbone.num_layers
-        )
-        # Only what varies with the plugin has a place in a profile.
-        fixed = {
-            GRAPH_INPUT_PREFIX + kind: (shape,) * 3
-            for kind, shape in graph_shapes(config).items()
-            if {"k", "m"} & {*PLUGIN_TENSORS[kind].graph}
-        }
+    for label, inputs in variants.items():
+        fixed = {name: (tuple(shape),) * 3 for name, shape in inputs.items()}
         for name, shapes in sets.items():
-            tokens = _token_shapes(name, shapes, backbone)
-            profiles.append(Profile(name=f"{k}x{m} {name}", shapes={**tokens, **fixed}))
+            tokens = _token_shapes(name, shapes, backbone, part)
+            profiles.append(Profile(name=f"{label} {name}", shapes={**tokens, **fixed}))
     return profiles
 
 
-def _token_shapes(name: str, shapes: ShapeSet, backbone: BackboneEntry) -> dict[str, Any]:
-    """Of the backbone's inputs, within the model's limit."""
+def _token_shapes(name: str, shapes: ShapeSet, backbone: BackboneEntry, part: PartEntry) -> dict[str, Any]:
+    """The shapes of a part's own inputs, within the model's limit."""
     limit, lengths = backbone.max_length, shapes.sequence_length
     if limit is not None and lengths[0] > limit:
         raise UserError(
             f"The profile {name} begins at {lengths[0]} tokens; the model's limit is {limit}.",
             f"Correct engine.profiles.{name}.sequence_length in the recipe.",
         )
-    low, opt, high = zip(shapes.batch_size, map(backbone.within_limit, lengths), strict=True)
-    return dict.fromkeys(backbone.inputs, (low, opt, high))
+    sizes = {BATCH: shapes.batch_size, LENGTH: tuple(map(backbone.within_limit, lengths))}
+    found = {}
+    for tensor in part.inputs:
+        axes = [sizes[axis] if isinstance(axis, str) else (axis,) * 3 for axis in tensor.axes]
+        found[tensor.name] = tuple(zip(*axes, strict=True))
+    return found

@@ -21,8 +21,7 @@ from variator_export.engines.tensorrt.device import CudaDevice, Device
 from variator_export.engines.tensorrt.execution import Bound, Execution
 from variator_export.engines.tensorrt.plan import open_engine
 from variator_export.engines.tensorrt.request import Profile
-from variator_export.model.plugin_file import load_variant_plugin
-from variator_export.model.plugin_layout import stack_for_graph
+from variator_export.model.methods import method_of
 
 # Each has its own memory for what lies between layers.
 _MOST_GRAPHS = 8
@@ -57,7 +56,7 @@ class TensorRtSession:
         cuda_graphs: bool = False,
         device: Device | None = None,
     ) -> None:
-        self._bundle = bundle
+        self._bundle, self._backbone = bundle, bundle.manifest.backbone
         self._variant = None if variant is None else bundle.variant(variant)
         name = ANY_RATIO if self._variant is None else self._variant.name
         self._entry, sidecar = choose_engine(bundle, target, name)
@@ -68,7 +67,7 @@ class TensorRtSession:
         self._device = device or CudaDevice()
         _require_same_gpu(self._device, gpu)
         variants = bundle.manifest.variants if self._variant is None else ()
-        arrays = {v.name: stack_for_graph(load_variant_plugin(bundle, v)) for v in variants}
+        arrays = {v.name: method_of(v).graph_inputs(bundle, v) for v in variants}
         self._plugins = {
             key: {name: self._device.upload(array) for name, array in plugin.items()}
             for key, plugin in arrays.items()
@@ -135,7 +134,7 @@ class TensorRtSession:
                 f"This session runs {self._variant.name}, not {asked!r}.",
                 "Open one for every ratio, without a variant.",
             )
-        arrays = check_inputs(inputs, self._bundle.manifest.backbone)
+        arrays = check_inputs(inputs, self._backbone.part, self._backbone.max_length)
         shapes = {name: array.shape for name, array in arrays.items()} | self._shapes.get(variant.name, {})
         if self._context is None:
             return self._recorded(variant.name, arrays, shapes)

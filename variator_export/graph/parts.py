@@ -1,0 +1,26 @@
+"""What a graph says of the part of a model that it is."""
+
+import onnx_ir as ir
+
+from variator_export.bundle.parts import PartEntry, TensorEntry
+from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
+
+
+def part_of(graph: ir.Graph, num_sites: int) -> PartEntry:
+    """The part that a graph is, by its own inputs and outputs.
+
+    Args:
+        graph: The graph of one variant, or the one for all; inputs that carry a plugin do not count.
+        num_sites: How many feed-forward networks of it a plugin is put around.
+    """
+    inputs = [value for value in graph.inputs if not str(value.name).startswith(GRAPH_INPUT_PREFIX)]
+    return PartEntry(
+        inputs=tuple(map(_entry, inputs)), outputs=tuple(map(_entry, graph.outputs)), num_sites=num_sites
+    )
+
+
+def _entry(value: ir.Value) -> TensorEntry:
+    assert value.dtype is not None, f"{value.name} has no type"
+    assert value.shape is not None, f"{value.name} has no shape"
+    axes = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorEntry(name=str(value.name), dtype=value.dtype.numpy().name, axes=axes)
