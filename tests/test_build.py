@@ -407,6 +407,15 @@ def test_a_read_only_folder(small_recipe: Recipe, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_target_that_there_is_not_is_refused_before_anything_is_built(
+    small_recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="There is no target 'tensorrt-rtxx' that engines are") as raised:
+        build(_with(small_recipe, targets=("tensorrt-rtxx",)), tmp_path / "b")
+    assert raised.value.hint == "Did you mean 'tensorrt-rtx'?"
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_plugin_without_its_source(small_recipe: Recipe, tmp_path: Path) -> None:
     recipe = _with(small_recipe, plugins=(PluginRecipe(source=str(tmp_path / "none")),), ratios=None)
     with pytest.raises(UserError, match="does not exist"):

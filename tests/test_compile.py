@@ -13,16 +13,16 @@ from command_line import call
 from conftest import BLOCK, plugin_shapes
 
 from variator_export import Bundle, UserError
-from variator_export.building import engine_steps
 from variator_export.building.compile_engines import compile_engines, merge_engines
 from variator_export.building.engine_steps import EngineOrder
 from variator_export.core.environment import Gpu
 from variator_export.core.errors import UsageError
-from variator_export.engines.tensorrt import api, compatibility
+from variator_export.engines import compatibility
+from variator_export.engines.compatibility import Place, can_run, named_machine
+from variator_export.engines.request import EngineRequest, Profile, any_ratio_profiles
+from variator_export.engines.tensorrt import api, target
 from variator_export.engines.tensorrt.builder_process import build_engine
-from variator_export.engines.tensorrt.compatibility import Place, can_run, named_machine
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
-from variator_export.engines.tensorrt.request import EngineRequest, Profile, any_ratio_profiles
 from variator_export.engines.tensorrt.timing_cache import TimingCache, timing_cache_path
 from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.recipe import EngineRecipe, ShapeSet
@@ -159,7 +159,7 @@ def test_what_a_target_cannot_do_is_refused_with_the_reason(
         with pytest.raises(UserError, match=words):
             compile_engines(small_bundle, _order(**options))
     monkeypatch.setattr(api, "installed_version", lambda _: "11.4.0.106")
-    monkeypatch.setattr(engine_steps, "first_gpu", lambda: None)
+    monkeypatch.setattr(target, "first_gpu", lambda: None)
     with pytest.raises(UserError, match="builds for the GPU of the machine, and nvidia-smi knows of none"):
         compile_engines(small_bundle, EngineOrder(EngineRecipe(), ("tensorrt",)))
     with pytest.raises(UserError, match="compute_capabilities is not for the target tensorrt"):

@@ -21,12 +21,13 @@ from variator_export import Bundle, UserError
 from variator_export.building.compile_engines import compile_engines
 from variator_export.building.engine_steps import EngineOrder
 from variator_export.core.environment import Gpu
+from variator_export.engines import choice
+from variator_export.engines.compatibility import Place
+from variator_export.engines.request import Profile, any_ratio_profiles
 from variator_export.engines.tensorrt import plan as opening
 from variator_export.engines.tensorrt import session
 from variator_export.engines.tensorrt.api import FLAVOURS
-from variator_export.engines.tensorrt.compatibility import Place
 from variator_export.engines.tensorrt.execution import choose_profile
-from variator_export.engines.tensorrt.request import Profile, any_ratio_profiles
 from variator_export.recipe.recipe import EngineRecipe, ShapeSet
 
 SETS = {
@@ -49,7 +50,7 @@ def compiled(artefacts: Artefacts, small_bundle: Path) -> Path:
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place("this machine", "sm89", {"tensorrt-rtx": "1.7.1.116"})
-    monkeypatch.setattr(session, "this_machine", lambda: place)
+    monkeypatch.setattr(choice, "this_machine", lambda: place)
 
 
 def test_an_engine_that_does_not_run_here_is_not_replaced_by_anything(compiled: Path) -> None:
@@ -79,10 +80,10 @@ def test_an_engine_that_was_only_built_is_not_run_unless_that_is_asked_for(compi
 def test_an_engine_needs_neither_torch_nor_transformers(compiled: Path) -> None:
     code = BLOCK + (
         "from variator_export import Bundle\n"
-        "from variator_export.engines.tensorrt import session\n"
-        "from variator_export.engines.tensorrt.compatibility import Place\n"
+        "from variator_export.engines import choice\n"
+        "from variator_export.engines.compatibility import Place\n"
         "place = Place('this machine', 'sm89', {'tensorrt-rtx': '1.7.1.116'})\n"
-        "session.this_machine = lambda: place\n"
+        "choice.this_machine = lambda: place\n"
         f"Bundle.load({str(compiled)!r}).session('tensorrt-rtx', 2, allow_unverified=True)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -15,8 +15,8 @@ from stored_traces import Trace
 
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
+from variator_export.engines.request import EngineRequest, Profile
 from variator_export.engines.tensorrt.builder_process import build_engine
-from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.graph.bind import bind, bind_baseline
 from variator_export.graph.macs import graph_macs
 from variator_export.graph.simplify import module_of, reshape_target

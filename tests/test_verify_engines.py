@@ -31,13 +31,15 @@ from variator_export.bundle.engine_records import ENGINE_RECORDS, read_records
 from variator_export.bundle.files import BundleFiles
 from variator_export.cli.verification_files import junit_xml, markdown
 from variator_export.core.environment import Gpu
+from variator_export.engines import choice
+from variator_export.engines.compatibility import Place
+from variator_export.engines.layers import EnginePrecision, precision_in_engine
 from variator_export.engines.onnxruntime.session import OnnxRuntimeSession
+from variator_export.engines.request import EngineRequest, Profile
 from variator_export.engines.tensorrt import debug_engine, session
 from variator_export.engines.tensorrt.builder_process import build_engine
-from variator_export.engines.tensorrt.compatibility import Place
-from variator_export.engines.tensorrt.layers import EnginePrecision, precision_in_engine
-from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.engines.tensorrt.session import TensorRtSession
+from variator_export.engines.tensorrt.target import TensorRtTarget
 from variator_export.graph.modules import module_outputs
 from variator_export.recipe.recipe import EngineRecipe, ShapeSet
 from variator_export.reporting.bundle_report import report
@@ -59,7 +61,7 @@ class GraphInItsPlace(TensorRtSession):
     def __init__(self, bundle: BundleFiles, target: str, variant: str | None, **_: Any) -> None:
         self._bundle, self._shapes = bundle, {}
         self._name = variant
-        _, sidecar = session.choose_engine(bundle, target, variant or "any-ratio")
+        _, sidecar = choice.choose_engine(bundle, target, variant or "any-ratio")
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
         if variant is None:
             self._profiles = [p.model_copy(update={"shapes": _of_inputs(p)}) for p in self._profiles]
@@ -102,8 +104,19 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     place = Place("this machine", "sm89", {TARGET: "1.7.1.116"})
     for module in (session, verify_targets):
         monkeypatch.setattr(module, "first_gpu", lambda: found)
-    monkeypatch.setattr(session, "this_machine", lambda: place)
-    monkeypatch.setattr(verify_targets, "TensorRtSession", GraphInItsPlace)
+    monkeypatch.setattr(choice, "this_machine", lambda: place)
+    real = TensorRtTarget.open_engine
+
+    def open_engine(self: TensorRtTarget, bundle: BundleFiles, variant: str | None, options: Any) -> Any:
+        """`verify` opens what nobody has verified; sessions of users are real."""
+        in_its_place = options.allow_unverified
+        return (
+            GraphInItsPlace(bundle, self.name, variant)
+            if in_its_place
+            else real(self, bundle, variant, options)
+        )
+
+    monkeypatch.setattr(TensorRtTarget, "open_engine", open_engine)
     return found
 
 

@@ -1,21 +1,12 @@
 """A finished bundle, for those who use it. Needs neither torch nor transformers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
 
 from variator_export.bundle.files import BundleFiles
-from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
-from variator_export.engines.onnxruntime.providers import PROVIDERS
-from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.target import Session, SessionOptions
+from variator_export.engines.targets import TARGETS
 from variator_export.model.tokenizer import TextEncoder
-
-if TYPE_CHECKING:
-    from variator_export.engines.onnxruntime.session import OnnxRuntimeSession, OnnxRuntimeVariantSession
-    from variator_export.engines.tensorrt.session import TensorRtSession
-
-Session = Union["OnnxRuntimeSession", "OnnxRuntimeVariantSession", "TensorRtSession"]
-SESSION_TARGETS = (*PROVIDERS, *FLAVOURS)
 
 
 class Bundle(BundleFiles):
@@ -63,32 +54,9 @@ class Bundle(BundleFiles):
         Raises:
             UserError: The target cannot run here, or there is no such variant or engine.
         """
-        if target not in SESSION_TARGETS:
-            raise UserError(
-                f"A session on {target} is not available in this version.",
-                f"Choose one of: {', '.join(SESSION_TARGETS)}.",
-            )
-        if target == "onnxruntime" and self.manifest.precision == "bfloat16":
-            raise UserError(
-                f"{self.path} is in bfloat16, and ONNX Runtime has no bfloat16 products on a CPU.",
-                "Run it on a GPU (onnxruntime-cuda), or build it with --precision float32 or float16.",
-            )
-        if target in FLAVOURS:
-            from variator_export.engines.tensorrt.session import TensorRtSession
-
-            return TensorRtSession(
-                self,
-                target,
-                variant,
-                allow_unverified=allow_unverified,
-                trust_host_code=trust_host_code,
-                cuda_graphs=cuda_graphs,
-            )
-        from variator_export.engines.onnxruntime.session import OnnxRuntimeSession, OnnxRuntimeVariantSession
-
-        if variant is None:
-            return OnnxRuntimeSession(self, threads=threads, provider=PROVIDERS[target])
-        return OnnxRuntimeVariantSession(self, variant, threads=threads, provider=PROVIDERS[target])
+        options = SessionOptions(threads, allow_unverified, trust_host_code, cuda_graphs)
+        name = None if variant is None else self.variant(variant).name
+        return TARGETS.find(target).open(self, name, options)
 
     def labels(self) -> tuple[str, ...] | None:
         """The classes of a text classifier by their index; None for other tasks and for a single score."""

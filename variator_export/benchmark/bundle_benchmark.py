@@ -40,7 +40,7 @@ from variator_export.core.json_file import read_json_object
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
-from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.targets import distributions
 from variator_export.sessions import Bundle
 from variator_export.verification.eager_bundle import load_bundle_backbone
 
@@ -112,7 +112,7 @@ class Benchmark:
             f"{row['speedup']:.2f}, lower bound {row['speedup_low']:.2f}"
             for shape in self.shapes
             for row in shape.rows
-            if row["ratio"] > 1 and row["runtime"] in OWN_RUNTIMES and row["speedup_low"] < least
+            if not row["is_baseline"] and row["runtime"] in OWN_RUNTIMES and row["speedup_low"] < least
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def bench(
                 f"--shape {batch_size}x{entry.max_length}",
             )
     chosen = [opened.variant(v) for v in variants] if variants else list(opened.manifest.variants)
-    chosen = [opened.variant(1), *(v for v in chosen if v.ratio > 1)]
+    chosen = [opened.manifest.baseline, *(v for v in chosen if not v.baseline)]
     chosen = list({variant.name: variant for variant in chosen}.values())
     before = conditions()
 
@@ -202,10 +202,7 @@ def bench(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
         conditions={"before": before, "after": conditions()},
-        versions=versions(
-            *("variator-export", "torch", "transformers", "onnxruntime", "onnxruntime-gpu", "openvino"),
-            *(flavour.distribution for flavour in FLAVOURS.values()),
-        ),
+        versions=versions(*("variator-export", "torch", "transformers", "openvino"), *distributions()),
     )
 
 

@@ -1,5 +1,6 @@
 """What is timed: every way to run a variant of a bundle that a user would really pick."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from variator_export.core.environment import is_importable
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
 from variator_export.engines.base import Runner
-from variator_export.engines.onnxruntime.providers import CPU, PROVIDERS
-from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.target import SessionOptions
+from variator_export.engines.targets import TARGETS
 from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.methods import method_of
 
@@ -29,13 +30,13 @@ class Runtime:
     """One way to run.
 
     Attributes:
-        family: Those of one family are compared with each other.
-        only_baseline: Whether only ratio 1 is run with it: what a user runs who has no plugins.
+        group: Those of one group are compared with each other.
+        only_baseline: Whether only the baseline is run with it: what a user runs who has no plugins.
         needs: The module without which it does not run.
         gpu: Whether it runs on a GPU: a session as users open it, inputs and outputs copied in each call.
     """
 
-    family: str
+    group: str
     only_baseline: bool
     needs: str
     gpu: bool = False
@@ -50,19 +51,17 @@ RUNTIMES = {
     "onnxruntime-optimizer": Runtime("onnxruntime", only_baseline=True, needs="torch"),
     "openvino": Runtime("openvino", only_baseline=False, needs="openvino"),
 }
-_GRAPH_TARGETS = tuple(name for name, provider in PROVIDERS.items() if provider is not CPU)
+# Sessions on every target that runs on a GPU, as users open them.
 RUNTIMES |= {
-    name: Runtime(name, only_baseline=False, needs="onnxruntime", gpu=True) for name in _GRAPH_TARGETS
-}
-RUNTIMES |= {
-    name: Runtime(name, only_baseline=False, needs=flavour.module, gpu=True)
-    for name, flavour in FLAVOURS.items()
+    name: Runtime(name, only_baseline=False, needs=target.module, gpu=True)
+    for name, target in TARGETS.all().items()
+    if target.gpu
 }
 # What a user runs who does not know this package: graphs of torch.onnx.
 PLAIN_RUNTIMES = ("torch.onnx", "onnxruntime-optimizer")
 # What is left out where it cannot run, unless it is named.
 OPTIONAL_RUNTIMES = (*PLAIN_RUNTIMES, "torch.compile", "openvino")
-TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.family == "torch")
+TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.group == "torch")
 # What runs the files of a bundle.
 OWN_RUNTIMES = tuple(name for name in RUNTIMES if name not in (*TORCH_RUNTIMES, *PLAIN_RUNTIMES))
 
@@ -94,7 +93,7 @@ class Subjects:
         self._load_backbone = backbone
         self._scratch = scratch
         self._threads = threads
-        self._allow_unverified, self._trust_host_code = allow_unverified, trust_host_code
+        self._sessions = SessionOptions(allow_unverified=allow_unverified, trust_host_code=trust_host_code)
 
     def open(self, runtime: str, variant: Variant) -> Subject:
         """One variant on one runtime.
@@ -103,7 +102,8 @@ class Subjects:
             UserError: It cannot run here.
         """
         entry = RUNTIMES[runtime]
-        return Subject(runtime, entry.family, variant.ratio, variant.name, self._runner(runtime, variant))
+        runner = self._runner(runtime, variant)
+        return Subject(runtime, entry.group, variant.ratio, variant.name, runner, baseline=variant.baseline)
 
     def open_again(self, runtime: str, variant: str) -> Subject:
         """What was opened before, anew.
@@ -128,6 +128,7 @@ class Subjects:
         return Macs(method_of(variant).macs(size, variant, *shape), on_graph)
 
     def _runner(self, runtime: str, variant: Variant) -> Runner:
+        entry = RUNTIMES[runtime]
         if runtime in TORCH_RUNTIMES:
             from variator_export.engines.eager import EagerModel
 
@@ -138,21 +139,9 @@ class Subjects:
                 attention="sdpa",
                 compiled=runtime == "torch.compile",
             )
-        if runtime in FLAVOURS:
-            from variator_export.engines.tensorrt.session import TensorRtSession
-
-            return TensorRtSession(
-                self._files,
-                runtime,
-                variant.name,
-                allow_unverified=self._allow_unverified,
-                trust_host_code=self._trust_host_code,
-                cuda_graphs=True,
-            )
-        if runtime in _GRAPH_TARGETS:
-            from variator_export.engines.onnxruntime.session import OnnxRuntimeVariantSession
-
-            return OnnxRuntimeVariantSession(self._files, variant.name, provider=PROVIDERS[runtime])
+        if entry.gpu:
+            options = dataclasses.replace(self._sessions, cuda_graphs=True)
+            return TARGETS.find(runtime).open(self._files, variant.name, options)
         precision = self._files.manifest.precision
         kind = find_precision(precision)
         if not kind.on_a_cpu or (kind.is_half and runtime in PLAIN_RUNTIMES):

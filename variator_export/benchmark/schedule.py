@@ -55,7 +55,7 @@ class Timed:
 def open_all(
     opener: Subjects, runtimes: Sequence[str], variants: Sequence[Variant], progress: Progress, *, named: bool
 ) -> list[Subject]:
-    """Every runtime with the variants that are run with it; a family without ratio 1 cannot be compared.
+    """Every runtime with the variants that are run with it; a group without a baseline cannot be compared.
 
     What is optional is left out where it cannot be opened, unless it was named.
     """
@@ -63,7 +63,7 @@ def open_all(
     for name in runtimes:
         only_baseline = RUNTIMES[name].only_baseline
         try:
-            subjects += [opener.open(name, v) for v in variants if v.ratio == 1 or not only_baseline]
+            subjects += [opener.open(name, v) for v in variants if v.baseline or not only_baseline]
         except UserError as error:
             if named or name not in OPTIONAL_RUNTIMES:
                 raise

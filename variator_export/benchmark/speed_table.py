@@ -31,17 +31,19 @@ class Subject:
 
     Attributes:
         runtime: For example `eager` or `onnxruntime`.
-        family: Runtimes of one family are compared: without plugins the fastest of them is the baseline.
+        group: Runtimes of one group are compared: the fastest of their baselines is what counts.
         ratio: k.
         variant: The variant's name.
         runner: Runs it.
+        baseline: Whether it is the backbone itself.
     """
 
     runtime: str
-    family: str
+    group: str
     ratio: int
     variant: str
     runner: Runner
+    baseline: bool = False
 
     @property
     def key(self) -> str:
@@ -67,13 +69,13 @@ def speed_rows(
     """A JSON row for each subject.
 
     Args:
-        subjects: What was timed; of each family at least one has ratio 1.
+        subjects: What was timed; of each group at least one is a baseline.
         timings: By `Subject.key`.
         macs: Of one call, likewise.
         num_tokens: In one call.
 
     Returns:
-        Median and tails of all runs, tokens per second, the speed-up over the family's fastest run without
+        Median and tails of all runs, tokens per second, the speed-up over the group's fastest run without
         plugins and over eager with their 95 % intervals, the first in each opening too, and the speed-up that
         the saved MACs would allow.
     """
@@ -81,7 +83,7 @@ def speed_rows(
     for subject in subjects:
         own = timings[subject.key]
         baseline = min(
-            (s for s in subjects if s.family == subject.family and s.ratio == 1),
+            (s for s in subjects if s.group == subject.group and s.baseline),
             key=lambda s: timings[s.key].median_ms,
         )
         gained = speedup(timings[baseline.key], own)
@@ -92,6 +94,7 @@ def speed_rows(
                 "runtime": subject.runtime,
                 "variant": subject.variant,
                 "ratio": subject.ratio,
+                "is_baseline": subject.baseline,
                 "median_ms": round(own.median_ms, 3),
                 "p50_ms": round(own.percentile_ms(50), 3),
                 "p90_ms": round(own.percentile_ms(90), 3),
@@ -120,7 +123,7 @@ SPEED_COLUMNS = ("p50 ms", "p90", "p99", "tokens/s", "speed-up", "95 % interval"
 
 def speed_cells(row: Mapping[str, Any]) -> list[str]:
     """A row of `speed_rows` as people read it, in the order of `SPEED_COLUMNS`."""
-    plain = row["ratio"] == 1
+    plain = row["is_baseline"]
     return [
         f"{row['p50_ms']:.2f}",
         f"{row['p90_ms']:.2f}",
@@ -148,7 +151,7 @@ def break_even(
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for shape, rows in sorted(shapes, key=lambda item: (item[0][0] * item[0][1], item[0]), reverse=True):
         for row in rows:
-            if row["ratio"] == 1:
+            if row["is_baseline"]:
                 continue
             key = (row["runtime"], row["variant"])
             entry = found.setdefault(

@@ -13,23 +13,18 @@ from variator_export.bundle.files import WEIGHTS_NAME
 from variator_export.bundle.manifest import BackboneEntry, EngineEntry, Variant
 from variator_export.bundle.parts import part_name
 from variator_export.bundle.reports import ENGINES_REPORT, read_report
-from variator_export.core.environment import first_gpu, machine
-from variator_export.core.errors import UserError
+from variator_export.core.environment import machine
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.core.json_file import write_json
 from variator_export.core.progress import PhaseBars
-from variator_export.engines.tensorrt.api import cuda_version, refuse_options, require_tensorrt
-from variator_export.engines.tensorrt.builder_process import build_engine
-from variator_export.engines.tensorrt.compatibility import AMPERE_PLUS, PORTABLE
-from variator_export.engines.tensorrt.plan_header import read_plan_version
-from variator_export.engines.tensorrt.request import (
+from variator_export.engines.request import (
     EngineRequest,
     Profile,
     TimingCacheMode,
     any_ratio_profiles,
     variant_profiles,
 )
-from variator_export.engines.tensorrt.timing_cache import timing_cache_path
+from variator_export.engines.targets import find_engine_target
 from variator_export.model.methods import method_of
 from variator_export.recipe.recipe import EngineRecipe
 
@@ -93,16 +88,17 @@ class _Planned:
 
 
 def check_order(order: EngineOrder) -> dict[str, str]:
-    """The versions of the targets' TensorRT.
+    """The versions of the targets.
 
     Raises:
         UserError: A target is not installed, cannot do what is asked for, or needs a GPU that is not there.
     """
     found = {}
-    for target in order.targets:
-        refuse_options(target, order.options, order.timing_cache)
-        found[target] = require_tensorrt(target)
-        _platforms(target, order.options)
+    for name in order.targets:
+        target = find_engine_target(name)
+        target.check_options(order.options, order.timing_cache)
+        found[name] = target.version()
+        target.platforms(order.options)
     return found
 
 
@@ -123,7 +119,7 @@ def make_engines(
     planned = [
         plan
         for target in order.targets
-        for platform in _platforms(target, order.options)
+        for platform in find_engine_target(target).platforms(order.options)
         for plan in _plan(staged, sources, order, target, platform, versions[target])
     ]
     names = {plan.step for plan in planned}
@@ -140,23 +136,6 @@ def make_engines(
     return sorted((*kept, *(plan.entry for plan in planned)), key=lambda entry: entry.engine)
 
 
-def _platforms(target: str, options: EngineRecipe) -> list[str]:
-    if options.compute_capabilities:
-        return list(options.compute_capabilities)
-    if target == "tensorrt-rtx":
-        return [PORTABLE]
-    if options.hardware_compatibility == "ampere-plus":
-        return [AMPERE_PLUS]
-    gpu = first_gpu()
-    if gpu is None:
-        raise UserError(
-            f"The target {target} builds for the GPU of the machine, and nvidia-smi knows of none here.",
-            "Compile the bundle where the GPU is: variator-export compile BUNDLE --target tensorrt; or build "
-            "for --target tensorrt-rtx, which needs none.",
-        )
-    return [gpu.capability]
-
-
 def _plan(
     staged: StagedBundle,
     sources: EngineSources,
@@ -168,7 +147,8 @@ def _plan(
     """The engines of a target and a platform."""
     options, backbone, chosen = order.options, sources.backbone, order.only
     folder = f"engines/{target}/{sources.precision}/{platform}-{version}"
-    timing_cache = _timing_cache(order, target, version)
+    builder = find_engine_target(target)
+    timing_cache = builder.timing_cache(order.timing_cache)
 
     def planned(
         name: str, part: str, graph: str, tensors: str | None, profiles: Sequence[Profile]
@@ -199,7 +179,7 @@ def _plan(
             # How long a build takes decides nothing of what it gives.
             "request": request.model_dump(mode="json", exclude={"timing_cache", "timing_cache_mode"}),
             "version": version,
-            "code": code_digest("engines/tensorrt"),
+            "code": code_digest(*builder.code),
         }
         return _Planned(entry, request, depends_on)
 
@@ -220,18 +200,6 @@ def _tensors(variant: Variant) -> str | None:
     """The file of tensors that a variant adds; None: it adds none."""
     names = method_of(variant).tensors
     return f"{variant.plugin.folder}/{names[0]}" if variant.plugin is not None and names else None
-
-
-def _timing_cache(order: EngineOrder, target: str, version: str) -> str | None:
-    if order.timing_cache == "ignore":
-        return None
-    gpu = first_gpu()
-    if gpu is None:
-        raise UserError(
-            "A timing cache is of one GPU, and nvidia-smi knows of none here.",
-            "Leave out --timing-cache, or compile where nvidia-smi runs.",
-        )
-    return str(timing_cache_path(gpu.name, cuda_version(target) or "", version))
 
 
 def _sources(staged: StagedBundle, graph: str, tensors: str | None) -> dict[str, str | None]:
@@ -271,7 +239,8 @@ def _builders(
 
     def build(plan: _Planned, bars: "PhaseBars | None" = None) -> tuple[bytes, float]:
         start = time.monotonic()
-        engine = build_engine(plan.request, staged.folder, bars.tell if bars else None)
+        builder = find_engine_target(plan.entry.target)
+        engine = builder.build(plan.request, staged.folder, bars.tell if bars else None)
         return engine, time.monotonic() - start
 
     if jobs == 1:
@@ -307,23 +276,25 @@ def _make(staged: StagedBundle, sources: EngineSources, plan: _Planned, built: t
     entry, request = plan.entry, plan.request
     path = staged.folder / entry.engine
     path.write_bytes(engine)
+    facts = find_engine_target(entry.target).facts(engine)
     write_json(
         staged.folder / entry.sidecar,
         {
             "target": entry.target,
             "version": entry.version,
-            "cuda": cuda_version(entry.target),
+            "cuda": facts["cuda"],
             "platform": entry.platform,
             "variant": entry.variant,
             "part": entry.part,
             "precision": entry.precision,
             "precision_proof": _proof(sources, entry.variant),
             "options": request.options.model_dump(mode="json"),
+            "compute_capabilities": list(request.compute_capabilities),
             "profiles": [profile.model_dump(mode="json") for profile in request.profiles],
             "engine": {
                 "sha256": sha256_file(path),
                 "size_bytes": len(engine),
-                "plan_version": read_plan_version(engine),
+                "plan_version": facts["plan_version"],
             },
             "made_from": {name: plan.depends_on[name] for name in ("graph", "weights", "plugin")},
         },

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from variator_export.bundle.manifest import Manifest
 from variator_export.core.errors import UserError
 from variator_export.core.validation import describe_validation_error
+from variator_export.engines.targets import GRAPHS
+from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import ResolvedPlugin, resolve_plugin
 from variator_export.model.source import pin_source, plugin_folder
 from variator_export.recipe.recipe import PluginRecipe, Recipe
@@ -160,7 +162,7 @@ def merge(
         update={
             "plugins": tuple(plan.plugin for plan in plans),
             "ratios": (1, *sorted({plan.ratio for plan in plans})),
-            "targets": tuple(sorted({"onnxruntime", *recipe.targets})),  # which runs graphs as they are
+            "targets": tuple(sorted({GRAPHS, *recipe.targets})),
         }
     )
     return resolved, [VariantPlan(BASELINE, 1, None), *plans]
@@ -200,6 +202,7 @@ def _keep_trained(asked: Sequence[AskedPlugin], old: Manifest) -> None:
 
 def _resolve(plugin: PluginRecipe) -> AskedPlugin:
     """Read what a plugin's source says of it, once for the whole build."""
+    METHODS.find(plugin.method)  # refuses an unknown one
     ratio, files = plugin.ratio, None
     if plugin.source is not None:
         files = resolve_plugin(plugin_folder(plugin.source))

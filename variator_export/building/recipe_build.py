@@ -28,6 +28,7 @@ from variator_export.core.environment import require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress, StepReport
+from variator_export.engines.targets import GRAPHS
 from variator_export.model.methods import METHODS
 from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Recipe
@@ -85,7 +86,7 @@ def build(
     recipe = pin_sources(recipe)
     asked = select_plugins(recipe)  # refuses a wrong ratio before anything slow
     require_onnxruntime()
-    order = EngineOrder(recipe.engine, [t for t in recipe.targets if t != "onnxruntime"])
+    order = EngineOrder(recipe.engine, [target for target in recipe.targets if target != GRAPHS])
     versions = check_order(order)
     source = resolve_source(recipe.backbone.source, recipe.backbone.sha256)
     with exclusive(bundle) as staging:

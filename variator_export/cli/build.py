@@ -14,7 +14,8 @@ from variator_export.cli.output import ConsoleProgress, Format, Output, error_do
 from variator_export.cli.push import PushOption, check_push, push_result
 from variator_export.cli.recipe_flags import with_flags
 from variator_export.core.errors import UsageError, UserError
-from variator_export.recipe.recipe import DEFAULT_RECIPE, TARGETS
+from variator_export.engines.targets import build_targets
+from variator_export.recipe.recipe import DEFAULT_RECIPE
 from variator_export.recipe.recipe_file import ResolvedRecipe, shipped_recipes
 from variator_export.verification.verified_graph import AS_IT_IS, how_it_runs
 
@@ -73,7 +74,7 @@ def build_command(
     ] = False,
     target: Annotated[
         list[str] | None,
-        typer.Option(metavar="T", help=f"What to build for: {', '.join(TARGETS)}; may be repeated."),
+        typer.Option(metavar="T", help=f"What to build for: {', '.join(build_targets())}; may be repeated."),
     ] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="P", help="Of the graphs and engines: float32, float16 or bfloat16.")

@@ -30,7 +30,7 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
             str(outcome.bundle),
             ", ".join(sorted({str(ratio) for ratio in result.ratios}, key=int)),
             "" if worst is None else f"{worst:.2f}",
-            ", ".join(f"{row['speedup']:.2f}x" for row in rows if row["ratio"] != 1),
+            ", ".join(f"{row['speedup']:.2f}x" for row in rows if not row["is_baseline"]),
         )
     return table
 
@@ -83,7 +83,7 @@ def speed_table(speed: Any) -> Table:
     ):
         table.add_column(name, justify="right")
     for row in speed["rows"]:
-        first = row["ratio"] == 1
+        first = row["is_baseline"]
         table.add_row(
             row["runtime"],
             row["variant"],

@@ -19,12 +19,12 @@ from variator_export.bundle.manifest import EngineEntry
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError
-from variator_export.engines.tensorrt.api import FLAVOURS
-from variator_export.engines.tensorrt.request import TimingCacheMode
+from variator_export.engines.request import TimingCacheMode
+from variator_export.engines.targets import engine_targets
 from variator_export.recipe.recipe import CAPABILITIES
 from variator_export.recipe.recipe_file import load_recipe
 
-_TARGETS = tuple(FLAVOURS)
+_TARGETS = tuple(engine_targets())
 _CACHE_MODES = get_args(TimingCacheMode)
 
 

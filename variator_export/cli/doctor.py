@@ -11,7 +11,7 @@ from rich.text import Text
 from variator_export.cli.output import Format, Output
 from variator_export.core.errors import UsageError
 from variator_export.core.extras import Extra
-from variator_export.engines.tensorrt.compatibility import named_machine
+from variator_export.engines.compatibility import named_machine
 from variator_export.reporting.diagnosis import Diagnosis, diagnose
 
 

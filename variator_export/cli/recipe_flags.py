@@ -8,7 +8,8 @@ from variator_export.building.plan import parse_ratio
 from variator_export.cli import options
 from variator_export.core.errors import UsageError, UserError
 from variator_export.core.nearest import nearest
-from variator_export.recipe.recipe import DEFAULT_RECIPE, TARGETS
+from variator_export.engines.targets import build_targets
+from variator_export.recipe.recipe import DEFAULT_RECIPE
 from variator_export.recipe.recipe_file import Layer, ResolvedRecipe, resolve_recipe
 
 
@@ -72,9 +73,10 @@ def _plugin(text: str) -> dict[str, Any]:
 
 
 def _target(text: str) -> str:
-    if text not in TARGETS:
-        guess = nearest(text, list(TARGETS))
+    known = build_targets()
+    if text not in known:
+        guess = nearest(text, list(known))
         raise UserError(
-            f"There is no target {text!r}; there are {', '.join(TARGETS)}.", f"--target {guess or TARGETS[0]}"
+            f"There is no target {text!r}; there are {', '.join(known)}.", f"--target {guess or known[0]}"
         )
     return text

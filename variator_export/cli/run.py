@@ -13,7 +13,8 @@ from variator_export.building.plan import parse_ratio
 from variator_export.cli import options
 from variator_export.cli.output import Format, Output
 from variator_export.core.errors import UsageError
-from variator_export.sessions import SESSION_TARGETS, Bundle
+from variator_export.engines.targets import TARGETS
+from variator_export.sessions import Bundle
 
 
 def run_command(
@@ -26,7 +27,7 @@ def run_command(
         str | None, typer.Option(metavar="NAME", help="The variant by its name, instead of --ratio.")
     ] = None,
     target: Annotated[
-        str, typer.Option(metavar="T", help=f"What runs it: {', '.join(SESSION_TARGETS)}.")
+        str, typer.Option(metavar="T", help=f"What runs it: {', '.join(TARGETS.names())}.")
     ] = "onnxruntime",
     allow_unverified: options.AllowUnverifiedOption = False,
     trust_host_code: options.TrustHostCodeOption = False,

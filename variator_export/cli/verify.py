@@ -12,7 +12,7 @@ from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.cli.verification_files import junit_xml, markdown
 from variator_export.core.errors import NumbersDisagreeError, UsageError
 from variator_export.core.json_file import write_text
-from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.targets import build_targets, engine_targets
 from variator_export.verification.bundle_verification import Verification, store_verification, verify
 from variator_export.verification.verified_graph import AS_IT_IS
 
@@ -27,8 +27,8 @@ def verify_command(
         str,
         typer.Option(
             metavar="T",
-            help=f"onnxruntime: the graphs, on the CPU; {' or '.join(FLAVOURS)}: the engines, on the GPU of "
-            "this machine. `run` takes an engine once it has passed.",
+            help=f"onnxruntime: the graphs, on the CPU; {' or '.join(engine_targets())}: the engines, on the "
+            "GPU of this machine. `run` takes an engine once it has passed.",
         ),
     ] = "onnxruntime",
     reference: Annotated[
@@ -82,7 +82,7 @@ def verify_command(
 
     `variator-export verify artifacts/minilm --reference stored` needs neither torch nor the backbone.
     """
-    options.choose("--target", target, ("onnxruntime", *FLAVOURS))
+    options.choose("--target", target, build_targets())
     options.choose("--reference", reference, ("auto", "eager", "stored"))
     if reference == "stored" and bisect:
         raise UsageError("--bisect runs eager PyTorch.", "Leave out --reference stored.")

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -60,8 +60,9 @@ class EagerModel:
     ) -> None:
         if isinstance(model, Plugin):
             model = AugmentedModel(backbone, CompressionPlugin.from_file(model).to(backbone.dtype))
-        self._model: Any = PlainModel(backbone) if model is None else model
-        self.transformer = self._model.transformer
+        module = PlainModel(backbone) if model is None else model
+        self._model = module
+        self.transformer = cast(Any, module).transformer  # which every module of a method has
         if attention == "sdpa":
             with quiet_transformers():  # families without a choice say so
                 self.transformer.set_attn_implementation("sdpa")

@@ -17,8 +17,6 @@ from variator_export.recipe.part import RecipePart as _Part
 from variator_export.recipe.part import known
 
 DEFAULT_RECIPE = "minilm"
-TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
-Target = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
 PrecisionName = Annotated[
     str, AfterValidator(lambda name: known(name, PRECISIONS.names())), WithJsonSchema({"type": "string"})
 ]
@@ -171,8 +169,9 @@ class Recipe(_Part):
     """Those to build; None: all that the plugins have. The baseline, ratio 1, always comes along."""
     precision: PrecisionName = "float32"
     """Of the graphs and engines: float32, float16, bfloat16, or one of an installed distribution."""
-    targets: tuple[Target, ...] = ("onnxruntime",)
-    """What to build engines for. Graphs run on onnxruntime as they are."""
+    targets: tuple[str, ...] = ("onnxruntime",)
+    """What to build engines for: `tensorrt-rtx`, `tensorrt`, or the target of an installed distribution.
+    Graphs run on `onnxruntime` as they are."""
     verify: VerifyRecipe = VerifyRecipe()
     """What graphs are verified on."""
     speed: SpeedRecipe | None = SpeedRecipe()

@@ -11,10 +11,8 @@ from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import conditions, is_importable, machine, require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.extras import Extra, extras
-from variator_export.engines.onnxruntime.providers import CPU, PROVIDERS
-from variator_export.engines.tensorrt import api as tensorrt_api
-from variator_export.engines.tensorrt.compatibility import Place, Verdict, can_run, this_machine
-from variator_export.engines.tensorrt.plan_header import HEADER_BYTES, plan_contradicts
+from variator_export.engines.compatibility import Place, Verdict, can_run, this_machine
+from variator_export.engines.targets import TARGETS, engine_targets, find_engine_target
 from variator_export.model.source import resolve_source
 from variator_export.sessions import Bundle
 
@@ -25,7 +23,7 @@ _PROBES = {
     "*[t.cuda.get_device_name(i) for i in range(t.cuda.device_count())], sep=', ')",
     "onnxruntime": "import onnxruntime as o; print(o.__version__, *o.get_available_providers(), sep=', ')",
     "openvino": "import openvino as o; print(o.__version__, *o.Core().available_devices, sep=', ')",
-    **tensorrt_api.PROBES,
+    **{target.module: target.probe for target in engine_targets().values()},
     "cuda.bindings": "import cuda.bindings as c; from cuda.bindings import runtime as r; "
     "error, n = r.cudaGetDeviceCount(); print(c.__version__, f'{n} GPUs' if n else error.name, sep=', ')",
 }
@@ -121,11 +119,7 @@ def _look_at(bundle: Bundle, probes: list[Probe], place: Place) -> dict[str, Any
     return {
         "path": str(bundle.path),
         # By the names of providers in ONNX Runtime's own answer.
-        "runs_on": [
-            target
-            for target, provider in PROVIDERS.items()
-            if provider.name in answer and not (provider is CPU and bundle.manifest.precision == "bfloat16")
-        ],
+        "runs_on": [name for name, target in TARGETS.all().items() if target.runs_graphs(bundle, answer)],
         "backbone": _backbone(bundle),
         "machine": asdict(place),
         "engines": [_engine(bundle, entry, place) for entry in bundle.manifest.engines],
@@ -135,8 +129,7 @@ def _look_at(bundle: Bundle, probes: list[Probe], place: Place) -> dict[str, Any
 def _engine(bundle: Bundle, entry: EngineEntry, place: Place) -> dict[str, Any]:
     """What an engine is, and whether a machine can run it. Of the plan only the head is read."""
     sidecar = bundle.sidecar(entry)
-    with bundle.file(entry.engine).open("rb") as file:
-        wrong = plan_contradicts(file.read(HEADER_BYTES), entry.target, entry.version)
+    wrong = find_engine_target(entry.target).contradiction(bundle.file(entry.engine), entry.version)
     if wrong is not None:
         remedy = "do not use it: get the bundle again from where it was built"
         verdict = Verdict(False, f"its sidecar says {entry.target} {entry.version}, and {wrong}", remedy)

@@ -150,7 +150,7 @@ def _tokens(shape: Mapping[str, Any]) -> int:
 
 def _compressed(shapes: Sequence[Mapping[str, Any]], runtime: str) -> list[str]:
     rows = [row for shape in shapes for row in shape["rows"]]
-    return list(dict.fromkeys(r["variant"] for r in rows if r["runtime"] == runtime and r["ratio"] > 1))
+    return list(dict.fromkeys(r["variant"] for r in rows if r["runtime"] == runtime and not r["is_baseline"]))
 
 
 def _find(shape: Mapping[str, Any], runtime: str, variant: str) -> Row:

@@ -58,7 +58,7 @@ def speed_section(sources: Sources) -> Section | None:
     if benchmark is None:
         return None
     shapes = benchmark["shapes"]
-    runtimes = dict.fromkeys(row["runtime"] for s in shapes for row in s["rows"] if row["ratio"] > 1)
+    runtimes = dict.fromkeys(row["runtime"] for s in shapes for row in s["rows"] if not row["is_baseline"])
     plots = [Plot("latency", latency_plot(shapes), "Median latency; dashed: without plugins.")]
     plots += [
         Plot(

@@ -14,7 +14,7 @@ from variator_export.bundle.reports import (
     engine_verification_report,
     read_report,
 )
-from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.targets import engine_targets
 from variator_export.sessions import Bundle
 
 _VERIFICATION_KEYS = ("graphs", "findings", "passed", "reference", "verified_at", "machine")
@@ -44,7 +44,7 @@ class Sources:
         self.benchmark = benchmark if benchmark and benchmark["graphs"] == self.graphs else None
         self.qualities = quality_of_graphs(bundle.path, self.graphs)
         self.verified = self._of_now(VERIFICATION_REPORT)
-        engines = {target: self._of_now(engine_verification_report(target)) for target in FLAVOURS}
+        engines = {target: self._of_now(engine_verification_report(target)) for target in engine_targets()}
         self.verified_engines = {target: found for target, found in engines.items() if found is not None}
         self.built = {
             v.name: read_report(bundle.path, build_verification_report(v.name), "findings", "reference")
@@ -110,7 +110,7 @@ class Sources:
 
 def _outcome(found: Mapping[str, Any]) -> str:
     target = found.get("target", "onnxruntime")
-    of_what = ", ".join(found["findings"]) + (f" on {target}" if target in FLAVOURS else "")
+    of_what = ", ".join(found["findings"]) + (f" on {target}" if target in engine_targets() else "")
     where = found.get("gpu") or found["machine"]["cpu"] or "an unknown CPU"
     verdict = "passed" if found["passed"] else "FAILED"
     return f"Verification of {of_what} {verdict} at {found['verified_at']} on {where}."

@@ -26,15 +26,15 @@ from variator_export.core.environment import (
 )
 from variator_export.core.errors import UserError
 from variator_export.core.progress import Progress
-from variator_export.engines.tensorrt.api import FLAVOURS
-from variator_export.engines.tensorrt.layers import EnginePrecision
+from variator_export.engines.layers import EnginePrecision
+from variator_export.engines.targets import distributions, engine_targets
 from variator_export.sessions import Bundle
 from variator_export.verification.cases import REAL_TEXT
 from variator_export.verification.eager_bundle import EagerBundle
 from variator_export.verification.invariances import check_invariances
 from variator_export.verification.judge import REFERENCE, Finding, verify_graph
 from variator_export.verification.reference import EAGER, load_reference
-from variator_export.verification.runs import Engines, Graphs, Target
+from variator_export.verification.runs import Engines, Graphs, Runs
 from variator_export.verification.verified_graph import AS_IT_IS
 
 if TYPE_CHECKING:
@@ -240,7 +240,8 @@ def verify(
         )
     progress = progress or Progress()
     opened = Bundle.load(bundle)
-    if target not in FLAVOURS:
+    builder = engine_targets().get(target)
+    if builder is None:
         require_onnxruntime()
     manifest = opened.manifest
     found = [opened.variant(v) for v in variants] if variants else manifest.variants
@@ -253,9 +254,9 @@ def verify(
             "Bisecting runs eager PyTorch module by module.",
             f"Leave it out, or install what it needs: {install_command('export')}",
         )
-    runs: Target
-    if target in FLAVOURS:
-        runs = Engines(opened, target, chosen, trust_host_code=trust_host_code)
+    runs: Runs
+    if builder is not None:
+        runs = Engines(opened, builder, chosen, trust_host_code=trust_host_code)
     else:
         runs = Graphs(opened)
     shapes = runs.shapes() if profile_shapes else []
@@ -280,10 +281,7 @@ def verify(
         ran=runs.ran,
         gpu=runs.gpu,
         precisions={name: found for name, found in precisions.items() if found is not None},
-        versions=versions(
-            *("variator-export", "onnxruntime", "onnxruntime-gpu", "torch", "transformers"),
-            *(flavour.distribution for flavour in FLAVOURS.values()),
-        ),
+        versions=versions(*("variator-export", "torch", "transformers"), *distributions()),
         bisections=tuple(bisections),
         left_out={name: tuple(left) for name, (_, left) in looked_at.items() if left},
     )
@@ -303,14 +301,14 @@ def store_verification(verification: Verification) -> Path:
         store_report(verification.bundle, ENGINE_RECORDS, records_document(records), state)
     state = "The bundle was verified; the report of it is not stored."
     target = verification.target
-    name = engine_verification_report(target) if target in FLAVOURS else VERIFICATION_REPORT
+    name = engine_verification_report(target) if target in engine_targets() else VERIFICATION_REPORT
     return store_report(verification.bundle, name, verification.as_dict(), state)
 
 
 def _verify_variant(
     bundle: Bundle,
     variant: Variant,
-    runs: Target,
+    runs: Runs,
     eager: EagerBundle | None,
     progress: Progress,
 ) -> tuple[list[Finding], list[LeftOut]]:

@@ -16,7 +16,7 @@ from variator_export.sessions import Bundle
 from variator_export.verification.cases import Case, make_cases
 from variator_export.verification.judge import REFERENCE, Finding
 from variator_export.verification.reference import Expected, eager_reference
-from variator_export.verification.runs import Target
+from variator_export.verification.runs import Runs
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
@@ -82,7 +82,7 @@ class EagerBundle:
             return eager_reference(exact, rounded, cases, precision, advance)
 
     def bisect(
-        self, variant: Variant, findings: Sequence[Finding], runs: Target, folder: Path, progress: Progress
+        self, variant: Variant, findings: Sequence[Finding], runs: Runs, folder: Path, progress: Progress
     ) -> "list[Bisection]":
         """Bisect each graph or engine of a variant that failed. What goes wrong with that is only told.
 

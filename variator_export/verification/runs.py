@@ -13,9 +13,9 @@ from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import PhaseBars, Progress
 from variator_export.engines.base import Arrays, Runner
-from variator_export.engines.tensorrt.api import FLAVOURS, require_tensorrt
-from variator_export.engines.tensorrt.layers import EnginePrecision, precision_in_engine
-from variator_export.engines.tensorrt.session import TensorRtSession, choose_engine
+from variator_export.engines.choice import choose_engine
+from variator_export.engines.layers import EnginePrecision, precision_in_engine
+from variator_export.engines.target import EngineSession, EngineTarget, SessionOptions
 from variator_export.model.methods import method_of
 from variator_export.sessions import Bundle
 from variator_export.verification.verified_graph import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from variator_export.verification.bisect import BisectTarget
 
 
-class Target(Protocol):
+class Runs(Protocol):
     """Runs variants of a bundle.
 
     Attributes:
@@ -122,7 +122,7 @@ class Graphs:
 class _AtRatio:
     """The any-ratio engine at one variant."""
 
-    def __init__(self, session: TensorRtSession, variant: str) -> None:
+    def __init__(self, session: EngineSession, variant: str) -> None:
         self._session, self._variant = session, variant
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -138,7 +138,7 @@ class Engines:
     """
 
     def __init__(
-        self, bundle: Bundle, target: str, variants: Sequence[Variant], *, trust_host_code: bool
+        self, bundle: Bundle, target: EngineTarget, variants: Sequence[Variant], *, trust_host_code: bool
     ) -> None:
         gpu = first_gpu()
         if gpu is None:
@@ -147,15 +147,15 @@ class Engines:
                 "Verify engines where they are to run; graphs are verified without --target.",
             )
         self.gpu: str | None = gpu.name
-        self.ran = f"as engines of {target} on {gpu.name}"
-        self._bundle = bundle
-        self._sessions: dict[str, TensorRtSession] = {}
+        self.ran = f"as engines of {target.name} on {gpu.name}"
+        self._bundle, self._target = bundle, target
+        self._sessions: dict[str, EngineSession] = {}
         self._files: dict[str, str] = {}
         self._built: dict[str, tuple[EngineEntry, Mapping[str, Any]]] = {}
         missing: dict[str, UserError] = {}
         for name in (*(variant.name for variant in variants), ANY_RATIO):
             try:
-                entry, sidecar = choose_engine(bundle, target, name)
+                entry, sidecar = choose_engine(bundle, target.name, name)
             except UserError as error:  # of another GPU, say
                 missing[name] = error
                 continue
@@ -167,13 +167,9 @@ class Engines:
                 )
             self._files[name] = entry.engine
             self._built[entry.engine] = entry, sidecar
-            self._sessions[entry.engine] = TensorRtSession(
-                bundle,
-                target,
-                None if name == ANY_RATIO else name,
-                allow_unverified=True,
-                trust_host_code=trust_host_code,
-            )
+            options = SessionOptions(allow_unverified=True, trust_host_code=trust_host_code)
+            variant = None if name == ANY_RATIO else name
+            self._sessions[entry.engine] = target.open_engine(bundle, variant, options)
         # One of the two is enough.
         for name, reason in missing.items():
             if name != ANY_RATIO and ANY_RATIO in missing:
@@ -212,21 +208,18 @@ class Engines:
         """As engines that are built on this machine, by what its sidecar says."""
         import onnx_ir as ir
 
-        from variator_export.engines.tensorrt.debug_engine import Rebuilder
         from variator_export.verification.bisect import BisectTarget
-        from variator_export.verification.reproduction import script_for_tensorrt
 
         bundle, (entry, sidecar) = self._bundle, self._built[file]
         any_ratio = entry.variant == ANY_RATIO
         graph = bundle.graph(bundle.manifest.any_ratio_graph if any_ratio else variant.graph)
         extra = method_of(variant).graph_inputs(bundle, variant) if any_ratio else {}
-        installed = require_tensorrt(entry.target)
-        rebuilder = Rebuilder(bundle, entry, sidecar, extra)
+        rebuilder = self._target.debug_engines(bundle, entry, sidecar, extra)
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
             with PhaseBars(progress, f"bisect {entry.variant}") as bars:
                 return rebuilder.open(model, inputs, bars.tell)
 
-        script = script_for_tensorrt(FLAVOURS[entry.target].module, sidecar)
-        again = f"built again, by {entry.target} {installed}"
+        script = self._target.reproduction(sidecar)
+        again = f"built again, by {entry.target} {self._target.version()}"
         return BisectTarget(file, again, functools.partial(ir.load, graph), open_, extra, script)

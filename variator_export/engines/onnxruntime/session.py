@@ -1,6 +1,5 @@
 """Sessions on ONNX Runtime: every variant of a bundle in one, or one variant alone."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,12 @@ import numpy as np
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.core.errors import UserError
+from variator_export.engines.added_plugin import load_added_plugin, refuse_added_plugin
 from variator_export.engines.base import Arrays, check_inputs
 from variator_export.engines.onnxruntime.graph import DeviceGraph
 from variator_export.engines.onnxruntime.providers import CPU, Provider
 from variator_export.model.methods import method_of
-from variator_export.model.plugin_file import PluginHost, check_plugin_fits, load_plugin
 from variator_export.model.plugin_layout import stack_for_graph
-from variator_export.model.source import plugin_folder
-from variator_export.recipe.recipe import VARIANT_NAME
 
 
 @dataclass(frozen=True)
@@ -72,24 +69,8 @@ class OnnxRuntimeSession:
             UserError: It cannot be read, was made for another backbone, or the name is none or that of a
                 plugin of another ratio; the session is as before.
         """
-        if not isinstance(name, str) or not re.fullmatch(VARIANT_NAME, name):
-            raise UserError(f"{name!r} is no name of a plugin.", "Take letters, digits, '.', '_' and '-'.")
-        backbone = self._bundle.manifest.backbone
-        plugin = load_plugin(plugin_folder(str(source)))
-        host = PluginHost(
-            name=backbone.source,
-            model_type=backbone.model_type,
-            hidden_size=backbone.hidden_size,
-            num_layers=backbone.num_layers,
-            weights_sha256=backbone.weights_sha256,
-        )
-        check_plugin_fits(plugin.config, str(source), host)
         there = self._plugins.get(name)
-        if there is not None and there.ratio != plugin.config.ratio:
-            raise UserError(
-                f"{name} has the ratio {there.ratio}; the plugin {source} has {plugin.config.ratio}.",
-                "Give it a name of its own.",
-            )
+        plugin = load_added_plugin(self._backbone, name, source, there.ratio if there else None)
         loaded = _Loaded(plugin.config.ratio, self._graph.upload(stack_for_graph(plugin)))
         self._plugins = {**self._plugins, name: loaded}
 
@@ -109,17 +90,18 @@ class OnnxRuntimeSession:
             )
         return table[found[0]]
 
-    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str = 1) -> Arrays:
+    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
         """Run once.
 
         Args:
             inputs: int64 arrays (B, S) by the backbone's input names.
-            ratio: The ratio, or the name of a variant or of a plugin that was added.
+            ratio: The ratio, or the name of a variant or of a plugin that was added; None: the baseline.
 
         Raises:
             UserError: There is no such one, or the inputs do not fit.
         """
-        plugin = self._find(ratio).tensors
+        asked = self._bundle.manifest.baseline.name if ratio is None else ratio
+        plugin = self._find(asked).tensors
         arrays = check_inputs(inputs, self._backbone.part, self._backbone.max_length)
         return self._graph.run(arrays, plugin)
 
@@ -144,6 +126,20 @@ class OnnxRuntimeVariantSession:
     def ratios(self) -> tuple[int, ...]:
         """The one ratio that it runs."""
         return (self._variant.ratio,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The one variant that it runs."""
+        return (self._variant.name,)
+
+    def add_plugin(self, name: str, source: str | Path) -> None:
+        """Refuse it: a graph of one variant has no inputs for a plugin.
+
+        Raises:
+            UserError: Always.
+        """
+        del name, source
+        refuse_added_plugin(self._variant.name)
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
         """Run once; int64 arrays (B, S) by the backbone's input names.

@@ -67,10 +67,6 @@ FLAVOURS = {
 }
 
 
-# Asks each for its version, in a process of its own.
-PROBES = {f.module: f"import {f.module}; print({f.module}.__version__)" for f in FLAVOURS.values()}
-
-
 def load_tensorrt(target: str) -> ModuleType:
     """The TensorRT module of a target.
 

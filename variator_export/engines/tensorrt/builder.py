@@ -3,19 +3,17 @@
 `builder_process.py` calls it in a process of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from variator_export.core.errors import UserError
+from variator_export.engines.request import EngineRequest, Profile
+from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.api import load_tensorrt
 from variator_export.engines.tensorrt.log import last_words, make_log
-from variator_export.engines.tensorrt.request import EngineRequest, Profile
 from variator_export.engines.tensorrt.timing_cache import TimingCache
-
-# Phase, steps done, steps in all.
-OnProgress = Callable[[str, int, int], None]
 
 
 def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = None) -> bytes:

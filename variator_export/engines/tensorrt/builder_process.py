@@ -21,8 +21,9 @@ import threading
 from pathlib import Path
 
 from variator_export.core.errors import UserError
-from variator_export.engines.tensorrt.builder import OnProgress, build_engine_here
-from variator_export.engines.tensorrt.request import EngineRequest
+from variator_export.engines.request import EngineRequest
+from variator_export.engines.target import OnProgress
+from variator_export.engines.tensorrt.builder import build_engine_here
 
 _REFUSED = 1
 _QUERY, _ADDR_NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000

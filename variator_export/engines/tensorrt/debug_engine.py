@@ -14,12 +14,12 @@ import onnx_ir as ir
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
 from variator_export.engines.base import Arrays, check_inputs
-from variator_export.engines.tensorrt.builder import OnProgress
+from variator_export.engines.request import Profile, request_of
+from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.builder_process import build_engine
 from variator_export.engines.tensorrt.device import CudaDevice, Device
 from variator_export.engines.tensorrt.execution import Execution, choose_profile
 from variator_export.engines.tensorrt.plan import OpenPlan
-from variator_export.engines.tensorrt.request import Profile, request_of
 
 _GRAPH = "changed.onnx"
 

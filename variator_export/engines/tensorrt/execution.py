@@ -8,9 +8,9 @@ import numpy as np
 
 from variator_export.core.errors import UserError
 from variator_export.core.precision import BFLOAT16, FLOAT16, FLOAT32
+from variator_export.engines.request import Profile
 from variator_export.engines.tensorrt.device import Device
 from variator_export.engines.tensorrt.plan import OpenPlan
-from variator_export.engines.tensorrt.request import Profile
 
 Shapes = Mapping[str, Sequence[int]]
 # TensorRT's names of types that outputs may have, as others name them.

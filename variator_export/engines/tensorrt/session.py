@@ -5,23 +5,25 @@ An engine that was only built is not run unless that is asked for.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.files import BundleFiles
-from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import Gpu, first_gpu
 from variator_export.core.errors import UserError
+from variator_export.engines.added_plugin import load_added_plugin, refuse_added_plugin
 from variator_export.engines.base import Arrays, check_inputs
+from variator_export.engines.choice import choose_engine, require_verified
+from variator_export.engines.request import Profile
 from variator_export.engines.tensorrt.api import FLAVOURS
-from variator_export.engines.tensorrt.compatibility import can_run, this_machine
 from variator_export.engines.tensorrt.device import CudaDevice, Device
 from variator_export.engines.tensorrt.execution import Bound, Execution
 from variator_export.engines.tensorrt.plan import open_engine
-from variator_export.engines.tensorrt.request import Profile
 from variator_export.model.methods import method_of
+from variator_export.model.plugin_layout import plugin_input_shapes, stack_for_graph
 
 # Each has its own memory for what lies between layers.
 _MOST_GRAPHS = 8
@@ -62,17 +64,16 @@ class TensorRtSession:
         self._entry, sidecar = choose_engine(bundle, target, name)
         gpu = first_gpu()
         if not allow_unverified:
-            _require_verified(bundle, self._entry, gpu)
+            require_verified(bundle, self._entry, gpu)
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
         self._device = device or CudaDevice()
         _require_same_gpu(self._device, gpu)
         variants = bundle.manifest.variants if self._variant is None else ()
-        arrays = {v.name: method_of(v).graph_inputs(bundle, v) for v in variants}
-        self._plugins = {
-            key: {name: self._device.upload(array) for name, array in plugin.items()}
-            for key, plugin in arrays.items()
-        }
-        self._shapes = {key: {n: a.shape for n, a in plugin.items()} for key, plugin in arrays.items()}
+        self._plugins: dict[str, dict[str, Any]] = {}
+        self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        self._ratios = {} if self._variant is None else {self._variant.name: self._variant.ratio}
+        for own in variants:
+            self._take(own.name, own.ratio, method_of(own).graph_inputs(bundle, own))
         self._plan = open_engine(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
         self._execution = Execution(self._plan, self._profiles, self._device, target, self._entry.engine)
         # TensorRT for RTX records in its contexts, TensorRT on the stream.
@@ -85,8 +86,38 @@ class TensorRtSession:
     @property
     def ratios(self) -> tuple[int, ...]:
         """The ratios that it runs, ascending."""
-        found = self._bundle.manifest.variants if self._variant is None else (self._variant,)
-        return tuple(sorted({variant.ratio for variant in found}))
+        return tuple(sorted({self._ratios[name] for name in self.names}))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what it runs: the bundle's variants, then the plugins that were added."""
+        return tuple(self._ratios)
+
+    def add_plugin(self, name: str, source: str | Path) -> None:
+        """Take another plugin of the backbone, which counts from the next call on; nothing else is loaded.
+
+        Raises:
+            UserError: The session runs one variant alone, no profile of the engine is for the plugin's
+                shapes, or as `load_added_plugin`; the session is as before.
+        """
+        if self._variant is not None:
+            refuse_added_plugin(self._variant.name)
+        plugin = load_added_plugin(self._backbone, name, source, self._ratios.get(name))
+        shapes = plugin_input_shapes(plugin.config)
+        if not any(all(p.shapes[n][0] == shape for n, shape in shapes.items()) for p in self._profiles):
+            raise UserError(
+                f"No profile of {self._entry.engine} is for plugins of ratio {plugin.config.ratio} and "
+                f"bottleneck {plugin.config.bottleneck_size}. It has {'; '.join(map(str, self._profiles))}.",
+                "Build the plugin into the bundle, and compile its engine again.",
+            )
+        self._take(name, plugin.config.ratio, stack_for_graph(plugin))
+
+    def _take(self, name: str, ratio: int, plugin: Mapping[str, np.ndarray]) -> None:
+        """Tables are replaced whole: calls of other threads see the old ones or the new ones."""
+        uploaded = {key: self._device.upload(array) for key, array in plugin.items()}
+        self._plugins = {**self._plugins, name: uploaded}
+        self._shapes = {**self._shapes, name: {key: array.shape for key, array in plugin.items()}}
+        self._ratios = {**self._ratios, name: ratio}
 
     def layers(self) -> list[Any]:
         """What TensorRT's inspector says of the engine's layers."""
@@ -127,19 +158,27 @@ class TensorRtSession:
         return self._bound(inputs, ratio)
 
     def _bound(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> Bound:
-        asked = ratio if ratio is not None else (self._variant.name if self._variant else 1)
-        variant = self._bundle.variant(asked)
-        if self._variant is not None and variant.name != self._variant.name:
-            raise UserError(
-                f"This session runs {self._variant.name}, not {asked!r}.",
-                "Open one for every ratio, without a variant.",
-            )
+        name = self._find(ratio)
         arrays = check_inputs(inputs, self._backbone.part, self._backbone.max_length)
-        shapes = {name: array.shape for name, array in arrays.items()} | self._shapes.get(variant.name, {})
+        shapes = {name: array.shape for name, array in arrays.items()} | self._shapes.get(name, {})
         if self._context is None:
-            return self._recorded(variant.name, arrays, shapes)
+            return self._recorded(name, arrays, shapes)
         self._profile = self._execution.use_profile(self._context, self._profile, shapes)
-        return self._execution.bind(self._context, self._upload(variant.name, arrays), shapes)
+        return self._execution.bind(self._context, self._upload(name, arrays), shapes)
+
+    def _find(self, choice: int | str | None) -> str:
+        """The name of what is to run."""
+        if self._variant is not None:
+            if choice not in (None, self._variant.name, self._variant.ratio):
+                raise UserError(
+                    f"This session runs {self._variant.name}, not {choice!r}.",
+                    "Open one for every ratio, without a variant.",
+                )
+            return self._variant.name
+        if choice in self._ratios:
+            return str(choice)
+        asked = self._bundle.manifest.baseline.name if choice is None else choice
+        return self._bundle.variant(asked).name
 
     def _upload(self, variant: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The inputs, with the plugin of a variant, which is on the device already."""
@@ -183,43 +222,3 @@ def _require_same_gpu(device: Device, gpu: Gpu | None) -> None:
             f"CUDA runs on {device.name}, and nvidia-smi names {gpu.name} first.",
             "Set CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES to the one that is meant.",
         )
-
-
-def _require_verified(bundle: BundleFiles, entry: EngineEntry, gpu: Gpu | None) -> None:
-    """Refuse an engine that no GPU of this kind has verified, or that failed there."""
-    records = bundle.engine_records(entry)
-    here = [record for record in records if gpu is not None and record.gpu == gpu.name]
-    if any(record.passed for record in here):
-        return
-    known = "; ".join(map(str, here or records)) or "was built and never verified on a device"
-    where = "" if here or not records or gpu is None else f", and this is {gpu.name}"
-    raise UserError(
-        f"{bundle.path / entry.engine} {known}{where}.",
-        f"Verify it here: variator-export verify {bundle.path} --target {entry.target}. To run it all the "
-        "same: --allow-unverified (in Python allow_unverified=True).",
-    )
-
-
-def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEntry, dict[str, Any]]:
-    """The engine of a variant that this machine can run, and its sidecar.
-
-    Raises:
-        UserError: There is none.
-    """
-    place = this_machine()
-    reasons = []
-    for entry in bundle.engines(target, name):
-        sidecar = bundle.sidecar(entry)
-        verdict = can_run(sidecar, place)
-        if verdict.runs:
-            return entry, sidecar
-        reasons.append(f"{entry.engine}: {verdict.why}")
-    if reasons:
-        raise UserError(
-            f"{bundle.path} has no engine of {name} for this machine. {'; '.join(reasons)}.",
-            f"variator-export doctor {bundle.path} says what to do for each.",
-        )
-    raise UserError(
-        f"{bundle.path} has no engine of {name} for {target}.",
-        f"Build it: variator-export compile {bundle.path} --target {target} --variant {name}",
-    )

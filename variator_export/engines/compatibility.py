@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from variator_export.core.environment import first_gpu, installed_version
+from variator_export.core.environment import first_gpu
 from variator_export.core.errors import UsageError
-from variator_export.engines.tensorrt.api import FLAVOURS
 
 # Platforms of engines beside compute capabilities: all of the target, and sm80 and later.
 PORTABLE, AMPERE_PLUS = "portable", "ampere-plus"
 _CAPABILITY = re.compile(r"sm\d{2,3}")
-_VERSION = re.compile(r"(?P<target>tensorrt-rtx|tensorrt)-(?P<version>\d+(\.\d+)*)")
+_VERSION = re.compile(r"(?P<target>[a-z-]+)-(?P<version>\d+(\.\d+)*)")
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,10 @@ class Verdict:
 
 def this_machine() -> Place:
     """The machine that this runs on."""
+    from variator_export.engines.targets import engine_targets
+
     gpu = first_gpu()
-    found = {name: installed_version(flavour.distribution) for name, flavour in FLAVOURS.items()}
+    found = {name: next(iter(target.versions().values())) for name, target in engine_targets().items()}
     versions = {name: version for name, version in found.items() if version is not None}
     return Place("this machine", gpu.capability if gpu else None, versions)
 
@@ -59,13 +60,15 @@ def named_machine(text: str) -> Place:
     Raises:
         UsageError: A part is neither a compute capability nor a TensorRT with its version.
     """
+    from variator_export.engines.targets import engine_targets
+
     capability, versions = None, {}
     for part in text.split(","):
         if _CAPABILITY.fullmatch(part):
             if capability is not None:
                 raise UsageError(f"--for {text} names two GPUs.", "Ask for one after the other.")
             capability = part
-        elif match := _VERSION.fullmatch(part):
+        elif (match := _VERSION.fullmatch(part)) and match["target"] in engine_targets():
             versions[match["target"]] = match["version"]
         else:
             raise UsageError(f"{part!r} in --for {text} is no machine.", "--for sm90,tensorrt-11.4")
@@ -81,53 +84,30 @@ def can_run(sidecar: Mapping[str, Any], place: Place) -> Verdict:
         sidecar: Of the engine.
         place: The machine.
     """
+    from variator_export.engines.targets import find_engine_target
+
     target, built = sidecar["target"], str(sidecar["version"])
+    builder, platform = find_engine_target(target), str(sidecar["platform"])
+    (distribution,) = builder.distributions
     there = place.versions.get(target)
     again = f"variator-export compile BUNDLE --target {target}"
     if place.capability is None:
         return Verdict(False, f"{place.name} has no GPU", "name another one: --for sm90,tensorrt-11.4")
     if there is None:
-        return Verdict(
-            False, f"{place.name} has no {target}", f"install {FLAVOURS[target].distribution} {built} there"
-        )
-    if not _right_gpu(sidecar, place.capability):
+        return Verdict(False, f"{place.name} has no {target}", f"install {distribution} {built} there")
+    if not builder.runs_on(platform, place.capability):
         return Verdict(
             False,
-            f"it was built for {_gpus(sidecar)}, and {place.name} has {place.capability}",
-            _remedy_for_gpu(target, place.capability, again),
+            f"it was built for {builder.gpus(platform)}, and {place.name} has {place.capability}",
+            builder.how_to_build_for(place.capability),
         )
     if not _right_version(built, there, later=bool(sidecar["options"]["version_compatible"])):
         return Verdict(
             False,
             f"it was built by {target} {built}, and {place.name} has {there}",
-            f"install {FLAVOURS[target].distribution} {built} there, or compile it with {there}: {again}",
+            f"install {distribution} {built} there, or compile it with {there}: {again}",
         )
-    return Verdict(True, f"{_gpus(sidecar)}, {target} {built}")
-
-
-def _right_gpu(sidecar: Mapping[str, Any], capability: str) -> bool:
-    platform = str(sidecar["platform"])
-    if platform == PORTABLE:
-        return capability in FLAVOURS[sidecar["target"]].portable
-    if platform == AMPERE_PLUS:
-        return int(capability.removeprefix("sm")) >= 80
-    return capability in platform.split("+")
-
-
-def _gpus(sidecar: Mapping[str, Any]) -> str:
-    platform = str(sidecar["platform"])
-    if platform == PORTABLE:
-        return ", ".join(FLAVOURS[sidecar["target"]].portable)
-    return "sm80 and later" if platform == AMPERE_PLUS else platform.replace("+", " and ")
-
-
-def _remedy_for_gpu(target: str, capability: str, again: str) -> str:
-    known = FLAVOURS[target].compute_capabilities
-    if known is None:
-        return f"compile it on a machine with {capability}: {again}"
-    if capability in known:
-        return f"compile it for that GPU: {again} --compute-capability {capability}"
-    return f"{target} does not know {capability}; compile it there with --target tensorrt"
+    return Verdict(True, f"{builder.gpus(platform)}, {target} {built}")
 
 
 def _right_version(built: str, there: str, *, later: bool) -> bool:

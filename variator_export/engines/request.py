@@ -9,8 +9,6 @@ from variator_export.bundle.manifest import BackboneEntry
 from variator_export.bundle.parts import PartEntry
 from variator_export.core.axes import BATCH, LENGTH
 from variator_export.core.errors import UserError
-from variator_export.engines.tensorrt.api import FLAVOURS
-from variator_export.engines.tensorrt.compatibility import PORTABLE
 from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.recipe import ShapeSet
@@ -83,14 +81,14 @@ def request_of(
         what: How messages call the new engine.
         profiles: Its profiles.
     """
-    named = FLAVOURS[sidecar["target"]].compute_capabilities is not None and sidecar["platform"] != PORTABLE
+    named = sidecar["compute_capabilities"]
     return EngineRequest(
         target=sidecar["target"],
         graph=graph,
         what=what,
         profiles=tuple(profiles),
         options=BuilderOptions.model_validate({**sidecar["options"], "strip_weights": False}),
-        compute_capabilities=tuple(sidecar["platform"].split("+")) if named else (),
+        compute_capabilities=tuple(named),
     )
 
 

@@ -1,0 +1,53 @@
+"""Which engine of a bundle runs on this machine, and whether it may."""
+
+from typing import Any
+
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import EngineEntry
+from variator_export.core.environment import Gpu
+from variator_export.core.errors import UserError
+from variator_export.engines.compatibility import can_run, this_machine
+
+
+def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEntry, dict[str, Any]]:
+    """The engine of a variant that this machine can run, and its sidecar.
+
+    Raises:
+        UserError: There is none.
+    """
+    place = this_machine()
+    reasons = []
+    for entry in bundle.engines(target, name):
+        sidecar = bundle.sidecar(entry)
+        verdict = can_run(sidecar, place)
+        if verdict.runs:
+            return entry, sidecar
+        reasons.append(f"{entry.engine}: {verdict.why}")
+    if reasons:
+        raise UserError(
+            f"{bundle.path} has no engine of {name} for this machine. {'; '.join(reasons)}.",
+            f"variator-export doctor {bundle.path} says what to do for each.",
+        )
+    raise UserError(
+        f"{bundle.path} has no engine of {name} for {target}.",
+        f"Build it: variator-export compile {bundle.path} --target {target} --variant {name}",
+    )
+
+
+def require_verified(bundle: BundleFiles, entry: EngineEntry, gpu: Gpu | None) -> None:
+    """Refuse an engine that no GPU of this kind has verified, or that failed there.
+
+    Raises:
+        UserError: It is one.
+    """
+    records = bundle.engine_records(entry)
+    here = [record for record in records if gpu is not None and record.gpu == gpu.name]
+    if any(record.passed for record in here):
+        return
+    known = "; ".join(map(str, here or records)) or "was built and never verified on a device"
+    where = "" if here or not records or gpu is None else f", and this is {gpu.name}"
+    raise UserError(
+        f"{bundle.path / entry.engine} {known}{where}.",
+        f"Verify it here: variator-export verify {bundle.path} --target {entry.target}. To run it all the "
+        "same: --allow-unverified (in Python allow_unverified=True).",
+    )

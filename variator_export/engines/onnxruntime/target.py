@@ -1,0 +1,60 @@
+"""ONNX Runtime as a target: on the CPU, and by its providers for NVIDIA GPUs."""
+
+from dataclasses import dataclass
+
+from variator_export.bundle.files import BundleFiles
+from variator_export.core.errors import UserError
+from variator_export.core.precision import find_precision
+from variator_export.engines.onnxruntime.providers import CPU, PROVIDERS, Provider
+from variator_export.engines.target import Session, SessionOptions, Target
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeTarget(Target):
+    """One provider of ONNX Runtime.
+
+    Attributes:
+        provider: The provider.
+    """
+
+    name: str
+    provider: Provider
+    module: str = "onnxruntime"
+    distributions: tuple[str, ...] = ("onnxruntime", "onnxruntime-gpu")
+
+    @property
+    def gpu(self) -> bool:  # type: ignore[override]
+        """Whether it runs on a GPU."""
+        return self.provider.device != "cpu"
+
+    def require(self, bundle: BundleFiles) -> None:
+        """Refuse a precision that a CPU has no products of."""
+        precision = find_precision(bundle.manifest.precision)
+        if self.provider is CPU and not precision.on_a_cpu:
+            raise UserError(
+                f"{bundle.path} is in {precision.name}, and ONNX Runtime has no {precision.name} products on "
+                "a CPU.",
+                "Run it on a GPU (onnxruntime-cuda), or build it with --precision float32 or float16.",
+            )
+
+    def runs_graphs(self, bundle: BundleFiles, installed: str) -> bool:
+        """By the names of the providers that the installed ONNX Runtime has."""
+        precision = find_precision(bundle.manifest.precision)
+        return self.provider.name in installed and (self.gpu or precision.on_a_cpu)
+
+    def open(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> Session:
+        """Open the graph of a variant, or the one for all."""
+        from variator_export.engines.onnxruntime.session import (
+            OnnxRuntimeSession,
+            OnnxRuntimeVariantSession,
+        )
+
+        self.require(bundle)
+        if variant is None:
+            return OnnxRuntimeSession(bundle, threads=options.threads, provider=self.provider)
+        return OnnxRuntimeVariantSession(bundle, variant, threads=options.threads, provider=self.provider)
+
+
+CPU_TARGET, CUDA_TARGET, TENSORRT_TARGET, TENSORRT_RTX_TARGET = (
+    OnnxRuntimeTarget(name, provider) for name, provider in PROVIDERS.items()
+)

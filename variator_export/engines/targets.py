@@ -1,0 +1,56 @@
+"""The targets: what runs and builds. Another one is a folder with a `Target` in it, and a line here."""
+
+from variator_export.core.errors import UserError
+from variator_export.core.nearest import nearest
+from variator_export.core.registry import Registry
+from variator_export.engines.target import EngineTarget, Target
+
+_ONNXRUNTIME = "variator_export.engines.onnxruntime.target"
+_TENSORRT = "variator_export.engines.tensorrt.target"
+
+TARGETS: Registry[Target] = Registry(
+    kind="target",
+    group="variator_export.targets",
+    contract=Target,  # type: ignore[type-abstract]
+    own={
+        "onnxruntime": f"{_ONNXRUNTIME}:CPU_TARGET",
+        "onnxruntime-cuda": f"{_ONNXRUNTIME}:CUDA_TARGET",
+        "onnxruntime-tensorrt": f"{_ONNXRUNTIME}:TENSORRT_TARGET",
+        "onnxruntime-tensorrt-rtx": f"{_ONNXRUNTIME}:TENSORRT_RTX_TARGET",
+        "tensorrt-rtx": f"{_TENSORRT}:TENSORRT_RTX",
+        "tensorrt": f"{_TENSORRT}:TENSORRT",
+    },
+)
+# What runs graphs as they are, on any machine: every bundle is for it.
+GRAPHS = "onnxruntime"
+
+
+def engine_targets() -> dict[str, EngineTarget]:
+    """The targets that build engines, by name."""
+    return {name: target for name, target in TARGETS.all().items() if isinstance(target, EngineTarget)}
+
+
+def find_engine_target(name: str) -> EngineTarget:
+    """A target that builds engines.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    found = engine_targets()
+    if name not in found:
+        guess = nearest(name, list(found))
+        raise UserError(
+            f"There is no target {name!r} that engines are built for; there are {', '.join(found)}.",
+            f"Did you mean {guess!r}?" if guess else f"Choose one of: {', '.join(found)}.",
+        )
+    return found[name]
+
+
+def build_targets() -> tuple[str, ...]:
+    """What a bundle can be built for."""
+    return (GRAPHS, *engine_targets())
+
+
+def distributions() -> tuple[str, ...]:
+    """Every distribution whose version says what ran."""
+    return tuple(dict.fromkeys(d for target in TARGETS.all().values() for d in target.distributions))

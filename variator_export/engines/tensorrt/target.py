@@ -1,0 +1,172 @@
+"""TensorRT and TensorRT for RTX as targets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import EngineEntry
+from variator_export.core.environment import first_gpu
+from variator_export.core.errors import UserError
+from variator_export.engines.compatibility import AMPERE_PLUS, PORTABLE
+from variator_export.engines.request import EngineRequest, TimingCacheMode
+from variator_export.engines.target import (
+    DebugEngines,
+    EngineSession,
+    EngineTarget,
+    OnProgress,
+    SessionOptions,
+)
+from variator_export.engines.tensorrt import api
+from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.plan_header import (
+    HEADER_BYTES,
+    plan_contradicts,
+    read_plan_version,
+)
+from variator_export.engines.tensorrt.timing_cache import timing_cache_path
+from variator_export.recipe.recipe import EngineRecipe
+
+
+@dataclass(frozen=True)
+class TensorRtTarget(EngineTarget):
+    """One of the TensorRTs of `api.FLAVOURS`."""
+
+    name: str
+    gpu: bool = True
+    code: tuple[str, ...] = ("engines/tensorrt", "engines/request.py")
+
+    @property
+    def flavour(self) -> api.Flavour:
+        """What it can do."""
+        return api.FLAVOURS[self.name]
+
+    @property
+    def module(self) -> str:  # type: ignore[override]
+        """Its Python module."""
+        return self.flavour.module
+
+    @property
+    def distributions(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The distribution that installs it."""
+        return (self.flavour.distribution,)
+
+    @property
+    def probe(self) -> str:  # type: ignore[override]
+        """Asks it for its version."""
+        return f"import {self.module}; print({self.module}.__version__)"
+
+    def require(self, bundle: BundleFiles) -> None:
+        """It runs every precision."""
+
+    def version(self) -> str:
+        """The version that is installed."""
+        return api.require_tensorrt(self.name)
+
+    def check_options(self, options: EngineRecipe, timing_cache: TimingCacheMode) -> None:
+        """Refuse what this TensorRT does not have."""
+        api.refuse_options(self.name, options, timing_cache)
+
+    def platforms(self, options: EngineRecipe) -> list[str]:
+        """Those that are named; else what it builds for without a name: all, sm80 and later, or this GPU."""
+        if options.compute_capabilities:
+            return list(options.compute_capabilities)
+        if self.flavour.portable:
+            return [PORTABLE]
+        if options.hardware_compatibility == AMPERE_PLUS:
+            return [AMPERE_PLUS]
+        gpu = first_gpu()
+        if gpu is None:
+            raise UserError(
+                f"The target {self.name} builds for the GPU of the machine, and nvidia-smi knows of none "
+                "here.",
+                "Compile the bundle where the GPU is: variator-export compile BUNDLE --target "
+                f"{self.name}; or build for --target tensorrt-rtx, which needs none.",
+            )
+        return [gpu.capability]
+
+    def timing_cache(self, mode: TimingCacheMode) -> str | None:
+        """The file of this GPU, CUDA and TensorRT."""
+        if mode == "ignore":
+            return None
+        gpu = first_gpu()
+        if gpu is None:
+            raise UserError(
+                "A timing cache is of one GPU, and nvidia-smi knows of none here.",
+                "Leave out --timing-cache, or compile where nvidia-smi runs.",
+            )
+        return str(timing_cache_path(gpu.name, api.cuda_version(self.name) or "", self.version()))
+
+    def build(self, request: EngineRequest, folder: Path, on_progress: OnProgress | None) -> bytes:
+        """Build in a process of its own."""
+        return build_engine(request, folder, on_progress)
+
+    def facts(self, engine: bytes) -> dict[str, str | None]:
+        """The CUDA that it is built for, and the version in the plan's head."""
+        return {"cuda": api.cuda_version(self.name), "plan_version": read_plan_version(engine)}
+
+    def contradiction(self, engine: Path, version: str) -> str | None:
+        """Of a plan only the head is read."""
+        with engine.open("rb") as file:
+            return plan_contradicts(file.read(HEADER_BYTES), self.name, version)
+
+    def gpus(self, platform: str) -> str:
+        """The compute capabilities."""
+        if platform == PORTABLE:
+            return ", ".join(self.flavour.portable)
+        return "sm80 and later" if platform == AMPERE_PLUS else platform.replace("+", " and ")
+
+    def runs_on(self, platform: str, capability: str) -> bool:
+        """By compute capability."""
+        if platform == PORTABLE:
+            return capability in self.flavour.portable
+        if platform == AMPERE_PLUS:
+            return int(capability.removeprefix("sm")) >= 80
+        return capability in platform.split("+")
+
+    def how_to_build_for(self, capability: str) -> str:
+        """By name where it can be named, else on the machine."""
+        again = f"variator-export compile BUNDLE --target {self.name}"
+        known = self.flavour.compute_capabilities
+        if known is None:
+            return f"compile it on a machine with {capability}: {again}"
+        if capability in known:
+            return f"compile it for that GPU: {again} --compute-capability {capability}"
+        return f"{self.name} does not know {capability}; compile it there with --target tensorrt"
+
+    def open_engine(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> EngineSession:
+        """Open the engine of a variant, or the one for all."""
+        from variator_export.engines.tensorrt.session import TensorRtSession
+
+        return TensorRtSession(
+            bundle,
+            self.name,
+            variant,
+            allow_unverified=options.allow_unverified,
+            trust_host_code=options.trust_host_code,
+            cuda_graphs=options.cuda_graphs,
+        )
+
+    def debug_engines(
+        self,
+        bundle: BundleFiles,
+        entry: EngineEntry,
+        sidecar: Mapping[str, Any],
+        constant: Mapping[str, np.ndarray],
+    ) -> DebugEngines:
+        """By the TensorRT that is installed here."""
+        from variator_export.engines.tensorrt.debug_engine import Rebuilder
+
+        return Rebuilder(bundle, entry, sidecar, constant)
+
+    def reproduction(self, sidecar: Mapping[str, Any]) -> str:
+        """With PyTorch for the GPU's memory."""
+        from variator_export.engines.tensorrt.reproduction_script import script_for_tensorrt
+
+        return script_for_tensorrt(self.module, sidecar)
+
+
+TENSORRT_RTX, TENSORRT = TensorRtTarget("tensorrt-rtx"), TensorRtTarget("tensorrt")
