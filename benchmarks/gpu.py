@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_models import MODELS, Model, make_model
-from gpu_runners import FAMILIES, Way, Ways, wait
+from gpu_runners import GROUPS, Way, Ways, wait
 
 from variator_export.benchmark.speed_table import Macs, Subject, speed_inputs, speed_rows
-from variator_export.benchmark.timing import time_until_settled
+from variator_export.benchmark.timing import time_in_turns
 from variator_export.core.environment import conditions, machine, versions
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
@@ -70,7 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["minilm", "t5-base"])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--runtimes", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--runtimes", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--ratios", nargs="+", type=int, default=list(RATIOS))
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="BxS")
     parser.add_argument("--block-seconds", type=float, default=0.2)
@@ -204,7 +204,7 @@ def _checked_ways(
                 continue
             numbers[subject] = None if np.isnan(used) else round(used, 3)
             if used <= MULTIPLE:
-                opened.append(Subject(runtime, FAMILIES[runtime], ratio, variant, way))
+                opened.append(Subject(runtime, GROUPS[runtime], ratio, variant, way, baseline=ratio == 1))
             else:
                 skipped[subject] = f"wrong numbers: {used:.1f} times eager's own error"
         left_out = [reason for name, reason in skipped.items() if name.startswith(f"{runtime}/")]
@@ -231,14 +231,15 @@ def _shape(
         except Exception as error:  # as above: out of memory, say
             calls.pop(subject.key, None)
             skipped[f"{subject.key} at {shape[0]}x{shape[1]}"] = _words(error)
-    # A family is compared with its own run without plugins.
+    # A group is compared with its own run without plugins.
     there = [s for s in opened if s.key in calls]
-    families = {s.family for s in there if s.ratio == 1}
-    timed = [s for s in there if s.family in families]
-    timings, settled = time_until_settled(
+    groups = {s.group for s in there if s.baseline}
+    timed = [s for s in there if s.group in groups]
+    timings, settled = time_in_turns(
         {s.key: calls[s.key] for s in timed},
         block_seconds=options.block_seconds,
         max_rounds=options.max_rounds,
+        window=5,
     )
     macs = {s.key: _macs(model, s, shape, folder) for s in timed}
     rows = speed_rows(timed, timings, macs, shape[0] * shape[1]) if timed else []
@@ -256,7 +257,7 @@ def _macs(model: Model, subject: Subject, shape: tuple[int, int], folder: Path) 
     bottleneck = plugin.config.bottleneck_size if plugin else 0
     graph = folder / f"ratio-{subject.ratio}.onnx"
     counted = (
-        graph_macs(graph, *shape, subject.ratio) if subject.family != "torch" and graph.exists() else None
+        graph_macs(graph, *shape, subject.ratio) if subject.group != "torch" and graph.exists() else None
     )
     return Macs(analytic_macs(model.backbone.info.size, *shape, subject.ratio, bottleneck), counted)
 

@@ -48,7 +48,7 @@ def draw(parts: Sequence[Part], path: Path) -> None:
 
 def _best(shape: Part, ratio: int) -> tuple[float, float] | None:
     """The speed-up of the fastest way at a ratio, of any runtime, and what the MACs allow."""
-    plain = [row for row in shape["rows"] if row["ratio"] == 1]
+    plain = [row for row in shape["rows"] if row["is_baseline"]]
     there = [row for row in shape["rows"] if row["ratio"] == ratio]
     if not plain or not there:
         return None

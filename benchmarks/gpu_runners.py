@@ -23,7 +23,7 @@ from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_layout import TENSORS_NAME, Plugin
 
 # By the family in which speed-ups are taken: over its own fastest run without plugins.
-FAMILIES = {
+GROUPS = {
     "eager": "torch",
     "torch.compile": "torch",
     "aot-inductor": "torch",

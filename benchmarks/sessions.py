@@ -49,7 +49,7 @@ def any_over_bound(bundle: Bundle, shape: tuple[int, int], rounds: int) -> dict[
         own = bundle.session(variant=k)
         calls[f"bound {k}"] = lambda own=own: own.run(inputs)
         calls[f"any {k}"] = lambda k=k: shared.run(inputs, ratio=k)
-    timings = time_in_turns(calls, rounds=rounds, block_seconds=0.5)
+    timings, _ = time_in_turns(calls, max_rounds=rounds, block_seconds=0.5)
     return {
         "median_ms": {name: round(found.median_ms, 3) for name, found in timings.items()},
         "null_plugin_over_ratio_1": asdict(speedup(timings["any 1"], timings["bound 1"])),
@@ -70,8 +70,8 @@ def switching(bundle: Bundle, shape: tuple[int, int], rounds: int) -> dict[str, 
     def change() -> object:
         return [session.run(inputs, ratio=k) for k in RATIOS]
 
-    timings = time_in_turns(
-        {**{f"stay {k}": stay(k) for k in RATIOS}, "change": change}, rounds=rounds, block_seconds=0.5
+    timings, _ = time_in_turns(
+        {**{f"stay {k}": stay(k) for k in RATIOS}, "change": change}, max_rounds=rounds, block_seconds=0.5
     )
     # Of the same rounds: the sum of one call at each ratio.
     stays = sum(timings[f"stay {k}"].block_medians_ms for k in RATIOS)

@@ -46,11 +46,11 @@ def measure(backbone: Path, name: str, shape: tuple[int, int], folder: Path, rou
         "k4": OnnxRuntimeGraph(bundle.graph(compressed.graph)),
         "any-ratio at k4": OnnxRuntimeGraph(
             bundle.graph(bundle.manifest.any_ratio_graph),
-            method_of(compressed).graph_inputs(bundle, compressed),
+            method_of(compressed).inputs_of(bundle, compressed),
         ),
     }
     calls = {key: (lambda graph=graph: graph.run(inputs)) for key, graph in graphs.items()}
-    timings = time_in_turns(calls, rounds=rounds, block_seconds=3.0)
+    timings, _ = time_in_turns(calls, max_rounds=rounds, block_seconds=3.0)
     size = EncoderSize(**bundle.manifest.backbone.encoder_size)
     assert compressed.plugin is not None
     macs = [analytic_macs(size, *shape, k, compressed.plugin.bottleneck_size) for k in (1, RATIO)]

@@ -132,7 +132,7 @@ def test_all_but_pytorch_is_opened_anew_in_another_order(
     opened: list[str] = []
     turns_of: list[list[str]] = []
     sessions: list[weakref.ref[Any]] = []
-    real_open, real_time = Subjects.open, turns.time_until_settled
+    real_open, real_time = Subjects.open, turns.time_in_turns
 
     def note_opening(self: Subjects, runtime: str, variant: Variant) -> Subject:
         subject = real_open(self, runtime, variant)
@@ -149,7 +149,7 @@ def test_all_but_pytorch_is_opened_anew_in_another_order(
         return timings, settled and len(turns_of) != 3
 
     monkeypatch.setattr(Subjects, "open", note_opening)
-    monkeypatch.setattr(turns, "time_until_settled", note_turns)
+    monkeypatch.setattr(turns, "time_in_turns", note_turns)
     result = bench(
         embedding_bundle,
         [(1, 8), (2, 8)],
@@ -347,8 +347,8 @@ def test_profile_rows_by_hand() -> None:
 def test_what_is_not_settled_is_said(
     embedding_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = turns.time_until_settled
-    monkeypatch.setattr(turns, "time_until_settled", lambda *a, **k: (real(*a, **k)[0], False))
+    real = turns.time_in_turns
+    monkeypatch.setattr(turns, "time_in_turns", lambda *a, **k: (real(*a, **k)[0], False))
     make_app()(["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False)
     shown = capsys.readouterr()
     assert "2 x 16 tokens (only 0 openings settled)" in shown.out

@@ -213,7 +213,7 @@ def test_bound_inputs_and_outputs_give_the_same(small_bundle: Path) -> None:
     graph = DeviceGraph(bundle.graph("any-ratio.onnx"), PROVIDERS["onnxruntime"], bind=True)
     session = bundle.session()
     for ratio in (4, 1, 2):
-        uploaded = graph.upload(method_of(bundle.variant(ratio)).graph_inputs(bundle, bundle.variant(ratio)))
+        uploaded = graph.upload(method_of(bundle.variant(ratio)).inputs_of(bundle, bundle.variant(ratio)))
         for _ in range(2):
             found = graph.run(inputs, uploaded)
             for name, expected in session.run(inputs, ratio=ratio).items():

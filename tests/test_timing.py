@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from variator_export.benchmark.timing import Timings, join, speedup, time_in_turns, time_until_settled
+from variator_export.benchmark.timing import Timings, join, speedup, time_in_turns
 
 
 class Clock:
@@ -31,7 +31,7 @@ def _subjects(clock: Clock, order: list[str], **seconds: float) -> dict[str, obj
 def test_subjects_take_turns_in_blocks() -> None:
     clock, order = Clock(), []
     subjects = _subjects(clock, order, slow=1.0, fast=0.001)
-    timings = time_in_turns(subjects, rounds=3, block_seconds=0.01, clock=clock)  # type: ignore[arg-type]
+    timings, _ = time_in_turns(subjects, max_rounds=3, block_seconds=0.01, clock=clock)  # type: ignore[arg-type]
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert turns == ["slow", "fast"] * 3
     assert timings["slow"].median_ms == pytest.approx(1000)
@@ -47,7 +47,7 @@ def test_the_first_runs_of_a_block_do_not_count() -> None:
         clock.now += 0.005 if calls % 20 < 10 else 0.001
         calls += 1
 
-    timings = time_in_turns({"a": settles}, rounds=2, block_seconds=0.0095, clock=clock)
+    timings, _ = time_in_turns({"a": settles}, max_rounds=2, block_seconds=0.0095, clock=clock)
     assert [len(block) for block in timings["a"].openings_ms[0]] == [10, 10]
     assert timings["a"].median_ms == pytest.approx(1)
     assert max(timings["a"].openings_ms[0][0]) == pytest.approx(1)
@@ -56,7 +56,7 @@ def test_the_first_runs_of_a_block_do_not_count() -> None:
 def test_a_slow_subject_is_warmed_up_once_and_measured_twice() -> None:
     clock, order = Clock(), []
     subjects = _subjects(clock, order, slow=3.0)
-    timings = time_in_turns(subjects, rounds=1, block_seconds=0.4, clock=clock)  # type: ignore[arg-type]
+    timings, _ = time_in_turns(subjects, max_rounds=1, block_seconds=0.4, clock=clock)  # type: ignore[arg-type]
     assert order == ["slow"] * 3
     assert len(timings["slow"].openings_ms[0][0]) == 2
 
@@ -129,12 +129,12 @@ def test_rounds_are_added_until_the_medians_stand_still() -> None:
     # Three runs a round: one to warm up, two that count. It warms up over the first 8 rounds.
     subject = _drifting(clock, lambda run: 1.0 + max(0.0, 0.5 - 0.02 * run))
     options = {"block_seconds": 0.1, "window": 3, "tolerance": 0.01, "clock": clock}
-    timings, settled = time_until_settled({"a": subject}, max_rounds=30, **options)  # type: ignore[arg-type]
+    timings, settled = time_in_turns({"a": subject}, max_rounds=30, **options)  # type: ignore[arg-type]
     assert settled
     assert len(timings["a"].openings_ms[0]) == 6
     assert timings["a"].median_ms == pytest.approx(1000, rel=0.02)
     never = _drifting(clock, lambda run: 1.0 + 0.1 * run)
-    timings, settled = time_until_settled({"a": never}, max_rounds=7, **options)  # type: ignore[arg-type]
+    timings, settled = time_in_turns({"a": never}, max_rounds=7, **options)  # type: ignore[arg-type]
     assert not settled
     assert len(timings["a"].openings_ms[0]) == 6
 
@@ -148,7 +148,7 @@ def test_one_subject_that_does_not_settle_keeps_all_going() -> None:
         rounds += 1
 
     subjects = {"still": _drifting(clock, lambda _: 1.0), "never": _drifting(clock, lambda run: 1.0 + run)}
-    found, settled = time_until_settled(
+    found, settled = time_in_turns(
         subjects, block_seconds=0.1, window=2, max_rounds=9, clock=clock, progress=count
     )
     assert not settled

@@ -482,7 +482,7 @@ def test_it_needs_neither_torch_nor_transformers(embedding_bundle: Path) -> None
 def test_a_bundle_that_cannot_be_written_is_verified_all_the_same(
     faulty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from variator_export.sessions import reports as module
+    from variator_export.bundle import reports as module
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", str(faulty / "reports"))

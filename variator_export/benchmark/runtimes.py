@@ -160,7 +160,7 @@ class Subjects:
 
         if runtime == "any-ratio":
             shared = self._files.graph(self._files.manifest.any_ratio_graph)
-            extra = method_of(variant).graph_inputs(self._files, variant)
+            extra = method_of(variant).inputs_of(self._files, variant)
             return OnnxRuntimeGraph(shared, extra, threads=self._threads)
         return OnnxRuntimeGraph(graph, threads=self._threads)
 

@@ -9,13 +9,14 @@ import numpy as np
 
 from variator_export.benchmark.runtimes import OPTIONAL_RUNTIMES, RUNTIMES, TORCH_RUNTIMES, Subjects
 from variator_export.benchmark.speed_table import Subject
-from variator_export.benchmark.timing import Timings, join, time_until_settled
+from variator_export.benchmark.timing import Timings, join, time_in_turns
 from variator_export.bundle.manifest import Variant
 from variator_export.core.errors import UserError, first_line
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
 
 Shape = tuple[int, int]
+DEFAULT_WINDOW = 3
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class TimingSettings:
     Attributes:
         openings: How often everything but PyTorch is opened anew; each time it is timed at every shape.
         block_seconds: How long one subject runs in a turn, warm-up apart.
-        window: Rounds that must stand still, compared with as many before them.
+        window: Rounds that must stand still, compared with as many before them; None: all of `max_rounds` are
+            timed, and nothing is compared.
         tolerance: How far their medians may be apart, as a share.
         max_rounds: After these an opening ends in any case, and says that it did not settle.
         threads: Of one operator, on every runtime; None: what each takes itself.
@@ -33,7 +35,7 @@ class TimingSettings:
 
     openings: int = 5
     block_seconds: float = 0.4
-    window: int = 3
+    window: int | None = DEFAULT_WINDOW
     tolerance: float = 0.03
     max_rounds: int = 16
     threads: int | None = None
@@ -128,9 +130,9 @@ def time_everything(
         for shape, arrays in inputs.items():
             calls = {subjects[i].key: functools.partial(subjects[i].runner.run, arrays) for i in order}
             of_all = f", opening {opening + 1} of {settings.openings}" if settings.openings > 1 else ""
-            rounds = max(settings.max_rounds, 2 * settings.window)
+            rounds = max(settings.max_rounds, 2 * (settings.window or 0))
             with progress.bar(f"{shape[0]}x{shape[1]}{of_all}, at most", rounds * len(calls)) as advance:
-                timed = time_until_settled(
+                timed = time_in_turns(
                     calls,
                     block_seconds=settings.block_seconds,
                     window=settings.window,

@@ -81,60 +81,37 @@ class Ratio:
 def time_in_turns(
     subjects: Mapping[str, Callable[[], object]],
     *,
-    rounds: int,
     block_seconds: float,
-    clock: Clock = time.perf_counter,
-    progress: Callable[[], None] = lambda: None,
-) -> dict[str, Timings]:
-    """Time several subjects in alternating blocks: A B C A B C …
-
-    Args:
-        subjects: What to call, by name.
-        rounds: Blocks of each.
-        block_seconds: How long the counted runs of one block take at least.
-        clock: Seconds; replaced in tests.
-        progress: Called after each block.
-    """
-    blocks: _Blocks = {name: [] for name in subjects}
-    for _ in range(rounds):
-        _take_turns(subjects, blocks, block_seconds, clock, progress)
-    return {name: Timings((tuple(found),)) for name, found in blocks.items()}
-
-
-def time_until_settled(
-    subjects: Mapping[str, Callable[[], object]],
-    *,
-    block_seconds: float,
-    window: int = 5,
+    max_rounds: int,
+    window: int | None = None,
     tolerance: float = 0.03,
-    max_rounds: int = 40,
     clock: Clock = time.perf_counter,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Timings], bool]:
-    """Time several subjects in alternating blocks until their medians stand still.
+    """Time several subjects in alternating blocks, A B C A B C …, until their medians stand still.
 
     Args:
         subjects: What to call, by name.
         block_seconds: How long the counted runs of one block take at least.
-        window: Rounds that are compared with as many before them.
+        max_rounds: The most blocks of each; at least 2 * window.
+        window: Rounds that are compared with as many before them; None: nothing is compared, and every round
+            counts.
         tolerance: How far their medians may be apart, as a share.
-        max_rounds: After these it ends in any case.
         clock: Seconds; replaced in tests.
         progress: Called after each block.
 
     Returns:
-        The last 2 * window rounds, and whether they stand still for every subject.
+        The rounds that count, the last 2 * window, and whether they stand still for every subject.
     """
     blocks: _Blocks = {name: [] for name in subjects}
-    settled = False
-    for finished in range(1, max(max_rounds, 2 * window) + 1):
+    settled, counted = False, max_rounds if window is None else 2 * window
+    for finished in range(1, max(max_rounds, counted) + 1):
         _take_turns(subjects, blocks, block_seconds, clock, progress)
-        settled = finished >= 2 * window and all(
-            _stands_still(found, window, tolerance) for found in blocks.values()
-        )
+        if window is not None and finished >= counted:
+            settled = all(_stands_still(found, window, tolerance) for found in blocks.values())
         if settled:
             break
-    return {name: Timings((tuple(found[-2 * window :]),)) for name, found in blocks.items()}, settled
+    return {name: Timings((tuple(found[-counted:]),)) for name, found in blocks.items()}, settled
 
 
 def _take_turns(

@@ -11,7 +11,8 @@ from variator_export.building.staging import StagedBundle
 from variator_export.bundle.files import WEIGHTS_NAME
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
-from variator_export.model.plugin_file import PluginHost, load_plugin, load_plugin_config
+from variator_export.model.methods import METHODS
+from variator_export.model.plugin_file import PluginHost, load_plugin_config
 from variator_export.model.plugin_layout import PluginConfig
 from variator_export.model.source import BackboneSource
 from variator_export.model.tokenizer import TOKENIZER_FILES, TextEncoder
@@ -110,8 +111,9 @@ class BuildContext:
         """A variant in eager PyTorch, of this backbone or of another copy of it."""
         from variator_export.engines.eager import EagerModel
 
-        plugin = None if plan.plugin is None else self._read(plan, load_plugin)
-        return EagerModel(backbone or self.backbone, plugin)
+        chosen = backbone or self.backbone
+        method = METHODS.find(plan.method)
+        return EagerModel(chosen, self._read(plan, lambda folder: method.eager(chosen, folder)))
 
     def sources_of_graph(self, plan: VariantPlan) -> dict[str, str | None]:
         """The hashes of everything that the graph of a variant is made of or points into."""

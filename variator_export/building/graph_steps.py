@@ -1,5 +1,6 @@
 """The steps of a build up to the verified graphs. Each says all that its result depends on."""
 
+import functools
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from variator_export.building.context import (
 from variator_export.building.plan import VariantPlan
 from variator_export.bundle.files import WEIGHTS_NAME
 from variator_export.bundle.manifest import LEAST_SHARE, PrecisionProof
+from variator_export.bundle.parts import MODEL, graph_name
 from variator_export.bundle.reports import build_verification_report
 from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import NumbersDisagreeError, UserError
@@ -27,7 +29,7 @@ from variator_export.model.plugin_file import (
     plugin_files,
     save_plugin,
 )
-from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME, null_plugin, stack_for_graph
+from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 from variator_export.verification.error_budget import MULTIPLE
 from variator_export.verification.verified_graph import how_it_runs, open_for_verification
 
@@ -181,7 +183,7 @@ def precision_proof(context: BuildContext, plan: VariantPlan) -> PrecisionProof:
 
 
 def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
-    """Both graphs of a variant against eager PyTorch; stores the reference and writes the report."""
+    """All checks of both graphs of a variant; stores the reference and writes the report."""
     staged, recipe = context.staged, context.recipe
     depends_on = {
         **context.sources_of_graph(plan),
@@ -203,10 +205,11 @@ def reference_path(plan: VariantPlan) -> str:
 
 def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
     from variator_export.verification.cases import make_cases
-    from variator_export.verification.judge import refuse_failures, verify_graph
+    from variator_export.verification.checks import Subject, check_variant
+    from variator_export.verification.judge import refuse_failures
     from variator_export.verification.reference import EAGER, save_reference
 
-    info, recipe, staging = context.info, context.recipe, context.staged.folder
+    info, recipe, folder = context.info, context.recipe, context.staged.folder
     cases = make_cases(
         context.encoder,
         info.spec.family.inputs,
@@ -216,22 +219,21 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         texts=recipe.verify.texts,
         seed=recipe.verify.seed,
     )
-    if plan.plugin is None:
-        plugin = null_plugin(info.size.num_layers, info.size.hidden_size)
-    else:
-        plugin = load_plugin(staging / context.plugin_folder(plan))
-    with context.staged.progress.bar(f"verify {plan.name}", len(cases) * 3) as advance:
+    extra = METHODS.find(plan.method).graph_inputs(info.size, folder / context.plugin_folder(plan))
+    subject = Subject(plan.ratio, context.encoder.pad_token_id, info.spec.token_outputs, info.max_length)
+    with context.staged.progress.bar(f"verify {plan.name}", len(cases) * 3 + 2) as advance:
         # One after the other, so that the float64 copy and the sessions are not in memory together.
         reference = _reference(context, plan, cases, advance)
-        graphs = {f"{plan.name}.onnx": {}, ANY_RATIO_NAME: stack_for_graph(plugin)}
-        findings = []
-        for name, extra in graphs.items():
-            runner = open_for_verification(staging / name, extra, recipe.precision)
-            findings += verify_graph(name, runner, reference, advance)
+        graphs = {graph_name(plan.name, MODEL): {}, ANY_RATIO_NAME: extra}
+        openers = {
+            name: functools.partial(open_for_verification, folder / name, extra, recipe.precision)
+            for name, extra in graphs.items()
+        }
+        findings, _ = check_variant(openers, reference, subject, progress=advance)
     refuse_failures(findings, plan.name, plan.ratio)
-    save_reference(reference, staging / output)
+    save_reference(reference, folder / output)
     write_json(
-        staging / build_verification_report(plan.name),
+        folder / build_verification_report(plan.name),
         {
             "variant": plan.name,
             "precision": recipe.precision,

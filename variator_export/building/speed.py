@@ -1,14 +1,13 @@
 """Measuring a published bundle at the end of its build, and finding a measurement again."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from variator_export.benchmark.runtimes import open_subjects
+from variator_export.benchmark.schedule import TimingSettings, time_everything
 from variator_export.benchmark.speed_table import speed_inputs, speed_rows
-from variator_export.benchmark.timing import time_in_turns
 from variator_export.building.context import BuildContext
 from variator_export.building.plan import VariantPlan
 from variator_export.bundle.files import BundleFiles
@@ -55,11 +54,10 @@ def _measure(
             for plan in variants
         ]
         inputs = speed_inputs(context.info.spec.family.inputs, context.info.config.vocab_size, *shape)
-        calls = {s.key: functools.partial(s.runner.run, inputs) for s in subjects}
-        with progress.bar("measure speed", recipe.rounds * len(subjects)) as advance:
-            timings = time_in_turns(
-                calls, rounds=recipe.rounds, block_seconds=recipe.block_seconds, progress=advance
-            )
+        settings = TimingSettings(
+            openings=1, block_seconds=recipe.block_seconds, window=None, max_rounds=recipe.rounds
+        )
+        timings = time_everything(opener, subjects, {shape: inputs}, settings, progress)[shape].timings
         macs = {s.key: opener.macs(s, *shape) for s in subjects}
     return {
         "batch_size": shape[0],

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from variator_export.benchmark.bundle_benchmark import Benchmark, ShapeResult, bench, store_benchmark
 from variator_export.benchmark.runtimes import OWN_RUNTIMES, RUNTIMES
-from variator_export.benchmark.schedule import TimingSettings
+from variator_export.benchmark.schedule import DEFAULT_WINDOW, TimingSettings
 from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
 from variator_export.building.plan import parse_ratio
 from variator_export.cli import options
@@ -66,7 +66,7 @@ def bench_command(
     ] = TimingSettings.block_seconds,
     window: Annotated[
         int, typer.Option(min=2, metavar="N", help="Rounds that must stand still before an opening ends.")
-    ] = TimingSettings.window,
+    ] = DEFAULT_WINDOW,
     tolerance: Annotated[
         float, typer.Option(metavar="X", help="How far their medians may be apart, as a share.")
     ] = TimingSettings.tolerance,

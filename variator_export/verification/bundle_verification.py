@@ -26,13 +26,13 @@ from variator_export.core.environment import (
 )
 from variator_export.core.errors import UserError
 from variator_export.core.progress import Progress
+from variator_export.engines.base import Runner
 from variator_export.engines.layers import EnginePrecision
 from variator_export.engines.targets import distributions, engine_targets
 from variator_export.sessions import Bundle
-from variator_export.verification.cases import REAL_TEXT
+from variator_export.verification.checks import LeftOut, Subject, check_variant
 from variator_export.verification.eager_bundle import EagerBundle
-from variator_export.verification.invariances import check_invariances
-from variator_export.verification.judge import REFERENCE, Finding, verify_graph
+from variator_export.verification.judge import Finding
 from variator_export.verification.reference import EAGER, load_reference
 from variator_export.verification.runs import Engines, Graphs, Runs
 from variator_export.verification.verified_graph import AS_IT_IS
@@ -62,24 +62,6 @@ class SummaryRow:
     worst: float | None
     allowed: float
     failed: int
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """What was not looked at.
-
-    Attributes:
-        graph: The engine that is not for it.
-        check: Of which check.
-        what: Cases or shapes, or the reason.
-    """
-
-    graph: str
-    check: str
-    what: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.graph}, {self.check}: {', '.join(self.what)}"
 
 
 @dataclass(frozen=True)
@@ -317,37 +299,13 @@ def _verify_variant(
         if eager is None
         else eager.reference(variant, progress)
     )
-    real_text = next(expected for expected in reference if expected.case.name == REAL_TEXT)
     backbone = bundle.manifest.backbone
     runners = runs.runners(variant)
-    findings: list[Finding] = []
-    left_out: list[LeftOut] = []
+    subject = Subject(variant.ratio, backbone.pad_token_id, backbone.token_outputs, backbone.max_length)
     with progress.bar(f"verify {variant.name}", len(runners) * (len(reference) + 1)) as advance:
-        for graph, runner in runners.items():
-            taken = [expected for expected in reference if runs.takes(graph, *expected.case.shape)]
-            if not taken:
-                raise UserError(
-                    f"None of the {len(reference)} cases is within the profiles of {graph}.",
-                    "Verify with eager PyTorch and without --quick, so that its profiles' own shapes are "
-                    "looked at; or compile it with a wider profile.",
-                )
-            if len(taken) < len(reference):
-                # What an engine has no profile for it is not asked to run; `run` refuses that too.
-                ran = {expected.case.name for expected in taken}
-                names = [expected.case.name for expected in reference]
-                left_out.append(LeftOut(graph, REFERENCE, tuple(name for name in names if name not in ran)))
-            findings += verify_graph(graph, runner, taken, advance)
-            found, left_of = check_invariances(
-                graph,
-                runner,
-                real_text,
-                ratio=variant.ratio,
-                pad_token_id=backbone.pad_token_id,
-                token_outputs=backbone.token_outputs,
-                max_length=backbone.max_length,
-                takes=functools.partial(runs.takes, graph),
-            )
-            findings += found
-            left_out += [LeftOut(graph, check, tuple(shapes)) for check, shapes in left_of.items()]
-            advance()
-    return findings, left_out
+        openers = {file: functools.partial(_as_it_is, runner) for file, runner in runners.items()}
+        return check_variant(openers, reference, subject, takes=runs.takes, progress=advance)
+
+
+def _as_it_is(runner: Runner) -> Runner:
+    return runner

@@ -80,9 +80,7 @@ class Graphs:
         own = variant.graph
         return {
             own: open_for_verification(self._bundle.graph(own), {}, self._bundle.manifest.precision),
-            self._any_name: self._any_ratio.with_plugin(
-                method_of(variant).graph_inputs(self._bundle, variant)
-            ),
+            self._any_name: self._any_ratio.with_plugin(method_of(variant).inputs_of(self._bundle, variant)),
         }
 
     def precision(self, _variant: Variant, /) -> EnginePrecision | None:
@@ -110,7 +108,7 @@ class Graphs:
 
         bundle, precision = self._bundle, self._bundle.manifest.precision
         graph = bundle.graph(file)
-        extra = method_of(variant).graph_inputs(bundle, variant) if file == self._any_name else {}
+        extra = method_of(variant).inputs_of(bundle, variant) if file == self._any_name else {}
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
             return functools.partial(open_changed(model, bundle.path, extra, precision).run, inputs)
@@ -213,7 +211,7 @@ class Engines:
         bundle, (entry, sidecar) = self._bundle, self._built[file]
         any_ratio = entry.variant == ANY_RATIO
         graph = bundle.graph(bundle.manifest.any_ratio_graph if any_ratio else variant.graph)
-        extra = method_of(variant).graph_inputs(bundle, variant) if any_ratio else {}
+        extra = method_of(variant).inputs_of(bundle, variant) if any_ratio else {}
         rebuilder = self._target.debug_engines(bundle, entry, sidecar, extra)
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:

@@ -39,7 +39,7 @@ class OnnxRuntimeSession:
         # All at once, so that a bundle which is published again later changes nothing here. The table is
         # replaced whole, never changed: calls of other threads see the old one or the new one.
         self._plugins = {
-            v.name: _Loaded(v.ratio, self._graph.upload(method_of(v).graph_inputs(bundle, v)))
+            v.name: _Loaded(v.ratio, self._graph.upload(method_of(v).inputs_of(bundle, v)))
             for v in bundle.manifest.variants
         }
         bundle.check_unchanged()

@@ -73,7 +73,7 @@ class TensorRtSession:
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         self._ratios = {} if self._variant is None else {self._variant.name: self._variant.ratio}
         for own in variants:
-            self._take(own.name, own.ratio, method_of(own).graph_inputs(bundle, own))
+            self._take(own.name, own.ratio, method_of(own).inputs_of(bundle, own))
         self._plan = open_engine(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
         self._execution = Execution(self._plan, self._profiles, self._device, target, self._entry.engine)
         # TensorRT for RTX records in its contexts, TensorRT on the stream.

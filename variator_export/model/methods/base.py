@@ -36,7 +36,8 @@ class Method:
         name: How recipes and manifests call it.
         is_baseline: Whether its variants are the backbone itself, which everything else is compared with.
         tensors: The files, below a variant's own folder, that its graphs point into.
-        graph_inputs: The inputs of the graph for all variants that make it run one.
+        graph_inputs: The inputs of the graph for all variants that make it run one (the backbone's sizes, the
+            variant's folder).
         graph_input_shapes: The shapes of those inputs that are not the same for all variants.
         shape_label: What tells variants of other shapes apart, in the names of optimization profiles.
         macs: Multiply-accumulates of one call by formula (sizes, variant, batch_size, tokens).
@@ -49,12 +50,17 @@ class Method:
     name: str
     is_baseline: bool
     tensors: tuple[str, ...]
-    graph_inputs: Callable[[BundleFiles, Variant], dict[str, np.ndarray]]
+    graph_inputs: Callable[[EncoderSize, Path], dict[str, np.ndarray]]
     graph_input_shapes: Callable[[BackboneEntry, Variant], Shapes]
     shape_label: Callable[[Variant], str]
     macs: Callable[[EncoderSize, Variant, int, int], int]
     module: str
     binder: str
+
+    def inputs_of(self, bundle: BundleFiles, variant: Variant) -> dict[str, np.ndarray]:
+        """`graph_inputs` of a bundle's variant, after the hashes of its own files were compared."""
+        size = EncoderSize(**bundle.manifest.backbone.encoder_size)
+        return self.graph_inputs(size, bundle.variant_folder(variant))
 
     def eager(self, backbone: "Backbone", folder: Path) -> "nn.Module":
         """The eager model of a variant.

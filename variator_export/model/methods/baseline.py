@@ -1,8 +1,9 @@
 """No method: the backbone itself, by way of a plugin of ratio 1 that changes nothing."""
 
+from pathlib import Path
+
 import numpy as np
 
-from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BackboneEntry, Variant
 from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.macs import analytic_macs
@@ -10,9 +11,8 @@ from variator_export.model.methods.base import Method, Shapes
 from variator_export.model.plugin_layout import null_plugin, plugin_input_shapes, stack_for_graph
 
 
-def _graph_inputs(bundle: BundleFiles, _variant: Variant) -> dict[str, np.ndarray]:
-    backbone = bundle.manifest.backbone
-    return stack_for_graph(null_plugin(backbone.num_layers, backbone.hidden_size))
+def _graph_inputs(size: EncoderSize, _folder: Path) -> dict[str, np.ndarray]:
+    return stack_for_graph(null_plugin(size.num_layers, size.hidden_size))
 
 
 def _graph_input_shapes(backbone: BackboneEntry, _variant: Variant) -> Shapes:

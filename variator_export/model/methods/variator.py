@@ -1,13 +1,14 @@
 """Variator: compression plugins around the feed-forward networks (arXiv 2310.15724)."""
 
+from pathlib import Path
+
 import numpy as np
 
-from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BackboneEntry, Variant
 from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.macs import analytic_macs
 from variator_export.model.methods.base import Method, Shapes
-from variator_export.model.plugin_file import load_variant_plugin
+from variator_export.model.plugin_file import load_plugin
 from variator_export.model.plugin_layout import (
     TENSORS_NAME,
     PluginConfig,
@@ -16,8 +17,8 @@ from variator_export.model.plugin_layout import (
 )
 
 
-def _graph_inputs(bundle: BundleFiles, variant: Variant) -> dict[str, np.ndarray]:
-    return stack_for_graph(load_variant_plugin(bundle, variant))
+def _graph_inputs(_size: EncoderSize, folder: Path) -> dict[str, np.ndarray]:
+    return stack_for_graph(load_plugin(folder))
 
 
 def _graph_input_shapes(backbone: BackboneEntry, variant: Variant) -> Shapes:
