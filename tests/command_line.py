@@ -55,6 +55,8 @@ def _hub_settings(environment: Mapping[str, str]) -> Iterator[None]:
         home = Path(environment["HF_HOME"])
         settings = {
             "ENDPOINT": environment["HF_ENDPOINT"],
+            "HUGGINGFACE_CO_URL_TEMPLATE": environment["HF_ENDPOINT"]
+            + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_HOME": str(home),
             "HF_HUB_CACHE": str(home / "hub"),
             "HF_TOKEN_PATH": str(home / "token"),

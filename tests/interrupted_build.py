@@ -16,8 +16,8 @@ import transformers  # noqa: F401
 
 import variator_export.cli.main as cli
 from variator_export.building import speed as measuring
+from variator_export.bundle import publishing as store
 from variator_export.cli.output import ConsoleProgress
-from variator_export.sessions import publishing as store
 
 
 def run(arguments: list[str], connection: Connection) -> None:

@@ -133,7 +133,7 @@ def test_a_target_from_outside(bundle_copy: Path, install: Install) -> None:
 @pytest.mark.parametrize(
     ("registry", "module", "words"),
     [
-        (METHODS, "X = 1", "is a int, no Method"),
+        (METHODS, "X = 1", "is of type int, not Method"),
         (PRECISIONS, "raise ZeroDivisionError", "cannot be loaded: ZeroDivisionError"),
     ],
 )

@@ -290,10 +290,10 @@ def test_torch_compile_compiles_every_shape() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--fail-under", "nan"], "--fail-under nan is no speed-up"),
-        (["--fail-under", "1.5", "--runtime", "eager", "--runtime", "torch.onnx"], "is none of it"),
-        (["--fail-under", "1.5", "--ratio", "1"], "compares ratios above 1, and there is none"),
-        (["--fail-under", "1.5", "--variant", "ratio-1"], "compares ratios above 1, and there is none"),
+        (["--fail-under", "nan"], "--fail-under nan is not a speed-up"),
+        (["--fail-under", "1.5", "--runtime", "eager", "--runtime", "torch.onnx"], "is not among them"),
+        (["--fail-under", "1.5", "--ratio", "1"], "compares ratios above 1, and none is chosen"),
+        (["--fail-under", "1.5", "--variant", "ratio-1"], "compares ratios above 1, and none is chosen"),
     ],
 )
 def test_a_gate_that_compares_nothing_is_refused(
@@ -353,7 +353,7 @@ def test_what_is_not_settled_is_said(
     shown = capsys.readouterr()
     assert "2 x 16 tokens (only 0 openings settled)" in shown.out
     assert "warning: not every opening settled" in shown.err
-    assert "note: one opening: the intervals do not hold" in shown.err
+    assert "note: one opening: the intervals leave out" in shown.err
 
 
 def test_the_gate_compares_the_lower_bound(
@@ -405,12 +405,12 @@ def test_quality_stands_beside_speed(embedding_bundle: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        (["--shape", "8"], UsageError, "--shape '8' is no shape"),
-        (["--shape", "0x8"], UsageError, "is no shape"),
+        (["--shape", "8"], UsageError, "--shape '8' is not a shape"),
+        (["--shape", "0x8"], UsageError, "is not a shape"),
         (["--shape", "1x4096"], UserError, "is over the model's limit of 64 tokens"),
-        (["--runtime", "onnx"], UsageError, "--runtime 'onnx' is none of"),
+        (["--runtime", "onnx"], UsageError, "--runtime 'onnx' is not one of"),
         (["--ratio", "9"], UserError, "has no variant 9"),
-        (["--tolerance", "0"], UsageError, "--tolerance 0 is not more than 0"),
+        (["--tolerance", "0"], UsageError, "--tolerance 0 is not above 0"),
     ],
 )
 def test_wrong_options_are_refused(

@@ -232,7 +232,7 @@ def test_nan_never_passes(small_model: Callable[[str], Path], small_recipe: Reci
     tensors["encoder.layer.1.output.LayerNorm.weight"][3] = np.nan
     save_file(tensors, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     recipe = _with(small_recipe, backbone=BackboneRecipe(source=str(tmp_path / "broken")), ratios=(2,))
-    with pytest.raises(UserError, match="Eager PyTorch itself gives NaN or infinite values"):
+    with pytest.raises(UserError, match="Eager PyTorch itself returns NaN or infinite values"):
         build(recipe, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 

@@ -112,7 +112,7 @@ def test_untrained_plugins_of_the_ratios_that_are_asked_for(
     command = ["build", "--backbone", str(small_model("bert")), "--untrained", "--target", "onnxruntime"]
     command += ["--no-speed", "--output", "out"]
     for more, words in (
-        ((), "--untrained needs the ratios to make plugins for"),
+        ((), "--untrained needs the ratios to initialise plugins for"),
         (("--ratio", "1"), "--untrained needs the ratios"),
         (("--ratio", "4", "--plugin", "x"), "--untrained and --plugin were both given"),
     ):
@@ -164,7 +164,7 @@ def test_optimum_cli_reaches_the_same_build(small_model: Callable[[str], Path], 
     )
     assert theirs["files"] == ours["files"]
     refused = optimum("--model", "./nowhere", "other")
-    assert (refused.returncode, "is no folder on this machine" in refused.stderr) == (1, True)
+    assert (refused.returncode, "is not a folder on this machine" in refused.stderr) == (1, True)
 
 
 def test_version() -> None:
@@ -198,7 +198,7 @@ def test_wrong_usage_is_2() -> None:
         (["--precision", "fp4"], "'precision' is 'fp4'"),
         (["--plugin", "nowhere"], "The plugin folder nowhere does not exist"),
         (["--plugin", "a/b=nowhere"], "'plugins.0.name' is 'a/b'"),
-        (["--backbone", "nowhere"], "The backbone nowhere is no folder"),
+        (["--backbone", "nowhere"], "The backbone nowhere is not a folder"),
         (["--target", "tensorrt"], "pip install 'variator-export[tensorrt]'"),
     ],
 )

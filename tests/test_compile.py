@@ -128,14 +128,14 @@ def test_two_different_engines_of_one_place_are_not_merged(bundle_copy: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--compute-capability", "sm90"], "cannot build for sm90; it knows sm75, sm80"),
+        (["--compute-capability", "sm90"], "cannot build for sm90; it supports sm75, sm80"),
         (
             ["--strip-weights"],
             "strip_weights is not for the target tensorrt-rtx: it builds such engines only",
         ),
         (["--timing-cache", "use"], "timing_cache is not for the target tensorrt-rtx: it times no kernels"),
         (["--variant", "ratio-9"], "has no variant 'ratio-9'"),
-        (["--compute-capability", "h100"], "--compute-capability 'h100' is none"),
+        (["--compute-capability", "h100"], "--compute-capability 'h100' is not a compute capability"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_and_the_bundle_stays(
@@ -160,14 +160,14 @@ def test_what_a_target_cannot_do_is_refused_with_the_reason(
             compile_engines(small_bundle, _order(**options))
     monkeypatch.setattr(api, "installed_version", lambda _: "11.4.0.106")
     monkeypatch.setattr(target, "first_gpu", lambda: None)
-    with pytest.raises(UserError, match="builds for the GPU of the machine, and nvidia-smi knows of none"):
+    with pytest.raises(UserError, match="builds for the GPU of the machine, and nvidia-smi sees none"):
         compile_engines(small_bundle, EngineOrder(EngineRecipe(), ("tensorrt",)))
     with pytest.raises(UserError, match="compute_capabilities is not for the target tensorrt"):
         compile_engines(
             small_bundle, EngineOrder(EngineRecipe(compute_capabilities=("sm89",)), ("tensorrt",))
         )
     portable = EngineRecipe(hardware_compatibility="ampere-plus")
-    with pytest.raises(UserError, match="A timing cache is of one GPU, and nvidia-smi knows of none"):
+    with pytest.raises(UserError, match="A timing cache belongs to one GPU, and nvidia-smi sees none"):
         compile_engines(small_bundle, EngineOrder(portable, ("tensorrt",), timing_cache="require"))
 
 
@@ -285,7 +285,7 @@ def test_doctor_says_what_an_engine_needs_and_sees_a_plan_of_another_kind(bundle
     assert plan_contradicts(plan, "tensorrt-rtx", "1.7.1.116") is None
     assert plan_contradicts(plan, "tensorrt-rtx", "1.6.0.1") == "it was written by version 1.7.1.116"
     assert plan_contradicts(plan, "tensorrt", "11.4.0") == "it is a plan of tensorrt-rtx"
-    assert plan_contradicts(b"PK" + plan, "tensorrt-rtx", "1.7.1") == "it is no plan"
+    assert plan_contradicts(b"PK" + plan, "tensorrt-rtx", "1.7.1") == "it is not a plan"
 
 
 class _Cache:

@@ -62,15 +62,15 @@ def test_a_data_set_that_only_the_hub_has_says_what_failed() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.txt", b"fine\nbr\xf6ken\n", "a.txt, line 2 is no UTF-8: byte 0xf6 at column 3"),
+        ("a.txt", b"fine\nbr\xf6ken\n", "a.txt, line 2 is not UTF-8: byte 0xf6 at column 3"),
         ("a.txt", b"", "is empty"),
         ("a.txt", b" \n\n", "is empty"),
-        ("a.txt", b"one\ntw\0o\n", "line 2 holds a NUL"),
+        ("a.txt", b"one\ntw\0o\n", "line 2 contains a NUL"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": "y"}\n', "line 2 is empty"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 is no JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 is not JSON"),
         ("a.jsonl", b'{"body": "x"}\n', "no text in the field 'text'; found: body"),
         ("a.jsonl", b'{"text": "  "}\n', "line 1 has an empty text"),
-        ("a.csv", b"text\nx\n", "has the ending .csv"),
+        ("a.csv", b"text\nx\n", "has the suffix .csv"),
     ],
 )
 def test_broken_text_is_refused_with_its_line(
@@ -132,9 +132,9 @@ def test_classes_are_in_the_order_of_numbers_or_of_the_alphabet(tmp_path: Path) 
         ("a.tsv", "texts\tlabel\na\tx\n", "--text-column 'texts'"),
         ("a.csv", 'text,label\n"a,x\n', "unexpected end of data"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2 has no column 'label'"),
-        ("a.jsonl", '{"text": ["a"], "label": 1}\n', "holds no single value"),
-        ("a.jsonl", '["a"]\n', "line 1 is no JSON object"),
-        ("a.json", "{}", "has the ending .json"),
+        ("a.jsonl", '{"text": ["a"], "label": 1}\n', "does not hold a single value"),
+        ("a.jsonl", '["a"]\n', "line 1 is not a JSON object"),
+        ("a.json", "{}", "has the suffix .json"),
     ],
 )
 def test_broken_tables_are_refused_with_their_line(
@@ -149,7 +149,7 @@ def test_one_class_only_and_scores_that_are_none_are_refused(tmp_path: Path) -> 
     one = read_examples(_write(tmp_path / "a.tsv", "text\tlabel\na\tx\nb\tx\n"), Columns())
     with pytest.raises(UserError, match=r"All 2 examples of a\.tsv have the label 'x'"):
         one.classes()
-    with pytest.raises(UserError, match=r"line 2: the score 'x' is no number"):
+    with pytest.raises(UserError, match=r"line 2: the score 'x' is not a number"):
         one.scores()
     equal = read_examples(_write(tmp_path / "b.tsv", "text\tlabel\na\t1\nb\t1\n"), Columns())
     with pytest.raises(UserError, match=r"All 2 scores of b\.tsv are equal"):

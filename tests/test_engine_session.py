@@ -104,8 +104,8 @@ def test_a_plan_is_not_opened_before_it_is_what_its_sidecar_says(
     (folder / entry.engine).write_bytes(plan)
     with pytest.raises(UserError, match="has the sha256"):
         Bundle.load(folder).session("tensorrt-rtx", 2, allow_unverified=True)
-    monkeypatch.setattr(opening, "plan_contradicts", lambda *_: "it is no plan")
-    with pytest.raises(UserError, match=r"its sidecar says tensorrt-rtx .*, and it is no plan"):
+    monkeypatch.setattr(opening, "plan_contradicts", lambda *_: "it is not a plan")
+    with pytest.raises(UserError, match=r"its sidecar says tensorrt-rtx .*, and it is not a plan"):
         Bundle.load(compiled).session("tensorrt-rtx", 2, allow_unverified=True)
 
 

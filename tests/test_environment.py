@@ -32,7 +32,7 @@ def test_a_missing_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_packages_to_make_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     environment.require_export()
     monkeypatch.setattr(environment, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(UserError, match="Making graphs needs the Python package onnxscript") as raised:
+    with pytest.raises(UserError, match="Exporting graphs needs the Python package onnxscript") as raised:
         environment.require_export()
     assert "pip install 'variator-export[export]'" in str(raised.value.hint)
 

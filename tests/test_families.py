@@ -80,9 +80,9 @@ def test_the_page_on_families_adds_one(
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        ("X = 1", "is a int, no Family"),
+        ("X = 1", "is a int, not a Family"),
         ("import nothing_of_this_name", "cannot be loaded: ModuleNotFoundError"),
-        ("from variator_export.model.families.bert import BERT as X", "which is in the table already"),
+        ("from variator_export.model.families.bert import BERT as X", "which is already in the table"),
     ],
 )
 def test_a_broken_entry_point_names_its_distribution(
@@ -129,7 +129,7 @@ def test_a_task_chooses_the_class(small_model: Callable[[str], Path]) -> None:
     source = resolve_source(str(small_model("electra")))
     assert read_backbone_info(source).spec.name == "ElectraForMaskedLM"
     assert read_backbone_info(source, task="feature-extraction").spec.name == "ElectraModel"
-    with pytest.raises(UserError, match="electra does not do the task 'text-clasification'") as raised:
+    with pytest.raises(UserError, match="electra does not support the task 'text-clasification'") as raised:
         read_backbone_info(source, task="text-clasification")
     assert raised.value.hint == "--task text-classification"
     assert find_task("T5ForConditionalGeneration", "feature-extraction").name == "T5EncoderModel"

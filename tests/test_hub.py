@@ -55,7 +55,7 @@ def test_how_a_source_is_written(text: str, expected: HubSource) -> None:
 
 @pytest.mark.parametrize("text", ["hub:", "hub:/a/b", "hub:a/../b", "hub:a/b@", "hub:a b/c"])
 def test_what_is_no_source(text: str) -> None:
-    with pytest.raises(UserError, match="is no repository of the hub"):
+    with pytest.raises(UserError, match="is not a repository of the hub"):
         parse_hub_source(text)
 
 
@@ -89,7 +89,10 @@ def test_a_build_from_the_hub_is_pinned_cached_and_repeated_offline(
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     commit, plugins = (filled.repositories[name].refs["main"] for name in (MODEL, PLUGINS))
     assert manifest["backbone"]["source"] == f"hub:{MODEL}@{commit}"
-    assert "sentence_embedding" in manifest["backbone"]["outputs"]  # the pooling's files were read too
+    (part,) = manifest["backbone"]["parts"].values()
+    assert "sentence_embedding" in {
+        output["name"] for output in part["outputs"]
+    }  # the pooling's files were read too
     assert manifest["recipe"]["plugins"][0]["source"] == f"hub:{PLUGINS}/ratio-4@{plugins}"
     read = {
         line.rpartition("/")[2] for line in filled.requests if line.startswith("GET") and "resolve" in line
@@ -122,7 +125,7 @@ def test_a_build_from_the_hub_is_pinned_cached_and_repeated_offline(
     ]
     assert call(*pinned, cwd=tmp_path, environment=environment).returncode == 0
     refused = call(*command, cwd=tmp_path, environment=environment)
-    assert (refused.returncode, "The hub answers 503" in refused.stderr) == (1, True)
+    assert (refused.returncode, "The hub returned 503" in refused.stderr) == (1, True)
 
 
 def test_a_branch_that_moved_is_another_backbone(
@@ -143,11 +146,11 @@ def test_a_branch_that_moved_is_another_backbone(
     [
         (
             ["acme/none"],
-            "There is no folder acme/none, and: The hub has no repository acme/none, or not for you",
+            "There is no folder acme/none, and: The hub has no repository acme/none, or you may not read it",
         ),
         ([f"hub:{MODEL}@v9"], "has no revision v9"),
         (["hub:acme/gated"], "is gated"),
-        (["hub:acme/private"], "or not for you"),
+        (["hub:acme/private"], "or you may not read it"),
         (["hub:acme/pickled"], "has no model.safetensors, only pytorch_model.bin, which can run code"),
         ([f"hub:{PLUGINS}"], "has no config.json; it has ratio-2/"),
         ([MODEL, "--plugin", f"hub:{PLUGINS}/ratio-16"], "has no plugin_config.json; it has nothing"),
@@ -206,7 +209,7 @@ def test_without_a_network_and_offline(tmp_path: Path) -> None:
     result = call("build", "--backbone", "hub:a/b", "--output", "out", cwd=tmp_path, environment=nowhere)
     assert result.returncode == 1
     assert "The hub cannot be reached for hub:a/b" in result.stderr
-    assert "HF_HUB_OFFLINE=1 uses what an earlier run left" in result.stderr
+    assert "HF_HUB_OFFLINE=1 uses the files that earlier runs cached" in result.stderr
     result = call(
         "build",
         "--backbone",
@@ -217,7 +220,7 @@ def test_without_a_network_and_offline(tmp_path: Path) -> None:
         environment={**nowhere, "HF_HUB_OFFLINE": "1"},
     )
     assert result.returncode == 1
-    assert "is not whole in the cache, and HF_HUB_OFFLINE forbids" in result.stderr
+    assert "is not complete in the cache, and HF_HUB_OFFLINE forbids" in result.stderr
 
 
 def test_a_bundle_is_pushed_whole_and_runs_from_there(
@@ -259,7 +262,7 @@ def test_a_push_takes_files_of_the_bundle_before_away_and_nothing_else(
     del manifest["variants"][1]
     path.write_text(json.dumps(manifest))
     result = call("push", str(bundle_copy), "acme/bundle", environment=environment)
-    assert "2 of before removed" in result.stdout, result.stderr
+    assert "2 earlier files removed" in result.stdout, result.stderr
     files = repository.files("main")
     assert "ratio-2.onnx" not in files
     assert files["notes.txt"] == b"mine"
@@ -322,7 +325,7 @@ def test_a_push_that_fails_after_a_build_says_how_to_do_it_again(
     command = ["build", "--backbone", str(embedding_model), "--ratio", "1", "--target", "onnxruntime"]
     command += ["--no-speed", "--output", "out", "--push-to-hub"]
     for repository, words in (
-        ("acme/new", "There is no token of the hub"),
+        ("acme/new", "No token for the hub is set"),
         ("acme", "names no organisation"),
     ):
         result = call(*command, repository, cwd=tmp_path, environment=filled.environment(tmp_path / "c"))

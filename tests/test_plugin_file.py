@@ -66,7 +66,7 @@ def _put_wrong_shape(tensors: dict[str, np.ndarray]) -> None:
         (_put_integers, ["layers.0.compress.bias", "I64", "F32 or F16"]),
         (_put_wrong_shape, ["layers.0.compress.weight", "(4, 8)", "(4, 64)"]),
         (lambda t: t.pop("layers.1.compress.bias"), ["lacks layers.1.compress.bias", "missing: 1"]),
-        (lambda t: t.update(extra=np.zeros(1, np.float32)), ["has besides extra", "too many: 1"]),
+        (lambda t: t.update(extra=np.zeros(1, np.float32)), ["also has extra", "unexpected: 1"]),
     ],
 )
 def test_wrong_tensors_are_named(folder: Path, edit: Callable[..., object], words: list[str]) -> None:

@@ -137,7 +137,7 @@ def test_a_time_in_half_precision_on_a_cpu_says_what_it_is(half: Callable[[str, 
     command = ["bench", str(half("bert", "float16")), "--runtime", "onnxruntime", "--shape", "1x8"]
     result = call(*command, "--openings", "1", "--block-seconds", "0.01", "--max-rounds", "4")
     assert result.returncode == 0, result.stderr
-    assert "A CPU's speed in float16 says nothing of a GPU's." in result.stderr
+    assert "A CPU's speed in float16 says nothing about a GPU's." in result.stderr
 
 
 def test_a_bfloat16_graph_is_verified_widened_and_says_so(half: Callable[[str, str], Path]) -> None:

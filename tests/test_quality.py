@@ -140,10 +140,10 @@ def test_plugin_folders_are_exported_and_measured_the_same(
     assert quality.rows == evaluate([embedding_bundle], pairs).rows
     with pytest.raises(UserError, match="but not where it is") as error:
         evaluate([embedding_plugins[2]], pairs)
-    assert error.value.hint == "Give it: --backbone SRC"
+    assert error.value.hint == "Pass its location: --backbone SRC"
     with pytest.raises(UserError, match="neither a bundle nor a plugin folder"):
         evaluate([PAIRS.parent], pairs)
-    with pytest.raises(UserError, match="of which one is evaluated at a time"):
+    with pytest.raises(UserError, match="only one bundle can be evaluated at a time"):
         evaluate([embedding_plugins[2], embedding_bundle], pairs)
     with pytest.raises(UserError, match="--backbone would not be used"):
         evaluate([embedding_bundle], pairs, backbone="x", runtimes=("onnxruntime",))
@@ -181,7 +181,9 @@ def test_a_graph_that_computes_something_else_fails(
         return {name: values * 1.001 for name, values in run(self, inputs).items()}
 
     monkeypatch.setattr(EagerModel, "run", slightly_off)
-    with pytest.raises(NumbersDisagreeError, match="the graph's sentence_embedding is not eager PyTorch's"):
+    with pytest.raises(
+        NumbersDisagreeError, match="the graph's sentence_embedding differs from eager PyTorch's"
+    ):
         evaluate([embedding_bundle], pairs)
 
 
@@ -242,7 +244,7 @@ def test_a_classifier_is_measured_by_its_own_labels(
     assert quality.rows[0].metrics["agreement"] == 1.0
     assert 0 <= float(quality.rows[0].metrics["accuracy"] or 0) <= 1
     data.write_text("text\tlabel\nfine\tLABEL_0\nnot so\tgood\n")
-    with pytest.raises(UserError, match="line 3: the label 'good' is none of the classifier's: LABEL_0"):
+    with pytest.raises(UserError, match="line 3: the label 'good' is not one of the classifier's: LABEL_0"):
         evaluate([bundle], read_examples(str(data), Columns()))
 
 

@@ -69,11 +69,11 @@ def test_sources_in_a_file_are_relative_to_the_file(tmp_path: Path) -> None:
         (MINIMAL + "plugins: [{ratio: 2}]", ["either a source or initialise"]),
         (MINIMAL + "plugins: [{initialise: {}}]", ["needs a ratio"]),
         (MINIMAL + "engine: {profiles: {a: {batch_size: [4, 2, 8]}}}", ["min <= opt <= max", "4, 2, 8"]),
-        ("[1, 2]", ["is no mapping"]),
+        ("[1, 2]", ["is not a mapping"]),
         ("name: [", ["not valid YAML"]),
         ("name: {{ name }}", ["not valid YAML"]),
         ("[" * 4000, ["not valid YAML"]),
-        (MINIMAL + "name: y\n", ["the key 'name' comes twice", "line 3"]),
+        (MINIMAL + "name: y\n", ["the key 'name' appears twice", "line 3"]),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: list[str]) -> None:

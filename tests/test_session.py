@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_named(small_bundle: Path) -> None:
     session = bundle.session()
     good = _inputs(bundle, "Yes.")
     for inputs, words in (
-        ({"input_ids": good["input_ids"]}, "the model takes input_ids, attention_mask, token_type_ids"),
+        ({"input_ids": good["input_ids"]}, "the model accepts input_ids, attention_mask, token_type_ids"),
         ({**good, "position_ids": good["input_ids"]}, "position_ids"),
         ({**good, "attention_mask": good["attention_mask"][:, :2]}, "the shapes"),
         ({name: array[:, :0] for name, array in good.items()}, "the shapes"),
@@ -169,7 +169,7 @@ def test_a_plugin_that_does_not_fit_leaves_the_session_as_it_was(
         with pytest.raises(UserError, match=words):
             session.add_plugin("new", source)
     for name in ("", "../x", 4, None):
-        with pytest.raises(UserError, match="is no name of a plugin"):
+        with pytest.raises(UserError, match="is not a valid plugin name"):
             session.add_plugin(name, small_bundle / "plugins" / "ratio-2")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"ratio-3 has the ratio 3; the plugin .* has 2"):
         session.add_plugin("ratio-3", small_bundle / "plugins" / "ratio-2")

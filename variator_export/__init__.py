@@ -6,7 +6,7 @@
     session = Bundle.load("artifacts/minilm").session()
     outputs = session.run(inputs, ratio=4)
 
-Nothing heavy is imported until it is used.
+Heavy dependencies are imported only when they are used.
 """
 
 from importlib import import_module

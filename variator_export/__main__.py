@@ -1,4 +1,4 @@
-"""`python -m variator_export`, which `accelerate launch -m` needs."""
+"""Entry point of `python -m variator_export`, required by `accelerate launch -m`."""
 
 from variator_export.cli.main import main
 

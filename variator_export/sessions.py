@@ -1,4 +1,4 @@
-"""A finished bundle, for those who use it. Needs neither torch nor transformers."""
+"""The public API for a finished bundle. Needs neither torch nor transformers."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from variator_export.model.tokenizer import TextEncoder
 
 
 class Bundle(BundleFiles):
-    """A bundle on disk: sessions and its tokenizer.
+    """A bundle on disk, with its sessions and its tokenizer.
 
     Attributes:
-        path: Its folder.
-        manifest: The content of its manifest.
+        path: The bundle's folder.
+        manifest: The content of `manifest.json`.
     """
 
     @classmethod
@@ -22,8 +22,8 @@ class Bundle(BundleFiles):
         """Open a bundle.
 
         Raises:
-            UserError: A file is missing, a link, or of another size than the manifest says. Hashes are
-                compared when a file is used; `check_all` compares all of them.
+            UserError: A file is missing, is a link, or differs in size from the manifest. Hashes are
+                checked when a file is used; `check_all` checks all of them.
         """
         return cls(path)
 
@@ -40,26 +40,26 @@ class Bundle(BundleFiles):
         """Open a session.
 
         Args:
-            target: What runs it: `onnxruntime`, on the CPU, or one of its providers for NVIDIA GPUs; or
-                `tensorrt-rtx` or `tensorrt`, with an engine of the bundle. What is asked for runs, or fails:
-                no other one takes its place.
-            variant: A ratio or the name of a variant: a session for that one. None: one session that runs
-                every ratio, changed from call to call: `session.run(inputs, ratio=4)`.
-            threads: Of one operator; None: `OMP_NUM_THREADS`, or all cores. Of `onnxruntime`.
-            allow_unverified: Run an engine that was built and never verified on a device.
-            trust_host_code: Let an engine bring a program of its own (TensorRT's lean runtime).
-            cuda_graphs: Record an engine's work once for each shape and variant, and replay it. Of
-                `tensorrt-rtx` and `tensorrt`.
+            target: The runtime: `onnxruntime` on the CPU, one of its providers for NVIDIA GPUs, or
+                `tensorrt-rtx` or `tensorrt` with an engine of the bundle. The requested target runs or
+                fails; there is no fallback to another one.
+            variant: A ratio or a variant name, for a session that runs that variant. None for one session
+                that runs every ratio, chosen per call: `session.run(inputs, ratio=4)`.
+            threads: Threads per operator, `onnxruntime` only. None for `OMP_NUM_THREADS`, or all cores.
+            allow_unverified: Run an engine that was built but never verified on a device.
+            trust_host_code: Allow an engine that contains a program (TensorRT's lean runtime).
+            cuda_graphs: Capture an engine's work once per shape and variant, and replay it.
+                `tensorrt-rtx` and `tensorrt` only.
 
         Raises:
-            UserError: The target cannot run here, or there is no such variant or engine.
+            UserError: The target cannot run on this machine, or the variant or engine does not exist.
         """
         options = SessionOptions(threads, allow_unverified, trust_host_code, cuda_graphs)
         name = None if variant is None else self.variant(variant).name
         return TARGETS.find(target).open(self, name, options)
 
     def labels(self) -> tuple[str, ...] | None:
-        """The classes of a text classifier by their index; None for other tasks and for a single score."""
+        """Class names of a text classifier, by index; None for other tasks and for a single score."""
         if self.manifest.backbone.task != "text-classification":
             return None
         config = read_json_object(self.file("config.json"), "Build the bundle again.")

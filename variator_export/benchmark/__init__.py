@@ -1,1 +1,1 @@
-"""How fast a bundle is, against what a user would pick instead."""
+"""Benchmark of a bundle's speed against the alternatives that a user would pick instead."""

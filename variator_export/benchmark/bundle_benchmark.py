@@ -1,4 +1,4 @@
-"""Benchmarking a finished bundle: every ratio and what a user would run instead, at several shapes."""
+"""Benchmark of a finished bundle: every ratio and the alternatives that a user has, at several shapes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,14 +50,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShapeResult:
-    """All subjects at one shape.
+    """Result for all subjects at one shape.
 
     Attributes:
-        settled: Whether the medians stood still, before the rounds ran out, in every opening.
-        settled_openings: In how many they did.
-        rows: As `benchmark.speed_table.speed_rows` gives them.
-        profiles: Where each variant's graph spends its time on ONNX Runtime
-            (`benchmark.profile.profile_rows`), if that was asked for.
+        batch_size: Number of rows.
+        sequence_length: Tokens per row.
+        settled: Whether the medians became stable before the rounds ran out, in every opening.
+        settled_openings: Number of openings in which they did.
+        rows: Rows of `benchmark.speed_table.speed_rows`.
+        profiles: Time that each variant's graph spends in each kind of module on ONNX Runtime
+            (`benchmark.profile.profile_rows`), if profiles were requested.
     """
 
     batch_size: int
@@ -70,22 +72,22 @@ class ShapeResult:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What `bench` found.
+    """Result of `bench`.
 
     Attributes:
         bundle: The bundle's folder.
-        shapes: One after the other, as they were asked for.
-        break_even: From which shape on each ratio pays (`benchmark.speed_table.break_even`).
-        quality: What is known of the quality of these graphs: for each task and data set the metric and what
-            each variant has and loses.
+        shapes: Results by shape, in the order in which the shapes were requested.
+        break_even: The smallest shape from which on each ratio pays (`benchmark.speed_table.break_even`).
+        quality: Known quality of these graphs: for each task and data set the metric, and each variant's
+            value and loss.
         graphs: The sha256 of each variant's graph.
-        settings: How it was timed.
-        torch_threads: Of PyTorch, as it says; None: it is not installed. Others do not tell what they take
-            where the settings leave it to them.
-        measured_at: ISO 8601, UTC.
-        machine: This machine.
+        settings: Settings of the timing.
+        torch_threads: Number of threads that PyTorch reports. None if PyTorch is not installed. Other
+            runtimes do not report how many threads they choose when the settings leave the choice to them.
+        measured_at: Time of the benchmark, ISO 8601, UTC.
+        machine: Description of this machine.
         conditions: Clocks and load before and after.
-        versions: Of what ran.
+        versions: Versions of the packages involved.
     """
 
     bundle: Path
@@ -102,11 +104,14 @@ class Benchmark:
 
     @property
     def settled(self) -> bool:
-        """Whether all shapes did."""
+        """Whether the medians became stable at all shapes."""
         return all(shape.settled for shape in self.shapes)
 
     def too_slow(self, least: float) -> list[str]:
-        """What is slower than asked for: the lower bound of the speed-up counts. PyTorch's own do not."""
+        """Return a message for each compressed variant whose speed-up is below a minimum.
+
+        The lower bound of the speed-up counts. PyTorch's own runtimes are not checked.
+        """
         return [
             f"{row['variant']} on {row['runtime']} at {shape.batch_size}x{shape.sequence_length}: speed-up "
             f"{row['speedup']:.2f}, lower bound {row['speedup_low']:.2f}"
@@ -116,7 +121,7 @@ class Benchmark:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the result as JSON data."""
         return {**asdict(self), "bundle": str(self.bundle), "settled": self.settled}
 
 
@@ -137,19 +142,19 @@ def bench(
 
     Args:
         bundle: The bundle's folder.
-        shapes: (batch_size, sequence_length); rows are full.
-        variants: Ratios or names; None: all. Ratio 1 always comes along.
-        runtimes: Names in `benchmark.runtimes.RUNTIMES`; None: all that are installed and run on the CPU; of
-            these what is optional is left out where it fails.
-        backbone: Where the backbone is, for PyTorch; None: where it was when the bundle was built.
-        settings: How long to time.
-        profile: Look besides where the time of each graph goes on ONNX Runtime; needs the extra `export`.
-        allow_unverified: Time engines that no GPU of this kind has verified.
-        trust_host_code: Let an engine bring a program of its own (TensorRT's lean runtime).
-        progress: Is told what happens.
+        shapes: Shapes (batch_size, sequence_length). All rows are full.
+        variants: Ratios or names. None means all. Ratio 1 is always included.
+        runtimes: Names in `benchmark.runtimes.RUNTIMES`. None means all that are installed and run on the
+            CPU; optional ones among these are left out if they fail.
+        backbone: The backbone's location, for PyTorch. None means its location when the bundle was built.
+        settings: Settings of the timing.
+        profile: Also measure where each graph spends its time on ONNX Runtime. Requires the extra `export`.
+        allow_unverified: Time engines that have not been verified on a GPU of this kind.
+        trust_host_code: Allow an engine to contain a program of its own (TensorRT's lean runtime).
+        progress: Receives progress reports and notes.
 
     Raises:
-        UserError: The bundle is damaged, a shape is over the model's limit, or a runtime cannot run here.
+        UserError: The bundle is damaged, a shape exceeds the model's limit, or a runtime cannot run here.
     """
     progress = progress or Progress()
     settings = settings or TimingSettings()
@@ -171,12 +176,12 @@ def bench(
     before = conditions()
 
     def load_backbone() -> "Backbone":
-        without = "choose the others with --runtime onnxruntime"
+        without = "choose only runtimes without PyTorch, for example --runtime onnxruntime"
         return load_bundle_backbone(opened, backbone, without)
 
     names = list(runtimes or available_runtimes())
     if find_precision(opened.manifest.precision).is_half and not all(RUNTIMES[name].gpu for name in names):
-        progress.note(f"A CPU's speed in {opened.manifest.precision} says nothing of a GPU's.")
+        progress.note(f"A CPU's speed in {opened.manifest.precision} says nothing about a GPU's.")
     engines = {"allow_unverified": allow_unverified, "trust_host_code": trust_host_code}
     with (
         open_subjects(opened, load_backbone, settings.threads, **engines) as opener,
@@ -207,12 +212,12 @@ def bench(
 
 
 def store_benchmark(benchmark: Benchmark) -> Path:
-    """Keep a result in its bundle.
+    """Store a result in its bundle.
 
     Raises:
         UserError: The bundle cannot be written.
     """
-    state = "The bundle was timed; the report of it is not stored."
+    state = "The bundle was timed; the benchmark report is not stored."
     return store_report(benchmark.bundle, BENCHMARK_REPORT, benchmark.as_dict(), state)
 
 
@@ -257,9 +262,10 @@ def _profile(
 
 @contextmanager
 def _torch(threads: int | None, num_compiled_shapes: int) -> Iterator[int | None]:
-    """Set PyTorch's threads, where it is installed, and set them back; gives how many it has.
+    """Set PyTorch's number of threads within the block, and yield it. Yield None without PyTorch.
 
-    torch.compile gives up after eight shapes, and runs eager under its name.
+    The recompile limit of torch.compile is raised too. After eight shapes, its default, torch.compile gives
+    up and runs eager PyTorch under its own name.
     """
     if not is_importable("torch"):
         yield None

@@ -1,4 +1,4 @@
-"""Where time goes: the operators of a graph, grouped by the PyTorch modules that they came from."""
+"""Profile of a graph: the time of its operators, grouped by the PyTorch modules that they came from."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,17 @@ _INDEX = re.compile(r"\.\d+(?=\.|$)")
 
 
 def profile_rows(times: Sequence[OperatorTime], modules: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A JSON row for each kind of module, the slowest first.
+    """Return a JSON row for each kind of module, the slowest first.
 
     Args:
-        times: Of the operators.
-        modules: Of each node by its name; empty for nodes of none (padding, windows, weights).
+        times: Times of the operators.
+        modules: Module of each node, by the node's name. The module is empty for nodes that belong to none
+            (padding, windows, weights).
 
     Returns:
-        `module`: with * for the numbers of layers; operators that the runtime made of several modules are
-        `fused`; `milliseconds` of one call; `share`; milliseconds by `operators`.
+        Rows with `module`, in which * replaces the layer numbers and `fused` stands for operators that the
+        runtime created from several modules; `milliseconds` of one call; `share` of the total; and
+        milliseconds by operator in `operators`.
     """
     groups: dict[str, dict[str, float]] = {}
     for time in times:

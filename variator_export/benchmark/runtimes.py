@@ -1,4 +1,4 @@
-"""What is timed: every way to run a variant of a bundle that a user would really pick."""
+"""Runtimes to time: every way to run a variant of a bundle that a user would really pick."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runtime:
-    """One way to run.
+    """One way to run a variant.
 
     Attributes:
-        group: Those of one group are compared with each other.
-        only_baseline: Whether only the baseline is run with it: what a user runs who has no plugins.
-        needs: The module without which it does not run.
-        gpu: Whether it runs on a GPU: a session as users open it, inputs and outputs copied in each call.
+        group: Name of the group. Runtimes of one group are compared with each other.
+        only_baseline: Whether the runtime runs only the baseline, as a user without plugins would.
+        needs: The Python module that the runtime requires.
+        gpu: Whether the runtime runs on a GPU, in a session as users open it: inputs and outputs are copied
+            in each call.
     """
 
     group: str
@@ -57,26 +58,27 @@ RUNTIMES |= {
     for name, target in TARGETS.all().items()
     if target.gpu
 }
-# What a user runs who does not know this package: graphs of torch.onnx.
+# Runtimes of a user without this package: graphs exported by torch.onnx.
 PLAIN_RUNTIMES = ("torch.onnx", "onnxruntime-optimizer")
-# What is left out where it cannot run, unless it is named.
+# Runtimes that are left out if they cannot run, unless the user names them.
 OPTIONAL_RUNTIMES = (*PLAIN_RUNTIMES, "torch.compile", "openvino")
 TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.group == "torch")
-# What runs the files of a bundle.
+# Runtimes that run the files of a bundle.
 OWN_RUNTIMES = tuple(name for name in RUNTIMES if name not in (*TORCH_RUNTIMES, *PLAIN_RUNTIMES))
 
 
 class Subjects:
-    """Opens what is to be timed.
+    """Opener of the subjects to be timed. A subject is one variant on one runtime.
 
     Args:
         files: The bundle.
-        backbone: Loads the backbone; called once, where a runtime of PyTorch is asked for.
-        scratch: A folder for graphs that are made for the comparison.
-        threads: Of one operator; None: `OMP_NUM_THREADS`, or all cores. PyTorch's are set for the whole
-            process, by the caller.
-        allow_unverified: Time engines that no GPU of this kind has verified.
-        trust_host_code: Let an engine bring a program of its own.
+        backbone: Function that loads the backbone. It is called at most once, when the first runtime that
+            needs PyTorch is opened.
+        scratch: Folder for graphs that are exported only for the comparison.
+        threads: Threads of one operator. None means `OMP_NUM_THREADS`, or all cores. PyTorch's threads are
+            set by the caller, for the whole process.
+        allow_unverified: Time engines that have not been verified on a GPU of this kind.
+        trust_host_code: Allow an engine to contain a program of its own.
     """
 
     def __init__(
@@ -96,25 +98,25 @@ class Subjects:
         self._sessions = SessionOptions(allow_unverified=allow_unverified, trust_host_code=trust_host_code)
 
     def open(self, runtime: str, variant: Variant) -> Subject:
-        """One variant on one runtime.
+        """Open one variant on one runtime.
 
         Raises:
-            UserError: It cannot run here.
+            UserError: The runtime cannot run the variant here.
         """
         entry = RUNTIMES[runtime]
         runner = self._runner(runtime, variant)
         return Subject(runtime, entry.group, variant.ratio, variant.name, runner, baseline=variant.baseline)
 
     def open_again(self, runtime: str, variant: str) -> Subject:
-        """What was opened before, anew.
+        """Open a subject again that was opened before.
 
         Raises:
-            UserError: It cannot run here any more.
+            UserError: The runtime can no longer run the variant here.
         """
         return self.open(runtime, self._files.variant(variant))
 
     def macs(self, subject: Subject, batch_size: int, sequence_length: int) -> Macs:
-        """Multiply-accumulates of one call: by formula, and counted on the graph."""
+        """Return the multiply-accumulates of one call: by formula, and counted on the graph."""
         manifest = self._files.manifest
         variant = self._files.variant(subject.variant)
         size = EncoderSize(**manifest.backbone.encoder_size)
@@ -147,7 +149,7 @@ class Subjects:
         if not kind.on_a_cpu or (kind.is_half and runtime in PLAIN_RUNTIMES):
             raise UserError(
                 f"{runtime} does not compute in {precision} on a CPU.",
-                "Time the bundle in float32, or this one with --runtime eager.",
+                "Time a float32 bundle instead, or time this one with --runtime eager.",
             )
         if runtime in PLAIN_RUNTIMES:
             return self._plain(runtime)
@@ -168,7 +170,7 @@ class Subjects:
         from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph, optimize_transformer
         from variator_export.graph.torch_baseline import export_plain
 
-        # Made once: each opening reads the same files.
+        # The graphs are exported once: each opening reads the same files.
         backbone, plain = self._eager, self._scratch / "plain.onnx"
         optimized = self._scratch / "optimized.onnx"
         if not plain.exists():
@@ -196,11 +198,11 @@ def open_subjects(
     threads: int | None = None,
     **engines: bool,
 ) -> Iterator[Subjects]:
-    """`Subjects` whose scratch folder ends with the block."""
+    """Yield `Subjects` with a scratch folder that is deleted at the end of the block."""
     with TemporaryDirectory() as scratch:
         yield Subjects(files, backbone, Path(scratch), threads, **engines)
 
 
 def available_runtimes() -> list[str]:
-    """Those whose modules are installed, on the CPU: what runs on a GPU has to be named."""
+    """Return the CPU runtimes whose modules are installed. GPU runtimes must be named by the user."""
     return [name for name, runtime in RUNTIMES.items() if is_importable(runtime.needs) and not runtime.gpu]

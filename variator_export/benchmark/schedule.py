@@ -1,4 +1,7 @@
-"""Timing everything at every shape: opened several times, and in turns each time."""
+"""Schedule of a benchmark: time all subjects at every shape, in turns, in several openings.
+
+An opening opens every session anew, in a new order, and times it at every shape.
+"""
 
 import functools
 import gc
@@ -21,16 +24,17 @@ DEFAULT_WINDOW = 3
 
 @dataclass(frozen=True)
 class TimingSettings:
-    """How long to time.
+    """Settings of the timing.
 
     Attributes:
-        openings: How often everything but PyTorch is opened anew; each time it is timed at every shape.
-        block_seconds: How long one subject runs in a turn, warm-up apart.
-        window: Rounds that must stand still, compared with as many before them; None: all of `max_rounds` are
-            timed, and nothing is compared.
-        tolerance: How far their medians may be apart, as a share.
-        max_rounds: After these an opening ends in any case, and says that it did not settle.
-        threads: Of one operator, on every runtime; None: what each takes itself.
+        openings: Number of times that everything except PyTorch is opened anew and timed at every shape.
+        block_seconds: Seconds that one subject runs in a turn, without warm-up.
+        window: Number of rounds whose medians must be stable, compared with as many rounds before them. None
+            means that all `max_rounds` rounds are timed and nothing is compared.
+        tolerance: Largest difference between the two medians, as a share.
+        max_rounds: Number of rounds after which an opening ends at the latest. If the medians are not stable
+            by then, the opening is reported as not settled.
+        threads: Threads of one operator, on every runtime. None leaves the choice to each runtime.
     """
 
     openings: int = 5
@@ -43,11 +47,11 @@ class TimingSettings:
 
 @dataclass(frozen=True)
 class Timed:
-    """All subjects at one shape.
+    """Timings of all subjects at one shape.
 
     Attributes:
-        timings: By `Subject.key`.
-        settled: Of each opening, whether the medians stood still.
+        timings: Timings by `Subject.key`.
+        settled: Whether the medians became stable, for each opening.
     """
 
     timings: Mapping[str, Timings]
@@ -57,9 +61,10 @@ class Timed:
 def open_all(
     opener: Subjects, runtimes: Sequence[str], variants: Sequence[Variant], progress: Progress, *, named: bool
 ) -> list[Subject]:
-    """Every runtime with the variants that are run with it; a group without a baseline cannot be compared.
+    """Open every runtime with the variants that it runs.
 
-    What is optional is left out where it cannot be opened, unless it was named.
+    The baseline must be among the variants, because a group without a baseline cannot be compared. Optional
+    runtimes that cannot be opened are left out, unless the user named them.
     """
     subjects: list[Subject] = []
     for name in runtimes:
@@ -76,12 +81,13 @@ def open_all(
 def run_once(
     subjects: list[Subject], inputs: Mapping[Shape, Arrays], progress: Progress, *, named: bool
 ) -> None:
-    """Run everything at every shape once, before anything is timed: what is optional and fails is left out.
+    """Run every subject at every shape once before anything is timed, and leave out optional ones that fail.
 
-    torch.compile needs a compiler only then, and a shape may be too large for one of the runtimes.
+    Some errors appear only in the first run: torch.compile may lack a compiler, and a shape may be too large
+    for one of the runtimes.
 
     Raises:
-        UserError: What is not optional, or was named, fails.
+        UserError: A runtime fails that is not optional or that the user named.
     """
     with progress.bar("first runs", len(subjects) * len(inputs)) as advance:
         for subject in list(subjects):
@@ -90,13 +96,13 @@ def run_once(
             for (batch_size, length), arrays in inputs.items():
                 try:
                     subject.runner.run(arrays)
-                except Exception as error:  # of five libraries
+                except Exception as error:  # five libraries raise their own exceptions
                     words = f"{type(error).__name__}: {first_line(error)}"
                     if isinstance(error, UserError):
                         words = error.message
                     failed = f"{subject.runtime} fails at {batch_size}x{length}: {words}"
                     if named or subject.runtime not in OPTIONAL_RUNTIMES:
-                        hint = "Leave it out: choose the others with --runtime; or the shape, with --shape."
+                        hint = "Choose the other runtimes with --runtime, or the other shapes with --shape."
                         raise UserError(failed, hint) from error
                     progress.note(f"{subject.runtime} is left out: {failed}")
                     subjects[:] = [s for s in subjects if s.runtime != subject.runtime]
@@ -114,17 +120,17 @@ def time_everything(
     """Time subjects in turns at every shape, once for each opening.
 
     Args:
-        opener: Opens them again.
-        subjects: As they were opened for the first time; replaced by those that were opened last.
-        inputs: (batch_size, sequence_length) and what to run.
-        settings: How long to time.
-        progress: Is told what happens.
+        opener: Opens the subjects again.
+        subjects: The subjects as opened the first time. The list is updated with those of the last opening.
+        inputs: The model's inputs for each shape (batch_size, sequence_length).
+        settings: Settings of the timing.
+        progress: Receives progress reports.
     """
     found: dict[Shape, list[tuple[dict[str, Timings], bool]]] = {shape: [] for shape in inputs}
     order = np.arange(len(subjects))
     for opening in range(settings.openings):
         if opening:
-            # In another order, so that memory falls elsewhere, and others run before them.
+            # A new order changes the memory layout, and which subject runs before which.
             order = np.random.default_rng(opening).permutation(len(subjects))
             _open_again(opener, subjects, order)
         for shape, arrays in inputs.items():
@@ -141,7 +147,7 @@ def time_everything(
                     progress=advance,
                 )
             found[shape].append(timed)
-            del calls  # holds what is to be closed before it is opened again
+            del calls  # holds sessions that must be closed before they are opened again
     return {
         shape: Timed(join([timings for timings, _ in timed]), tuple(settled for _, settled in timed))
         for shape, timed in found.items()
@@ -149,7 +155,10 @@ def time_everything(
 
 
 def _open_again(opener: Subjects, subjects: list[Subject], order: np.ndarray) -> None:
-    """PyTorch's stay: they share the backbone's weights, and compiling takes a minute."""
+    """Open all subjects again, except PyTorch's.
+
+    PyTorch's models stay, because they share the backbone's weights and compiling takes a minute.
+    """
     places = [(subject.runtime, subject.variant) for subject in subjects]
     opened = {i: s for i, s in enumerate(subjects) if s.runtime in TORCH_RUNTIMES}
     subjects.clear()

@@ -1,4 +1,4 @@
-"""What times mean: speed-ups over what a user would run instead, beside what the saved MACs allow."""
+"""Speed-ups over the alternatives that a user has, beside the speed-ups that the saved MACs allow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class Macs:
     """Multiply-accumulates of one call.
 
     Attributes:
-        analytic: By formula, at the unpadded shape.
-        on_graph: Counted on the graph; None where it has none.
+        analytic: Number by formula, at the unpadded shape.
+        on_graph: Number counted on the graph. None if the subject has no graph of its own.
     """
 
     analytic: int
@@ -27,15 +27,15 @@ class Macs:
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing to time.
+    """Subject of a benchmark: one variant on one runtime, which is timed.
 
     Attributes:
-        runtime: For example `eager` or `onnxruntime`.
-        group: Runtimes of one group are compared: the fastest of their baselines is what counts.
-        ratio: k.
+        runtime: Name of the runtime, for example `eager` or `onnxruntime`.
+        group: Name of the group. Speed-ups are over the fastest baseline among the runtimes of one group.
+        ratio: The ratio k.
         variant: The variant's name.
-        runner: Runs it.
-        baseline: Whether it is the backbone itself.
+        runner: The runner of the variant.
+        baseline: Whether the variant is the backbone without plugins.
     """
 
     runtime: str
@@ -47,12 +47,12 @@ class Subject:
 
     @property
     def key(self) -> str:
-        """A name of its own."""
+        """Unique name of the subject."""
         return f"{self.runtime}/{self.variant}"
 
 
 def speed_inputs(names: tuple[str, ...], vocab_size: int, batch_size: int, sequence_length: int) -> Arrays:
-    """Full rows of random tokens."""
+    """Create inputs with full rows of random tokens."""
     shape = (batch_size, sequence_length)
     inputs = {name: np.zeros(shape, np.int64) for name in names}
     inputs["input_ids"][:] = np.random.default_rng(0).integers(0, vocab_size, shape)
@@ -66,18 +66,18 @@ def speed_rows(
     macs: Mapping[str, Macs],
     num_tokens: int,
 ) -> list[dict[str, Any]]:
-    """A JSON row for each subject.
+    """Return a JSON row for each subject.
 
     Args:
-        subjects: What was timed; of each group at least one is a baseline.
-        timings: By `Subject.key`.
-        macs: Of one call, likewise.
-        num_tokens: In one call.
+        subjects: The timed subjects. Each group must contain at least one baseline.
+        timings: Timings by `Subject.key`.
+        macs: Multiply-accumulates of one call, by `Subject.key`.
+        num_tokens: Number of tokens in one call.
 
     Returns:
-        Median and tails of all runs, tokens per second, the speed-up over the group's fastest run without
-        plugins and over eager with their 95 % intervals, the first in each opening too, and the speed-up that
-        the saved MACs would allow.
+        Rows with the median and tails of all runs; tokens per second; the speed-up over the group's fastest
+        run without plugins, also in each opening; the speed-up over eager PyTorch; the 95 % intervals of
+        both; and the speed-up that the saved MACs would allow.
     """
     rows = []
     for subject in subjects:
@@ -122,7 +122,7 @@ SPEED_COLUMNS = ("p50 ms", "p90", "p99", "tokens/s", "speed-up", "95 % interval"
 
 
 def speed_cells(row: Mapping[str, Any]) -> list[str]:
-    """A row of `speed_rows` as people read it, in the order of `SPEED_COLUMNS`."""
+    """Format a row of `speed_rows` for reading, in the order of `SPEED_COLUMNS`."""
     plain = row["is_baseline"]
     return [
         f"{row['p50_ms']:.2f}",
@@ -139,14 +139,15 @@ def speed_cells(row: Mapping[str, Any]) -> list[str]:
 def break_even(
     shapes: Sequence[tuple[tuple[int, int], Sequence[Mapping[str, Any]]]],
 ) -> list[dict[str, Any]]:
-    """From which shape on each ratio pays.
+    """Find the shape from which on each ratio pays.
 
     Args:
-        shapes: (batch_size, sequence_length) and its rows.
+        shapes: Pairs of a shape (batch_size, sequence_length) and its rows.
 
     Returns:
-        For each runtime and variant the smallest shape, by tokens, from which on the lower bound of the
-        speed-up is above 1 at every shape; None where it is not so at the largest.
+        A row for each runtime and variant with the smallest shape, by tokens, from which on the lower bound
+        of the speed-up is above 1 at every shape. The shape is None if the lower bound is not above 1 at the
+        largest one.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for shape, rows in sorted(shapes, key=lambda item: (item[0][0] * item[0][1], item[0]), reverse=True):

@@ -1,11 +1,11 @@
-"""Timing that can be believed: subjects take turns in blocks, the first runs of a block do not count.
+"""Reliable timing: subjects take turns in blocks, and the first runs of each block are warm-up.
 
-After a switch from one runtime to another the first runs are slow, because the spinning threads of the two
-get in each other's way. Subjects that take turns see the same load of a shared machine.
+After a switch from one runtime to another, the first runs are slow because the spinning threads of the two
+runtimes get in each other's way. Subjects that take turns see the same load on a shared machine.
 
-A session that is opened again is faster or slower by some per cent, for as long as it is open. So one
-opening says little of the next, however long it is timed, and what counts are several (T. Kalibera, R. Jones,
-Rigorous Benchmarking in Reasonable Time, ISMM 2013).
+A session that is opened again is faster or slower by a few per cent for as long as it is open. So one opening
+(a session opened anew and timed) says little about the next, however long it is timed, and several openings
+are needed (T. Kalibera, R. Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013).
 """
 
 import time
@@ -16,8 +16,8 @@ import numpy as np
 
 Clock = Callable[[], float]
 _Blocks = dict[str, list[tuple[float, ...]]]
-# Runs at the start of a block that do not count, while they are short: the disturbance lasts some
-# milliseconds, so one run is enough where a run takes longer than that.
+# Warm-up runs at the start of a block: at most this many, and none after this time. The disturbance lasts a
+# few milliseconds, so one run is enough if a run takes longer than that.
 _WARMUP_RUNS = 10
 _WARMUP_SECONDS = 0.1
 _MIN_RUNS = 2
@@ -26,9 +26,12 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Timings:
-    """Durations in milliseconds: of each opening its blocks, of each block its runs.
+    """Durations of runs in milliseconds, by opening and block.
 
-    Every opening has as many blocks as the others.
+    All openings have the same number of blocks.
+
+    Attributes:
+        openings_ms: The openings, each a tuple of blocks, each a tuple of durations.
     """
 
     openings_ms: tuple[tuple[tuple[float, ...], ...], ...]
@@ -40,21 +43,21 @@ class Timings:
 
     @property
     def opening_medians_ms(self) -> tuple[float, ...]:
-        """Of each opening the median of its blocks' medians."""
+        """The median of the blocks' medians, for each opening."""
         return tuple(np.median(self.block_medians_ms, axis=1).tolist())
 
     @property
     def block_medians_ms(self) -> np.ndarray:
-        """(openings, blocks)."""
+        """The median of each block, (openings, blocks)."""
         return np.array([_medians(blocks) for blocks in self.openings_ms])
 
     @property
     def num_runs(self) -> int:
-        """How many runs count."""
+        """The number of runs, without warm-up."""
         return len(self._runs())
 
     def percentile_ms(self, percent: float) -> float:
-        """A percentile of all runs."""
+        """Return a percentile of all runs."""
         return float(np.percentile(self._runs(), percent))
 
     def _runs(self) -> list[float]:
@@ -63,12 +66,12 @@ class Timings:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster, with a 95 % confidence interval.
+    """Speed-up with its 95 % confidence interval.
 
     Attributes:
         value: The median of the openings' ratios.
-        low: From here...
-        high: ...to here.
+        low: Lower bound of the interval.
+        high: Upper bound of the interval.
         openings: The ratio of medians in each opening.
     """
 
@@ -88,20 +91,21 @@ def time_in_turns(
     clock: Clock = time.perf_counter,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Timings], bool]:
-    """Time several subjects in alternating blocks, A B C A B C …, until their medians stand still.
+    """Time several subjects in alternating blocks, A B C A B C …, until their medians are stable.
 
     Args:
-        subjects: What to call, by name.
-        block_seconds: How long the counted runs of one block take at least.
-        max_rounds: The most blocks of each; at least 2 * window.
-        window: Rounds that are compared with as many before them; None: nothing is compared, and every round
-            counts.
-        tolerance: How far their medians may be apart, as a share.
-        clock: Seconds; replaced in tests.
+        subjects: Functions to call, by name.
+        block_seconds: Minimum duration of the counted runs of one block.
+        max_rounds: Largest number of blocks per subject. At least 2 * window rounds run in any case.
+        window: Number of rounds that are compared with as many rounds before them. None means that nothing is
+            compared and every round counts.
+        tolerance: Largest difference between the two medians, as a share.
+        clock: Function that returns seconds. Replaced in tests.
         progress: Called after each block.
 
     Returns:
-        The rounds that count, the last 2 * window, and whether they stand still for every subject.
+        The rounds that count, which are the last 2 * window, and whether the medians are stable for every
+        subject.
     """
     blocks: _Blocks = {name: [] for name in subjects}
     settled, counted = False, max_rounds if window is None else 2 * window
@@ -148,7 +152,7 @@ def _block(call: Callable[[], object], seconds: float, clock: Clock) -> tuple[fl
 
 
 def join(openings: Sequence[Mapping[str, Timings]]) -> dict[str, Timings]:
-    """The timings of the same subjects, opened several times."""
+    """Join the timings of the same subjects from several openings."""
     return {
         name: Timings(tuple(blocks for opening in openings for blocks in opening[name].openings_ms))
         for name in openings[0]
@@ -156,11 +160,12 @@ def join(openings: Sequence[Mapping[str, Timings]]) -> dict[str, Timings]:
 
 
 def speedup(slow: Timings, fast: Timings, *, seed: int = 0) -> Ratio:
-    """How many times faster: the median, over openings, of the ratio of their medians.
+    """Compute the speed-up: the median, over openings, of the ratio of the medians.
 
-    The interval is a bootstrap over openings, and in each over its rounds. Both keep paired what ran side by
-    side. Of a single opening it holds what differs from round to round only. With five openings it holds the
-    truth in 95 of 100 cases, with three in 85 (`tests/test_timing.py` simulates it).
+    The interval is a bootstrap over openings, and over the rounds within each opening. Both keep runs paired
+    that ran side by side. The interval of a single opening covers only the variation from round to round.
+    With five openings the interval contains the true value in 95 of 100 cases, with three in 85
+    (`tests/test_timing.py` simulates this).
 
     Raises:
         ValueError: The two were not timed in the same openings and rounds.

@@ -1,1 +1,1 @@
-"""From a recipe to a verified bundle, and engines for one that is there."""
+"""Building verified bundles from recipes, and building engines for existing bundles."""

@@ -1,4 +1,7 @@
-"""Engines for a bundle that is there, on the machine that needs them; those of several machines in one."""
+"""Engines for an existing bundle: compiling them on the machine that needs them, and merging bundles.
+
+Merging collects the engines that were compiled on several machines in one bundle.
+"""
 
 import shutil
 from collections.abc import Sequence
@@ -25,13 +28,13 @@ from variator_export.recipe.recipe import EngineRecipe
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What was done to a bundle.
+    """Result of compiling or merging engines.
 
     Attributes:
-        bundle: Its folder.
-        published: False if it was up to date.
-        steps: What was made and what was reused.
-        engines: All that it has now.
+        bundle: The bundle's folder.
+        published: False if the bundle was already up to date.
+        steps: One report for each step that was run or reused.
+        engines: All engines that the bundle has now.
     """
 
     bundle: Path
@@ -41,7 +44,7 @@ class CompileResult:
 
 
 def recipe_of_engines(bundle: Path) -> EngineRecipe:
-    """How a bundle's engines were asked for when it was built."""
+    """Return the engine options that a bundle was built with."""
     return EngineRecipe.model_validate(BundleFiles(bundle).manifest.recipe["engine"])
 
 
@@ -49,17 +52,17 @@ def compile_engines(bundle: Path, order: EngineOrder, progress: Progress | None 
     """Build engines from a bundle's graphs. Needs neither torch, nor transformers, nor the backbone.
 
     Args:
-        bundle: The bundle; engines that it has stay.
-        order: What to build.
-        progress: Is told what happens.
+        bundle: The bundle. Its existing engines are kept.
+        order: The engines to build.
+        progress: Receives progress reports.
 
     Raises:
-        UserError: The bundle is damaged or has no such variant, a target cannot be built here, or the builder
-            refuses. The bundle is as it was.
+        UserError: The bundle is damaged or does not have a requested variant, this machine cannot build for
+            a target, or the builder fails. The bundle is left unchanged.
     """
     bundle = bundle.resolve()
     versions = check_order(order)
-    BundleFiles(bundle)  # refuses before its folder is locked
+    BundleFiles(bundle)  # rejects a damaged bundle before its folder is locked
     with exclusive(bundle) as staging:
         old = BundleFiles(bundle)
         manifest = old.manifest
@@ -73,15 +76,16 @@ def compile_engines(bundle: Path, order: EngineOrder, progress: Progress | None 
 
 
 def merge_engines(bundle: Path, others: Sequence[Path], progress: Progress | None = None) -> CompileResult:
-    """Take the engines of other copies of a bundle, which were compiled on other machines.
+    """Copy engines into a bundle from copies of it that were compiled on other machines.
 
     Args:
-        bundle: The bundle that gets them.
-        others: Bundles whose graphs, weights and plugins are the same.
-        progress: Is told what happens.
+        bundle: The bundle that receives the engines.
+        others: Bundles with the same graphs, weights and plugins.
+        progress: Receives progress reports.
 
     Raises:
-        UserError: One is of other graphs, or has another engine of the same place. Nothing is changed.
+        UserError: A bundle has different graphs, or a different engine under the same path. Nothing is
+            changed.
     """
     bundle = bundle.resolve()
     BundleFiles(bundle)
@@ -105,7 +109,7 @@ def merge_engines(bundle: Path, others: Sequence[Path], progress: Progress | Non
 
 
 def _join_records(bundle: Path, others: Sequence[Path]) -> None:
-    """Take over which GPU has verified which engine."""
+    """Copy the records that list which GPU has verified which engine."""
     merged = BundleFiles(bundle)
     there = {merged.manifest.files[entry.engine].sha256 for entry in merged.manifest.engines}
     own = read_records(bundle)
@@ -129,7 +133,7 @@ def _with_engines(manifest: Manifest, engines: Sequence[EngineEntry]) -> Manifes
 
 
 def _check_same(bundle: BundleFiles, other: BundleFiles) -> None:
-    """Refuse a bundle whose verified part is another."""
+    """Reject a bundle whose files, other than engines, differ."""
     files, others = (
         {name: entry.sha256 for name, entry in b.manifest.files.items() if not name.startswith("engines/")}
         for b in (bundle, other)
@@ -138,21 +142,21 @@ def _check_same(bundle: BundleFiles, other: BundleFiles) -> None:
     if different:
         raise UserError(
             f"{other.path} is no copy of {bundle.path}: {', '.join(different[:3])} differ.",
-            "Compile copies of one bundle on each machine, then merge those.",
+            "Compile copies of the same bundle on each machine, then merge the copies.",
         )
 
 
 def _check_equal(engine: str, first: BundleFiles, second: BundleFiles) -> None:
-    """Refuse two engines of the same target, platform, version and variant that differ."""
+    """Reject two different engines of the same target, platform, version and variant."""
     if first.manifest.files[engine].sha256 != second.manifest.files[engine].sha256:
         raise UserError(
             f"{first.path} and {second.path} have different engines {engine}.",
-            "Two GPUs of one kind give different plans: leave one of the two bundles out.",
+            "Two GPUs of the same model produce different plans: leave out one of the two bundles.",
         )
 
 
 def _take(staged: StagedBundle, source: BundleFiles, entry: EngineEntry) -> None:
-    """Take an engine, its sidecar and the step that made it."""
+    """Copy an engine, its sidecar and the record of the step that built it."""
     step = engine_step(entry)
     depends_on = source.manifest.steps.get(step, {})
     if staged.old is not None and source.path == staged.old.path:

@@ -1,4 +1,4 @@
-"""What the steps of one build share. Everything slow is loaded when it is first needed, and once."""
+"""State shared by the steps of one build. Everything slow is loaded once, when it is first needed."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ANY_RATIO_NAME = "any-ratio.onnx"
 
-# The code that decides what a trace is, the graphs bound into it, and what is found of them.
+# The source files that determine the result of tracing, binding, verification and plugin initialisation.
 TRACED_BY = ("graph", "model", "core/precision.py")
 BOUND_BY = ("graph", "model/plugin_layout.py")
 VERIFIED_BY = ("verification", "engines/eager.py", "engines/onnxruntime", "model", "core/precision.py")
@@ -34,10 +34,10 @@ T = TypeVar("T")
 
 
 class BuildContext:
-    """One build.
+    """State of one build.
 
     Args:
-        staged: Where it is made.
+        staged: The staged bundle that the steps write to.
         recipe: The resolved recipe.
         source: The backbone's files.
     """
@@ -53,7 +53,7 @@ class BuildContext:
         }
         names = ("config.json", *TOKENIZER_FILES)
         self.backbone_files = {n: source.folder / n for n in names if (source.folder / n).is_file()}
-        # modules.json and the folders that it names say how sentence embeddings are pooled.
+        # modules.json and the folders it names define how sentence embeddings are pooled.
         decisive = [*names, "modules.json", *_pooling_files(source.folder)]
         self.backbone_key: dict[str, Any] = {
             "weights_sha256": source.weights_sha256,
@@ -63,7 +63,7 @@ class BuildContext:
         }
 
     def made_by_code(self, *parts: str) -> dict[str, str | None]:
-        """By what a step is made: versions, and the code that decides its result."""
+        """Return the versions and the digest of the code that determine a step's result."""
         return {**self.made_by, "code": code_digest(*parts)}
 
     @cached_property
@@ -77,7 +77,7 @@ class BuildContext:
 
     @property
     def host(self) -> PluginHost:
-        """The backbone, as a plugin has to fit it."""
+        """The properties of the backbone that a plugin has to match."""
         info = self.info
         return PluginHost(
             name=self.source.name,
@@ -100,15 +100,15 @@ class BuildContext:
         return load_in_precision(self.info, self.encoder.pad_token_id, self.recipe.precision)
 
     def plugin_folder(self, plan: VariantPlan) -> str:
-        """Where a variant's plugin lies inside the bundle."""
+        """Return the folder of a variant's plugin, relative to the bundle."""
         return f"plugins/{plan.name}"
 
     def plugin_config(self, plan: VariantPlan) -> PluginConfig:
-        """The configuration of a variant's plugin, from where it lies now."""
+        """Read the configuration of a variant's plugin from its current location."""
         return self._read(plan, load_plugin_config)
 
     def eager(self, plan: VariantPlan, backbone: "Backbone | None" = None) -> "EagerModel":
-        """A variant in eager PyTorch, of this backbone or of another copy of it."""
+        """Load a variant in eager PyTorch, on this backbone or on another copy of the backbone."""
         from variator_export.engines.eager import EagerModel
 
         chosen = backbone or self.backbone
@@ -116,7 +116,7 @@ class BuildContext:
         return EagerModel(chosen, self._read(plan, lambda folder: method.eager(chosen, folder)))
 
     def sources_of_graph(self, plan: VariantPlan) -> dict[str, str | None]:
-        """The hashes of everything that the graph of a variant is made of or points into."""
+        """Return the hashes of all files that a variant's graph is made from or refers to."""
         tensors = f"{self.plugin_folder(plan)}/plugin.safetensors"
         config = f"{self.plugin_folder(plan)}/plugin_config.json"
         sha256 = self.staged.sha256
@@ -128,7 +128,7 @@ class BuildContext:
         }
 
     def _read(self, plan: VariantPlan, read: Callable[[Path], T]) -> T:
-        """From the staging folder, or from the old bundle where nothing was copied yet."""
+        """Read a plugin from the staging folder, or from the old bundle if it has not been copied yet."""
         name = self.plugin_folder(plan)
         new = self.staged.folder / name
         old = self.staged.old
@@ -136,7 +136,7 @@ class BuildContext:
 
 
 def _pooling_files(backbone: Path) -> list[str]:
-    """The configurations that modules.json names. Whatever is wrong with it is said when it is used."""
+    """List the configurations that modules.json names. Its errors are reported later, when it is used."""
     try:
         modules = json.loads((backbone / "modules.json").read_text(encoding="utf-8"))
         return sorted(f"{module['path']}/config.json" for module in modules if module["path"])

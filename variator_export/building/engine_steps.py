@@ -1,4 +1,4 @@
-"""The steps that make engines of verified graphs; they need neither torch nor transformers."""
+"""The steps that build engines from verified graphs. They need neither torch nor transformers."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,13 +31,13 @@ from variator_export.recipe.recipe import EngineRecipe
 
 @dataclass(frozen=True)
 class EngineSources:
-    """What engines are built from: the verified part of a bundle.
+    """The verified part of a bundle, from which engines are built.
 
     Attributes:
         backbone: The backbone.
-        variants: The variants, the baseline among them.
-        any_ratio: The graphs for all variants, by part.
-        precision: Of the graphs.
+        variants: The variants, including the baseline.
+        any_ratio: The graphs that serve all variants, by part.
+        precision: Precision of the graphs.
     """
 
     backbone: BackboneEntry
@@ -46,7 +46,7 @@ class EngineSources:
     precision: str
 
     def input_shapes(self) -> dict[str, Mapping[str, tuple[int, ...]]]:
-        """The shapes of the inputs that carry a variant, by their label; ratios ascending."""
+        """Return the shapes of the graph inputs that carry a variant, by label, in order of ratio."""
         ordered = sorted(self.variants, key=lambda variant: (variant.ratio, variant.name))
         methods = [(method_of(variant), variant) for variant in ordered]
         return {
@@ -57,14 +57,14 @@ class EngineSources:
 
 @dataclass(frozen=True)
 class EngineOrder:
-    """What to build.
+    """The engines to build.
 
     Attributes:
-        options: How.
-        targets: For what, without `onnxruntime`.
-        only: The names of variants, `any-ratio` among them; None: what the options say.
-        jobs: How many at a time, each in a process of its own.
-        timing_cache: Whether kernels' times are kept from build to build.
+        options: Options for building the engines.
+        targets: Targets to build for, without `onnxruntime`.
+        only: Names of the variants to build, possibly including `any-ratio`; None to follow the options.
+        jobs: Number of engines built at a time, each in its own process.
+        timing_cache: Whether kernel timings are kept from one build to the next.
     """
 
     options: EngineRecipe
@@ -76,7 +76,7 @@ class EngineOrder:
 
 @dataclass(frozen=True)
 class _Planned:
-    """An engine, before it is there."""
+    """An engine that is planned but not built yet."""
 
     entry: EngineEntry
     request: EngineRequest
@@ -88,10 +88,10 @@ class _Planned:
 
 
 def check_order(order: EngineOrder) -> dict[str, str]:
-    """The versions of the targets.
+    """Check that every target can be built, and return the versions of the targets.
 
     Raises:
-        UserError: A target is not installed, cannot do what is asked for, or needs a GPU that is not there.
+        UserError: A target is not installed, does not support the options, or needs a GPU that is missing.
     """
     found = {}
     for name in order.targets:
@@ -105,16 +105,19 @@ def check_order(order: EngineOrder) -> dict[str, str]:
 def make_engines(
     staged: StagedBundle, sources: EngineSources, order: EngineOrder, versions: Mapping[str, str]
 ) -> list[EngineEntry]:
-    """The engines that are asked for, and those that are there and still right.
+    """Build the requested engines and keep the existing engines that are still valid.
 
     Args:
-        staged: Holds the graphs.
+        staged: The staged bundle that holds the graphs.
         sources: The graphs.
-        order: What to build.
-        versions: Of the targets' TensorRT (`check_order`).
+        order: The engines to build.
+        versions: TensorRT version of each target (`check_order`).
+
+    Returns:
+        The entries of all engines, new and kept.
 
     Raises:
-        UserError: The builder refuses; its own words are in the message.
+        UserError: The builder fails. The message contains the builder's own message.
     """
     planned = [
         plan
@@ -144,7 +147,7 @@ def _plan(
     platform: str,
     version: str,
 ) -> Iterator[_Planned]:
-    """The engines of a target and a platform."""
+    """Plan the engines of one target and platform."""
     options, backbone, chosen = order.options, sources.backbone, order.only
     folder = f"engines/{target}/{sources.precision}/{platform}-{version}"
     builder = find_engine_target(target)
@@ -176,7 +179,7 @@ def _plan(
         )
         depends_on = {
             **_sources(staged, graph, tensors),
-            # How long a build takes decides nothing of what it gives.
+            # The timing cache affects how long a build takes, not its result.
             "request": request.model_dump(mode="json", exclude={"timing_cache", "timing_cache_mode"}),
             "version": version,
             "code": code_digest(*builder.code),
@@ -197,13 +200,13 @@ def _plan(
 
 
 def _tensors(variant: Variant) -> str | None:
-    """The file of tensors that a variant adds; None: it adds none."""
+    """Return the file of tensors that a variant adds, or None if it adds none."""
     names = method_of(variant).tensors
     return f"{variant.plugin.folder}/{names[0]}" if variant.plugin is not None and names else None
 
 
 def _sources(staged: StagedBundle, graph: str, tensors: str | None) -> dict[str, str | None]:
-    """The hashes of what an engine is built from."""
+    """Return the hashes of the files that an engine is built from."""
     return {
         "graph": staged.sha256(graph),
         "weights": staged.sha256(WEIGHTS_NAME),
@@ -212,21 +215,22 @@ def _sources(staged: StagedBundle, graph: str, tensors: str | None) -> dict[str,
 
 
 def engine_step(entry: EngineEntry) -> str:
-    """The name of the step that made an engine."""
+    """Return the name of the step that built an engine."""
     name = part_name(entry.variant, entry.part)
     return f"engine/{entry.target}/{entry.platform}-{entry.version}/{name}"
 
 
 def _keep(staged: StagedBundle, sources: EngineSources, entry: EngineEntry) -> bool:
-    """Keep an engine that was not asked for, if nothing that it was built from has changed."""
+    """Keep an engine that was not requested, provided that the files it was built from are unchanged."""
     assert staged.old is not None
     before = staged.old.manifest.steps.get(engine_step(entry), {})
     variants = {variant.name: variant for variant in sources.variants}
     variant = variants.get(entry.variant)
     if variant is None and entry.variant != ANY_RATIO:
-        return False  # Its variant is gone.
+        return False  # the variant no longer exists
     graph = (variant.graphs if variant else sources.any_ratio)[entry.part]
-    # Its TensorRT need not be installed here, nor need it be of this machine.
+    # Only the files are compared: the engine may come from another machine, and its TensorRT version need
+    # not be installed here.
     now = {**before, **_sources(staged, graph, _tensors(variant) if variant else None)}
     return staged.keep(engine_step(entry), entry.files, now)
 
@@ -235,7 +239,11 @@ def _keep(staged: StagedBundle, sources: EngineSources, entry: EngineEntry) -> b
 def _builders(
     staged: StagedBundle, planned: Sequence[_Planned], jobs: int
 ) -> Iterator[Callable[[_Planned], tuple[bytes, float]]]:
-    """What builds an engine, or waits for one that is being built: with several jobs all begin at once."""
+    """Provide the function that returns a built engine and its build time in seconds.
+
+    With one job, the function builds the engine. With several jobs, all builds are submitted at once and the
+    function waits for the one it is asked for.
+    """
 
     def build(plan: _Planned, bars: "PhaseBars | None" = None) -> tuple[bytes, float]:
         start = time.monotonic()
@@ -264,14 +272,17 @@ def _builders(
 
 
 def _proof(sources: EngineSources, name: str) -> dict[str, Any]:
-    """In which type the graph of an engine computes; the any-ratio graph is that of all variants."""
+    """Return the evidence for the precision in which an engine's graph computes.
+
+    The any-ratio graph serves all variants, so it gets the lowest share found in any of them.
+    """
     found = [v.precision_proof for v in sources.variants if name in (v.name, ANY_RATIO)]
     least = min(found, key=lambda proof: proof.macs)
     return {"counted_on": "graph", **least.model_dump(mode="json")}
 
 
 def _make(staged: StagedBundle, sources: EngineSources, plan: _Planned, built: tuple[bytes, float]) -> None:
-    """Write an engine, what it is, and how long it took."""
+    """Write an engine, its sidecar, and its build time."""
     engine, seconds = built
     entry, request = plan.entry, plan.request
     path = staged.folder / entry.engine
@@ -299,7 +310,7 @@ def _make(staged: StagedBundle, sources: EngineSources, plan: _Planned, built: t
             "made_from": {name: plan.depends_on[name] for name in ("graph", "weights", "plugin")},
         },
     )
-    # Times are of this build: not part of what equal inputs give, so they stand in a report.
+    # Build times differ even between builds of equal inputs, so they go into a report, not into the bundle.
     report = staged.folder / ENGINES_REPORT
     before = read_report(staged.folder, ENGINES_REPORT) or (
         read_report(staged.old.path, ENGINES_REPORT) if staged.old else None

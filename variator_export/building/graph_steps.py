@@ -1,4 +1,4 @@
-"""The steps of a build up to the verified graphs. Each says all that its result depends on."""
+"""The steps of a build up to the verified graphs. Each step declares everything its result depends on."""
 
 import functools
 import shutil
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def copy_backbone_files(context: BuildContext) -> None:
-    """config.json and the tokenizer, so that the bundle is a valid Hugging Face folder."""
+    """Copy config.json and the tokenizer, so that the bundle is a valid Hugging Face folder."""
     files = context.backbone_files
 
     def make() -> None:
@@ -50,14 +50,14 @@ def copy_backbone_files(context: BuildContext) -> None:
 
 
 def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
-    """Copy a plugin into the bundle, or initialise one."""
+    """Copy a plugin into the bundle, or initialise a new plugin there."""
     assert plan.plugin is not None
     staged, recipe = context.staged, plan.plugin
     name = f"plugin/{plan.name}"
     folder = context.plugin_folder(plan)
     target = staged.folder / folder
     if plan.kept and staged.old is not None:
-        # The bundle's own copy is the plugin now; its source may be gone.
+        # The copy in the bundle is now authoritative: the plugin's source may no longer exist.
         depends_on = staged.old.manifest.steps.get(name, {})
     elif plan.files is not None:
         depends_on = {"sha256": plan.files.sha256}
@@ -93,7 +93,7 @@ def _initialise(context: BuildContext, plan: VariantPlan, target: Path) -> None:
     size, limit = context.info.size, context.info.max_length
     if limit is not None and plan.ratio > limit:
         raise UserError(
-            f"The ratio {plan.ratio} is more than the {limit} tokens that the backbone takes.",
+            f"The ratio {plan.ratio} exceeds the {limit} tokens that the backbone accepts.",
             "Choose a smaller ratio.",
         )
     plugin = initialise_plugin(
@@ -109,7 +109,7 @@ def _initialise(context: BuildContext, plan: VariantPlan, target: Path) -> None:
 
 
 def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
-    """The any-ratio graph and the weights."""
+    """Trace the backbone into the any-ratio graph and the weights."""
     staged = context.staged
 
     def make() -> None:
@@ -119,10 +119,10 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
         from variator_export.verification.cases import encode_texts
 
         info = context.info
-        for plan in variants:  # plugins that were reused too: the backbone may be another
+        for plan in variants:  # reused plugins included, because the backbone may have changed
             if plan.plugin is not None:
                 check_plugin_fits(context.plugin_config(plan), plan.plugin.source or plan.name, context.host)
-        encode_texts(  # refuses what cannot be verified before the long trace
+        encode_texts(  # rejects texts that cannot be verified before the slow trace starts
             context.encoder,
             info.spec.family.inputs,
             context.recipe.verify.texts,
@@ -141,7 +141,7 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
 
 
 def bind_variant(context: BuildContext, plan: VariantPlan) -> None:
-    """The graph of one ratio, from the any-ratio graph."""
+    """Bind a variant's plugin into the any-ratio graph, which yields the graph of one ratio."""
     staged = context.staged
     output = f"{plan.name}.onnx"
 
@@ -157,10 +157,11 @@ def bind_variant(context: BuildContext, plan: VariantPlan) -> None:
 
 
 def precision_proof(context: BuildContext, plan: VariantPlan) -> PrecisionProof:
-    """In which type a variant's graph computes.
+    """Measure the share of a variant's graph that computes in the recipe's precision.
 
     Raises:
-        NumbersDisagreeError: Less than 95 % of what is not declared float32 is in the recipe's precision.
+        NumbersDisagreeError: Less than 95 % of the multiply-accumulates outside modules declared as float32
+            are in the recipe's precision.
     """
     staged, name = context.staged, f"{plan.name}.onnx"
     if staged.old is not None:
@@ -175,15 +176,15 @@ def precision_proof(context: BuildContext, plan: VariantPlan) -> PrecisionProof:
     share = precision_share(staged.folder / name, precision, kept, plan.ratio)
     if share.macs < LEAST_SHARE:
         raise NumbersDisagreeError(
-            f"{plan.name}: {share.macs:.1%} of the multiply-accumulates are in {precision}, of all but those "
-            f"of modules that stay in float32; at least {LEAST_SHARE:.0%} have to be.",
-            "This is a fault of the export: please report it with the recipe, or take --precision float32.",
+            f"{plan.name}: {share.macs:.1%} of the multiply-accumulates are in {precision}, not counting "
+            f"modules that stay in float32; at least {LEAST_SHARE:.0%} are required.",
+            "This is a bug in the export: please report it with the recipe, or use --precision float32.",
         )
     return PrecisionProof(macs=round(share.macs, 6), float32_modules=share.float32_modules)
 
 
 def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
-    """All checks of both graphs of a variant; stores the reference and writes the report."""
+    """Run all checks on both graphs of a variant, store the reference and write the report."""
     staged, recipe = context.staged, context.recipe
     depends_on = {
         **context.sources_of_graph(plan),
@@ -199,7 +200,7 @@ def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
 
 
 def reference_path(plan: VariantPlan) -> str:
-    """Where a variant's stored inputs and eager outputs lie inside the bundle."""
+    """Return the file of a variant's stored inputs and eager outputs, relative to the bundle."""
     return f"reference/{plan.name}.safetensors"
 
 
@@ -222,7 +223,8 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
     extra = METHODS.find(plan.method).graph_inputs(info.size, folder / context.plugin_folder(plan))
     subject = Subject(plan.ratio, context.encoder.pad_token_id, info.spec.token_outputs, info.max_length)
     with context.staged.progress.bar(f"verify {plan.name}", len(cases) * 3 + 2) as advance:
-        # One after the other, so that the float64 copy and the sessions are not in memory together.
+        # Reference first, then the sessions, so that the float64 copy and the sessions are never in memory
+        # at the same time.
         reference = _reference(context, plan, cases, advance)
         graphs = {graph_name(plan.name, MODEL): {}, ANY_RATIO_NAME: extra}
         openers = {

@@ -1,4 +1,4 @@
-"""Bundles and plugins to the hub: whole and in one commit, or not at all."""
+"""Pushing bundles and plugins to the hub: completely and in one commit, or not at all."""
 
 import re
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 from variator_export.model.source import PACKAGE_PREFIX
 
 _REPORTS = "reports"
-# What a repository has before anything was written to it.
+# The files that a repository may have before anything is pushed to it.
 _OF_THE_HUB = {".gitattributes", CARD_NAME}
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was written.
+    """Result of a push.
 
     Attributes:
         repo: The repository, as ORGANISATION/NAME.
-        commit_url: The address of the commit.
-        files: How many files it holds.
-        removed: How many of an earlier bundle it takes away.
+        commit_url: The URL of the commit.
+        files: Number of files that the commit adds.
+        removed: Number of files of the previous bundle that the commit removes.
     """
 
     repo: str
@@ -41,20 +41,20 @@ class Pushed:
 
 
 def push(folder: Path, repository: str, *, private: bool | None = None) -> Pushed:
-    """Write a bundle, a plugin, or a folder of plugins to a repository of the hub.
+    """Push a bundle, a plugin, or a folder of plugins to a repository on the hub.
 
-    The repository is made if it is not there. One that holds something else is refused; files of the bundle
-    that it holds go if this one does not have them. A model card is written where there is none, or one
-    that an earlier push wrote.
+    The repository is created if it does not exist. A repository with other content is rejected. Files of a
+    previous bundle in the repository are removed if the new bundle does not have them. A model card is
+    written if the repository has none, or if its card was written by an earlier push.
 
     Args:
-        folder: A bundle; a plugin; or a folder whose folders are plugins, as `train` writes them.
+        folder: A bundle, a plugin, or a folder with one subfolder for each plugin, as `train` writes it.
         repository: ORGANISATION/NAME[@BRANCH].
-        private: Whether a repository that is made is private; None: as the organisation has it.
+        private: Whether a newly created repository is private; None for the organisation's default.
 
     Raises:
-        UserError: The folder is none of these or is damaged, the repository holds something else, there is no
-            token that may write, or the hub cannot be reached.
+        UserError: The folder is none of these or is damaged, the repository has other content, no token with
+            write access is available, or the hub cannot be reached.
     """
     target = check_repository(repository)
     files, card = _bundle(folder) if is_bundle(folder) else _plugins(folder)
@@ -74,10 +74,10 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> Pushe
 
 
 def check_repository(repository: str) -> HubSource:
-    """Where something can be pushed to.
+    """Parse the repository to push to.
 
     Raises:
-        UserError: It is not written as ORGANISATION/NAME[@BRANCH].
+        UserError: The repository is not written as ORGANISATION/NAME[@BRANCH].
     """
     target = parse_hub_source(repository)
     if target.subfolder or "/" not in target.repo:
@@ -97,7 +97,7 @@ def _bundle(folder: Path) -> tuple[dict[str, Path], str]:
 
 
 def _plugins(folder: Path) -> tuple[dict[str, Path], None]:
-    """The files of one plugin at the root, or of several in folders of their own."""
+    """Return the files of one plugin at the root, or of several plugins in subfolders."""
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}.", "Give a bundle or the folder of a plugin.")
     found = (
@@ -106,11 +106,11 @@ def _plugins(folder: Path) -> tuple[dict[str, Path], None]:
     if not found:
         raise UserError(
             f"{folder} holds neither a bundle nor a plugin.",
-            f"Give a folder with {MANIFEST_NAME}, one with {CONFIG_NAME}, or one of such folders.",
+            f"Give a folder with {MANIFEST_NAME}, a folder with {CONFIG_NAME}, or a folder of plugins.",
         )
     files = {}
     for plugin in found:
-        load_plugin(plugin)  # refuses a damaged one
+        load_plugin(plugin)  # rejects a damaged plugin
         for name in (CONFIG_NAME, TENSORS_NAME, CARD_NAME, PLOT_NAME):
             if (plugin / name).is_file():
                 files[(plugin / name).relative_to(folder).as_posix()] = plugin / name
@@ -118,10 +118,10 @@ def _plugins(folder: Path) -> tuple[dict[str, Path], None]:
 
 
 def _removable(target: HubSource, there: set[str], files: dict[str, Path]) -> list[str]:
-    """The files of an earlier bundle that the new one does not have.
+    """List the files of the previous bundle that the new bundle does not have.
 
     Raises:
-        UserError: The repository holds something else than what is pushed now.
+        UserError: The repository has other content than a previous version of what is pushed.
     """
     if there <= _OF_THE_HUB | files.keys():
         return []
@@ -131,7 +131,7 @@ def _removable(target: HubSource, there: set[str], files: dict[str, Path]) -> li
             named = {*old.get("files", {}), *(name for name in there if name.startswith(f"{_REPORTS}/"))}
             return sorted((there & named) - files.keys())
     if not {MANIFEST_NAME} & (files.keys() | there) and any(name.endswith(CONFIG_NAME) for name in there):
-        return []  # other plugins, which stay
+        return []  # the repository holds other plugins, which are kept
     strange = sorted(there - _OF_THE_HUB - files.keys())
     raise UserError(
         f"{target} holds something else: {', '.join(strange[:5])}.",
@@ -140,7 +140,7 @@ def _removable(target: HubSource, there: set[str], files: dict[str, Path]) -> li
 
 
 def _has_own_card(target: HubSource, there: set[str]) -> bool:
-    """Whether a repository has a card that somebody has written, and not an earlier push of a bundle."""
+    """Check whether a repository's model card was written by a person, not by an earlier push of a bundle."""
     if not {MANIFEST_NAME, CARD_NAME} <= there:
         return CARD_NAME in there
     root = download(target, [MANIFEST_NAME, CARD_NAME], [(MANIFEST_NAME,), (CARD_NAME,)])
@@ -148,7 +148,7 @@ def _has_own_card(target: HubSource, there: set[str]) -> bool:
     title = re.search(r"^# (.+)$", card, re.MULTILINE)
     try:
         manifest = Manifest.model_validate_json((root / MANIFEST_NAME).read_bytes())
-    except ValidationError:  # of another version, whose card is not known
+    except ValidationError:  # a manifest of another version, whose card cannot be reconstructed
         return True
     return title is None or card != _bundle_card(manifest, title[1])
 
@@ -159,7 +159,7 @@ def _remote_manifest(target: HubSource) -> dict[str, Any] | None:
 
 
 def _bundle_card(manifest: Manifest, name: str) -> str:
-    """A model card with what the manifest says; its head is what the hub reads."""
+    """Build a model card from the manifest. The hub reads the card's front matter."""
     backbone = manifest.backbone
     head = ["---", "library_name: variator-export"]
     if backbone.source.startswith(HUB_PREFIX):
@@ -191,7 +191,7 @@ def _bundle_card(manifest: Manifest, name: str) -> str:
 
 
 def _public(source: str) -> str:
-    """A source without where it lies on this machine."""
+    """Return a source without its path on this machine."""
     return source if source.startswith((HUB_PREFIX, PACKAGE_PREFIX)) else Path(source).name
 
 

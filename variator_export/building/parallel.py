@@ -1,6 +1,6 @@
-"""Several recipes, one after the other or side by side, each in a process of its own.
+"""Building several recipes, one after another or in parallel, each in its own process.
 
-A build that fails, or that the system kills for its memory, takes no other with it.
+A build that fails, or that the system kills because it runs out of memory, does not affect other builds.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ class Order:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an order.
+    """Result of an order.
 
     Attributes:
         name: The recipe's name.
-        bundle: The folder.
-        result: What the build did; None if it failed.
-        error: Why it failed; None if it did not.
+        bundle: The bundle's folder.
+        result: Result of the build; None if the build failed.
+        error: Why the build failed; None if it succeeded.
     """
 
     name: str
@@ -52,19 +52,19 @@ class Outcome:
 
     @property
     def state(self) -> str:
-        """In a word or two."""
+        """The result in a word or two: `failed`, `published` or `up to date`."""
         if self.result is None:
             return "failed"
         return "published" if self.result.published else "up to date"
 
     @property
     def exit_code(self) -> int:
-        """That of a command which builds this alone."""
+        """The exit code of a command that builds this order alone."""
         return 0 if self.error is None else self.error.exit_code
 
 
 class _CrashError(UserError):
-    """A build ended without an answer, or with an error that is no user's."""
+    """A build ended without a result, or with an error that the user did not cause."""
 
     exit_code = EXIT_BUG
 
@@ -76,18 +76,19 @@ def build_all(
     replace: bool = False,
     progress_of: Callable[[str], Progress] = lambda _: Progress(),
 ) -> list[Outcome]:
-    """Build several recipes; one that fails does not stop the others.
+    """Build several recipes. A recipe that fails does not stop the others.
 
     Args:
-        orders: What to build.
-        jobs: How many at a time. With more than one, speed is measured at the end, one after the other,
-            because builds that run side by side would time each other.
-        replace: As of `build`.
-        progress_of: Makes what is told about a recipe, by its name.
+        orders: The recipes to build and their folders.
+        jobs: Number of builds that run at a time. With more than one, the speed of the bundles is measured
+            at the end, one bundle after another, because builds that run in parallel would distort each
+            other's timings.
+        replace: Same meaning as for `build`.
+        progress_of: Creates the progress of a recipe, given the recipe's name.
 
     Returns:
-        One outcome for each order, in their order. Orders that are done already are quickly up to date, so
-        the same call again goes on where an earlier one ended.
+        One outcome for each order, in the same order. Orders that were built before are quickly found to be
+        up to date, so repeating the call continues where an earlier call ended.
 
     Raises:
         UserError: Two orders have the same folder.
@@ -96,11 +97,12 @@ def build_all(
     for order, folder in zip(orders, folders, strict=True):
         if folders.count(folder) > 1:
             raise UserError(
-                f"Two recipes have the same folder, {order.bundle}.", "Give each a name of its own (name: …)."
+                f"Two recipes have the same folder, {order.bundle}.",
+                "Give each recipe its own name (name: …).",
             )
     later = jobs > 1
     first = [changed(o, recipe=o.recipe.model_copy(update={"speed": None})) if later else o for o in orders]
-    # The builders are left first: they end the processes that the threads of the pool wait for.
+    # The builders exit before the pool: they end the processes that the pool's threads wait for.
     with ThreadPoolExecutor(max_workers=jobs) as pool, _Builders() as builders:
 
         def build_one(order: Order) -> Outcome:
@@ -120,10 +122,10 @@ def build_all(
 
 
 class _Builders:
-    """The processes of the builds that run; on the way out those that are left are ended, and waited for."""
+    """The processes of running builds. On exit, the remaining processes are terminated and joined."""
 
     def __init__(self) -> None:
-        # Not fork: torch has threads.
+        # Not fork, because torch runs threads.
         self._context = multiprocessing.get_context("spawn")
         self._running: set[Any] = set()
         self._stopped = False
@@ -141,14 +143,14 @@ class _Builders:
                 process.join()
 
     def run(self, order: Order, *, replace: bool, progress: Progress) -> Outcome:
-        """Build in a process of its own, and tell its progress here."""
+        """Build in a separate process and report its progress in this process."""
         name, bundle = order.recipe.name, order.bundle
         here, there = self._context.Pipe(duplex=False)
         arguments = (there, order.recipe, bundle, replace)
         process = self._context.Process(target=_build, args=arguments, name=f"build {name}")
         with self._lock:
             if self._stopped or interrupts.was_interrupted():
-                return Outcome(name, bundle, None, UserError("It was not begun."))
+                return Outcome(name, bundle, None, UserError("The build was not started."))
             process.start()
             self._running.add(process)
         there.close()
@@ -171,13 +173,13 @@ class _Builders:
 def _killed(code: int | None) -> UserError:
     if code is not None and code < 0:
         how = f"was ended by {signal.Signals(-code).name}"
-        hint = "If the system did it for lack of memory, take fewer --jobs. The same command goes on."
+        hint = "If the system ran out of memory, use fewer --jobs. Repeat the command to continue."
         return UserError(f"The process of the build {how}.", hint)
-    return _CrashError(f"The process of the build ended with code {code} and without an answer.")
+    return _CrashError(f"The process of the build ended with code {code} and without a result.")
 
 
 def _build(out: Connection, recipe: Recipe, bundle: Path, replace: bool) -> None:
-    """In a process of its own, which ends with the one that asked: nobody would hear its answer."""
+    """Build in this child process. It ends when its parent ends, because nobody would receive its result."""
     interrupts.install()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -186,7 +188,7 @@ def _build(out: Connection, recipe: Recipe, bundle: Path, replace: bool) -> None
         answer = error
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    except Exception:  # a bug of ours, which the process that asked reports with its traceback
+    except Exception:  # a bug in this package, which the parent process reports with the traceback
         if interrupts.was_interrupted():
             sys.exit(EXIT_INTERRUPTED)
         answer = _CrashError(
@@ -204,36 +206,36 @@ def _end_with_parent() -> None:
 
 
 class _Told(Progress):
-    """Sends everything to the process that asked."""
+    """Sends every report to the parent process."""
 
     def __init__(self, out: Connection) -> None:
         self._out = out
 
     def started(self, name: str, why: str) -> None:
-        """Send it."""
+        """Send the start of a step."""
         self._out.send(("started", (name, why)))
 
     def finished(self, report: StepReport) -> None:
-        """Send it."""
+        """Send the report of a step."""
         self._out.send(("finished", (report,)))
 
     def note(self, text: str) -> None:
-        """Send it."""
+        """Send a note."""
         self._out.send(("note", (text,)))
 
 
 class _Notes(Progress):
-    """Of a build that only measures: its steps are not told again."""
+    """Progress of a build that only measures speed: its steps are not reported a second time."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[[], None]]:
-        """As it is."""
+        """Pass the bar on unchanged."""
         with self._progress.bar(description, total) as advance:
             yield advance
 
     def note(self, text: str) -> None:
-        """As it is."""
+        """Pass the note on unchanged."""
         self._progress.note(text)

@@ -1,4 +1,4 @@
-"""What a build has to make: the variants of a recipe, together with those that the bundle has already."""
+"""Planning a build: the variants of a recipe, together with the variants that the bundle already has."""
 
 import re
 from collections.abc import Sequence
@@ -23,10 +23,12 @@ class VariantPlan:
     """A variant to build.
 
     Attributes:
-        plugin: None for the baseline.
-        files: The plugin's files; None where there are none to read: for the baseline, a plugin that is
-            initialised, and one that only the bundle has.
-        kept: Whether it is there only because the bundle has it already.
+        name: Name of the variant.
+        ratio: Compression ratio of the variant.
+        plugin: The plugin's recipe; None for the baseline.
+        files: The plugin's files; None if there are no files to read: for the baseline, for a plugin to be
+            initialised, and for a plugin that exists only in the bundle.
+        kept: Whether the variant is planned only because the bundle already has it.
     """
 
     name: str
@@ -37,7 +39,7 @@ class VariantPlan:
 
     @property
     def method(self) -> str:
-        """The method that makes it."""
+        """The method that creates the variant."""
         return "none" if self.plugin is None else self.plugin.method
 
 
@@ -46,8 +48,8 @@ class AskedPlugin:
     """A plugin that a recipe asks for.
 
     Attributes:
-        recipe: Its entry, with ratio and name filled in.
-        files: What its source holds; None: it is initialised.
+        recipe: The plugin's entry in the recipe, with ratio and name filled in.
+        files: The files of the plugin's source; None if the plugin is to be initialised.
     """
 
     recipe: PluginRecipe
@@ -55,10 +57,10 @@ class AskedPlugin:
 
 
 def pin_sources(recipe: Recipe) -> Recipe:
-    """The recipe with the commits that its branches and tags of the hub are now, for the whole build.
+    """Replace the recipe's hub branches and tags by their current commits, which the whole build then uses.
 
     Raises:
-        UserError: The hub has no such repository or revision, or cannot be reached.
+        UserError: The hub does not have a repository or revision, or cannot be reached.
     """
     backbone = recipe.backbone.model_copy(update={"source": pin_source(recipe.backbone.source)})
     plugins = tuple(
@@ -69,10 +71,11 @@ def pin_sources(recipe: Recipe) -> Recipe:
 
 
 def select_plugins(recipe: Recipe) -> tuple[AskedPlugin, ...]:
-    """The plugins that a recipe asks for, with their ratio and name filled in, by ratio and name.
+    """Return the plugins that a recipe asks for, ratio and name filled in, sorted by ratio and name.
 
     Raises:
-        UserError: A ratio has no plugin, a folder has another ratio than the recipe says, a name comes twice.
+        UserError: A ratio has no plugin, a plugin's ratio differs from the ratio in the recipe, or a name is
+            used twice.
     """
     named = tuple(map(_resolve, recipe.plugins))
     names = [plugin.recipe.name for plugin in named]
@@ -80,7 +83,7 @@ def select_plugins(recipe: Recipe) -> tuple[AskedPlugin, ...]:
         if names.count(plugin.name) > 1:
             raise UserError(
                 f"The plugin name {plugin.name} is used twice.",
-                "Name plugins apart: --plugin NAME=DIR, or name: in the recipe.",
+                "Give each plugin its own name: --plugin NAME=DIR, or name: in the recipe.",
             )
         if plugin.name in (BASELINE, "any-ratio") or (
             re.fullmatch(r"ratio-\d+", str(plugin.name)) and plugin.name != f"ratio-{plugin.ratio}"
@@ -106,10 +109,10 @@ def select_plugins(recipe: Recipe) -> tuple[AskedPlugin, ...]:
 
 
 def parse_ratio(text: str) -> int:
-    """A ratio as a user writes it.
+    """Parse a ratio that a user typed.
 
     Raises:
-        UserError: It is no whole number of at least 1.
+        UserError: The text is not a whole number of at least 1.
     """
     try:
         ratio = int(text)
@@ -117,8 +120,8 @@ def parse_ratio(text: str) -> int:
         ratio = 0
     if ratio < 1:
         raise UserError(
-            f"The ratio {text!r} is no whole number of at least 1: it says how many neighbouring hidden "
-            "vectors become one.",
+            f"The ratio {text!r} is no whole number of at least 1: it is the number of neighbouring hidden "
+            "vectors that are merged into one.",
             "Give, for example, --ratio 4; ratio 1 is the backbone without plugins.",
         )
     return ratio
@@ -127,29 +130,33 @@ def parse_ratio(text: str) -> int:
 def merge(
     recipe: Recipe, asked: Sequence[AskedPlugin], weights_sha256: str, old: Manifest | None
 ) -> tuple[Recipe, list[VariantPlan]]:
-    """The resolved recipe and its variants, together with what the bundle has already.
+    """Merge a recipe with the existing bundle into the resolved recipe and its variants.
 
     Args:
-        recipe: What is asked for now.
-        asked: Its plugins (`select_plugins`).
-        weights_sha256: Of its backbone.
-        old: The manifest of the bundle that is there, or None.
+        recipe: The recipe to build now.
+        asked: The recipe's plugins (`select_plugins`).
+        weights_sha256: Hash of the weights of the recipe's backbone.
+        old: The manifest of the existing bundle; None if there is none.
+
+    Returns:
+        The resolved recipe, and its variants with those that the bundle already has.
 
     Raises:
-        UserError: The bundle is of another backbone or precision, or a trained plugin would be lost.
+        UserError: The bundle has another backbone or precision, or a trained plugin would be lost.
     """
     kept: list[PluginRecipe] = []
     if old is not None:
         if old.backbone.weights_sha256 != weights_sha256:
             raise UserError(
                 f"The bundle is of another backbone: {old.backbone.source}, whose weights have the sha256 "
-                f"{old.backbone.weights_sha256}; those of {recipe.backbone.source} have {weights_sha256}.",
+                f"{old.backbone.weights_sha256}. The weights of {recipe.backbone.source} have the sha256 "
+                f"{weights_sha256}.",
                 "Choose another folder with --output, or start the bundle afresh with --replace.",
             )
         if old.precision != recipe.precision:
             raise UserError(
-                f"The bundle is in {old.precision}; {recipe.precision} is asked for. A bundle has one "
-                "precision: another one has weights of its own.",
+                f"The bundle is in {old.precision}; {recipe.precision} is asked for. A bundle has only one "
+                "precision, because each precision has its own weights.",
                 "Choose another folder with --output, or start the bundle afresh with --replace.",
             )
         _keep_trained(asked, old)
@@ -186,7 +193,7 @@ def _recipe_of(old: Manifest) -> Recipe:
 
 
 def _keep_trained(asked: Sequence[AskedPlugin], old: Manifest) -> None:
-    """An untrained plugin does not take the place of a trained one by a forgotten argument."""
+    """Refuse to replace a trained plugin by an untrained one, because an argument was probably forgotten."""
     trained = {v.name for v in old.variants if v.plugin is not None and v.plugin.trained}
     lost = [
         str(plugin.recipe.name)
@@ -195,14 +202,14 @@ def _keep_trained(asked: Sequence[AskedPlugin], old: Manifest) -> None:
     ]
     if lost:
         raise UserError(
-            f"The bundle has a trained plugin {lost[0]}; the recipe would replace it by an initialised one.",
-            "Give the recipe or the --plugin that the bundle was built from, or --replace.",
+            f"The bundle has a trained plugin {lost[0]}; the recipe would replace it by an untrained one.",
+            "Give the recipe or the --plugin that the bundle was built from, or use --replace.",
         )
 
 
 def _resolve(plugin: PluginRecipe) -> AskedPlugin:
-    """Read what a plugin's source says of it, once for the whole build."""
-    METHODS.find(plugin.method)  # refuses an unknown one
+    """Read a plugin's source, once for the whole build, and fill in ratio and name."""
+    METHODS.find(plugin.method)  # rejects an unknown method
     ratio, files = plugin.ratio, None
     if plugin.source is not None:
         files = resolve_plugin(plugin_folder(plugin.source))
@@ -215,7 +222,7 @@ def _resolve(plugin: PluginRecipe) -> AskedPlugin:
         if found == 1:
             raise UserError(
                 f"The plugin {plugin.source} has ratio 1, which compresses nothing.",
-                "The baseline comes along by itself; give a plugin of ratio 2 or more.",
+                "The baseline is always included; give a plugin of ratio 2 or more.",
             )
         ratio = found
     named = plugin.model_copy(update={"ratio": ratio, "name": plugin.name or f"ratio-{ratio}"})

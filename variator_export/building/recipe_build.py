@@ -1,4 +1,4 @@
-"""The build: from a recipe to a published, verified bundle."""
+"""Building a published, verified bundle from a recipe."""
 
 import json
 from collections.abc import Mapping
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build did.
+    """Result of a build.
 
     Attributes:
         bundle: The bundle's folder.
-        published: False if the bundle was up to date.
-        steps: What was made and what was reused, and why.
-        verification: The worst finding of each variant, by variant.
-        speed: The measurement (`benchmark.speed_table.measure_speed`); None if none was asked for.
-        untrained: Variants whose plugins were only initialised.
-        ratios: Those of the bundle.
-        precision: Of its graphs.
+        published: False if the bundle was already up to date.
+        steps: One report for each step: whether it was run or reused, and why.
+        verification: The worst finding of each variant, by variant name.
+        speed: The speed measurement (`building.speed.speed_of_bundle`); None if nothing was measured.
+        untrained: Variants whose plugins were initialised but not trained.
+        ratios: Ratios of the bundle's variants.
+        precision: Precision of the graphs.
     """
 
     bundle: Path
@@ -69,22 +69,25 @@ def build(
     replace: bool = False,
     progress: Progress | None = None,
 ) -> BuildResult:
-    """Build a bundle, or add to one.
+    """Build a bundle, or extend an existing bundle.
 
     Args:
-        recipe: What to build. Its `ratios` choose among its plugins; the baseline comes along.
-        output: The bundle's folder; None: `default_bundle`.
-        replace: Start from nothing: whatever is in the folder goes when the new bundle is complete.
-        progress: Is told what happens.
+        recipe: The recipe to build. Its `ratios` select among its plugins; the baseline is always included.
+        output: The bundle's folder; None for `default_bundle`.
+        replace: Start from scratch: the folder's contents are removed once the new bundle is complete.
+        progress: Receives progress reports.
+
+    Returns:
+        The result, whether or not anything had to be built.
 
     Raises:
-        UserError: The input or the machine does not allow it. An earlier bundle is unchanged.
-        NumbersDisagreeError: A graph does not compute what eager PyTorch computes; it was not published.
+        UserError: The input is invalid, or this machine cannot build it. An existing bundle is unchanged.
+        NumbersDisagreeError: A graph does not compute the same as eager PyTorch. It was not published.
     """
     progress = progress or Progress()
     bundle = Path(output if output is not None else default_bundle(recipe)).resolve()
     recipe = pin_sources(recipe)
-    asked = select_plugins(recipe)  # refuses a wrong ratio before anything slow
+    asked = select_plugins(recipe)  # rejects a wrong ratio before anything slow starts
     require_onnxruntime()
     order = EngineOrder(recipe.engine, [target for target in recipe.targets if target != GRAPHS])
     versions = check_order(order)
@@ -98,9 +101,9 @@ def build(
         published = staged.finish(manifest, bundle)
         speed: Mapping[str, Any] | None = None
         if recipe.speed is not None and find_precision(recipe.precision).is_half:
-            progress.note(f"speed: not measured: a CPU does not compute in {recipe.precision} as a GPU does")
+            progress.note(f"speed: not measured: {recipe.precision} is not representative on a CPU")
         elif recipe.speed is not None:
-            # Still alone in the folder: two builds would time each other.
+            # Measured while the folder is still locked: parallel builds would distort each other's timings.
             speed = speed_of_bundle(bundle, recipe.speed, context, variants, progress)
     return BuildResult(
         bundle=bundle,
@@ -115,7 +118,7 @@ def build(
 
 
 def default_bundle(recipe: Recipe) -> Path:
-    """Where a recipe's bundle goes if nothing else is said: artifacts/NAME, or NAME-PRECISION."""
+    """Return the default folder of a recipe's bundle: artifacts/NAME, or artifacts/NAME-PRECISION."""
     return Path("artifacts") / f"{recipe.name}{find_precision(recipe.precision).suffix}"
 
 
@@ -128,7 +131,7 @@ def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:
         return None
     if not is_bundle(bundle):
         raise UserError(
-            f"{bundle} holds files but is no bundle: it has no {MANIFEST_NAME} of one.",
+            f"{bundle} holds files but is no bundle: it has no bundle's {MANIFEST_NAME}.",
             "Choose another folder with --output; nothing in this one was touched.",
         )
     return None if replace else BundleFiles(bundle)
@@ -137,7 +140,7 @@ def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:
 def _make(
     context: BuildContext, variants: list[VariantPlan], order: EngineOrder, versions: Mapping[str, str]
 ) -> Manifest:
-    """Run all steps; plugins first, because a wrong one should be refused before the long trace."""
+    """Run all steps. Plugins come first, so that an invalid plugin is rejected before the slow trace."""
     steps.copy_backbone_files(context)
     for plan in variants:
         if plan.plugin is not None:
@@ -155,7 +158,7 @@ def _make(
     targets = tuple(sorted({*context.recipe.targets, *(engine.target for engine in engines)}))
     return Manifest(
         made_by=context.made_by,
-        # How the speed is measured decides nothing of what is in the bundle.
+        # The speed settings have no influence on the contents of the bundle.
         recipe={**context.recipe.model_dump(mode="json", exclude={"speed"}), "targets": list(targets)},
         backbone=backbone,
         precision=context.recipe.precision,
@@ -211,7 +214,10 @@ def _backbone_entry(context: BuildContext) -> BackboneEntry:
 
 
 def _part(staged: StagedBundle, info: "BackboneInfo") -> PartEntry:
-    """What the trace says of itself; a trace that was reused may not be copied yet."""
+    """Read the description of the model part from the trace.
+
+    A reused trace may not have been copied yet, so the old bundle's file is read in that case.
+    """
     import onnx_ir as ir
 
     from variator_export.graph.parts import part_of
@@ -223,10 +229,10 @@ def _part(staged: StagedBundle, info: "BackboneInfo") -> PartEntry:
 
 
 def worst_finding(bundle: Path, variant: str) -> dict[str, Any] | None:
-    """The largest deviation in a variant's verification report; None if the report is not there."""
+    """Return the largest deviation in a variant's verification report, or None if there is no report."""
     try:
         report = json.loads((bundle / build_verification_report(variant)).read_text(encoding="utf-8"))
         found: dict[str, Any] = max(report["findings"], key=lambda f: f["used"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # a report is not part of the bundle
+        return None  # reports are not part of the bundle, so a missing or broken one is no error
     return found

@@ -1,4 +1,4 @@
-"""Measuring a published bundle at the end of its build, and finding a measurement again."""
+"""Measuring the speed of a published bundle at the end of its build, and reusing earlier measurements."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,7 +21,7 @@ from variator_export.recipe.recipe import SpeedRecipe
 def speed_of_bundle(
     bundle: Path, recipe: SpeedRecipe, context: BuildContext, variants: list[VariantPlan], progress: Progress
 ) -> Mapping[str, Any]:
-    """The measurement that the bundle holds, if it is of these graphs on this machine; else a new one."""
+    """Return the bundle's speed measurement if it covers these graphs on this machine; otherwise measure."""
     depends_on = {
         "graphs": {plan.name: context.staged.sha256(f"{plan.name}.onnx") for plan in variants},
         "plugins": {plan.name: context.sources_of_graph(plan)["plugin"] for plan in variants},
@@ -35,7 +35,7 @@ def speed_of_bundle(
     if found is not None and found["key"] == key:
         return found
     result = {"key": key, **_measure(bundle, recipe, context, variants, progress)}
-    store_report(bundle, SPEED_REPORT, result, "The bundle is published; the report of its speed is not.")
+    store_report(bundle, SPEED_REPORT, result, "The bundle is published; its speed report is not stored.")
     return result
 
 

@@ -1,4 +1,4 @@
-"""Where a bundle is made: every step either takes its result from the old bundle or makes it anew."""
+"""Staging a bundle: every step either reuses its result from the old bundle or is run again."""
 
 import os
 import shutil
@@ -15,17 +15,17 @@ from variator_export.core.hashing import sha256_file
 from variator_export.core.interrupts import raise_if_interrupted
 from variator_export.core.progress import Progress, StepReport
 
-# What a user calls the things whose names say little.
+# User-facing terms for keys with uninformative names.
 _WORDS = {"code": "the code of variator-export", "platform": "the platform"}
 
 
 class StagedBundle:
-    """A staging folder beside the bundle that is there.
+    """A new bundle in a staging folder next to the existing bundle.
 
     Args:
         folder: An empty folder.
-        old: The bundle that is there, or None.
-        progress: Is told of every step.
+        old: The existing bundle; None if there is none.
+        progress: Receives a report for every step.
     """
 
     def __init__(self, folder: Path, old: BundleFiles | None, progress: Progress) -> None:
@@ -45,17 +45,17 @@ class StagedBundle:
         outputs: Sequence[str],
         make: Callable[[], None],
     ) -> bool:
-        """Run one step, or take its result from the old bundle.
+        """Run one step, or reuse its result from the old bundle.
 
         Args:
-            name: For example `bind/ratio-4`.
-            depends_on: All that decides the result, as JSON values. It is stored, so that the next build can
-                compare and say what changed.
-            outputs: The files it makes.
-            make: Makes them in the staging folder.
+            name: Name of the step, for example `bind/ratio-4`.
+            depends_on: Everything that determines the result, as JSON values. The values are stored, so that
+                the next build can compare them and report the changes.
+            outputs: The files that the step creates.
+            make: Creates the files in the staging folder.
 
         Returns:
-            Whether it was reused.
+            Whether the result was reused.
         """
         raise_if_interrupted()
         depends_on = dict(depends_on)
@@ -83,11 +83,11 @@ class StagedBundle:
         return False
 
     def would_make(self, name: str, depends_on: Mapping[str, Any], outputs: Sequence[str]) -> bool:
-        """Whether `step` would run it."""
+        """Check whether `step` would run the step, not reuse its result."""
         return self._why_not_reused(name, depends_on, outputs) is not None
 
     def take_over(self) -> None:
-        """Take the whole old bundle but its engines, as it is."""
+        """Reuse the whole old bundle, except for its engines, without changes."""
         assert self.old is not None
         manifest = self.old.manifest
         engines = {path for entry in manifest.engines for path in entry.files}
@@ -97,11 +97,14 @@ class StagedBundle:
         self._to_copy += names
 
     def sha256(self, file: str) -> str:
-        """The hash of a file that a step made or took over."""
+        """Return the hash of a file that a step created or reused."""
         return self._files[file].sha256
 
     def materialise(self) -> None:
-        """Copy what was taken over so far, after comparing its hash; not before it is needed."""
+        """Copy the files that were reused so far, after checking their hashes.
+
+        Copying is put off until it is needed, because a bundle that is up to date needs no copies.
+        """
         for name in self._to_copy:
             assert self.old is not None
             target = self.folder / name
@@ -110,14 +113,14 @@ class StagedBundle:
         self._to_copy.clear()
 
     def finish(self, manifest: Manifest, bundle: Path) -> bool:
-        """Publish, unless the bundle that is there is the same.
+        """Publish the new bundle, unless the existing bundle is identical.
 
         Args:
-            manifest: Without its steps and files, which are filled in.
-            bundle: Where to publish.
+            manifest: The manifest without steps and files, which are filled in here.
+            bundle: The folder to publish to.
 
         Returns:
-            Whether something was published.
+            Whether a bundle was published.
         """
         manifest = manifest.model_copy(
             update={
@@ -137,7 +140,7 @@ class StagedBundle:
         return True
 
     def _carry_over(self, old: BundleFiles) -> None:
-        """Keep what the old folder holds besides the bundle: reports, and files of the user's own."""
+        """Copy files in the old folder that are not part of the bundle: reports and the user's own files."""
         for folder, subfolders, files in os.walk(old.path, onerror=_raise):
             inside = Path(folder).relative_to(old.path)
             links = [name for name in subfolders if (Path(folder) / name).is_symlink()]
@@ -148,11 +151,11 @@ class StagedBundle:
                 target = self.folder / name
                 if target.is_symlink() or target.exists():
                     if own.startswith("reports/"):
-                        continue  # made anew
+                        continue  # this report was written again
                     raise UserError(
-                        f"{old.path / name} is not part of the bundle, and the new bundle has a file of this "
-                        "name.",
-                        "Move it somewhere else.",
+                        f"{old.path / name} is not part of the bundle, but the new bundle has a file of the "
+                        "same name.",
+                        "Move the file somewhere else.",
                     )
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(old.path / name, target, follow_symlinks=False)
@@ -160,7 +163,7 @@ class StagedBundle:
                 (self.folder / inside).mkdir(parents=True, exist_ok=True)
 
     def keep(self, name: str, outputs: Sequence[str], depends_on: Mapping[str, Any]) -> bool:
-        """Take over a result that was not asked for, if it is still right; otherwise it is dropped."""
+        """Reuse a result that was not requested if it is still valid; otherwise drop it."""
         why = self._why_not_reused(name, depends_on, outputs)
         if why is None:
             return self.step(name, depends_on, outputs, lambda: None)
@@ -188,7 +191,7 @@ def _raise(error: OSError) -> None:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The names of what differs between two JSON mappings."""
+    """List the names of the entries that differ between two JSON mappings."""
     names = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)

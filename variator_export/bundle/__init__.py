@@ -1,1 +1,1 @@
-"""Bundles on disk: the manifest, files behind their hashes, reports, publishing."""
+"""Bundles on disk: manifest, hash-checked files, reports and publishing."""

@@ -1,7 +1,7 @@
-"""What is known of engines from running them: which GPU verified which engine, when, with what error.
+"""Verification records of engines: which GPU verified which engine, when, and with what error.
 
-The records lie among the reports of a bundle, because they have dates. Each is of one engine by its sha256,
-so it never speaks for another one.
+The records are stored with a bundle's reports, because they contain dates. Each record identifies its engine
+by sha256, so it never applies to another engine.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ENGINE_RECORDS = "reports/engine-verifications.json"
-# The name of an engine that runs every ratio, in the place of a variant's.
+# The name of an engine that runs every ratio, used in place of a variant's name.
 ANY_RATIO = "any-ratio"
 BUILT_ONLY = "built, not verified on a device"
 
@@ -21,16 +21,16 @@ class EngineRecord:
     """One verification of one engine.
 
     Attributes:
-        sha256: Of the engine.
-        gpu: Where it ran, as the driver calls it.
-        passed: Whether everything was within its limit.
-        worst: The largest multiple of the base error that was found; None: no multiple would have passed.
-        allowed: The multiple that is allowed.
-        largest: The largest shape that was looked at.
-        reference: What it was compared with.
-        verified_at: ISO 8601, UTC.
-        precision: Shares of its multiply-accumulates by the inspector: `asked`, `other` and `unknown`; None:
-            TensorRT does not say.
+        sha256: Hash of the engine file.
+        gpu: GPU that ran the engine, as named by the driver.
+        passed: Whether all errors were within their limits.
+        worst: Largest multiple of the base error that was found. None if no multiple would have passed.
+        allowed: Largest multiple of the base error that is allowed.
+        largest: Largest shape that was verified.
+        reference: Reference that the engine was compared with.
+        verified_at: Time of the verification, ISO 8601 in UTC.
+        precision: Shares of the engine's multiply-accumulates according to the engine inspector: `asked`,
+            `other` and `unknown`. None if TensorRT does not report them.
     """
 
     sha256: str
@@ -53,7 +53,7 @@ class EngineRecord:
 
 
 def read_records(bundle: Path) -> list[EngineRecord]:
-    """All of a bundle; a file that is not there or broken is as none: nothing is verified by it."""
+    """All records of a bundle; a missing or broken file counts as empty, because it verifies nothing."""
     try:
         content = json.loads((bundle / ENGINE_RECORDS).read_text(encoding="utf-8"))
         return [EngineRecord(**entry) for entry in content["engines"]]
@@ -62,6 +62,6 @@ def read_records(bundle: Path) -> list[EngineRecord]:
 
 
 def records_document(records: Sequence[EngineRecord]) -> dict[str, Any]:
-    """As the file holds them: the last of each engine and GPU."""
+    """Content of the record file: the latest record of each engine and GPU."""
     latest = {(r.sha256, r.gpu): r for r in sorted(records, key=lambda record: record.verified_at)}
     return {"engines": [asdict(latest[key]) for key in sorted(latest)]}

@@ -1,4 +1,4 @@
-"""Reading a bundle: nothing is opened before its path, its size and its hash are what the manifest says."""
+"""Reading a bundle: no file is opened until its path, size and hash match the manifest."""
 
 import json
 from pathlib import Path
@@ -18,15 +18,15 @@ class BundleFiles:
     """A bundle on disk.
 
     Attributes:
-        path: Its folder.
-        manifest: The content of its manifest.
+        path: The bundle's folder.
+        manifest: The content of `manifest.json`.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open a bundle: read its manifest, and see that every file is there, no link, and of its size.
+        """Open a bundle: read its manifest, and check that every file exists, is no link and has its size.
 
         Raises:
-            UserError: Any of that does not hold; the message names the file.
+            UserError: A check fails; the message names the file.
         """
         self.path = Path(path)
         recover(self.path)
@@ -36,7 +36,7 @@ class BundleFiles:
             self._check_entry(name)
 
     def file(self, name: str) -> Path:
-        """The path of a file of the bundle, after its hash was compared (once).
+        """The path of a file of the bundle. The file's hash is checked the first time.
 
         Raises:
             UserError: The file changed since the bundle was built.
@@ -53,10 +53,10 @@ class BundleFiles:
         return self.path / name
 
     def check_unchanged(self) -> None:
-        """See that no build has published another bundle here since this one was opened.
+        """Check that no build has published another bundle here since this one was opened.
 
         Raises:
-            UserError: One has.
+            UserError: A build has.
         """
         if read_manifest(self.path) != self.manifest:
             raise UserError(
@@ -64,16 +64,16 @@ class BundleFiles:
             )
 
     def check_all(self) -> None:
-        """Compare the hash of every file.
+        """Check the hash of every file.
 
         Raises:
-            UserError: One differs.
+            UserError: A hash differs.
         """
         for name in self.manifest.files:
             self.file(name)
 
     def graph(self, name: str) -> Path:
-        """The path of an ONNX file, after the hashes of all files that it may point into were compared."""
+        """The path of an ONNX file. The hashes of all weight files that it may refer to are checked first."""
         for other in self.manifest.files:
             if other.endswith(".safetensors") and not other.startswith("reference/"):
                 self.file(other)
@@ -83,7 +83,7 @@ class BundleFiles:
         """A variant by its ratio or its name.
 
         Raises:
-            UserError: There is none, or several have this ratio.
+            UserError: No variant matches, or several variants have this ratio.
         """
         variants = self.manifest.variants
         found = [v for v in variants if choice in (v.ratio, v.name)]
@@ -101,7 +101,7 @@ class BundleFiles:
         return found[0]
 
     def variant_folder(self, variant: Variant) -> Path:
-        """Where a variant's own files are, after their hashes were compared; the bundle where it has none."""
+        """The folder of a variant's plugin, after its hashes are checked; the bundle's folder without one."""
         if variant.plugin is None:
             return self.path
         folder = variant.plugin.folder
@@ -111,7 +111,7 @@ class BundleFiles:
         return self.path / folder
 
     def graph_hashes(self) -> dict[str, str]:
-        """The sha256 of each graph, by the name of its variant (and part, where there are several)."""
+        """The sha256 of each graph, by the name of its variant (and part, if the model has several)."""
         return {
             part_name(variant.name, part): self.manifest.files[file].sha256
             for variant in self.manifest.variants
@@ -119,25 +119,25 @@ class BundleFiles:
         }
 
     def engines(self, target: str, variant: str) -> list[EngineEntry]:
-        """The engines of a variant for a target: of several GPUs and versions."""
+        """The engines of a variant for a target, for all GPUs and versions."""
         return [e for e in self.manifest.engines if (e.target, e.variant) == (target, variant)]
 
     def sidecar(self, entry: EngineEntry) -> dict[str, Any]:
-        """What is written beside an engine about it, after its hash was compared."""
+        """The content of an engine's sidecar file. The file's hash is checked first."""
         content: dict[str, Any] = json.loads(self.file(entry.sidecar).read_text(encoding="utf-8"))
         return content
 
     def engine_records(self, entry: EngineEntry) -> list[EngineRecord]:
-        """The verifications of an engine, one for each GPU."""
+        """The verification records of an engine, one per GPU."""
         sha256 = self.manifest.files[entry.engine].sha256
         return [record for record in read_records(self.path) if record.sha256 == sha256]
 
     def engine_status(self, entry: EngineEntry) -> str:
-        """What is known of an engine, for people."""
+        """The verification state of an engine, as text for people."""
         return "; ".join(map(str, self.engine_records(entry))) or BUILT_ONLY
 
     def engine_states(self, variant: str) -> list[str]:
-        """The engines of a variant for people: the target, and what is known of the engine."""
+        """The engines of a variant, as text for people: the target and the verification state."""
         return [
             f"{entry.target} {entry.version} {entry.platform}: {self.engine_status(entry)}"
             for entry in self.manifest.engines
@@ -149,14 +149,14 @@ class BundleFiles:
         links = [part for part in (path, *path.parents) if part != self.path and self.path in part.parents]
         if any(part.is_symlink() for part in links):
             raise UserError(
-                f"{path} is reached through a symbolic link, which is refused.", rebuild_hint(self.path)
+                f"{path} is reached through a symbolic link, which is not allowed.", rebuild_hint(self.path)
             )
         if not path.is_file():
             raise UserError(f"{path} is missing from the bundle.", rebuild_hint(self.path))
         status = path.stat()
         if status.st_nlink != 1:
             raise UserError(
-                f"{path} is a hard link; onnxruntime and onnx refuse those for weights.",
+                f"{path} is a hard link; onnxruntime and onnx refuse hard links for weights.",
                 "Copy the bundle without links: cp -r --no-preserve=links",
             )
         expected = self.manifest.files[name].size_bytes

@@ -1,6 +1,6 @@
-"""`manifest.json`: what is in a bundle, what it was made from, and by what (docs/bundle.md).
+"""`manifest.json`: the contents of a bundle, the inputs it was built from, and the tools (docs/bundle.md).
 
-It holds only what the inputs determine: no dates, no timings.
+The manifest holds only values that the inputs determine: no dates, no timings.
 """
 
 import json
@@ -16,7 +16,7 @@ from variator_export.core.validation import describe_validation_error
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 3
-# Of the multiply-accumulates, in the precision that was asked for.
+# The minimum share of multiply-accumulates that must be in the requested precision.
 LEAST_SHARE = 0.95
 
 
@@ -32,13 +32,13 @@ class FileEntry(_Part):
 
 
 class BackboneEntry(_Part):
-    """The backbone, as far as a session has to know it.
+    """The properties of the backbone that a session needs.
 
     Attributes:
-        task: What it does, as Optimum names it; None in bundles of before that was written down.
-        parts: Its parts by name, with their inputs and outputs.
-        max_length: The longest input in tokens; None: there is no limit.
-        encoder_size: The sizes that the analytic count of multiply-accumulates needs.
+        task: The model's task, as named by Optimum. None in older bundles, which did not record the task.
+        parts: The model's parts by name, with their inputs and outputs.
+        max_length: The longest input in tokens. None if there is no limit.
+        encoder_size: The dimensions needed for the analytic count of multiply-accumulates.
     """
 
     source: str
@@ -55,31 +55,31 @@ class BackboneEntry(_Part):
 
     @property
     def part(self) -> PartEntry:
-        """The part of a model that has one."""
+        """The part of a one-part model."""
         return only_part(self.parts)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of the inputs of a model of one part."""
+        """The input names of a one-part model."""
         return self.part.input_names
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of the outputs of a model of one part, in order."""
+        """The output names of a one-part model, in order."""
         return self.part.output_names
 
     @property
     def token_outputs(self) -> tuple[str, ...]:
-        """Those with one row per token."""
+        """The outputs with one row per token."""
         return self.part.token_outputs
 
     def within_limit(self, length: int) -> int:
-        """A length in tokens, cut to the model's limit if it has one."""
+        """A length in tokens, capped at the model's limit if the model has one."""
         return length if self.max_length is None else min(length, self.max_length)
 
 
 class PluginEntry(_Part):
-    """The plugin of a variant. `trained` is False for a plugin that was only initialised."""
+    """The plugin of a variant. `trained` is False for a plugin that was initialised but not trained."""
 
     folder: str
     source: str
@@ -90,12 +90,12 @@ class PluginEntry(_Part):
 
 
 class PrecisionProof(_Part):
-    """In which type the matrix products of a graph are computed, counted on the graph.
+    """The precisions in which a graph computes its matrix products, counted on the graph.
 
     Attributes:
-        macs: The share of multiply-accumulates in the bundle's precision, of all but those of the modules
-            that are declared float32.
-        float32_modules: The share of all of each of those, by the module.
+        macs: The share of multiply-accumulates in the bundle's precision. The modules that are declared
+            float32 are not counted.
+        float32_modules: The share of all multiply-accumulates for each module declared float32, by module.
     """
 
     macs: float
@@ -106,10 +106,10 @@ class Variant(_Part):
     """One way to run the backbone.
 
     Attributes:
-        method: By which method it was made (`model.methods`).
-        baseline: Whether it is the backbone itself, which the others are compared with.
-        plugin: None for the baseline.
-        graphs: ONNX files by their part of the model; an encoder has one, `model`.
+        method: The method that built the variant (`model.methods`).
+        baseline: Whether the variant is the plain backbone, which the other variants are compared with.
+        plugin: The variant's plugin. None for the baseline.
+        graphs: ONNX files by part of the model; an encoder has one part, `model`.
     """
 
     name: str
@@ -123,12 +123,12 @@ class Variant(_Part):
 
     @property
     def graph(self) -> str:
-        """The graph of a model of one part."""
+        """The graph of a one-part model."""
         return only_part(self.graphs)
 
     @property
     def plugin_state(self) -> str:
-        """Of its plugin, for people."""
+        """The state of the variant's plugin, as text for people."""
         if self.plugin is None:
             return "none"
         return "trained" if self.plugin.trained else "initialised only"
@@ -138,10 +138,11 @@ class EngineEntry(_Part):
     """A compiled engine.
 
     Attributes:
-        variant: What it runs: a variant, or `any-ratio` for all of them.
-        part: The part of the model that it is.
-        platform: The GPUs it is for: `sm89`, `sm86+sm89`, `ampere-plus`, or `portable` for all of its target.
-        version: Of the TensorRT that built it.
+        variant: The variant that the engine runs, or `any-ratio` for all of them.
+        part: The part of the model that the engine runs.
+        platform: The GPUs that the engine supports: `sm89`, `sm86+sm89`, `ampere-plus`, or `portable` for
+            all GPUs of its target.
+        version: The version of TensorRT that built the engine.
     """
 
     target: str
@@ -155,7 +156,7 @@ class EngineEntry(_Part):
 
     @property
     def files(self) -> tuple[str, str]:
-        """Its two files."""
+        """The engine file and its sidecar."""
         return self.engine, self.sidecar
 
 
@@ -163,10 +164,10 @@ class Manifest(_Part):
     """The content of `manifest.json`.
 
     Attributes:
-        made_by: Versions of what made the graphs, and the digest of the code that made them.
-        recipe: The resolved recipe, without how to measure the speed.
-        any_ratio: The graph that takes plugins as inputs, by part of the model.
-        steps: For every step of the build, all that its result depends on.
+        made_by: Versions of the libraries that built the graphs, and the digest of the code that built them.
+        recipe: The resolved recipe, without the settings of the speed measurement.
+        any_ratio: The graphs that accept plugins as inputs, by part of the model.
+        steps: Everything that the result of a build step depends on, by step.
     """
 
     format: Literal["variator-bundle"] = "variator-bundle"
@@ -183,16 +184,16 @@ class Manifest(_Part):
 
     @property
     def any_ratio_graph(self) -> str:
-        """The graph for all variants of a model of one part."""
+        """The graph that runs all variants of a one-part model."""
         return only_part(self.any_ratio)
 
     @property
     def baseline(self) -> Variant:
-        """The variant that the others are compared with."""
+        """The variant that the other variants are compared with."""
         return next(variant for variant in self.variants if variant.baseline)
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """The text of `manifest.json`."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -200,7 +201,8 @@ def read_manifest(bundle: Path) -> Manifest:
     """Read and check `manifest.json`; the files it lists are not opened.
 
     Raises:
-        UserError: There is none, it is broken, of a newer schema, or names a path outside the bundle.
+        UserError: The manifest is missing or broken, has another schema version, or names a path outside the
+            bundle.
     """
     path = bundle / MANIFEST_NAME
     if not bundle.is_dir():
@@ -209,8 +211,8 @@ def read_manifest(bundle: Path) -> Manifest:
         )
     if not path.is_file() or path.is_symlink():
         raise UserError(
-            f"{bundle} is no bundle: it has no file {MANIFEST_NAME}.",
-            "Give the folder that variator-export build wrote.",
+            f"{bundle} is not a bundle: it has no file {MANIFEST_NAME}.",
+            "Name a folder that variator-export build wrote.",
         )
     content = read_json_object(path, rebuild_hint(bundle))
     version = content.get("schema_version")
@@ -230,7 +232,7 @@ def read_manifest(bundle: Path) -> Manifest:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         raise UserError(
-            f"{path} is no bundle manifest: {describe_validation_error(error, Manifest)}",
+            f"{path} is not a bundle manifest: {describe_validation_error(error, Manifest)}",
             rebuild_hint(bundle),
         ) from error
     for name in _named_paths(manifest):
@@ -242,7 +244,7 @@ def read_manifest(bundle: Path) -> Manifest:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder is a bundle, perhaps a damaged one; another program's manifest.json does not count."""
+    """Whether a folder is a bundle, even a damaged one; another program's manifest.json does not count."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return False
@@ -257,13 +259,13 @@ def check_inside(name: str, where: Path) -> None:
     """Refuse a path that could leave the bundle.
 
     Raises:
-        UserError: It is absolute, has '..' or a backslash.
+        UserError: The path is absolute, or contains '..' or a backslash.
     """
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not name or "\0" in name:
         raise UserError(
             f"{where} names the path {name!r}, which leaves the bundle.",
-            "Do not use this bundle: get it again from where it was built.",
+            "Do not use this bundle; copy it again from where it was built.",
         )
 
 
@@ -282,8 +284,8 @@ def _named_paths(manifest: Manifest) -> set[str]:
 
 
 def rebuild_hint(bundle: Path) -> str:
-    """How to replace a damaged bundle."""
+    """The hint for replacing a damaged bundle."""
     return (
-        "Copy it again from where it was built, or build it again from its recipe: "
+        "Copy it again from where it was built, or rebuild it from its recipe: "
         f"variator-export build RECIPE --replace --output {bundle}"
     )

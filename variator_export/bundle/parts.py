@@ -1,7 +1,7 @@
-"""Parts of a model: what a graph does of it, and how it is called.
+"""Parts of a model: the piece that one graph computes, with its inputs and outputs.
 
-An encoder is one part, `model`. A model with two stacks has several (`encoder_model`,
-`decoder_with_past_model`): a variant has a graph of each, or shares one with the others.
+An encoder has one part, `model`. A model with two stacks has several (`encoder_model`,
+`decoder_with_past_model`). A variant has its own graph for each part, or shares one with other variants.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from variator_export.core.axes import LENGTH
 from variator_export.core.errors import UserError
 
-# The part of a model that has no other.
+# The name of the part in a one-part model.
 MODEL = "model"
 T = TypeVar("T")
 
@@ -25,8 +25,8 @@ class TensorEntry(_Entry):
     """An input or an output of a part.
 
     Attributes:
-        dtype: As numpy names it.
-        axes: The names of its dimensions; a number where the size is fixed.
+        dtype: The element type, as named by numpy.
+        axes: The names of the dimensions; a number where the size is fixed.
     """
 
     name: str
@@ -35,13 +35,13 @@ class TensorEntry(_Entry):
 
 
 class PartEntry(_Entry):
-    """One part.
+    """One part of a model.
 
     Attributes:
-        inputs: Named inputs, without those that carry a plugin.
+        inputs: Named inputs, without the plugin inputs.
         outputs: Named outputs, in order.
-        feeds: Which output of this or another part an input takes, as `PART.OUTPUT` by the input's name.
-        num_sites: How many feed-forward networks of it a plugin is put around.
+        feeds: The output of this or another part that feeds an input, as `PART.OUTPUT` by input name.
+        num_sites: The number of feed-forward networks in this part that a plugin wraps.
     """
 
     inputs: tuple[TensorEntry, ...]
@@ -51,12 +51,12 @@ class PartEntry(_Entry):
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """In the order in which the graph has them."""
+        """The input names, in the order of the graph."""
         return tuple(tensor.name for tensor in self.inputs)
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """In order."""
+        """The output names, in order."""
         return tuple(tensor.name for tensor in self.outputs)
 
     @property
@@ -66,24 +66,24 @@ class PartEntry(_Entry):
 
 
 def only_part(parts: Mapping[str, T]) -> T:
-    """What there is of the one part of a model.
+    """The entry for the only part of a model.
 
     Raises:
         UserError: The model has several parts.
     """
     if MODEL not in parts:
         raise UserError(
-            f"This needs a model of one part; the bundle's has the parts {', '.join(parts)}.",
+            f"This needs a model of one part; the bundle's model has the parts {', '.join(parts)}.",
             "Use a command or a method for models of several parts.",
         )
     return parts[MODEL]
 
 
 def graph_name(variant: str, part: str) -> str:
-    """The file of a variant's graph of a part: `ratio-4.onnx`, or `ratio-4_encoder_model.onnx`."""
+    """The file name of a variant's graph of a part: `ratio-4.onnx`, or `ratio-4_encoder_model.onnx`."""
     return f"{part_name(variant, part)}.onnx"
 
 
 def part_name(variant: str, part: str) -> str:
-    """How files and reports call a part of a variant; a model of one part needs no word for it."""
+    """The name of a variant's part in files and reports; a one-part model uses the variant's name alone."""
     return variant if part == MODEL else f"{variant}_{part}"

@@ -1,7 +1,7 @@
-"""Publishing a bundle: whoever looks sees the whole old one or the whole new one.
+"""Publishing a bundle atomically: readers see either the complete old bundle or the complete new one.
 
-A build writes into a hidden folder beside the bundle (`.NAME.staging`) and at its end swaps the two in one
-system call. What a killed build leaves behind is ignored by readers and removed by the next build.
+A build writes into a hidden folder beside the bundle (`.NAME.staging`) and finally swaps the two in one
+system call. Readers ignore the leftovers of a killed build, and the next build removes them.
 """
 
 import ctypes
@@ -26,12 +26,12 @@ def _beside(bundle: Path, kind: str) -> Path:
 
 @contextmanager
 def exclusive(bundle: Path) -> Iterator[Path]:
-    """Hold a bundle for writing and give an empty staging folder; both end with the block.
+    """Lock a bundle for writing and yield an empty staging folder; both are released with the block.
 
-    The lock belongs to the process: a killed build frees it.
+    The lock belongs to the process, so a killed build frees it.
 
     Raises:
-        UserError: Another build holds it, or nothing can be written there.
+        UserError: Another build holds the lock, or the folder cannot be written.
     """
     bundle = bundle.absolute()
     staging = _beside(bundle, "staging")
@@ -40,7 +40,7 @@ def exclusive(bundle: Path) -> Iterator[Path]:
         if bundle.is_mount():
             raise UserError(
                 f"{bundle} is a mount point, which cannot be swapped for a new bundle.",
-                f"Give a folder below it: --output {bundle / 'bundle'}",
+                f"Choose a folder below it: --output {bundle / 'bundle'}",
             )
         lock = os.open(_beside(bundle, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -50,7 +50,7 @@ def exclusive(bundle: Path) -> Iterator[Path]:
                 owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
                 raise UserError(
                     f"Another build is writing to {bundle} (process {owner}).",
-                    "Wait until it ends, or choose another folder with --output.",
+                    "Wait until it finishes, or choose another folder with --output.",
                 ) from None
             os.truncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
@@ -66,7 +66,7 @@ def exclusive(bundle: Path) -> Iterator[Path]:
 
 
 def publish(staging: Path, bundle: Path) -> None:
-    """Put the staged folder in the bundle's place, atomically, after its bytes have reached the disk."""
+    """Replace the bundle with the staged folder atomically, after its bytes have reached the disk."""
     bundle = bundle.absolute()
     for folder, _, files in os.walk(staging):
         for name in files:
@@ -76,9 +76,9 @@ def publish(staging: Path, bundle: Path) -> None:
     if not bundle.exists():
         staging.rename(bundle)
     elif _exchange(staging, bundle):
-        shutil.rmtree(staging, ignore_errors=True)  # the old one
+        shutil.rmtree(staging, ignore_errors=True)  # the old bundle
     else:
-        # A file system without exchange (NFS): for a moment there is no bundle; `recover` mends a kill here.
+        # A file system without exchange (NFS): the bundle is briefly absent; `recover` repairs a kill here.
         previous = _beside(bundle, "previous")
         shutil.rmtree(previous, ignore_errors=True)
         bundle.rename(previous)
@@ -88,7 +88,7 @@ def publish(staging: Path, bundle: Path) -> None:
 
 
 def recover(bundle: Path) -> None:
-    """Finish what a build was killed in, on a file system that cannot exchange two folders."""
+    """Finish the swap of a killed build, on a file system that cannot exchange two folders."""
     bundle = bundle.absolute()
     if bundle.exists() or not _beside(bundle, "previous").exists():
         return
@@ -111,7 +111,7 @@ def _finish_swap(bundle: Path) -> None:
 
 
 def _remove_leftover(staging: Path) -> None:
-    """Remove what a killed build left; it may hold files of another user."""
+    """Remove the leftovers of a killed build, which may include another user's files."""
     try:
         if staging.is_dir() and not staging.is_symlink():
             shutil.rmtree(staging)
@@ -127,27 +127,27 @@ def _remove_leftover(staging: Path) -> None:
 _ADVICE = {
     errno.ENOSPC: "Free some space, or choose another disk with --output.",
     errno.EDQUOT: "Free some of your quota, or choose another disk with --output.",
-    errno.EFBIG: "Choose a disk that takes files of this size with --output.",
-    errno.EROFS: "Choose a folder that can be written with --output.",
-    errno.EACCES: "Choose a folder that you may write with --output.",
-    errno.EPERM: "Choose a folder that you may write with --output.",
+    errno.EFBIG: "Choose a disk that accepts files of this size with --output.",
+    errno.EROFS: "Choose a writable folder with --output.",
+    errno.EACCES: "Choose a folder that you may write to with --output.",
+    errno.EPERM: "Choose a folder that you may write to with --output.",
     errno.ENOTDIR: "Choose a path whose parents are folders with --output.",
-    errno.ENOENT: "Choose a folder that can be made with --output.",
+    errno.ENOENT: "Choose a folder that can be created with --output.",
     errno.EEXIST: "Choose a path whose parents are folders with --output.",
     errno.ENAMETOOLONG: "Choose a shorter name with --output.",
     errno.EXDEV: "Choose a folder that is not part of a container's image with --output.",
-    errno.ENOLCK: "Choose a file system that has locks with --output.",
+    errno.ENOLCK: "Choose a file system that supports locks with --output.",
     errno.EIO: "Check the disk, or choose another one with --output.",
 }
 
 
 @contextmanager
-def writing_to(path: Path, state: str = "What was there is unchanged.") -> Iterator[None]:
-    """Turn the operating system's refusals to write into one clear error.
+def writing_to(path: Path, state: str = "The previous content is unchanged.") -> Iterator[None]:
+    """Turn write errors of the operating system into one clear error.
 
     Args:
-        path: The bundle. An error about a file elsewhere is not about writing it, and passes.
-        state: What is true of the bundle now.
+        path: The bundle. An error about a file elsewhere is raised unchanged.
+        state: The state of the bundle after the error, for the message.
 
     Raises:
         UserError: The disk is full, or the folder cannot be written.
@@ -164,7 +164,7 @@ def writing_to(path: Path, state: str = "What was there is unchanged.") -> Itera
 
 
 def _concerns(error: OSError, bundle: Path) -> bool:
-    """Whether a refusal is about the bundle, what is written beside it, or a folder that it lies in."""
+    """Whether an error is about the bundle, a file written beside it, or one of its parent folders."""
     if not error.filename:
         return True
     named = Path(os.fsdecode(error.filename)).absolute()
@@ -176,7 +176,7 @@ def _concerns(error: OSError, bundle: Path) -> bool:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two paths in one system call; False where that cannot be done (Linux renameat2(2))."""
+    """Swap two paths in one system call, Linux renameat2(2); False if the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False

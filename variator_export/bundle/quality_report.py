@@ -1,4 +1,4 @@
-"""What `evaluate` has stored in a bundle, for whoever shows quality beside something else."""
+"""Quality results that `evaluate` stored in a bundle, for reports that show quality beside speed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from variator_export.bundle.reports import QUALITY_REPORT, read_report
 
 Task = Literal["classification", "similarity", "embedding"]
-# The metric that a loss of quality is counted in.
+# The metric that quality losses are measured in.
 MAIN_METRIC: Mapping[Task, str] = {
     "classification": "accuracy",
     "similarity": "spearman",
@@ -16,14 +16,14 @@ MAIN_METRIC: Mapping[Task, str] = {
 
 
 def quality_of_graphs(bundle: Path, graphs: Mapping[str, str]) -> list[dict[str, Any]]:
-    """What `evaluate` has stored of these graphs; a broken report is as none."""
+    """Results that `evaluate` stored for these graphs; a broken report counts as empty."""
     found = []
     try:
         for report in (read_report(bundle, QUALITY_REPORT) or {}).values():
             if report["graphs"] != graphs:
                 continue
             metric = MAIN_METRIC[report["task"]]
-            rows = {row["variant"]: row for row in report["rows"]}  # the last runtime: the graphs
+            rows = {row["variant"]: row for row in report["rows"]}  # the last runtime wins: the graphs
             found.append(
                 {
                     "task": report["task"],

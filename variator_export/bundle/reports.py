@@ -1,4 +1,4 @@
-"""Reports in a bundle: what was measured of it. They are not part of what the manifest hashes."""
+"""Reports in a bundle: the measurements of the bundle. The manifest does not hash them."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from variator_export.bundle.publishing import writing_to
 from variator_export.core.json_file import write_json
 
-# A file that was being written when its process was killed.
+# The suffix of an unfinished file, left behind if the process is killed while writing.
 PART_SUFFIX = ".part"
 
 SPEED_REPORT = "reports/speed.json"
@@ -19,23 +19,23 @@ PAGE = "reports/report.html"
 
 
 def engine_verification_report(target: str) -> str:
-    """Where `verify --target` keeps what it found."""
+    """The path of the report of `verify --target`."""
     return f"reports/verification-{target}.json"
 
 
 def build_verification_report(variant: str) -> str:
-    """Where a build keeps what it found of a variant."""
+    """The path of a build's verification report for a variant."""
     return f"reports/verification/{variant}.json"
 
 
 def store_report(bundle: Path, name: str, content: Any, state: str) -> Path:
-    """Write a report beside its place and then over it: a reader never sees half of one.
+    """Write a report to a temporary file and then rename it, so a reader never sees a partial report.
 
     Args:
         bundle: The bundle's folder.
-        name: The report's place in it.
-        content: As JSON.
-        state: What is true if it cannot be written, for the message.
+        name: The report's path within the bundle.
+        content: The report, as a JSON value.
+        state: The state of the bundle if the write fails, for the message.
 
     Raises:
         UserError: The bundle cannot be written.
@@ -49,7 +49,7 @@ def store_report(bundle: Path, name: str, content: Any, state: str) -> Path:
 
 
 def read_report(bundle: Path, name: str, *keys: str) -> dict[str, Any] | None:
-    """A report; one that is not there, cannot be read or lacks a key is as none."""
+    """The content of a report; None if the file is missing, is unreadable or lacks one of the keys."""
     try:
         content = json.loads((bundle / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The commands. Those that are not asked for are only listed, so that `--help` starts at once."""
+"""The table of commands. Only the requested command is imported, so that `--help` starts at once."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from variator_export.core.environment import DISTRIBUTION, installed_version
 
 @dataclass(frozen=True)
 class Command:
-    """A command that is imported when it is needed.
+    """A command that is imported only when it is needed.
 
     Attributes:
-        where: MODULE:FUNCTION below `variator_export.cli`, or MODULE:APP of a group of commands.
-        help: The first line of its docstring, for the list of commands.
+        where: MODULE:FUNCTION below `variator_export.cli`, or MODULE:APP for a group of commands.
+        help: First line of the command's docstring, shown in the list of commands.
     """
 
     where: str
@@ -31,22 +31,22 @@ COMMANDS = {
         "compile:compile_command", "Build engines from a finished bundle, on the machine that needs them."
     ),
     "merge": Command(
-        "compile:merge_command", "Join the engines of copies of one bundle, compiled on several machines."
+        "compile:merge_command", "Merge the engines of copies of one bundle that several machines compiled."
     ),
     "verify": Command(
         "verify:verify_command",
         "Verify that the graphs or engines of a bundle compute what eager PyTorch computes.",
     ),
     "bench": Command(
-        "bench:bench_command", "Time every ratio of a bundle against what a user would run instead."
+        "bench:bench_command", "Time every ratio of a bundle against the alternatives without plugins."
     ),
     "report": Command(
         "report:report_command",
-        "Write one page about a bundle: what is in it, whether it is verified, what it gains and loses.",
+        "Write a one-page report on a bundle: its contents, verification, speed and quality.",
     ),
     "run": Command("run:run_command", "Run texts through a bundle, without torch or transformers."),
     "inspect": Command(
-        "inspect:inspect_command", "Show what is in a bundle, and compare every file with its hash."
+        "inspect:inspect_command", "Show the contents of a bundle, and check every file against its hash."
     ),
     "evaluate": Command(
         "evaluate:evaluate_command",
@@ -54,26 +54,26 @@ COMMANDS = {
     ),
     "import": Command(
         "import_upstream:import_command",
-        "Turn a plugin that the paper's authors released into a plugin folder.",
+        "Convert a plugin released by the paper's authors into a plugin folder.",
     ),
-    "push": Command("push:push_command", "Write a bundle or plugins to the Hugging Face Hub, in one commit."),
+    "push": Command("push:push_command", "Push a bundle or plugins to the Hugging Face Hub, in one commit."),
     "doctor": Command(
         "doctor:doctor_command",
-        "Say what is installed, what this machine can build and run, and the command for what is missing.",
+        "Show what is installed, what this machine can build and run, and how to install what is missing.",
     ),
     "schema": Command(
         "schema:schema_command",
-        "Print the JSON schema of recipes, by which editors complete and check them.",
+        "Print the JSON schema of recipes, for completion and validation in editors.",
     ),
-    "train": Command("train:train_app", "Train compression plugins, or a classifier to put them into."),
+    "train": Command("train:train_app", "Train compression plugins, or fine-tune a classifier for them."),
 }
 
 
 def make_app(loaded: Collection[str] = tuple(COMMANDS)) -> typer.Typer:
-    """The command line.
+    """Create the command-line application.
 
     Args:
-        loaded: The commands to import; the others only stand in the list.
+        loaded: The commands to import. The other commands are only listed.
     """
     app = typer.Typer(
         name=DISTRIBUTION,
@@ -83,8 +83,8 @@ def make_app(loaded: Collection[str] = tuple(COMMANDS)) -> typer.Typer:
         rich_markup_mode="markdown",
         help="Export transformers with Variator compression plugins to verified ONNX graphs and TensorRT "
         "engines.",
-        epilog="Exit codes: 0 done; 1 the input or the machine does not allow it; 2 wrong usage; "
-        "3 numbers disagree; 4 too slow for --fail-under; 70 a bug of ours; 130 interrupted.",
+        epilog="Exit codes: 0 success; 1 a problem with the input or the machine; 2 wrong usage; "
+        "3 numbers disagree; 4 slower than --fail-under; 70 a bug in variator-export; 130 interrupted.",
     )
     app.callback()(_options)
     for name, command in COMMANDS.items():
@@ -101,7 +101,7 @@ def make_app(loaded: Collection[str] = tuple(COMMANDS)) -> typer.Typer:
 
 
 def _listed() -> None:
-    raise AssertionError("a command that is run is loaded")
+    raise AssertionError("a command must be loaded before it runs")
 
 
 def _print_version(wanted: bool) -> None:

@@ -20,7 +20,7 @@ from variator_export.core.errors import TooSlowError, UsageError
 from variator_export.core.json_file import write_json
 
 _DEFAULT_SHAPES = ("1x32", "1x128", "8x128", "32x128")
-# Modules of a profile that are shown.
+# Number of modules shown in the table of a profile.
 _PROFILE_ROWS = 16
 _SHAPE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
 
@@ -31,8 +31,8 @@ def bench_command(
         list[str] | None,
         typer.Option(
             metavar="BxS",
-            help=f"Rows and tokens in each; may be repeated. Default: {', '.join(_DEFAULT_SHAPES)}, cut to "
-            "the model's limit.",
+            help=f"Rows x tokens per row; may be repeated. Default: {', '.join(_DEFAULT_SHAPES)}, "
+            "with tokens cut to the model's limit.",
         ),
     ] = None,
     ratio: options.OnlyRatiosOption = None,
@@ -41,57 +41,66 @@ def bench_command(
         list[str] | None,
         typer.Option(
             metavar="R",
-            help=f"What runs it; may be repeated: {', '.join(RUNTIMES)}. Default: all that are "
+            help=f"A runtime to time; may be repeated: {', '.join(RUNTIMES)}. Default: all that are "
             "installed and run on the CPU.",
         ),
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(metavar="SRC", help="The backbone, for PyTorch; default: where it was at the build."),
+        typer.Option(metavar="SRC", help="The backbone, for PyTorch. Default: its source at build time."),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Threads on every runtime; default: what each takes itself."),
+        typer.Option(min=1, metavar="N", help="Threads per runtime. Default: each runtime's own default."),
     ] = None,
     openings: Annotated[
         int,
         typer.Option(
             min=1,
             metavar="N",
-            help="Open everything but PyTorch so often, and time it each time; 1 is quick.",
+            help="Sessions opened anew and timed per runtime and variant (PyTorch: one); 1 is quick.",
         ),
     ] = TimingSettings.openings,
     block_seconds: Annotated[
-        float, typer.Option(metavar="S", help="How long one subject runs in a turn.")
+        float, typer.Option(metavar="S", help="Seconds that one runtime and variant runs in each turn.")
     ] = TimingSettings.block_seconds,
     window: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Rounds that must stand still before an opening ends.")
+        int,
+        typer.Option(
+            min=2, metavar="N", help="Rounds compared with as many before them, to see if medians are stable."
+        ),
     ] = DEFAULT_WINDOW,
     tolerance: Annotated[
-        float, typer.Option(metavar="X", help="How far their medians may be apart, as a share.")
+        float, typer.Option(metavar="X", help="Largest relative difference between stable medians.")
     ] = TimingSettings.tolerance,
     max_rounds: Annotated[
-        int, typer.Option(min=4, metavar="N", help="End after these, and say that it did not settle.")
+        int,
+        typer.Option(
+            min=4,
+            metavar="N",
+            help="Rounds after which an opening ends in any case, reported as not settled.",
+        ),
     ] = TimingSettings.max_rounds,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Show besides at which modules each graph spends its time.")
+        bool, typer.Option("--profile", help="Also show in which modules each graph spends its time.")
     ] = False,
     allow_unverified: options.AllowUnverifiedOption = False,
     trust_host_code: options.TrustHostCodeOption = False,
     fail_under: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Exit code 4 where the lower bound of a speed-up is below this."),
+        typer.Option(metavar="X", help="Exit with code 4 if the lower bound of a speed-up is below X."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the result as JSON here too.")
+        Path | None, typer.Option(metavar="FILE", help="Also write the result to this file, as JSON.")
     ] = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Time every ratio of a bundle against what a user would run instead.
+    """Time every ratio of a bundle against the alternatives without plugins.
 
-    Subjects take turns in blocks until their medians stand still, and are opened several times, because one
-    opening of a session is not the next. A speed-up is over the fastest run without plugins of the same
-    family, with a 95 % interval, beside what the saved multiply-accumulates allow.
+    Runtimes and variants take turns, in blocks of runs, until their medians are stable. Every session is
+    opened and timed several times (an "opening" each), because timings differ between openings. A speed-up
+    is over the fastest run without plugins of the same family of runtimes. It has a 95 % interval and stands
+    beside the speed-up that the saved multiply-accumulates allow.
 
     **Examples**
 
@@ -103,7 +112,7 @@ def bench_command(
         options.choose("--runtime", name, tuple(RUNTIMES))
     for name, value in (("--block-seconds", block_seconds), ("--tolerance", tolerance)):
         if not value > 0:
-            raise UsageError(f"{name} {value:g} is not more than 0.", f"Leave out {name}.")
+            raise UsageError(f"{name} {value:g} is not above 0.", f"Leave out {name}.")
     chosen: list[int | str] = [*(parse_ratio(k) for k in ratio or ()), *(variant or ())]
     if fail_under is not None:
         _check_gate(fail_under, runtime, bundle, chosen)
@@ -127,7 +136,7 @@ def bench_command(
         printer.document(result.as_dict())
     else:
         _print(printer, result)
-    with printer.warning():  # what was found counts, and is shown already
+    with printer.warning():  # the exit code depends on the result, which is printed already
         store_benchmark(result)
     slow = result.too_slow(fail_under) if fail_under is not None else []
     for line in slow:
@@ -139,32 +148,34 @@ def bench_command(
 def _check_gate(
     least: float, runtimes: Sequence[str] | None, bundle: Path, variants: Sequence[int | str]
 ) -> None:
-    """A gate that compares nothing would let everything pass."""
+    """Refuse a gate that compares nothing, because everything would pass it."""
     from variator_export.bundle.manifest import read_manifest
 
     if not math.isfinite(least):
-        raise UsageError(f"--fail-under {least} is no speed-up.", "Give a number, for example 1.5.")
+        raise UsageError(f"--fail-under {least} is not a speed-up.", "Give a number, for example 1.5.")
     if runtimes and not {*runtimes} & {*OWN_RUNTIMES}:
         raise UsageError(
-            f"--fail-under compares what this package makes, and {', '.join(runtimes)} is none of it.",
+            f"--fail-under compares runtimes of a bundle, and {', '.join(runtimes)} is not among them.",
             "Add --runtime onnxruntime.",
         )
     of_bundle = read_manifest(bundle).variants
     if all(v.baseline for v in of_bundle if not variants or {v.ratio, v.name} & {*variants}):
         raise UsageError(
-            "--fail-under compares ratios above 1, and there is none.", "Choose others, or build them."
+            "--fail-under compares ratios above 1, and none is chosen.", "Choose other ratios, or build them."
         )
 
 
 def _parse(text: str) -> tuple[int, int]:
     match = _SHAPE.fullmatch(text)
     if match is None:
-        raise UsageError(f"--shape {text!r} is no shape.", "Give rows x tokens, for example --shape 8x128.")
+        raise UsageError(
+            f"--shape {text!r} is not a shape.", "Give rows x tokens, for example --shape 8x128."
+        )
     return int(match[1]), int(match[2])
 
 
 def default_shapes(bundle: Path) -> list[tuple[int, int]]:
-    """Those of the default that the bundle's model allows; longer ones are cut to its limit."""
+    """Return the default shapes, with longer sequences cut to the limit of the bundle's model."""
     from variator_export.bundle.manifest import read_manifest
 
     backbone = read_manifest(bundle).backbone
@@ -178,16 +189,20 @@ def _print(printer: Output, result: Benchmark) -> None:
         for variant, rows in shape.profiles.items():
             printer.table(_profile_table(variant, shape, rows))
     for entry in result.break_even:
-        where = "at no shape" if entry["pays_from"] is None else "from {}x{} on".format(*entry["pays_from"])
+        where = (
+            "off at no shape"
+            if entry["pays_from"] is None
+            else "off from {}x{} on".format(*entry["pays_from"])
+        )
         printer.text(f"{entry['variant']} on {entry['runtime']} pays {where}")
     if result.settings.openings == 1:
         printer.hint(
-            "note: one opening: the intervals do not hold what differs from one to the next, some per cent."
+            "note: one opening: the intervals leave out the difference between openings, a few per cent."
         )
     if not result.settled:
         printer.hint(
-            "warning: not every opening settled: other programs run on this machine, or its clock changes. "
-            "Give more --max-rounds, or longer --block-seconds."
+            "warning: not every opening settled: other programs are running, or the clock speed changes. "
+            "Increase --max-rounds or --block-seconds."
         )
 
 

@@ -25,27 +25,27 @@ def build_command(
         list[str] | None,
         typer.Argument(
             metavar="[RECIPE]...",
-            help="A YAML file, or the name of a recipe that comes with the package; "
-            f"default {DEFAULT_RECIPE}.",
+            help="A YAML file, or the name of a recipe that comes with the package. "
+            f"Default: {DEFAULT_RECIPE}.",
             show_default=False,
         ),
     ] = None,
     all_recipes: Annotated[
-        bool, typer.Option("--all", help="Every recipe that comes with the package.")
+        bool, typer.Option("--all", help="Build every recipe that comes with the package.")
     ] = False,
     ratio: Annotated[
         list[str] | None,
         typer.Option(
             "--ratio",
             metavar="K",
-            help="A ratio to build; may be repeated. Ratio 1, the baseline, comes along.",
+            help="A ratio to build; may be repeated. Ratio 1, the baseline, is always built.",
         ),
     ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
             metavar="SRC",
-            help="The pretrained model: a folder, ORGANISATION/NAME[@REVISION] of the hub, or "
+            help="The pretrained model: a folder, ORGANISATION/NAME[@REVISION] on the hub, or "
             "package:DISTRIBUTION/PATH.",
         ),
     ] = None,
@@ -53,15 +53,15 @@ def build_command(
         str | None,
         typer.Option(
             metavar="T",
-            help="What the model is to do, as Optimum names it: feature-extraction, text-classification, "
-            "token-classification, question-answering, fill-mask. Default: what its config.json names.",
+            help="The model's task, as Optimum names it: feature-extraction, text-classification, "
+            "token-classification, question-answering, fill-mask. Default: the task in its config.json.",
         ),
     ] = None,
     plugin: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME=]DIR",
-            help="A compression plugin, instead of those of the recipe: a folder, or "
+            help="A compression plugin, to replace the recipe's plugins: a folder, or "
             "hub:ORGANISATION/NAME[/FOLDER][@REVISION]; may be repeated. NAME defaults to ratio-K.",
         ),
     ] = None,
@@ -69,26 +69,29 @@ def build_command(
         bool,
         typer.Option(
             "--untrained",
-            help="Make plugins of each --ratio by initialisation, to see the speed before any is trained.",
+            help="Initialise an untrained plugin for each --ratio, to see the speed before training.",
         ),
     ] = False,
     target: Annotated[
         list[str] | None,
-        typer.Option(metavar="T", help=f"What to build for: {', '.join(build_targets())}; may be repeated."),
+        typer.Option(
+            metavar="T", help=f"A target to build for: {', '.join(build_targets())}; may be repeated."
+        ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="P", help="Of the graphs and engines: float32, float16 or bfloat16.")
+        str | None,
+        typer.Option(metavar="P", help="Precision of graphs and engines: float32, float16 or bfloat16."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="The bundle's folder; default artifacts/NAME, by the recipe's name, with -PRECISION in half "
-            "precision. Of several recipes: the folder for their folders.",
+            help="The bundle's folder. Default: artifacts/NAME, with the recipe's name, and -PRECISION added "
+            "for half precision. For several recipes: the parent of their folders.",
         ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Start afresh instead of adding to the bundle that is there.")
+        bool, typer.Option("--replace", help="Start afresh instead of adding to an existing bundle.")
     ] = False,
     speed: Annotated[
         bool, typer.Option("--speed/--no-speed", help="Measure the speed-up at the end.")
@@ -98,14 +101,14 @@ def build_command(
         typer.Option(
             min=1,
             metavar="N",
-            help="How many recipes to build side by side, each in a process of its own. Speed is then "
-            "measured at the end, one after the other.",
+            help="Recipes to build side by side, each in its own process. Their speed is measured at the "
+            "end, one recipe after the other.",
         ),
     ] = 1,
     show_recipe: Annotated[
         bool,
         typer.Option(
-            "--show-recipe", help="Print the whole recipe, and where each value comes from; build nothing."
+            "--show-recipe", help="Print the whole recipe and the origin of each value. Build nothing."
         ),
     ] = False,
     push_to_hub: PushOption = None,
@@ -113,10 +116,10 @@ def build_command(
 ) -> None:
     """Turn a backbone and its compression plugins into a verified bundle.
 
-    The backbone is traced once; every ratio is bound from that trace, compared with eager PyTorch and
-    published only if the numbers agree. A bundle that is there is added to: what has not changed is reused.
-    Several recipes are built one after the other or side by side; one that fails does not stop the others,
-    and the same command again goes on with what is missing.
+    The backbone is traced once. Every ratio is bound from that trace, compared with eager PyTorch, and
+    published only if the numbers agree. An existing bundle is extended, and unchanged parts are reused.
+    Several recipes are built one after the other or side by side. A failing recipe does not stop the others,
+    and repeating the command builds only the missing parts.
 
     **Examples**
 
@@ -126,8 +129,8 @@ def build_command(
 
     `variator-export build --backbone ./my-bert --plugin ./my-plugin --output ./my-bundle`
 
-    `variator-export build --backbone ./my-bert --ratio 4 --untrained --output ./speed` shows the speed before
-    a plugin is trained.
+    `variator-export build --backbone ./my-bert --ratio 4 --untrained --output ./speed` measures the speed
+    before a plugin is trained.
 
     `variator-export build my-recipe.yaml --ratio 4 --show-recipe`
 
@@ -146,7 +149,9 @@ def build_command(
         }
         for option, value in alone.items():
             if value:
-                raise UsageError(f"{option} is for one recipe; there are {len(names)}.", "Give one recipe.")
+                raise UsageError(
+                    f"{option} is for one recipe, but {len(names)} were given.", "Give one recipe."
+                )
     check_push(push_to_hub)
     resolved = [
         with_flags(
@@ -249,6 +254,6 @@ def _print(output: Output, result: BuildResult) -> None:
     if result.untrained:
         output.hint("")
         output.hint(
-            f"warning: {', '.join(result.untrained)}: plugins that were only initialised, not trained. The "
-            "speed is real; what the model says at these ratios is not useful until they are trained."
+            f"warning: the plugins of {', '.join(result.untrained)} were only initialised, not trained. The "
+            "speed is real, but the outputs at these ratios are not useful until the plugins are trained."
         )

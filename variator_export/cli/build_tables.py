@@ -1,4 +1,4 @@
-"""The tables that a build prints."""
+"""Tables that a build prints."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from variator_export.verification.error_budget import MULTIPLE
 
 
 def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
-    """One row for each of several recipes."""
+    """Return a table with one row per recipe."""
     table = Table()
     for name in ("recipe", "state", "bundle"):
         table.add_column(name)
@@ -37,8 +37,8 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
 
 def verification_table(result: BuildResult) -> Table:
     table = Table(
-        title="Verified against eager PyTorch in float64; at most "
-        f"{MULTIPLE:g} times its own rounding in {result.precision} is allowed",
+        title="Verified against eager PyTorch in float64; allowed: at most "
+        f"{MULTIPLE:g} times its own rounding error in {result.precision}",
         title_justify="left",
     )
     for name in ("variant", "graph", "case", "output"):
@@ -62,11 +62,11 @@ def verification_table(result: BuildResult) -> Table:
 
 
 def speed_table(speed: Any) -> Table:
-    """Eager and exported at every ratio, beside what the saved MACs would allow."""
+    """Return a table of eager and exported speeds by ratio, with the speed-ups that saved MACs allow."""
     shape = f"batch {speed['batch_size']}, {speed['sequence_length']} tokens"
     title = (
         f"Speed at {shape}, medians of {speed['rounds']} alternating rounds on {speed['machine']['cpu']}, "
-        f"{speed['machine']['cpu_cores']} cores; eager is PyTorch with SDPA; `bench` opens several times"
+        f"{speed['machine']['cpu_cores']} cores; eager is PyTorch with SDPA; `bench` times several openings"
     )
     table = Table(title=title, title_justify="left")
     table.add_column("runtime")

@@ -29,59 +29,57 @@ _CACHE_MODES = get_args(TimingCacheMode)
 
 
 def compile_command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder; it gets the engines.")],
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder, to which the engines are added.")],
     target: Annotated[
         list[str],
-        typer.Option(metavar="T", help=f"What to build for: {', '.join(_TARGETS)}; may be repeated."),
+        typer.Option(metavar="T", help=f"A target to build for: {', '.join(_TARGETS)}; may be repeated."),
     ],
     variant: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
             help=f"Only this variant, or {ANY_RATIO} for one engine that runs every ratio; may be repeated. "
-            "Default: what the recipe says.",
+            "Default: as in the recipe.",
         ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help="Whose `engine` part says how; default: the recipe that the bundle was built of.",
+            help="The recipe whose `engine` section to use. Default: the recipe of the bundle.",
         ),
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SM",
-            help="tensorrt-rtx: the GPUs to build for, sm89, or sm86+sm89 for one engine for both; may be "
-            "repeated, for engines of their own. Default: one for all from sm80 on.",
+            help="tensorrt-rtx: the GPUs to build for, sm89, or sm86+sm89 for one engine that runs on both; "
+            "may be repeated, for separate engines. Default: one engine for all GPUs from sm80 on.",
         ),
     ] = None,
     timing_cache: Annotated[
         str,
         typer.Option(
             metavar="MODE",
-            help="tensorrt: whether kernels' times are kept from build to build: ignore, use, or require "
-            "(fail where one is missing).",
+            help="tensorrt: whether to keep kernel timings from build to build: ignore, use, or require "
+            "(fail if a timing is missing).",
         ),
     ] = "ignore",
     strip_weights: Annotated[
         bool | None,
         typer.Option(
             "--strip-weights/--with-weights",
-            help="tensorrt: leave the weights out of the engines; sessions take those of the bundle. "
-            "Default: what the recipe says.",
+            help="tensorrt: leave the weights out of the engines; sessions load them from the bundle. "
+            "Default: as in the recipe.",
         ),
     ] = None,
-    jobs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="How many engines to build side by side.")
-    ] = 1,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Engines to build side by side.")] = 1,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
     """Build engines from a finished bundle, on the machine that needs them.
 
-    Needs the target's TensorRT, and neither torch, nor transformers, nor the backbone. Engines that are there
-    stay.
+    The command needs the target's TensorRT, but not torch, transformers or the backbone. Existing engines are
+    kept.
 
     **Examples**
 
@@ -99,7 +97,8 @@ def compile_command(
     for names in compute_capability or ():
         if not re.fullmatch(CAPABILITIES, names):
             raise UsageError(
-                f"--compute-capability {names!r} is none.", "--compute-capability sm89, or sm86+sm89 for both"
+                f"--compute-capability {names!r} is not a compute capability.",
+                "--compute-capability sm89, or sm86+sm89 for both",
             )
     asked = {"compute_capabilities": compute_capability or None, "strip_weights": strip_weights}
     content = how.model_dump(mode="json") | {
@@ -120,16 +119,16 @@ def compile_command(
 
 
 def merge_command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle that gets the engines.")],
+    bundle: Annotated[Path, typer.Argument(help="The bundle to which the engines are added.")],
     others: Annotated[
-        list[Path] | None, typer.Argument(help="Copies of it that were compiled elsewhere.")
+        list[Path] | None, typer.Argument(help="Copies of the bundle that were compiled elsewhere.")
     ] = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Join the engines of copies of one bundle, compiled on several machines.
+    """Merge the engines of copies of one bundle that several machines compiled.
 
-    The copies must have the same graphs, weights and plugins. An engine is executable code: merge only what
-    comes from machines that you trust.
+    The copies must have the same graphs, weights and plugins. An engine is executable code: merge engines
+    only from machines that you trust.
 
     **Examples**
 

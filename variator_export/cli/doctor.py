@@ -18,22 +18,22 @@ from variator_export.reporting.diagnosis import Diagnosis, diagnose
 def doctor_command(
     bundle: Annotated[
         Path | None,
-        typer.Argument(help="A bundle to look at besides: its hashes, and what can be done with it."),
+        typer.Argument(help="A bundle to check as well: its hashes, and whether it runs here."),
     ] = None,
     machine: Annotated[
         str | None,
         typer.Option(
             "--for",
             metavar="SM,TENSORRT",
-            help="Whether this machine could run the bundle's engines, for example sm90,tensorrt-11.4; "
-            "default: the one at hand.",
+            help="Check the bundle's engines for this GPU and TensorRT, for example sm90,tensorrt-11.4. "
+            "Default: the current machine.",
         ),
     ] = None,
-    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.TEXT,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Say what is installed, what this machine can build and run, and the command for what is missing.
+    """Show what is installed, what this machine can build and run, and how to install what is missing.
 
-    Ends with exit code 1 if something that is installed does not work.
+    The exit code is 1 if something installed does not work.
 
     **Examples**
 
@@ -46,7 +46,8 @@ def doctor_command(
     printer = Output(format)
     if machine is not None and bundle is None:
         raise UsageError(
-            "--for is about a bundle's engines.", f"variator-export doctor BUNDLE --for {machine}"
+            "--for checks the engines of a bundle, and no bundle was given.",
+            f"variator-export doctor BUNDLE --for {machine}",
         )
     found = diagnose(bundle, named_machine(machine) if machine is not None else None)
     if printer.is_json:
@@ -64,14 +65,14 @@ def _print(printer: Output, found: Diagnosis) -> None:
     printer.text(
         f"{machine['cpu']}, {machine['cpu_cores']} cores, {memory:.0f} GiB, Python {machine['python']}"
     )
-    printer.text(f"GPUs: {'; '.join(found.gpus) if found.gpus else 'none that nvidia-smi knows of'}")
+    printer.text(f"GPUs: {'; '.join(found.gpus) if found.gpus else 'none found by nvidia-smi'}")
     printer.text()
     table = Table(title="What this installation can do", title_justify="left")
-    for name in ("to", "state", "installed", "otherwise"):
+    for name in ("purpose", "state", "installed", "to install"):
         table.add_column(name, overflow="fold")
     for extra in found.extras:
         parts = ", ".join(f"{p.distribution} {p.installed}" for p in extra.parts if p.installed is not None)
-        # As text: what is in brackets would be taken for markup.
+        # A Text, because Rich would parse the brackets in a string as markup.
         install = Text("" if extra.state == "ready" else extra.install)
         table.add_row(extra.purpose, _state(extra), parts, install)
     printer.table(table)
@@ -79,8 +80,8 @@ def _print(printer: Output, found: Diagnosis) -> None:
         printer.text(f"{probe.module}: {probe.answer}" if probe.works else f"{probe.module}: does not work")
     if found.bundle is not None:
         printer.text()
-        printer.text(f"{found.bundle['path']}: every hash as in the manifest")
-        printer.text(f"runs on: {', '.join(found.bundle['runs_on']) or 'nothing that is installed here'}")
+        printer.text(f"{found.bundle['path']}: every hash matches the manifest")
+        printer.text(f"runs on: {', '.join(found.bundle['runs_on']) or 'nothing installed here'}")
         printer.text(f"its backbone is {found.bundle['backbone']}")
         for engine in found.bundle["engines"]:
             state = "runs" if engine["runs"] else "does not run"

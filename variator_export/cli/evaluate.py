@@ -25,27 +25,34 @@ def evaluate_command(
     pair_column: options.PairColumnOption = None,
     label_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The column of the label or score; a number from 1."),
+        typer.Option(
+            metavar="NAME",
+            help="Column of the label or score: its name, or with --no-header its number from 1.",
+        ),
     ] = None,
     header: options.HeaderOption = True,
     task: Annotated[
         str | None,
         typer.Option(
             metavar="T",
-            help="classification, similarity (Spearman of pairs) or embedding; default: what model and data "
-            "allow, in this order.",
+            help="classification, similarity (Spearman correlation of pairs) or embedding. Default: the "
+            "first of them that model and data allow.",
         ),
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(metavar="SRC", help="The backbone; default: the one that the bundle or plugin names."),
+        typer.Option(
+            metavar="SRC", help="The backbone. Default: the backbone that the bundle or plugin names."
+        ),
     ] = None,
     runtime: Annotated[
-        str, typer.Option(metavar="R", help="both (and their outputs must agree), eager or onnxruntime.")
+        str, typer.Option(metavar="R", help="eager, onnxruntime, or both (their outputs must then agree).")
     ] = "both",
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=3, metavar="N", help="Cut longer texts; default: at the model's limit."),
+        typer.Option(
+            min=3, metavar="N", help="Truncate longer texts to N tokens. Default: the model's limit."
+        ),
     ] = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the result into the model cards of the plugin folders.")
@@ -54,7 +61,7 @@ def evaluate_command(
 ) -> None:
     """Measure the quality of every ratio against the uncompressed backbone.
 
-    Plugin folders are exported first, so that what is measured is what would be deployed.
+    Plugin folders are exported first, so that the measured model is the one that would be deployed.
 
     **Examples**
 
@@ -71,7 +78,9 @@ def evaluate_command(
     if task is not None:
         options.choose("--task", task, tuple(MAIN_METRIC))
     if card and not all((path / "plugin_config.json").is_file() for path in folders):
-        raise UsageError("--card writes into plugin folders; a bundle has no model cards.", "Leave it out.")
+        raise UsageError(
+            "--card writes into plugin folders; a bundle has no model cards.", "Leave --card out."
+        )
     from variator_export.data.examples import Columns, read_examples
     from variator_export.model.plugin_card import check_card, write_quality
 
@@ -99,7 +108,7 @@ def evaluate_command(
     else:
         _print(printer, quality)
     if is_bundle(folders[0]):
-        # After it was shown: a bundle that cannot be written loses nothing.
+        # After printing, so that a bundle that cannot be written to costs no results.
         store_quality(folders[0], quality)
 
 
@@ -132,7 +141,8 @@ def quality_markdown(quality: Quality) -> str:
     runtime = quality.rows[-1].runtime
     lines = [
         f"{quality.task.capitalize()} on `{data['name']}` ({data['examples']} examples, sha256 "
-        f"`{data['sha256'][:16]}…`), on {runtime}; `lost` is of {MAIN_METRIC[quality.task]}.",
+        f"`{data['sha256'][:16]}…`), on {runtime}; `lost` is the relative loss in "
+        f"{MAIN_METRIC[quality.task]}.",
         "",
         "| variant | " + " | ".join(_columns(quality)) + " |",
         "|---|" + "---:|" * len(_columns(quality)),

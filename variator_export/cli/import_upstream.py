@@ -15,22 +15,22 @@ from variator_export.core.errors import UserError
 
 def import_command(
     upstream: Annotated[
-        Path, typer.Argument(help="A checkpoint of the paper's authors: a pickled state dict.")
+        Path, typer.Argument(help="A checkpoint from the paper's authors: a pickled state dict.")
     ],
     output: OutputOption,
     backbone: BackboneOption = None,
     dtype: Annotated[
-        str, typer.Option(metavar="T", help="Of the plugin file: as-is, float16 or float32.")
+        str, typer.Option(metavar="T", help="Data type of the plugin file: as-is, float16 or float32.")
     ] = "as-is",
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the plugin that is in the output.")
+        bool, typer.Option("--replace", help="Replace a plugin that is already in the output folder.")
     ] = False,
     push_to_hub: PushOption = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Turn a plugin that the paper's authors released into a plugin folder.
+    """Convert a plugin released by the paper's authors into a plugin folder.
 
-    Only tensors are read from the file; nothing in it is run.
+    Only tensors are read from the file; no code in it is run.
 
     **Examples**
 
@@ -50,7 +50,7 @@ def import_command(
         is_plugin = output.is_dir() and is_plugin_folder(output)
         if not (replace and is_plugin):
             raise UserError(
-                f"{output} is there already" + ("." if is_plugin else " and holds more than a plugin."),
+                f"{output} already exists" + ("." if is_plugin else " and holds more than a plugin."),
                 "Replace the plugin with --replace." if is_plugin else "Choose another folder with --output.",
             )
     source = resolve_source(backbone or default_backbone())

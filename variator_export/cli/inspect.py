@@ -13,9 +13,9 @@ from variator_export.sessions import Bundle
 
 def inspect_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
-    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.TEXT,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Show what is in a bundle, and compare every file with its hash.
+    """Show the contents of a bundle, and check every file against its hash.
 
     **Examples**
 
@@ -32,7 +32,7 @@ def inspect_command(
     manifest = loaded.manifest
     backbone = manifest.backbone
     limit = "no limit" if backbone.max_length is None else f"at most {backbone.max_length} tokens"
-    printer.text(f"{loaded.path}: {len(manifest.files)} files, every hash as in the manifest")
+    printer.text(f"{loaded.path}: {len(manifest.files)} files, every hash matches the manifest")
     printer.text(
         f"backbone: {backbone.source} ({backbone.architecture}, {backbone.task or 'task not recorded'}, "
         f"{backbone.num_layers} layers, hidden size "

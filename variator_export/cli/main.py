@@ -1,4 +1,4 @@
-"""The command line: `variator-export`."""
+"""Entry point of the `variator-export` command."""
 
 import errno
 import itertools
@@ -12,11 +12,11 @@ from variator_export.cli.output import Format, Output
 from variator_export.core import interrupts
 from variator_export.core.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 
-# Set by the shell when it asks for completions.
+# The environment variable that a shell sets to request completions.
 _COMPLETE = "_VARIATOR_EXPORT_COMPLETE"
 
 _REFUSALS = {
-    errno.EACCES: "Run as a user who may read it.",
+    errno.EACCES: "Run as a user who has access to it.",
     errno.ENAMETOOLONG: "Give a shorter name.",
     errno.ENOSPC: "Free some space, or write somewhere else.",
 }
@@ -26,10 +26,10 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     interrupts.install()
     try:
-        # A word that is also a command loads one more than is needed.
+        # An argument that happens to be a command's name only loads one command more than needed.
         make_app(COMMANDS if _COMPLETE in os.environ else COMMANDS.keys() & set(sys.argv[1:]))()
     except Exception as error:
-        # A library may have made an error of its own of it.
+        # A library may have turned the interrupt into an error of its own.
         if interrupts.was_interrupted():
             sys.exit(EXIT_INTERRUPTED)
         _end(error)
@@ -38,7 +38,7 @@ def main() -> None:
 def _end(error: Exception) -> NoReturn:
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         if error.filename is None:
-            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - nothing more can be written to it
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - nothing more can be written there
         where = error.filename or "standard output"
         error = UserError(f"{where}: {(error.strerror or 'refused').lower()}.", _REFUSALS[error.errno])
     if not isinstance(error, UserError):
@@ -54,7 +54,7 @@ def _report_bug() -> NoReturn:
 
 
 def _output() -> Output:
-    """An error has no command to ask for its format."""
+    """Return an output in the format that `sys.argv` requests: an error may come before it is parsed."""
     arguments = sys.argv[1:]
     is_json = "--format=json" in arguments or any(
         a == "--format" and b == "json" for a, b in itertools.pairwise(arguments)

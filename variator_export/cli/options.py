@@ -1,4 +1,4 @@
-"""Options that several commands share, and what is made of their values."""
+"""Options that several commands share, and functions that parse and check their values."""
 
 import re
 import shlex
@@ -17,13 +17,13 @@ from variator_export.core.validation import describe_validation_error
 from variator_export.recipe.recipe import DEFAULT_RECIPE
 from variator_export.recipe.recipe_file import load_recipe
 
-# The fields of training.settings.Losses, which is not imported here: it is not needed for --help.
+# The fields of training.settings.Losses, which is not imported here because --help does not need it.
 LOSS_TERMS = ("hidden", "layers", "embedding", "logits", "label")
 
 
 def _share(value: float) -> float:
     if not 0 < value <= 0.5:
-        raise UsageError(f"--held-out {value:g} is not more than 0 and at most 0.5.", "--held-out 0.05")
+        raise UsageError(f"--held-out {value:g} is not above 0 and at most 0.5.", "--held-out 0.05")
     return value
 
 
@@ -32,7 +32,7 @@ BackboneOption = Annotated[
     typer.Option(
         "--backbone",
         metavar="SRC",
-        help="The model: a folder, or package:DISTRIBUTION/PATH; default: that of the default recipe.",
+        help="The model: a folder, or package:DISTRIBUTION/PATH. Default: the default recipe's backbone.",
     ),
 ]
 PluginsOption = Annotated[
@@ -47,39 +47,36 @@ OnlyVariantsOption = Annotated[
 ]
 AllowUnverifiedOption = Annotated[
     bool,
-    typer.Option("--allow-unverified", help="Run an engine that was built and never verified on a device."),
+    typer.Option("--allow-unverified", help="Run an engine that was built but never verified on a GPU."),
 ]
 TrustHostCodeOption = Annotated[
     bool,
     typer.Option(
-        "--trust-host-code", help="Let an engine bring a program of its own (TensorRT's lean runtime)."
+        "--trust-host-code", help="Let an engine load host code of its own (TensorRT's lean runtime)."
     ),
 ]
-OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write.")]
+OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write to.")]
 StepsOption = Annotated[
-    int | None, typer.Option("--steps", min=1, metavar="N", help="Steps of the optimizer.")
+    int | None, typer.Option("--steps", min=1, metavar="N", help="Number of optimizer steps.")
 ]
 BatchOption = Annotated[
-    int, typer.Option("--batch-size", min=1, metavar="N", help="Texts in each step, over all processes.")
+    int, typer.Option("--batch-size", min=1, metavar="N", help="Texts per step, over all processes.")
 ]
-RateOption = Annotated[
-    float | None, typer.Option("--learning-rate", metavar="X", help="The highest learning rate.")
-]
+RateOption = Annotated[float | None, typer.Option("--learning-rate", metavar="X", help="Peak learning rate.")]
 ScheduleOption = Annotated[
-    str | None, typer.Option("--schedule", metavar="S", help="Of the learning rate: linear or constant.")
+    str | None, typer.Option("--schedule", metavar="S", help="Learning rate schedule: linear or constant.")
 ]
 WarmupOption = Annotated[
-    int, typer.Option("--warmup-steps", min=0, metavar="N", help="Steps in which the learning rate rises.")
+    int, typer.Option("--warmup-steps", min=0, metavar="N", help="Steps over which the learning rate rises.")
 ]
-SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Of everything random.")
-]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Random seed.")]
 PrecisionOption = Annotated[
     str,
     typer.Option(
         "--precision",
         metavar="P",
-        help="Of matrix products: float32, bfloat16, or auto: bfloat16 where the hardware computes in it.",
+        help="Precision of matrix products: float32, bfloat16, or auto (bfloat16 if the hardware computes in "
+        "it).",
     ),
 ]
 EvalOption = Annotated[
@@ -88,12 +85,14 @@ EvalOption = Annotated[
         "--eval-every",
         min=1,
         metavar="N",
-        help="Steps between two looks at held-out data, with a checkpoint.",
+        help="Steps between evaluations on the held-out data. Each one also writes a checkpoint.",
     ),
 ]
 PatienceOption = Annotated[
     int | None,
-    typer.Option("--patience", min=1, metavar="N", help="Stop after N looks without a better loss."),
+    typer.Option(
+        "--patience", min=1, metavar="N", help="Stop after N evaluations in a row without a better loss."
+    ),
 ]
 LossOption = Annotated[
     list[str] | None,
@@ -102,26 +101,24 @@ LossOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", metavar="T", help="Of the plugin files: float16 or float32.")
+    str, typer.Option("--dtype", metavar="T", help="Data type of the plugin files: float16 or float32.")
 ]
 TermsOption = Annotated[
     str | None,
-    typer.Option("--terms", metavar="TEXT", help="Terms of the data, for the model card."),
+    typer.Option("--terms", metavar="TEXT", help="Terms of use of the data, for the model card."),
 ]
-ReplaceOption = Annotated[
-    bool, typer.Option("--replace", help="Replace what an earlier run wrote to the output.")
-]
+ReplaceOption = Annotated[bool, typer.Option("--replace", help="Replace the output of an earlier run.")]
 RestartOption = Annotated[
-    bool, typer.Option("--restart", help="Drop an unfinished run instead of going on with it.")
+    bool, typer.Option("--restart", help="Discard an unfinished run instead of resuming it.")
 ]
 HeldOutOption = Annotated[
     float,
     typer.Option(
-        "--held-out", callback=_share, metavar="X", help="Share of the data on which the loss is looked at."
+        "--held-out", callback=_share, metavar="X", help="Share of the data held out to measure the loss."
     ),
 ]
 MaxTokensOption = Annotated[
-    int, typer.Option("--max-tokens", min=3, metavar="N", help="Longer texts are cut at this many tokens.")
+    int, typer.Option("--max-tokens", min=3, metavar="N", help="Truncate longer texts to N tokens.")
 ]
 
 DataOption = Annotated[
@@ -130,23 +127,34 @@ DataOption = Annotated[
 ]
 ValidationOption = Annotated[
     str | None,
-    typer.Option("--validation", metavar="SRC", help="A file of its own to look at, instead of --held-out."),
+    typer.Option(
+        "--validation", metavar="SRC", help="A separate file to measure the loss on, instead of --held-out."
+    ),
 ]
 TextColumnOption = Annotated[
-    str, typer.Option("--text-column", metavar="NAME", help="The column of the text; a number from 1.")
+    str,
+    typer.Option(
+        "--text-column",
+        metavar="NAME",
+        help="Column of the text: its name, or with --no-header its number from 1.",
+    ),
 ]
 PairColumnOption = Annotated[
-    str | None, typer.Option("--pair-column", metavar="NAME", help="The column of a second text.")
+    str | None,
+    typer.Option("--pair-column", metavar="NAME", help="Column of the second text, if the data has pairs."),
 ]
 HeaderOption = Annotated[
-    bool, typer.Option("--header/--no-header", help="Whether the first line of a table names the columns.")
+    bool,
+    typer.Option(
+        "--header/--no-header", help="Whether the first line of a .tsv or .csv file names the columns."
+    ),
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def require_training() -> None:
-    """Raise a `UserError` unless everything that trains is installed."""
+    """Raise a `UserError` unless everything needed for training is installed."""
     for module in ("torch", "transformers"):
         require(module, "export", "Training")
     for module in ("accelerate", "matplotlib"):
@@ -154,20 +162,20 @@ def require_training() -> None:
 
 
 def default_backbone() -> str:
-    """The backbone of the default recipe."""
+    """Return the source of the default recipe's backbone."""
     return load_recipe(DEFAULT_RECIPE).backbone.source
 
 
 def command_line() -> str:
-    """The command as it was typed."""
+    """Return the command line as the user typed it."""
     return shlex.join(["variator-export", *sys.argv[1:]])
 
 
 def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
-    """Settings made of options.
+    """Create validated settings from the values of options.
 
     Raises:
-        UsageError: They do not validate; names the option.
+        UsageError: A value is invalid. The message names the option.
     """
     try:
         return model.model_validate(values)
@@ -175,15 +183,15 @@ def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
         words = describe_validation_error(error, model)
         options = re.sub(r"'([a-z_]+)'(?= is )", lambda match: "--" + match[1].replace("_", "-"), words)
         raise UsageError(
-            f"The options do not fit: {options}", "Correct the option that is named; --help lists them all."
+            f"The options are invalid: {options}", "Correct the named option; --help lists all options."
         ) from error
 
 
 def parse_losses(texts: list[str] | None) -> dict[str, float]:
-    """`--loss TERM=WEIGHT` as weights; terms that are not named have none.
+    """Parse `--loss TERM=WEIGHT` into weights by term. Terms that are not named are left out.
 
     Raises:
-        UsageError: A term is unknown or comes twice, or a weight is no number.
+        UsageError: A term is unknown or repeated, or a weight is not a number.
     """
     weights: dict[str, float] = {}
     for text in texts or ():
@@ -191,7 +199,7 @@ def parse_losses(texts: list[str] | None) -> dict[str, float]:
         if term not in LOSS_TERMS:
             guess = nearest(term, list(LOSS_TERMS))
             raise UsageError(
-                f"There is no loss term {term!r}; there are {', '.join(LOSS_TERMS)}.",
+                f"There is no loss term {term!r}; the terms are {', '.join(LOSS_TERMS)}.",
                 f"--loss {guess or 'hidden'}=1",
             )
         if term in weights:
@@ -199,22 +207,22 @@ def parse_losses(texts: list[str] | None) -> dict[str, float]:
         try:
             weights[term] = float(weight) if separator else 1.0
         except ValueError:
-            raise UsageError(f"The weight of --loss {text} is no number.", f"--loss {term}=1") from None
+            raise UsageError(f"The weight of --loss {text} is not a number.", f"--loss {term}=1") from None
     return weights
 
 
 def named_plugin(text: str) -> tuple[str | None, str]:
-    """The name and the source in `[NAME=]DIR`; a folder that is there may have a `=` in its own name."""
+    """Split `[NAME=]DIR` into name and source. An existing folder may have a `=` in its own name."""
     name, separator, folder = text.partition("=")
     return (name, folder) if separator and not Path(text).exists() else (None, text)
 
 
 def choose(option: str, value: str, choices: tuple[str, ...]) -> str:
-    """One of several words.
+    """Return the value of an option if it is one of the choices.
 
     Raises:
-        UsageError: It is none of them.
+        UsageError: The value is not one of the choices.
     """
     if value not in choices:
-        raise UsageError(f"{option} {value!r} is none of {', '.join(choices)}.", f"{option} {choices[0]}")
+        raise UsageError(f"{option} {value!r} is not one of {', '.join(choices)}.", f"{option} {choices[0]}")
     return value

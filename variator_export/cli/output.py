@@ -1,4 +1,7 @@
-"""What a user sees: data on stdout, progress and hints on stderr, one JSON document with `--format json`."""
+"""Output of commands: data on stdout, progress and hints on stderr.
+
+With `--format json`, stdout is one JSON document.
+"""
 
 import json
 import os
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """How a command prints its result."""
+    """Format in which a command prints its result."""
 
     TEXT = "text"
     JSON = "json"
@@ -29,7 +32,7 @@ _WIDTH_WITHOUT_TERMINAL = 160
 
 
 class Output:
-    """Where a command prints.
+    """Printer for the results, hints and errors of a command.
 
     Args:
         format: Text for people, or one JSON document.
@@ -42,7 +45,7 @@ class Output:
 
     @property
     def is_json(self) -> bool:
-        """Whether stdout takes one JSON document."""
+        """Whether stdout is one JSON document."""
         return self.format is Format.JSON
 
     def document(self, content: Any) -> None:
@@ -63,14 +66,14 @@ class Output:
 
     @contextmanager
     def warning(self) -> Iterator[None]:
-        """Print what goes wrong inside as a warning, and go on."""
+        """Print a `UserError` raised inside as a warning, and continue."""
         try:
             yield
         except UserError as error:
             self.hint(f"warning: {error.message}")
 
     def error(self, error: UserError) -> None:
-        """Print an error and what to do next."""
+        """Print an error and its hint."""
         self.hint(f"error: {error.message}")
         if error.hint:
             self.hint(f"  hint: {error.hint}")
@@ -79,7 +82,7 @@ class Output:
 
 
 def error_document(error: UserError) -> dict[str, Any]:
-    """An error in a JSON document."""
+    """Return the error as an entry of a JSON document."""
     return {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
@@ -88,11 +91,11 @@ def _console(stream: Any) -> Console:
 
 
 class ConsoleProgress(Progress):
-    """Shows a build on stderr: a line for each step; bars and running steps only on a terminal.
+    """Progress of a build on stderr: a line per step, with bars and running steps on a terminal only.
 
     Args:
-        output: Where to.
-        prefix: Before each line, where several builds run side by side; then there are no bars.
+        output: Printer of the command.
+        prefix: Text before each line when several builds run side by side. With a prefix there are no bars.
     """
 
     def __init__(self, output: Output, prefix: str = "") -> None:
@@ -104,14 +107,14 @@ class ConsoleProgress(Progress):
         self._status: Any = None
 
     def started(self, name: str, why: str) -> None:
-        """Show that a step runs."""
+        """Show a step as running."""
         self._started = time.monotonic()
         if self._alive:
             self._status = self._output.err.status(f"{name} ({why})")
             self._status.start()
 
     def finished(self, report: StepReport) -> None:
-        """Print a line."""
+        """Print the line of a finished step."""
         self._stop_status()
         if self._quiet:
             return
@@ -119,13 +122,13 @@ class ConsoleProgress(Progress):
         self._output.hint(f"{self._prefix}{report.action:7} {seconds}  {report.name:46} {report.why}")
 
     def note(self, text: str) -> None:
-        """Print a line."""
+        """Print a note on a line of its own."""
         if not self._quiet:
             self._output.hint(self._prefix + text)
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[[], None]]:
-        """Show a bar, on a terminal."""
+        """Show a progress bar if stderr is a terminal."""
         self._stop_status()
         if not self._alive:
             yield lambda: None
@@ -155,7 +158,7 @@ class ConsoleProgress(Progress):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self._stop_status()
 
     def _stop_status(self) -> None:

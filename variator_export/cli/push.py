@@ -1,4 +1,4 @@
-"""`variator-export push`, and `--push-to-hub` of the commands that make what can be pushed."""
+"""`variator-export push`, and `--push-to-hub` of the commands that write bundles or plugins."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -16,25 +16,27 @@ PushOption = Annotated[
     typer.Option(
         "--push-to-hub",
         metavar="ORGANISATION/NAME[@BRANCH]",
-        help="Write the result to this repository of the hub when it is complete.",
+        help="Push the complete result to this repository on the hub.",
     ),
 ]
 
 
 def push_command(
     folder: Annotated[Path, typer.Argument(help="A bundle, a plugin, or a folder of plugins.")],
-    repository: Annotated[str, typer.Argument(metavar="ORGANISATION/NAME[@BRANCH]", help="Where to.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="ORGANISATION/NAME[@BRANCH]", help="The repository to push to.")
+    ],
     private: Annotated[
         bool | None,
         typer.Option(
-            "--private/--public", help="Of a repository that is made; default: as the organisation has it."
+            "--private/--public", help="Visibility of a new repository. Default: the organisation's setting."
         ),
     ] = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Write a bundle or plugins to the Hugging Face Hub, in one commit.
+    """Push a bundle or plugins to the Hugging Face Hub, in one commit.
 
-    The token is that of `HF_TOKEN` or `hf auth login`. A repository that holds something else is refused.
+    The token comes from `HF_TOKEN` or `hf auth login`. A repository with other content is refused.
 
     **Examples**
 
@@ -51,10 +53,10 @@ def push_command(
 
 
 def check_push(repository: str | None) -> None:
-    """Refuse what `--push-to-hub` asks for before the work, which may take hours, as far as it can be told.
+    """Check the argument of `--push-to-hub` and the token before the work, which may take hours.
 
     Raises:
-        UserError: It is no repository, or there is no token.
+        UserError: The argument does not name a repository, or there is no token.
     """
     if repository is not None:
         check_repository(repository)
@@ -62,10 +64,10 @@ def check_push(repository: str | None) -> None:
 
 
 def push_result(printer: Output, folder: Path, repository: str | None) -> dict[str, Any] | None:
-    """What `--push-to-hub` asks for, after the work is done and its result is on disk.
+    """Push a finished result for `--push-to-hub`, after it was written to disk.
 
     Raises:
-        UserError: It could not be pushed; says how to do it again without the work.
+        UserError: The push failed. The hint shows how to push again without repeating the work.
     """
     if repository is None:
         return None
@@ -82,5 +84,5 @@ def push_result(printer: Output, folder: Path, repository: str | None) -> dict[s
 
 
 def _print(printer: Output, pushed: dict[str, Any]) -> None:
-    removed = f", {pushed['removed']} of before removed" if pushed["removed"] else ""
+    removed = f", {pushed['removed']} earlier files removed" if pushed["removed"] else ""
     printer.text(f"pushed to {pushed['repo']}: {pushed['files']} files{removed}: {pushed['commit_url']}")

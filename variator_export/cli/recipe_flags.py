@@ -1,4 +1,4 @@
-"""The recipe of a `build`, with its flags over it."""
+"""Recipes of a `build`, overridden by its flags."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +26,11 @@ def with_flags(
     output: Path | None = None,
     speed: bool = True,
 ) -> ResolvedRecipe:
-    """A recipe with the flags over it, each value with its origin.
+    """Return a recipe overridden by flags, with the origin of each value.
 
     Raises:
-        UserError: The recipe, or what a flag makes of it, does not validate.
-        UsageError: A flag lacks another one.
+        UserError: The recipe is invalid, as written or after a flag changed it.
+        UsageError: A flag needs another flag, or excludes it.
     """
     layers: list[Layer] = []
     if backbone is not None:
@@ -63,7 +63,7 @@ def _initialised(ratios: Sequence[int], plugins: Sequence[str] | None) -> list[d
         raise UsageError("--untrained and --plugin were both given.", "Give one of them.")
     found = [{"ratio": ratio, "initialise": {"seed": ratio}} for ratio in ratios if ratio != 1]
     if not found:
-        raise UsageError("--untrained needs the ratios to make plugins for.", "--untrained --ratio 4")
+        raise UsageError("--untrained needs the ratios to initialise plugins for.", "--untrained --ratio 4")
     return found
 
 
@@ -77,6 +77,7 @@ def _target(text: str) -> str:
     if text not in known:
         guess = nearest(text, list(known))
         raise UserError(
-            f"There is no target {text!r}; there are {', '.join(known)}.", f"--target {guess or known[0]}"
+            f"There is no target {text!r}; the targets are {', '.join(known)}.",
+            f"--target {guess or known[0]}",
         )
     return text

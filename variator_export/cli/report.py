@@ -13,17 +13,17 @@ def report_command(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The page; default: reports/report.html in the bundle."),
+        typer.Option(metavar="FILE", help="File of the report. Default: reports/report.html in the bundle."),
     ] = None,
     plots: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the pictures here too, as PNG and SVG.")
+        Path | None, typer.Option(metavar="DIR", help="Also write the plots to this folder, as PNG and SVG.")
     ] = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Write one page about a bundle: what is in it, whether it is verified, what it gains and loses.
+    """Write a one-page report on a bundle: its contents, verification, speed and quality.
 
-    It holds everything itself: it opens from disk, without a network, on a phone, light and dark. It shows
-    what `verify`, `bench` and `evaluate` have stored in the bundle.
+    The page is self-contained: it opens from disk without a network, also on a phone, in light and dark. It
+    shows the results that `verify`, `bench` and `evaluate` have stored in the bundle.
 
     **Examples**
 
@@ -46,4 +46,4 @@ def report_command(
     for path in result.plots:
         printer.text(f"written: {path}")
     for command in result.missing:
-        printer.hint(f"the page would show more after: {command}")
+        printer.hint(f"to add to the report, run: {command}")

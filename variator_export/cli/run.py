@@ -22,20 +22,23 @@ def run_command(
     text: Annotated[
         list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to run; may be repeated.")
     ] = None,
-    ratio: Annotated[str | None, typer.Option(metavar="K", help="The ratio; default 1.")] = None,
+    ratio: Annotated[str | None, typer.Option(metavar="K", help="The ratio to run. Default: 1.")] = None,
     variant: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The variant by its name, instead of --ratio.")
+        str | None, typer.Option(metavar="NAME", help="The variant to run, instead of --ratio.")
     ] = None,
     target: Annotated[
-        str, typer.Option(metavar="T", help=f"What runs it: {', '.join(TARGETS.names())}.")
+        str, typer.Option(metavar="T", help=f"The target to run on: {', '.join(TARGETS.names())}.")
     ] = "onnxruntime",
     allow_unverified: options.AllowUnverifiedOption = False,
     trust_host_code: options.TrustHostCodeOption = False,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut texts at the model's limit instead of refusing them.")
+        bool,
+        typer.Option(
+            "--truncate", help="Truncate texts to the model's limit instead of refusing longer ones."
+        ),
     ] = False,
     format: Annotated[
-        Format, typer.Option(help="How to print the outputs; json holds every number.")
+        Format, typer.Option(help="How to print the outputs; json contains every number.")
     ] = Format.TEXT,
 ) -> None:
     """Run texts through a bundle, without torch or transformers.
@@ -63,8 +66,10 @@ def run_command(
     inputs = loaded.text_encoder().encode(text, backbone.inputs, backbone.max_length, truncate=truncate)
     outputs = session.run(inputs)
     if entry.plugin is not None and not entry.plugin.trained:
-        printer.hint(f"warning: the plugin of {entry.name} was only initialised; its outputs mean nothing.")
-    # A text's own tokens, without the padding to the longest text.
+        printer.hint(
+            f"warning: the plugin of {entry.name} was only initialised; its outputs are meaningless."
+        )
+    # Only the tokens of each text, without the padding to the longest text.
     num_tokens = inputs["attention_mask"].sum(axis=1)
     rows = [
         {
@@ -96,7 +101,7 @@ def run_command(
 
 
 def _label(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """The class of (C,) logits, with its softmax."""
+    """Return the predicted class of (C,) logits, with its softmax probability."""
     if not np.isfinite(logits).all():
         return {"label": None, "score": None}
     index = int(logits.argmax())
@@ -105,12 +110,12 @@ def _label(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _shown(text: str) -> str:
-    """The start of a text, without what would move a terminal's cursor or change its colour."""
+    """Return the start of a text, without characters that would move the cursor or change the colour."""
     return "".join(c if c.isprintable() else " " for c in text[:40])
 
 
 def _numbers(values: np.ndarray) -> Any:
-    """Nested lists; JSON has no NaN and no infinity, so those are null."""
+    """Return nested lists, with null for NaN and infinity, which JSON does not have."""
     if np.isfinite(values).all():
         return values.tolist()
     numbers = values.astype(object)

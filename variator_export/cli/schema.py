@@ -8,11 +8,11 @@ from variator_export.recipe.recipe_file import recipe_schema
 
 
 def schema_command() -> None:
-    """Print the JSON schema of recipes, by which editors complete and check them.
+    """Print the JSON schema of recipes, for completion and validation in editors.
 
     **Examples**
 
-    `variator-export schema > recipe.schema.json`, and as the first line of a recipe beside it:
+    `variator-export schema > recipe.schema.json`, and the first line of a recipe in the same folder:
     `# yaml-language-server: $schema=recipe.schema.json`
     """
     typer.echo(json.dumps(recipe_schema(), indent=2))

@@ -1,4 +1,4 @@
-"""A verification as files that other programs read: JUnit XML and Markdown."""
+"""Files of a verification for other programs: JUnit XML and Markdown."""
 
 from xml.etree import ElementTree
 
@@ -6,7 +6,7 @@ from variator_export.verification.bundle_verification import Verification
 
 
 def junit_xml(result: Verification) -> str:
-    """One test suite for each variant, one test case for each finding and for the precision of an engine."""
+    """Return JUnit XML: a suite per variant, a test case per finding and for the precision of an engine."""
     root = ElementTree.Element("testsuites", name=f"variator-export verify {result.bundle.name}")
     for variant, findings in result.findings.items():
         left_out = result.left_out.get(variant, ())
@@ -31,7 +31,9 @@ def junit_xml(result: Verification) -> str:
                 name=f"{question.check}: {question.case}: {question.output}",
             )
             if not finding.passed:
-                failure = ElementTree.SubElement(case, "failure", message=finding.problem or "out of limit")
+                failure = ElementTree.SubElement(
+                    case, "failure", message=finding.problem or "outside the limit"
+                )
                 failure.text = str(finding)
         for left in left_out:
             case = ElementTree.SubElement(
@@ -53,7 +55,7 @@ def junit_xml(result: Verification) -> str:
 
 
 def markdown(result: Verification) -> str:
-    """A summary for a pull request or a release."""
+    """Return a Markdown summary for a pull request or a release."""
     failed = [*map(str, result.failures), *(f"{name}: {why}" for name, why in result.imprecise.items())]
     verdict = f"{len(failed)} checks FAILED" if failed else "all checks passed"
     where = result.gpu or result.machine["cpu"] or "an unknown CPU"
@@ -61,7 +63,7 @@ def markdown(result: Verification) -> str:
         f"# Verification of {result.bundle.name}: {verdict}",
         "",
         f"Compared with {result.reference}, at {result.verified_at} on {where}. Numbers are multiples of "
-        "the rounding error that eager PyTorch makes itself.",
+        "eager PyTorch's own rounding error.",
         "",
         "| variant | graph | check | cases | worst | allowed | |",
         "|---|---|---|---:|---:|---:|---|",

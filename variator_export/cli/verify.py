@@ -27,34 +27,36 @@ def verify_command(
         str,
         typer.Option(
             metavar="T",
-            help=f"onnxruntime: the graphs, on the CPU; {' or '.join(engine_targets())}: the engines, on the "
-            "GPU of this machine. `run` takes an engine once it has passed.",
+            help=f"onnxruntime: the graphs, on the CPU; {' or '.join(engine_targets())}: the engines, on "
+            "this machine's GPU. `run` accepts an engine after it has passed.",
         ),
     ] = "onnxruntime",
     reference: Annotated[
         str,
         typer.Option(
             metavar="R",
-            help="eager: eager PyTorch, which needs torch and the backbone; stored: what it gave when the "
-            "bundle was built; auto: eager where torch and transformers are installed.",
+            help="eager: eager PyTorch, which needs torch and the backbone; stored: its outputs from when "
+            "the bundle was built; auto: eager if torch and transformers are installed, otherwise stored.",
         ),
     ] = "auto",
     backbone: Annotated[
         str | None,
-        typer.Option(metavar="SRC", help="The backbone; default: where it was when the bundle was built."),
+        typer.Option(metavar="SRC", help="The backbone. Default: its source at build time."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Leave out the large shapes of the engines' profile.")
+        bool, typer.Option("--quick", help="Skip the large shapes of the engines' optimization profile.")
     ] = False,
     bisect: Annotated[
         bool,
         typer.Option(
-            "--bisect", help="Name the first PyTorch module at which a failing graph or engine goes wrong."
+            "--bisect", help="Find the first PyTorch module at which a failing graph or engine goes wrong."
         ),
     ] = False,
     reproduction: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Where --bisect writes a folder that shows each fault on its own."),
+        typer.Option(
+            metavar="DIR", help="Folder in which --bisect writes a standalone reproduction of each fault."
+        ),
     ] = Path("reproduction"),
     trust_host_code: options.TrustHostCodeOption = False,
     junit: Annotated[
@@ -67,8 +69,8 @@ def verify_command(
 ) -> None:
     """Verify that the graphs or engines of a bundle compute what eager PyTorch computes.
 
-    What is allowed is a multiple of the rounding error that eager PyTorch itself makes. Besides, rows of a
-    batch must not depend on each other, on their order or on padding. Exit code 3: something fails.
+    The limit is a multiple of eager PyTorch's own rounding error. In addition, the rows of a batch must not
+    depend on each other, on their order or on padding. The exit code is 3 if a check fails.
 
     **Examples**
 
@@ -109,7 +111,7 @@ def verify_command(
         printer.document(result.as_dict())
     else:
         _print(printer, result)
-    with printer.warning():  # what was found counts, and is shown already
+    with printer.warning():  # the exit code depends on the result, which is printed already
         store_verification(result)
     if not result.passed:
         raise typer.Exit(NumbersDisagreeError.exit_code)
@@ -127,15 +129,15 @@ def _print(printer: Output, result: Verification) -> None:
         table.add_row(row.variant, row.graph, row.check, str(row.count), worst, f"{row.allowed:g}", verdict)
     printer.table(table)
     if result.ran != AS_IT_IS:
-        printer.hint(f"{'It' if result.gpu else 'The graphs'} ran {result.ran}.")
-    printer.hint("Numbers are multiples of the rounding error that eager PyTorch makes itself.")
+        printer.hint(f"{'The engines' if result.gpu else 'The graphs'} ran {result.ran}.")
+    printer.hint("Numbers are multiples of eager PyTorch's own rounding error.")
     for left in (left for found in result.left_out.values() for left in found):
-        printer.hint(f"LEFT OUT, outside its profiles: {left}")
+        printer.hint(f"LEFT OUT, outside the engine's profiles: {left}")
     failures = result.failures
     for finding in failures[:_SHOWN_FAILURES]:
         printer.hint(f"FAILED: {finding}")
     if len(failures) > _SHOWN_FAILURES:
-        printer.hint(f"... and {len(failures) - _SHOWN_FAILURES} more: --format json shows all.")
+        printer.hint(f"... and {len(failures) - _SHOWN_FAILURES} more; --format json shows them all.")
     for name, why in result.imprecise.items():
         printer.hint(f"FAILED: {name}: {why}")
     for bisection in result.bisections:

@@ -1,3 +1,3 @@
-"""The axes that a caller of a graph chooses, as graphs, manifests and profiles name them."""
+"""Names of the axes whose sizes a caller chooses, as used in graphs, manifests and profiles."""
 
 BATCH, LENGTH = "batch_size", "sequence_length"

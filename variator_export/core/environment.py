@@ -1,4 +1,4 @@
-"""What is installed, what this machine is, and how to get what is missing. Imports nothing it reports on."""
+"""Installed packages, this machine, and how to install missing packages. Imports none of the packages."""
 
 import importlib.metadata
 import os
@@ -27,7 +27,7 @@ GRAPH_DISTRIBUTIONS = (
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of an installed distribution, or None where it is not installed."""
+    """The version of a distribution, or None if the distribution is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -35,12 +35,12 @@ def installed_version(distribution: str) -> str | None:
 
 
 def versions(*distributions: str) -> dict[str, str | None]:
-    """Versions by distribution; None for what is not installed."""
+    """Versions by distribution; None for a distribution that is not installed."""
     return {name: installed_version(name) for name in distributions}
 
 
 def platform_tag() -> str:
-    """What else decides the last bit of a result: system, processor family and Python."""
+    """The platform that the last bit of a result depends on: system, processor family and Python."""
     python = ".".join(platform.python_version_tuple()[:2])
     return f"{platform.system()}-{platform.machine()}-python{python}"
 
@@ -51,15 +51,15 @@ def install_command(extra: str) -> str:
 
 
 def is_importable(module: str) -> bool:
-    """Whether a module can be imported, as far as can be seen without doing it."""
+    """Whether a module can be imported, as far as can be determined without importing it."""
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it is in
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
 def require(module: str, extra: str, purpose: str) -> None:
-    """Raise a `UserError` naming the install command if a module is missing."""
+    """Raise a `UserError` with the install command if a module is missing."""
     if not is_importable(module):
         raise UserError(
             f"{purpose} needs the Python package {module.split('.')[0]}, which is not installed here.",
@@ -68,16 +68,16 @@ def require(module: str, extra: str, purpose: str) -> None:
 
 
 def require_export() -> None:
-    """Raise a `UserError` unless everything that makes graphs is installed."""
+    """Raise a `UserError` unless all packages needed to export graphs are installed."""
     for module in ("torch", "transformers", "onnx", "onnx_ir", "onnxscript"):
-        require(module, "export", "Making graphs")
+        require(module, "export", "Exporting graphs")
 
 
 def require_onnxruntime() -> str:
     """The installed ONNX Runtime distribution.
 
     Raises:
-        UserError: There is none, or there are two, which overwrite each other's files.
+        UserError: No distribution is installed, or two are, which overwrite each other's files.
     """
     found = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
     if len(found) > 1:
@@ -89,7 +89,7 @@ def require_onnxruntime() -> str:
     if not found:
         require("onnxruntime", "onnxruntime", "Running ONNX graphs")
         raise UserError(
-            "A module onnxruntime is there, but no distribution onnxruntime or onnxruntime-gpu.",
+            "A module onnxruntime exists, but no distribution onnxruntime or onnxruntime-gpu is installed.",
             f"Install one: {install_command('onnxruntime')}",
         )
     return found[0]
@@ -105,17 +105,17 @@ def _cpu_model() -> str | None:
 
 
 def default_threads() -> int | None:
-    """The number of threads that `OMP_NUM_THREADS` asks for; None: it says nothing, all cores.
+    """The number of threads that `OMP_NUM_THREADS` requests; None if it holds no positive number.
 
-    PyTorch goes by it; ONNX Runtime and OpenVINO do not by themselves, and would take cores that a container
-    or a worker beside this one was not given.
+    PyTorch honours the variable. ONNX Runtime and OpenVINO do not by themselves, and would use cores that are
+    not allotted to this container or this worker. Callers use all cores for None.
     """
     text = os.environ.get("OMP_NUM_THREADS", "")
     return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
 def conditions() -> dict[str, Any]:
-    """What else a measurement depends on and may change from run to run. Unknown is None."""
+    """Conditions that affect a measurement and may change between runs. Unknown values are None."""
     return {
         "cpu_clock_mhz": _cpu_clocks(),
         "cpu_governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
@@ -142,8 +142,8 @@ class Gpu:
     """An NVIDIA GPU.
 
     Attributes:
-        name: As its driver calls it.
-        capability: Its compute capability, as in `sm89`.
+        name: The GPU's name, as reported by the driver.
+        capability: The compute capability, for example `sm89`.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Gpu:
 
 
 def first_gpu() -> Gpu | None:
-    """The GPU that TensorRT builds on, as nvidia-smi says it; None: there is none that it knows of."""
+    """The GPU that TensorRT builds on, as reported by nvidia-smi; None if nvidia-smi reports no GPU."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     only = None if visible is None else visible.split(",")[0].strip()
     lines = None if only in ("", "-1") else _nvidia_smi("name,compute_cap", only)
@@ -162,7 +162,7 @@ def first_gpu() -> Gpu | None:
 
 
 def _gpus() -> list[str] | None:
-    """Name, driver and clocks of each GPU, as nvidia-smi says it."""
+    """Name, driver and clocks of each GPU, as reported by nvidia-smi."""
     return _nvidia_smi("name,driver_version,clocks.sm,clocks.mem")
 
 
@@ -178,7 +178,7 @@ def _nvidia_smi(fields: str, only: str | None = None) -> list[str] | None:
 
 
 def machine() -> dict[str, Any]:
-    """A description of this machine to stand beside a measurement. Unknown is None."""
+    """A description of this machine, stored with measurements. Unknown values are None."""
     return {
         "cpu": _cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

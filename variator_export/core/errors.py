@@ -1,16 +1,17 @@
 """Errors with an exit code.
 
-`UserError` and its children are the user's to mend: the command line prints the message and the hint,
-without a traceback. Everything else is a bug of ours and keeps its traceback (exit code 70).
+`UserError` and its subclasses are errors that the user can fix: the command line prints the message and the
+hint, without a traceback. Any other exception is a bug in this package and keeps its traceback (exit code
+70).
 """
 
 
 class UserError(Exception):
-    """The input or the machine does not allow what was asked for.
+    """The input or the machine does not allow the request.
 
     Args:
-        message: What is wrong: which thing, what was found, what was expected.
-        hint: What to do next, ideally a command.
+        message: The problem: which thing, what was found, what was expected.
+        hint: The next step for the user, ideally a command.
     """
 
     exit_code = 1
@@ -25,7 +26,7 @@ class UserError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Of what another library raised: its words may be pages."""
+    """The first line of another library's error, whose message may run to pages."""
     return next(iter(str(error).strip().splitlines()), "no message")
 
 
@@ -42,7 +43,7 @@ class NumbersDisagreeError(UserError):
 
 
 class TooSlowError(UserError):
-    """A speed-up is below what was asked for."""
+    """A speed-up is below the requested minimum."""
 
     exit_code = 4
 

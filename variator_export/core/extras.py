@@ -1,4 +1,4 @@
-"""The extras of this package: what each is for, and what of it is installed. Imports none of it."""
+"""The extras of this package: their purposes, and which parts are installed. Imports none of the parts."""
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
@@ -7,15 +7,15 @@ from packaging.requirements import Requirement
 
 from variator_export.core.environment import DISTRIBUTION, install_command, installed_version
 
-# What each extra is for.
+# The purpose of each extra, shown by `doctor`.
 PURPOSES = {
     "onnxruntime": "run bundles",
     "onnxruntime-gpu": "run bundles, with ONNX Runtime for NVIDIA GPUs",
-    "export": "make and verify bundles",
+    "export": "build and verify bundles",
     "tensorrt-rtx": "build engines for GeForce RTX and RTX PRO GPUs, on any machine",
     "tensorrt": "build TensorRT engines, on a machine with the GPU",
     "openvino": "time bundles on OpenVINO",
-    "train": "train plugins (beside export)",
+    "train": "train plugins (in addition to export)",
     "evaluate": "measure quality",
     "report": "write the report",
     "demo": "the backbone of the default recipe",
@@ -27,10 +27,10 @@ class Part:
     """A distribution that an extra needs.
 
     Attributes:
-        distribution: Its name.
-        needed: The versions that will do, as in `>=2.13,<2.14`.
-        installed: The version that is there; None: none is.
-        fits: Whether it will do.
+        distribution: The distribution's name.
+        needed: The supported versions, for example `>=2.13,<2.14`.
+        installed: The installed version. None if the distribution is not installed.
+        fits: Whether the installed version is supported.
     """
 
     distribution: str
@@ -44,10 +44,10 @@ class Extra:
     """An extra of this package.
 
     Attributes:
-        name: Its name.
-        purpose: What it is for.
-        parts: What it needs.
-        install: The command that installs it.
+        name: The extra's name.
+        purpose: The purpose of the extra.
+        parts: The distributions that the extra needs.
+        install: The command that installs the extra.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Extra:
 
     @property
     def state(self) -> str:
-        """`ready`, `not installed`, `incomplete`, `another version`; `unknown` to an older installation."""
+        """`ready`, `not installed`, `incomplete` or `another version`; `unknown` in an older installation."""
         if not self.parts:
             return "unknown"
         if all(part.fits for part in self.parts):
@@ -68,7 +68,7 @@ class Extra:
 
 
 def extras() -> list[Extra]:
-    """What this installation can do, by extra; empty if this package itself is not installed."""
+    """All extras with their installation state; empty if this package itself is not installed."""
     try:
         lines = requires(DISTRIBUTION) or []
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Hashes of files and of the inputs of a step."""
+"""Hashes of files and of the inputs of a build step."""
 
 import ast
 import hashlib
@@ -22,7 +22,7 @@ def sha256_json(value: Any) -> str:
 
 
 def sha256_files(files: Mapping[str, Path]) -> str:
-    """One sha256 for several files by name. One file alone has its own sha256."""
+    """One sha256 for several files by name. A single file keeps its own sha256."""
     if len(files) == 1:
         return sha256_file(next(iter(files.values())))
     return sha256_json({name: sha256_file(path) for name, path in files.items()})
@@ -30,10 +30,10 @@ def sha256_files(files: Mapping[str, Path]) -> str:
 
 @cache
 def code_digest(*parts: str) -> str:
-    """The sha256 of what the source of some folders and files of this package says.
+    """The sha256 of the source code in some folders and files of this package.
 
-    A version number does not change between two edits; a graph made by other code is not up to date.
-    Comments, docstrings and the layout decide nothing, so they do not count.
+    A version number does not change with every edit, but a graph built by other code is not up to date.
+    Comments, docstrings and layout do not affect results, so they are left out.
 
     Args:
         parts: Folders and files below the package, for example `graph` and `model/plugin.py`.

@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: reading repositories at a commit, and writing to one.
+"""The Hugging Face Hub: reading repositories at a commit, and writing to repositories.
 
-huggingface_hub keeps its cache, its token (`HF_TOKEN`, or `hf auth login`), its endpoint (`HF_ENDPOINT`) and
-its offline mode (`HF_HUB_OFFLINE`). Its errors become one clear `UserError` each.
+huggingface_hub manages the cache, the token (`HF_TOKEN`, or `hf auth login`), the endpoint (`HF_ENDPOINT`)
+and the offline mode (`HF_HUB_OFFLINE`). Each of its errors becomes one clear `UserError`.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ class HubSource:
     """A repository, or a folder in it, at a revision.
 
     Attributes:
-        repo: Its id, ORGANISATION/NAME; models of the first days have a NAME only.
-        subfolder: The folder inside it; empty: the root.
-        revision: A branch, tag or commit; None: `main`.
+        repo: The repository id, ORGANISATION/NAME; the oldest models have only a NAME.
+        subfolder: The folder inside the repository; empty for the root.
+        revision: A branch, tag or commit. None for `main`.
     """
 
     repo: str
@@ -48,7 +48,7 @@ class HubSource:
 
     @property
     def label(self) -> str:
-        """Its name without the revision and without the prefix."""
+        """The source's name, without the revision and without the prefix."""
         return str(dataclasses.replace(self, revision=None)).removeprefix(HUB_PREFIX)
 
 
@@ -61,26 +61,25 @@ def parse_hub_source(source: str) -> HubSource:
     """Read `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`.
 
     Raises:
-        UserError: It is not written so.
+        UserError: The source has another form.
     """
     match = _SOURCE.fullmatch(source.removeprefix(HUB_PREFIX))
     if match is None or ".." in source:
         raise UserError(
-            f"{source} is no repository of the hub.",
+            f"{source} is not a repository of the hub.",
             f"Write {HUB_PREFIX}ORGANISATION/NAME, with @REVISION for a branch, tag or commit.",
         )
     return HubSource(match["repo"], match["sub"].removeprefix("/"), match["revision"])
 
 
 def pin(source: HubSource, *, cached: bool = False) -> HubSource:
-    """The source at the commit that its revision is now, so that every later step reads the same files.
+    """The source at the current commit of its revision, so that every later step reads the same files.
 
-    Without `HF_HUB_OFFLINE` the hub is asked, and the cache does not stand in for it: a branch may have
-    moved.
+    Without `HF_HUB_OFFLINE` the hub is always asked, because a branch may have moved since it was cached.
 
     Raises:
-        UserError: No such repository or revision, no permission, no network, or offline (or `cached`) and
-            never read before.
+        UserError: The repository or revision does not exist, permission or network is missing, or the source
+            was never read before and the hub is not asked (offline, or `cached`).
     """
     if source.revision is not None and _COMMIT.fullmatch(source.revision):
         return source
@@ -92,7 +91,8 @@ def pin(source: HubSource, *, cached: bool = False) -> HubSource:
             found = HfApi().resolve_revision(source.repo, revision=source.revision, local_files_only=True)
             commit = str(found.resolved)
         else:
-            HfApi().model_info(source.repo, revision=source.revision)  # fails where the next takes the cache
+            # This call fails where the next one would fall back to the cache.
+            HfApi().model_info(source.repo, revision=source.revision)
             commit = str(HfApi().resolve_revision(source.repo, revision=source.revision).resolved)
     return dataclasses.replace(source, revision=commit)
 
@@ -100,17 +100,20 @@ def pin(source: HubSource, *, cached: bool = False) -> HubSource:
 def download(
     source: HubSource, patterns: Sequence[str], needed: Sequence[Sequence[str]], *, cached: bool = False
 ) -> Path:
-    """Files of a repository, in the cache of huggingface_hub.
+    """Download files of a repository into the cache of huggingface_hub.
 
     Args:
-        source: What to read; `pin` it to read the same commit again.
-        patterns: The files to take, below the source's folder.
-        needed: Of each of these groups of patterns one file has to be there; looked at before anything large
-            is downloaded.
-        cached: Read the cache only, and ask nobody.
+        source: The source to read; `pin` it to read the same commit again.
+        patterns: Patterns of the files to download, relative to the source's folder.
+        needed: Groups of patterns. Each group must match at least one file, which is checked before any large
+            download.
+        cached: Read only the cache, without network access.
+
+    Returns:
+        The source's folder in the cache.
 
     Raises:
-        UserError: As `pin`, or a file that is needed is not there.
+        UserError: Same conditions as `pin`, or a needed file is missing.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import is_offline_mode
@@ -121,7 +124,7 @@ def download(
     files = {"revision": pinned.revision, "allow_patterns": [prefix + pattern for pattern in patterns]}
     with _errors(source, cached=cached), _bars():
         try:
-            # A commit does not change: what is whole in the cache needs no network.
+            # A commit does not change, so a complete copy in the cache needs no network.
             root = Path(snapshot_download(pinned.repo, **files, local_files_only=True))
             if not all(any(match for p in group for match in root.glob(prefix + p)) for group in needed):
                 raise LocalEntryNotFoundError(f"{source.label} is not in the cache")
@@ -141,13 +144,13 @@ def commit(
     revision: str | None,
     private: bool | None,
 ) -> str:
-    """Write to a repository in one commit, whole or not at all; it is made if it is not there.
+    """Write to a repository in one atomic commit; the repository is created if it does not exist.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        UserError: No token, no permission, no network, or the hub refuses.
+        UserError: Token, permission or network is missing, or the hub refuses the commit.
     """
     from huggingface_hub import HfApi
 
@@ -161,10 +164,10 @@ def commit(
 
 
 def require_token() -> None:
-    """Ask for a token that nothing can be written without; whether it may write, only the hub knows.
+    """Require a token, which writing needs; only the hub can check whether the token may write.
 
     Raises:
-        UserError: There is none.
+        UserError: No token is set.
     """
     from huggingface_hub import get_token
 
@@ -173,14 +176,14 @@ def require_token() -> None:
 
 
 def _no_token() -> UserError:
-    return UserError("There is no token of the hub.", "Set HF_TOKEN, or run: hf auth login")
+    return UserError("No token for the hub is set.", "Set HF_TOKEN, or run: hf auth login")
 
 
 def files_of(repo: str, revision: str | None) -> set[str] | None:
-    """The files of a repository; None if it, or the branch, is not there yet.
+    """The files of a repository; None if the repository or the branch does not exist yet.
 
     Raises:
-        UserError: No permission or no network.
+        UserError: Permission or network is missing.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -205,9 +208,9 @@ def _refuse_missing(source: HubSource, prefix: str, needed: Sequence[Sequence[st
             continue
         if pickles and any(pattern.endswith(".safetensors") for pattern in group):
             raise UserError(
-                f"{source} has no {group[0]}, only {', '.join(pickles)}, which can run code when it is read.",
+                f"{source} has no {group[0]}, only {', '.join(pickles)}, which can run code when loaded.",
                 "Choose a revision with safetensors (many repositories have a refs/pr/N with them), or "
-                "convert it where you trust it: AutoModel.from_pretrained(ID).save_pretrained(FOLDER)",
+                "convert it if you trust it: AutoModel.from_pretrained(ID).save_pretrained(FOLDER)",
             )
         raise UserError(
             f"{source} has no {group[0]}; it has {', '.join(inside[:8]) or 'nothing'}.",
@@ -217,7 +220,7 @@ def _refuse_missing(source: HubSource, prefix: str, needed: Sequence[Sequence[st
 
 @contextlib.contextmanager
 def _bars() -> Iterator[None]:
-    """Bars of huggingface_hub on a terminal only."""
+    """Show the progress bars of huggingface_hub on a terminal only."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
@@ -236,7 +239,7 @@ def _bars() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors(source: HubSource, *, writing: bool = False, cached: bool = False) -> Iterator[None]:
-    """What huggingface_hub and the network raise, as a `UserError`."""
+    """Turn errors of huggingface_hub and the network into a `UserError`."""
     import httpx2
     from huggingface_hub import errors
 
@@ -250,18 +253,18 @@ def _errors(source: HubSource, *, writing: bool = False, cached: bool = False) -
     except errors.RepositoryNotFoundError as error:
         where = "write to" if writing else "read"
         raise UserError(
-            f"The hub has no repository {source.repo}, or not for you.",
+            f"The hub has no repository {source.repo}, or you may not {where} it.",
             f"Check its name; to {where} a private one, set HF_TOKEN or run: hf auth login",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(
             f"The repository {source.repo} has no revision {source.revision}.",
-            "Give a branch, a tag or a whole commit hash after the @.",
+            "Give a branch, a tag or a full commit hash after the @.",
         ) from error
     except errors.LocalTokenNotFoundError as error:
         raise _no_token() from error
     except errors.HFValidationError as error:
-        raise UserError(f"{source.repo} is no repository of the hub: {_short(error)}") from error
+        raise UserError(f"{source.repo} is not a repository of the hub: {_short(error)}") from error
     except (
         errors.OfflineModeIsEnabled,
         errors.LocalEntryNotFoundError,
@@ -277,15 +280,15 @@ def _errors(source: HubSource, *, writing: bool = False, cached: bool = False) -
                 "Set HF_TOKEN to a token that may, or run: hf auth login",
             ) from error
         raise UserError(
-            f"The hub answers {status} for {source}: {_short(error)}", "Try again later."
+            f"The hub returned {status} for {source}: {_short(error)}", "Try again later."
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(
-                f"The disk is full while {source} is downloaded.",
+                f"The disk filled up while downloading {source}.",
                 "Free some space, or put the cache elsewhere: HF_HUB_CACHE=FOLDER",
             ) from error
-        if error.errno is None:  # huggingface_hub's own, as for a file that is shorter than it should be
+        if error.errno is None:  # raised by huggingface_hub itself, for example for a truncated file
             raise UserError(f"{source} cannot be downloaded: {_short(error)}", "Try again.") from error
         raise
     except httpx2.TransportError as error:
@@ -296,20 +299,20 @@ def _unreachable(source: HubSource, error: Exception, cached: bool) -> UserError
     from huggingface_hub.constants import is_offline_mode
 
     if cached:
-        return UserError(f"{source} is not in the cache.", "Read it once with the network.")
+        return UserError(f"{source} is not in the cache.", "Read it once while online.")
     if is_offline_mode():
         return UserError(
-            f"{source} is not whole in the cache, and HF_HUB_OFFLINE forbids to download it.",
-            "Read it once with the network, or give a local folder.",
+            f"{source} is not complete in the cache, and HF_HUB_OFFLINE forbids downloading it.",
+            "Read it once while online, or give a local folder.",
         )
     return UserError(
         f"The hub cannot be reached for {source}: {_short(error)}",
-        "Check the network and HF_ENDPOINT. HF_HUB_OFFLINE=1 uses what an earlier run left in the cache; "
+        "Check the network and HF_ENDPOINT. HF_HUB_OFFLINE=1 uses the files that earlier runs cached; "
         "a local folder needs no hub.",
     )
 
 
 def _short(error: Any) -> str:
-    """The last line of a message with something in it; the first is often an address."""
+    """The last non-empty line of a message; the first is often a URL."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

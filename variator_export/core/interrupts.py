@@ -1,4 +1,4 @@
-"""Ctrl-C that is not lost: libraries may swallow a KeyboardInterrupt or make an error of their own of it."""
+"""Reliable Ctrl-C: libraries may swallow a KeyboardInterrupt or turn it into an error of their own."""
 
 import signal
 from typing import Any
@@ -7,18 +7,18 @@ _seen = False
 
 
 def install() -> None:
-    """Remember Ctrl-C besides raising KeyboardInterrupt; where it is ignored, it stays ignored."""
+    """Remember Ctrl-C and raise KeyboardInterrupt; a process that ignores SIGINT keeps ignoring it."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _remember)
 
 
 def was_interrupted() -> bool:
-    """Whether Ctrl-C was pressed since `install`."""
+    """Whether Ctrl-C was pressed after `install`."""
     return _seen
 
 
 def raise_if_interrupted() -> None:
-    """Raise the KeyboardInterrupt that was swallowed."""
+    """Raise KeyboardInterrupt if Ctrl-C was pressed, in case a library swallowed the first one."""
     if _seen:
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Reading JSON files that somebody else wrote, and writing our own."""
+"""Reading JSON files from outside, and writing our own."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ def read_json(path: Path, hint: str) -> Any:
 
     Args:
         path: The file.
-        hint: What to do if it cannot be read.
+        hint: The hint for the user if the file cannot be read.
 
     Raises:
-        UserError: It is not there, may not be read, or is no JSON.
+        UserError: The file is missing, may not be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -29,20 +29,20 @@ def read_json_object(path: Path, hint: str) -> dict[str, Any]:
     """The content of a JSON file that holds an object.
 
     Raises:
-        UserError: As `read_json`, or it holds something else.
+        UserError: Same conditions as `read_json`, or the file holds another JSON value.
     """
     content = read_json(path, hint)
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object.", hint)
+        raise UserError(f"{path} does not hold a JSON object.", hint)
     return content
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON document; makes the folder."""
+    """Write a JSON document, and create its folder if needed."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text; makes the folder."""
+    """Write a text file, and create its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")

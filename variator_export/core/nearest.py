@@ -1,9 +1,9 @@
-"""What someone may have meant who mistyped a word."""
+"""Suggestions for a mistyped word."""
 
 import difflib
 
 
 def nearest(word: str, known: list[str]) -> str | None:
-    """The known word that is most like the given one, or None if none is."""
+    """The known word that is most similar to the given one, or None if none is similar."""
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return matches[0] if matches else None

@@ -1,6 +1,7 @@
-"""Precisions: what each is called by the libraries that meet here, how it rounds, and what can compute in it.
+"""Precisions: their names in each library, their rounding, and the devices that compute in them.
 
-The one table of them. Names of types are those of ONNX, safetensors, PyTorch and TensorRT; none is imported.
+The only table of precisions. It holds the type names of ONNX, safetensors, PyTorch and TensorRT, and imports
+none of these libraries.
 """
 
 from dataclasses import dataclass
@@ -13,19 +14,19 @@ class Precision:
     """A floating-point type that graphs compute in.
 
     Attributes:
-        name: As recipes name it.
-        dtype: As PyTorch and numpy (ml_dtypes for bfloat16) name it.
-        onnx: As ONNX's and onnx-ir's DataType name it.
-        safetensors: As safetensors names it.
-        tensorrt: As TensorRT's DataType names it.
-        inspector: The words of TensorRT's engine inspector for it.
-        epsilon: The spacing of its numbers at 1: no graph can be nearer to its reference than that.
-        agreement: The relative Frobenius error up to which two runs that both round are taken for the same
-            (`quality.evaluation`); what would change a metric is far larger.
+        name: Name in recipes.
+        dtype: Name in PyTorch and numpy (ml_dtypes for bfloat16).
+        onnx: Name in the DataType of ONNX and onnx-ir.
+        safetensors: Name in safetensors.
+        tensorrt: Name in TensorRT's DataType.
+        inspector: Names in the output of TensorRT's engine inspector.
+        epsilon: Spacing of the type's numbers at 1. No graph can be closer to its reference than that.
+        agreement: Largest relative Frobenius error at which two runs that both round count as equal
+            (`quality.evaluation`). An error that changes a metric is far larger.
         keeps_float32_modules: Whether a family's float32 modules stay in float32. bfloat16 has the range of
-            float32, so nothing overflows there.
-        on_a_cpu: Whether ONNX Runtime has products of it on a CPU.
-        suffix: What the default name of a bundle has behind it.
+            float32, so nothing overflows in bfloat16.
+        on_a_cpu: Whether ONNX Runtime supports matrix products of this type on a CPU.
+        suffix: Suffix of a bundle's default name.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Precision:
 
     @property
     def is_half(self) -> bool:
-        """Whether it is narrower than float32."""
+        """Whether the precision is narrower than float32."""
         return self.epsilon > FLOAT32.epsilon
 
 
@@ -86,6 +87,6 @@ def find_precision(name: str) -> Precision:
     """A precision by its name.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: No precision has that name.
     """
     return PRECISIONS.find(name)

@@ -1,4 +1,4 @@
-"""How long work tells what it is doing; the command line shows it, a library call is silent."""
+"""Progress of long operations: the command line shows it, a library call is silent."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,8 +12,8 @@ class StepReport:
 
     Attributes:
         name: The step and the variant, for example `bind/ratio-4`.
-        action: Whether its result was taken from the bundle that was there, or left out of the new one.
-        why: In words.
+        action: Whether the result was made, reused from the existing bundle, or dropped from the new one.
+        why: The reason, as text for people.
     """
 
     name: str
@@ -22,26 +22,26 @@ class StepReport:
 
 
 class Progress:
-    """Listens to a build or a training run. This one says nothing."""
+    """Listener of a build or a training run. This base class stays silent."""
 
     def started(self, name: str, why: str) -> None:
-        """A step starts to make something."""
+        """Called when a step starts."""
 
     def finished(self, report: StepReport) -> None:
-        """A step is done."""
+        """Called when a step is done."""
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[[], None]]:
-        """A count of things that take long; call what it gives once for each."""
+        """Count items that take long to process; call the yielded function once per item."""
         del description, total
         yield lambda: None
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Called with a message worth one line."""
 
 
 class PhaseBars:
-    """A bar for each phase of a builder."""
+    """Progress bars, one for each phase of a builder."""
 
     def __init__(self, progress: Progress, prefix: str) -> None:
         self._progress, self._prefix = progress, prefix
@@ -55,7 +55,7 @@ class PhaseBars:
         self._open.close()
 
     def tell(self, phase: str, step: int, steps: int) -> None:
-        """Show how far a phase is."""
+        """Show the progress of a phase."""
         if step == 0:
             self._open.close()
             self._advance = self._open.enter_context(self._progress.bar(f"{self._prefix}: {phase}", steps))

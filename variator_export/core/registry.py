@@ -1,7 +1,8 @@
-"""The members of an axis: this package's own, and those of installed distributions by their entry points.
+"""Registries of extensible members: built-in members, and members added by installed distributions.
 
-Families, methods, precisions and targets are each such an axis. A member of our own is written as
-`module:attribute` and imported when it is asked for, so that a list of names costs nothing.
+Families, methods, precisions and targets each have a registry. Distributions add members through entry
+points. A built-in member is given as `module:attribute` and imported on first use, so listing the names costs
+nothing.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,13 +19,13 @@ Member = TypeVar("Member")
 
 @dataclass(frozen=True)
 class Registry(Generic[Member]):
-    """The members of one axis by name.
+    """The members of one kind, by name.
 
     Attributes:
-        kind: What a member is called in messages, for example `target`.
-        group: The entry point group by which distributions add members. The name of an entry is the member's.
-        contract: The class that a member is an instance of.
-        own: This package's members, as `module:attribute`.
+        kind: The word for a member in messages, for example `target`.
+        group: The entry point group in which distributions add members. An entry has its member's name.
+        contract: The class that every member is an instance of.
+        own: Built-in members, as `module:attribute`.
     """
 
     kind: str
@@ -33,14 +34,14 @@ class Registry(Generic[Member]):
     own: Mapping[str, str]
 
     def names(self) -> tuple[str, ...]:
-        """The names of all members, our own first; nothing is imported."""
+        """The names of all members, built-in members first. Nothing is imported."""
         return tuple(dict.fromkeys([*self.own, *(entry.name for entry in self._entries())]))
 
     def find(self, name: str) -> Member:
         """A member by its name.
 
         Raises:
-            UserError: There is none of that name, or a distribution's entry is broken.
+            UserError: No member has that name, or a distribution's entry is broken.
         """
         if name in self.own:
             member: Member = resolve(self.own[name])
@@ -64,22 +65,22 @@ class Registry(Generic[Member]):
         return {name: self.find(name) for name in self.names()}
 
     def load(self, entry: EntryPoint) -> Member:
-        """The member of a distribution's entry.
+        """The member of a distribution's entry point.
 
         Raises:
-            UserError: It cannot be imported, or is no member; names the distribution.
+            UserError: The entry cannot be imported, or is not a member. The hint names the distribution.
         """
         try:
             member = entry.load()
-        except Exception as error:  # it runs the distribution's code
+        except Exception as error:  # the entry runs the distribution's code
             raise UserError(f"{self.where(entry)} cannot be loaded: {error!r}.", remedy(entry)) from error
         if not isinstance(member, self.contract):
             found, expected = type(member).__name__, self.contract.__name__
-            raise UserError(f"{self.where(entry)} is a {found}, no {expected}.", remedy(entry))
+            raise UserError(f"{self.where(entry)} is of type {found}, not {expected}.", remedy(entry))
         return member
 
     def where(self, entry: EntryPoint) -> str:
-        """How messages call an entry."""
+        """The description of an entry point in messages."""
         return f"The entry point {entry.name} = {entry.value} of {self.group}"
 
     def _entries(self) -> Iterator[EntryPoint]:
@@ -87,11 +88,11 @@ class Registry(Generic[Member]):
 
 
 def resolve(reference: str) -> Any:
-    """What `module:attribute` names, imported now."""
+    """Import and return the object that `module:attribute` names."""
     module, _, attribute = reference.partition(":")
     return getattr(import_module(module), attribute)
 
 
 def remedy(entry: EntryPoint) -> str:
-    """What to do about a broken entry."""
-    return f"Mend or uninstall the distribution {entry.dist.name if entry.dist else 'that has it'}."
+    """The hint for a broken entry point."""
+    return f"Fix or uninstall the distribution {entry.dist.name if entry.dist else 'that has it'}."

@@ -1,4 +1,4 @@
-"""Pydantic's errors in words: where, what was found, what was expected, and the nearest known key."""
+"""Readable pydantic errors: the place, the value found, the expected value and the nearest known key."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from variator_export.core.nearest import nearest
 
 
 def _known_keys(model: type, location: tuple[int | str, ...]) -> list[str]:
-    """The keys that are known beside the last one of a location."""
+    """The known keys at the level of a location's last key."""
     current: Any = model
     for step in location[:-1]:
         fields = _fields(current)
@@ -22,7 +22,7 @@ def _known_keys(model: type, location: tuple[int | str, ...]) -> list[str]:
 
 
 def _fields(model: Any) -> dict[str, Any]:
-    """The types of a model's fields by name; none for what is no model."""
+    """The types of a model's fields by name; empty for anything else."""
     if isinstance(model, type) and issubclass(model, BaseModel):
         return {name: field.annotation for name, field in model.model_fields.items()}
     if isinstance(model, type) and dataclasses.is_dataclass(model):
@@ -42,16 +42,16 @@ def _model_in(annotation: Any) -> Any:
 
 
 def describe_validation_error(error: ValidationError, model: type) -> str:
-    """One sentence for each thing that is wrong.
+    """One sentence per validation error.
 
     Args:
-        error: Of pydantic.
-        model: What was validated, a pydantic model or a dataclass.
+        error: The error raised by pydantic.
+        model: The validated type, a pydantic model or a dataclass.
     """
     sentences = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"]) or "the whole"
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # the second of dataclasses
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # the second for dataclasses
             known = _known_keys(model, item["loc"])
             guess = nearest(str(item["loc"][-1]), known)
             choice = f"did you mean {guess!r}?" if guess else f"known keys: {', '.join(known)}."
@@ -60,6 +60,7 @@ def describe_validation_error(error: ValidationError, model: type) -> str:
             sentences.append(f"{where!r} is missing.")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            place = f"{where!r} is {item['input']!r}: " if item["loc"] else ""  # it names its place itself
+            # An error of the whole model has no location; its message names the place.
+            place = f"{where!r} is {item['input']!r}: " if item["loc"] else ""
             sentences.append(f"{place}{message[0].lower()}{message[1:]}.")
     return " ".join(sentences)

@@ -1,4 +1,4 @@
-"""Labelled examples: TSV, CSV and JSONL files, and data sets by name."""
+"""Labelled examples from TSV, CSV and JSONL files, and from data sets by name."""
 
 import csv
 import math
@@ -20,12 +20,12 @@ SUFFIXES = (".tsv", ".csv", ".jsonl")
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what: names, or numbers from 1 for a table without a header.
+    """The columns to read, by name, or by number from 1 for a table without a header.
 
     Attributes:
-        text: The text.
-        pair: The second text of a pair; None: there is none.
-        target: The class label or the score; None: only text is read.
+        text: The column of the text.
+        pair: The column of the second text of a pair. None if there is none.
+        target: The column of the class label or the score. None to read only text.
         header: Whether the first line of a table names the columns.
     """
 
@@ -37,16 +37,16 @@ class Columns:
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts with what is known of them.
+    """Texts with their labels or scores.
 
     Attributes:
-        name: The file's name without its folder, or the data set as it was asked for.
-        sha256: Of the file, or of what was read of the data set.
-        columns: Where they were read.
-        texts: One for each example.
-        pairs: The second texts; None: there are none.
-        targets: Class labels or scores as they are written; None: none were asked for.
-        places: Where each example stands, for messages.
+        name: The file's name without its folder, or the data set as requested.
+        sha256: Hash of the file, or of the rows read from the data set.
+        columns: The columns that the examples were read from.
+        texts: The text of each example.
+        pairs: The second texts. None if there are none.
+        targets: Class labels or scores, as written in the data. None if not requested.
+        places: The place of each example in the data, for messages.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Examples:
         """The targets as numbers.
 
         Raises:
-            UserError: One is none, or all are equal, which leaves nothing to rank.
+            UserError: A target is not a number, or all are equal, which leaves nothing to rank.
         """
         values = []
         for place, target in zip(self.places, self.targets or (), strict=True):
@@ -73,20 +73,22 @@ class Examples:
             except ValueError:
                 value = math.nan
             if not math.isfinite(value):
-                raise UserError(f"{place}: the score {target!r} is no number.", "Correct or remove the line.")
+                raise UserError(
+                    f"{place}: the score {target!r} is not a number.", "Correct or remove the line."
+                )
             values.append(value)
         if len(set(values)) < 2:
             raise UserError(
                 f"All {len(values)} scores of {self.name} are equal: no correlation can be computed.",
-                "Name another column, or give more data.",
+                "Choose another column, or provide more data.",
             )
         return values
 
     def classes(self) -> list[str]:
-        """The class labels that occur: in the order of numbers if all are numbers, else of the alphabet.
+        """The class labels in the data: in numeric order if all are numbers, else in alphabetical order.
 
         Raises:
-            UserError: There is only one class.
+            UserError: The data has only one class.
         """
         assert self.targets is not None
         found = Counter(self.targets)
@@ -103,13 +105,13 @@ class Examples:
         """The class index of each example.
 
         Raises:
-            UserError: A label is none of the classifier's.
+            UserError: The classifier does not have one of the labels.
         """
         indices = []
         for place, label in zip(self.places, self.targets or (), strict=True):
             if label not in label2id:
                 raise UserError(
-                    f"{place}: the label {label!r} is none of the classifier's: {', '.join(label2id)}.",
+                    f"{place}: the label {label!r} is not one of the classifier's: {', '.join(label2id)}.",
                     "Correct it, or name the right column with --label-column.",
                 )
             indices.append(int(label2id[label]))
@@ -135,17 +137,18 @@ class Examples:
 def read_examples(source: str, columns: Columns) -> Examples:
     """Read labelled examples.
 
-    Tab-separated files are read without quoting: a quotation mark is a character like any other.
+    Tab-separated files are read without quoting: a quotation mark is an ordinary character.
 
     Args:
         source: A file (`.tsv`, `.csv`, `.jsonl`) or `datasets:NAME[,CONFIG],SPLIT`.
-        columns: Which columns to take.
+        columns: The columns to read.
 
     Raises:
-        UserError: Something cannot be read, a column is missing, or a value is; names file and line.
+        UserError: The source cannot be read, or a column or a value is missing. The message names the file
+            and the line.
     """
     if not columns.header and (is_dataset(source) or source.endswith(".jsonl")):
-        raise UserError(f"{source} is no table: its columns have names.", "Leave --no-header out.")
+        raise UserError(f"{source} is not a table: its columns have names.", "Leave out --no-header.")
     if is_dataset(source):
         wanted = [c for c in (columns.text, columns.pair, columns.target) if c]
         read = read_dataset(source, wanted, "--text-column, --pair-column or --label-column")
@@ -161,9 +164,9 @@ def read_examples(source: str, columns: Columns) -> Examples:
         )
     if path.suffix not in SUFFIXES:
         raise UserError(
-            f"{path} has the ending {path.suffix or '(none)'}; labelled data is read from "
+            f"{path} has the suffix {path.suffix or '(none)'}; labelled data is read from "
             f"{', '.join(SUFFIXES)} files.",
-            "Rename or convert it.",
+            "Rename or convert the file.",
         )
     lines = read_lines(path)
     rows = _json_rows(path, lines, columns) if path.suffix == ".jsonl" else _table_rows(path, lines, columns)
@@ -185,11 +188,11 @@ def _collect(
                 )
             if isinstance(value, dict | list):
                 raise UserError(
-                    f"{place}: the column {column!r} holds no single value.", "Name another column."
+                    f"{place}: the column {column!r} does not hold a single value.", "Choose another column."
                 )
             values.append(str(value))
     if not places:
-        raise UserError(f"{name} has a header and no rows.", "Give a file with rows in it.")
+        raise UserError(f"{name} has a header and no rows.", "Provide a file with rows.")
 
     def column_of(column: str | None) -> tuple[str, ...] | None:
         return tuple(kept[column]) if column else None
@@ -239,8 +242,8 @@ def _table_rows(
         if len(fields) != len(header):
             raise UserError(
                 f"{place} has {len(fields)} columns; the first line has {len(header)}.",
-                "Correct the line: perhaps a separator within a text"
-                + (", or a line break within one." if is_tsv else "; such texts stand in quotation marks."),
+                "Correct the line: a text may contain a separator"
+                + (" or a line break." if is_tsv else "; put such texts in quotation marks."),
             )
         yield place, dict(zip(header, fields, strict=True))
 

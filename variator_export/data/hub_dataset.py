@@ -1,4 +1,4 @@
-"""Rows of a data set that the `datasets` library reads: from the hub, its cache, or a local folder."""
+"""Rows of a data set, read by the `datasets` library from the hub, its cache or a local folder."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,15 +17,15 @@ def is_dataset(source: str) -> bool:
 def read_dataset(source: str, columns: Sequence[str], option: str) -> list[dict[str, Any]]:
     """The rows of `datasets:NAME[,CONFIG],SPLIT`, by column; the split defaults to `train`.
 
-    Class labels have their names.
+    Class labels are returned by name.
 
     Args:
-        source: What to read.
-        columns: Which columns of it.
+        source: The data set to read.
+        columns: The columns to read.
         option: The option that names a column, for messages.
 
     Raises:
-        UserError: The library is not installed, it cannot find or read the data set, or a column is missing.
+        UserError: The library is not installed or cannot find or read the data set, or a column is missing.
     """
     require("datasets", "train", "Reading a data set by its name")
     import datasets
@@ -42,7 +42,7 @@ def read_dataset(source: str, columns: Sequence[str], option: str) -> list[dict[
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # datasets, huggingface_hub and the network each raise their own
+    except Exception as error:  # datasets, huggingface_hub and the network raise their own errors
         raise UserError(
             f"datasets {datasets.__version__} cannot read {source}: {type(error).__name__}: {error}",
             "Check the name, the split and the network, or give a local file instead.",
@@ -64,7 +64,7 @@ def read_dataset(source: str, columns: Sequence[str], option: str) -> list[dict[
 
 
 def _value(value: Any, label: Any) -> Any:
-    """A class by its name; test splits write -1 for a class that is not told."""
+    """A value with class labels by name; test splits use -1 for an undisclosed class."""
     if label is None or value is None:
         return value
     return label.int2str(value) if value >= 0 else None

@@ -1,4 +1,4 @@
-"""JSON Lines: an object in each line."""
+"""JSON Lines: one object per line."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,10 @@ from variator_export.core.errors import UserError
 
 
 def json_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The object of each line, and where it stands.
+    """The place and the object of each line.
 
     Raises:
-        UserError: A line is empty, no JSON, or no object.
+        UserError: A line is empty, is not JSON, or is not an object.
     """
     for number, line in enumerate(lines, start=1):
         place = f"{path}, line {number}"
@@ -21,7 +21,7 @@ def json_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, dict[str,
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place} is no JSON: {error}.", "Correct or remove the line.") from error
+            raise UserError(f"{place} is not JSON: {error}.", "Correct or remove the line.") from error
         if not isinstance(row, dict):
-            raise UserError(f"{place} is no JSON object.", 'Write {"text": "..."}, one object in each line.')
+            raise UserError(f"{place} is not a JSON object.", 'Write one object per line: {"text": "..."}')
         yield place, row

@@ -1,4 +1,4 @@
-"""Lines of UTF-8 text; what cannot be read is named by its line."""
+"""Lines of UTF-8 text; errors name the unreadable line."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 file, without line ends (LF or CRLF) and without a byte order mark.
 
     Raises:
-        UserError: The file cannot be read, is empty, or has a line that is no UTF-8.
+        UserError: The file cannot be read, is empty, or has a line that is not UTF-8.
     """
     try:
         content = path.read_bytes()
@@ -19,20 +19,21 @@ def read_lines(path: Path) -> list[str]:
         ) from error
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():
-        raise UserError(f"The data file {path} is empty.", "Give a file with text in it.")
+        raise UserError(f"The data file {path} is empty.", "Provide a file with text.")
     lines = []
     for number, raw in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
         try:
             line = raw.removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{path}, line {number} is no UTF-8: byte {error.object[error.start]:#04x} at column "
+                f"{path}, line {number} is not UTF-8: byte {error.object[error.start]:#04x} at column "
                 f"{error.start + 1}.",
                 f"Convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8 '{path}' > converted.txt",
             ) from error
         if "\0" in line:
             raise UserError(
-                f"{path}, line {number} holds a NUL character: this is no text file.", "Give a text file."
+                f"{path}, line {number} contains a NUL character: this is not a text file.",
+                "Provide a text file.",
             )
         lines.append(line)
     return lines

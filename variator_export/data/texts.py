@@ -1,4 +1,4 @@
-"""Plain text for pre-training: `.txt` and `.jsonl` files, folders of them, data sets by name."""
+"""Plain text for pre-training: `.txt` and `.jsonl` files, folders of files, and data sets by name."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +16,14 @@ SUFFIXES = (".txt", ".jsonl")
 
 @dataclass(frozen=True)
 class TextSource:
-    """What one file or data set gave.
+    """The text of one file or data set.
 
     Attributes:
-        name: The file's name without its folder, or the data set as it was asked for.
-        sha256: Of the file, or of what was read of the data set.
-        documents: Texts of any length; passages never span two of them.
-        share: The share of passages that come from what was given together with this; None: what is left.
-        group: Which of the given sources it belongs to.
+        name: The file's name without its folder, or the data set as requested.
+        sha256: Hash of the file, or of the documents read from the data set.
+        documents: Texts of any length; a passage never spans two documents.
+        share: The share of passages that come from all texts of this group. None for the remaining share.
+        group: Index of the given source that this text belongs to.
     """
 
     name: str
@@ -39,22 +39,25 @@ class TextSource:
 
 
 def read_texts(sources: Sequence[str], text_field: str = "text") -> list[TextSource]:
-    """Read text in the order in which it is given; a folder's files in the order of their names.
+    """Read texts in the given order; a folder's files are read in the order of their names.
 
     Args:
-        sources: Files (`.txt`: one document; `.jsonl`: one in each line), folders, or `datasets:NAME`. Each
-            may end in `@SHARE`, the share of all passages that come from it, between 0 and 1; what is left
-            comes from those without, by their number of sentences.
-        text_field: Which field of `.jsonl` lines and which column of data sets holds the text.
+        sources: Files (`.txt`: one document; `.jsonl`: one document per line), folders, or `datasets:NAME`.
+            Each may end in `@SHARE`, the share of all passages that come from the source, between 0 and 1.
+            The remaining passages come from the sources without a share, by their number of sentences.
+        text_field: The field of `.jsonl` lines and the column of data sets that holds the text.
 
     Raises:
-        UserError: Something cannot be read, has no text, or is given twice; names the file and the line.
+        UserError: A source cannot be read, has no text, or is given twice. The message names the file and the
+            line.
     """
     found: list[TextSource] = []
     shared = [_share(given) for given in sources]
     for group, (source, share) in enumerate(shared):
         if not source:
-            raise UserError("A text has no name.", "Give --text SRC: a file, a folder, or datasets:NAME.")
+            raise UserError(
+                "The name of a text source is empty.", "Give --text SRC: a file, a folder, or datasets:NAME."
+            )
         if is_dataset(source):
             read = [_read_dataset(source, text_field)]
         else:
@@ -65,15 +68,15 @@ def read_texts(sources: Sequence[str], text_field: str = "text") -> list[TextSou
     for text in found:
         if text.sha256 in seen:
             raise UserError(
-                f"The text {text.name} was given twice, also as {seen[text.sha256]}: it would count double.",
-                "Give it once.",
+                f"The text {text.name} was given twice, also as {seen[text.sha256]}: it would count twice.",
+                "Give the text once.",
             )
         seen[text.sha256] = text.name
     return found
 
 
 def _share(source: str) -> tuple[str, float | None]:
-    """A source and its share. A file whose own name holds an @ is taken as it is."""
+    """A source and its share. An existing file with an @ in its name is used as it is."""
     name, separator, text = source.rpartition("@")
     if not separator or Path(source).exists():
         return source, None
@@ -82,7 +85,7 @@ def _share(source: str) -> tuple[str, float | None]:
     except ValueError:
         return source, None
     if not 0 < share <= 1:
-        raise UserError(f"The share of {source} is not between 0 and 1.", f"--text {name}@0.5")
+        raise UserError(f"The share of {source} is not between 0 and 1.", f"For example: --text {name}@0.5")
     return name, share
 
 
@@ -91,9 +94,9 @@ def _check_shares(shares: Sequence[float | None]) -> None:
     whole = None not in shares
     if (whole and abs(total - 1) > 1e-6) or (not whole and total >= 1):
         raise UserError(
-            f"The shares of the text add up to {total:g}.",
-            "They must add up to 1"
-            + ("." if whole else ", and leave something for the text without a share."),
+            f"The shares of the texts add up to {total:g}.",
+            "They must add up to "
+            + ("1." if whole else "less than 1, and leave something for the text without a share."),
         )
 
 
@@ -106,14 +109,14 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise UserError(
-                f"{path} has the ending {path.suffix or '(none)'}; plain text is read from "
+                f"{path} has the suffix {path.suffix or '(none)'}; plain text is read from "
                 f"{' and '.join(SUFFIXES)} files.",
-                "Rename or convert it; labelled tables are for `train adapt` and `train finetune`.",
+                "Rename or convert the file; labelled tables are for `train adapt` and `train finetune`.",
             )
         return [path]
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not files:
-        raise UserError(f"The folder {path} has no {' or '.join(SUFFIXES)} file.", "Give another folder.")
+        raise UserError(f"The folder {path} has no {' or '.join(SUFFIXES)} file.", "Choose another folder.")
     return files
 
 
@@ -136,7 +139,7 @@ def _text(place: str, row: Mapping[str, Any], text_field: str) -> str:
             "Name the field that holds the text: --text-field NAME",
         )
     if not value.strip():
-        raise UserError(f"{place} has an empty text.", "Remove it.")
+        raise UserError(f"{place} has an empty text.", "Remove the text.")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Plugins that a running session takes besides those of its bundle."""
+"""Plugins added to a running session, besides those of its bundle."""
 
 import re
 from pathlib import Path
@@ -12,20 +12,20 @@ from variator_export.recipe.recipe import VARIANT_NAME
 
 
 def load_added_plugin(backbone: BackboneEntry, name: str, source: str | Path, ratio: int | None) -> Plugin:
-    """A plugin for a session.
+    """Load a plugin for a session.
 
     Args:
-        backbone: The session's.
-        name: What to call it.
-        source: Its folder, `recipes:PATH`, or `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`.
-        ratio: The ratio of what has this name in the session already; None: nothing has.
+        backbone: Backbone of the session.
+        name: Name of the plugin in the session.
+        source: The plugin's folder, `recipes:PATH`, or `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`.
+        ratio: Ratio of the plugin that already has this name in the session; None if the name is free.
 
     Raises:
-        UserError: It cannot be read, was made for another backbone, or the name is none or that of a plugin
-            of another ratio.
+        UserError: The plugin cannot be read or was made for another backbone, or the name is not valid
+            or belongs to a plugin of another ratio.
     """
     if not isinstance(name, str) or not re.fullmatch(VARIANT_NAME, name):
-        raise UserError(f"{name!r} is no name of a plugin.", "Take letters, digits, '.', '_' and '-'.")
+        raise UserError(f"{name!r} is not a valid plugin name.", "Use letters, digits, '.', '_' and '-'.")
     plugin = load_plugin(plugin_folder(str(source)))
     host = PluginHost(
         name=backbone.source,
@@ -38,18 +38,18 @@ def load_added_plugin(backbone: BackboneEntry, name: str, source: str | Path, ra
     if ratio is not None and ratio != plugin.config.ratio:
         raise UserError(
             f"{name} has the ratio {ratio}; the plugin {source} has {plugin.config.ratio}.",
-            "Give it a name of its own.",
+            "Choose another name for the plugin.",
         )
     return plugin
 
 
 def refuse_added_plugin(variant: str) -> None:
-    """A session of one variant has no place for another plugin.
+    """Refuse a plugin: a session of one variant has no room for another plugin.
 
     Raises:
         UserError: Always.
     """
     raise UserError(
-        f"This session runs {variant} alone and takes no other plugin.",
-        "Open one for every ratio: bundle.session() without a variant.",
+        f"This session runs {variant} alone and accepts no other plugin.",
+        "Open a session for every ratio: bundle.session() without a variant.",
     )

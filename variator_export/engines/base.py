@@ -1,6 +1,7 @@
-"""What every way to run a model has in common.
+"""Types and checks common to every way to run a model.
 
-Arrays: int64 inputs (B, S) by name; outputs by name, one row per token for token outputs, else one per row.
+Arrays: int64 inputs (B, S) by name; outputs by name, with one row per token for token outputs and otherwise
+one per input row.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import numpy as np
 from variator_export.core.axes import LENGTH
 from variator_export.core.errors import UserError
 
-if TYPE_CHECKING:  # what runs graphs needs no pydantic
+if TYPE_CHECKING:  # code that runs graphs needs no pydantic
     from variator_export.bundle.parts import PartEntry
 
 Arrays = dict[str, np.ndarray]
@@ -21,19 +22,21 @@ class Runner(Protocol):
     """One model at one ratio."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run it once."""
+        """Run the model once."""
         ...
 
 
 def check_inputs(
     inputs: Mapping[str, np.ndarray], part: "PartEntry", max_length: int | None = None
 ) -> Arrays:
-    """Inputs as a graph takes them: all of them, of its types and axes, within the limit.
+    """Check inputs and convert them to the types of a graph.
+
+    Every input of the graph must be given, with a type and axes that fit, within the model's limit.
 
     Args:
-        inputs: By name.
-        part: The part of the model that takes them.
-        max_length: The model's limit in tokens; None: there is none.
+        inputs: Arrays by name.
+        part: The part of the model that the inputs are for.
+        max_length: The model's limit in tokens; None if there is none.
 
     Raises:
         UserError: A name is missing or unknown, or a shape or a type does not fit.
@@ -42,13 +45,13 @@ def check_inputs(
     missing, unknown = set(names) - set(inputs), set(inputs) - set(names)
     if missing or unknown:
         raise UserError(
-            f"Inputs {', '.join(sorted(inputs)) or 'none'} were given; the model takes {', '.join(names)}.",
-            f"Give exactly those, as {_wanted(part)}.",
+            f"Inputs {', '.join(sorted(inputs)) or 'none'} were given; the model accepts {', '.join(names)}.",
+            f"Pass exactly those, as {_wanted(part)}.",
         )
     arrays = {name: np.asarray(inputs[name]) for name in names}
     if any(arrays[t.name].dtype.kind not in _KINDS[np.dtype(t.dtype).kind] for t in part.inputs):
         kinds = {name: str(array.dtype) for name, array in arrays.items()}
-        raise UserError(f"The inputs have the types {kinds}.", f"Give {_wanted(part)}.")
+        raise UserError(f"The inputs have the types {kinds}.", f"Pass {_wanted(part)}.")
     sizes: dict[str | int, set[int]] = {}
     for tensor in part.inputs:
         shape = arrays[tensor.name].shape
@@ -59,12 +62,10 @@ def check_inputs(
             shapes = sorted({str(array.shape) for array in arrays.values()})
             raise UserError(
                 f"The inputs have the shapes {shapes}.",
-                f"Give {_wanted(part)}, each dimension at least 1 and of one size wherever it occurs.",
+                f"Pass {_wanted(part)}, each dimension at least 1 and of the same size wherever it occurs.",
             )
     if "input_ids" in arrays and arrays["input_ids"].min() < 0:
-        raise UserError(
-            "input_ids holds negative numbers.", "Give the token ids of the backbone's tokenizer."
-        )
+        raise UserError("input_ids holds negative numbers.", "Pass token ids from the backbone's tokenizer.")
     length = max(sizes.get(LENGTH, {0}))
     if max_length is not None and length > max_length:
         raise UserError(
@@ -74,11 +75,11 @@ def check_inputs(
     return {t.name: np.ascontiguousarray(arrays[t.name], np.dtype(t.dtype)) for t in part.inputs}
 
 
-# What may stand for a kind of numbers of a graph.
+# Kinds of numpy types accepted for each kind of graph input.
 _KINDS = {"i": "iu", "f": "f", "b": "b"}
 
 
 def _wanted(part: "PartEntry") -> str:
-    """The arrays that a part takes, in words."""
+    """The arrays that a part accepts, in words."""
     kinds = dict.fromkeys((tensor.dtype, tensor.axes) for tensor in part.inputs)
     return " and ".join(f"{dtype} arrays ({', '.join(map(str, axes))})" for dtype, axes in kinds)

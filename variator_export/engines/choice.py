@@ -1,4 +1,4 @@
-"""Which engine of a bundle runs on this machine, and whether it may."""
+"""Choice of the engine of a bundle that this machine can run, and the check that it was verified."""
 
 from typing import Any
 
@@ -10,10 +10,13 @@ from variator_export.engines.compatibility import can_run, this_machine
 
 
 def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEntry, dict[str, Any]]:
-    """The engine of a variant that this machine can run, and its sidecar.
+    """Choose the engine of a variant that this machine can run.
+
+    Returns:
+        The engine and its sidecar.
 
     Raises:
-        UserError: There is none.
+        UserError: The bundle has no such engine.
     """
     place = this_machine()
     reasons = []
@@ -26,7 +29,7 @@ def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEn
     if reasons:
         raise UserError(
             f"{bundle.path} has no engine of {name} for this machine. {'; '.join(reasons)}.",
-            f"variator-export doctor {bundle.path} says what to do for each.",
+            f"variator-export doctor {bundle.path} prints what to do for each.",
         )
     raise UserError(
         f"{bundle.path} has no engine of {name} for {target}.",
@@ -35,10 +38,10 @@ def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEn
 
 
 def require_verified(bundle: BundleFiles, entry: EngineEntry, gpu: Gpu | None) -> None:
-    """Refuse an engine that no GPU of this kind has verified, or that failed there.
+    """Refuse an engine that was not verified on a GPU of this kind, or that failed there.
 
     Raises:
-        UserError: It is one.
+        UserError: The engine has no passing record on this kind of GPU.
     """
     records = bundle.engine_records(entry)
     here = [record for record in records if gpu is not None and record.gpu == gpu.name]
@@ -48,6 +51,6 @@ def require_verified(bundle: BundleFiles, entry: EngineEntry, gpu: Gpu | None) -
     where = "" if here or not records or gpu is None else f", and this is {gpu.name}"
     raise UserError(
         f"{bundle.path / entry.engine} {known}{where}.",
-        f"Verify it here: variator-export verify {bundle.path} --target {entry.target}. To run it all the "
-        "same: --allow-unverified (in Python allow_unverified=True).",
+        f"Verify it here: variator-export verify {bundle.path} --target {entry.target}. To run it "
+        "anyway: --allow-unverified (in Python allow_unverified=True).",
     )

@@ -1,4 +1,4 @@
-"""Which machine can run an engine, by what its sidecar says: no GPU and no TensorRT is needed to tell."""
+"""Compatibility of an engine with a machine, judged by the sidecar, without a GPU or TensorRT."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from variator_export.core.environment import first_gpu
 from variator_export.core.errors import UsageError
 
-# Platforms of engines beside compute capabilities: all of the target, and sm80 and later.
+# Engine platforms besides compute capabilities: all GPUs of the target, and sm80 and later.
 PORTABLE, AMPERE_PLUS = "portable", "ampere-plus"
 _CAPABILITY = re.compile(r"sm\d{2,3}")
 _VERSION = re.compile(r"(?P<target>[a-z-]+)-(?P<version>\d+(\.\d+)*)")
@@ -19,9 +19,9 @@ class Place:
     """A machine that might run an engine.
 
     Attributes:
-        name: How messages call it.
-        capability: The compute capability of its GPU, `sm89`; None: it has none.
-        versions: Of TensorRT, by target; a target that is not there is not installed.
+        name: Name of the machine in messages.
+        capability: Compute capability of the machine's GPU, for example `sm89`; None if it has no GPU.
+        versions: TensorRT versions by target; a missing target is not installed.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an engine can run somewhere.
+    """Result of checking whether a machine can run an engine.
 
     Attributes:
-        runs: Whether it can.
-        why: What forbids it, or what it was compared with.
-        remedy: What to do; None if it runs.
+        runs: Whether the machine can run the engine.
+        why: The obstacle, or the GPUs and the version that the machine was compared with.
+        remedy: Action that removes the obstacle; None if the engine runs.
     """
 
     runs: bool
@@ -45,7 +45,7 @@ class Verdict:
 
 
 def this_machine() -> Place:
-    """The machine that this runs on."""
+    """The machine that this process runs on."""
     from variator_export.engines.targets import engine_targets
 
     gpu = first_gpu()
@@ -55,10 +55,11 @@ def this_machine() -> Place:
 
 
 def named_machine(text: str) -> Place:
-    """A machine as a user names it: `sm90,tensorrt-11.4`.
+    """Parse a machine as a user writes it: `sm90,tensorrt-11.4`.
 
     Raises:
-        UsageError: A part is neither a compute capability nor a TensorRT with its version.
+        UsageError: A part is neither a compute capability nor a TensorRT with its version, or the text does
+            not name exactly one GPU and at least one TensorRT.
     """
     from variator_export.engines.targets import engine_targets
 
@@ -66,22 +67,22 @@ def named_machine(text: str) -> Place:
     for part in text.split(","):
         if _CAPABILITY.fullmatch(part):
             if capability is not None:
-                raise UsageError(f"--for {text} names two GPUs.", "Ask for one after the other.")
+                raise UsageError(f"--for {text} names two GPUs.", "Check one GPU at a time.")
             capability = part
         elif (match := _VERSION.fullmatch(part)) and match["target"] in engine_targets():
             versions[match["target"]] = match["version"]
         else:
-            raise UsageError(f"{part!r} in --for {text} is no machine.", "--for sm90,tensorrt-11.4")
+            raise UsageError(f"{part!r} in --for {text} is not a machine.", "--for sm90,tensorrt-11.4")
     if capability is None or not versions:
         raise UsageError(f"--for {text} does not name a GPU and a TensorRT.", "--for sm90,tensorrt-11.4")
     return Place("that machine", capability, versions)
 
 
 def can_run(sidecar: Mapping[str, Any], place: Place) -> Verdict:
-    """Whether a machine can run an engine.
+    """Check whether a machine can run an engine.
 
     Args:
-        sidecar: Of the engine.
+        sidecar: Sidecar of the engine.
         place: The machine.
     """
     from variator_export.engines.targets import find_engine_target
@@ -111,7 +112,10 @@ def can_run(sidecar: Mapping[str, Any], place: Place) -> Verdict:
 
 
 def _right_version(built: str, there: str, *, later: bool) -> bool:
-    """As far as both say it: a user names 11.4, a sidecar 11.4.0.106; the build number may differ."""
+    """Compare two versions as far as both go: a user writes 11.4, a sidecar 11.4.0.106.
+
+    The build number may differ.
+    """
     a, b = ([int(part) for part in version.split(".")[:3]] for version in (built, there))
     shorter = min(len(a), len(b))
     if later:

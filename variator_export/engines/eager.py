@@ -1,4 +1,4 @@
-"""Running the augmented model in eager PyTorch: the reference for numbers, and a baseline for speed."""
+"""The augmented model in eager PyTorch: the reference for numbers, and a baseline for speed."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from variator_export.model.backbone import Backbone, quiet_transformers
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_layout import Plugin
 
-if TYPE_CHECKING:  # what runs plugins alone needs no manifest
+if TYPE_CHECKING:  # code that runs only plugins needs no manifest
     from variator_export.bundle.files import BundleFiles
     from variator_export.bundle.manifest import Variant
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # what runs plugins alone needs no manifest
 class _SoftmaxInFloat64(TorchFunctionMode):
     """Keep a softmax in float64 where a model asks for float32 (ModernBERT).
 
-    That is more precision for a model in half precision, and less for the reference: the lowest float64,
-    which masks a score, would be -inf in float32, and a row that is masked whole NaN.
+    float32 raises the precision of a half-precision model, but lowers that of the float64 reference: the
+    lowest float64 value, which masks a score, becomes -inf in float32, and a fully masked row becomes NaN.
     """
 
     def __torch_function__(
@@ -40,14 +40,14 @@ class EagerModel:
     """A variant in eager PyTorch, in the backbone's type, on the CPU.
 
     Args:
-        backbone: The loaded backbone; left as it is.
-        model: A plugin; None: the backbone itself; or a module as `Method.eager` gives it.
-        attention: transformers' implementation of the attention. `eager` is the reference for numbers;
-            `sdpa` is faster and what a user would run.
-        compiled: Run it through torch.compile; compiled at the first call of each shape.
+        backbone: The loaded backbone; it is not changed.
+        model: A plugin, None for the plain backbone, or a module as `Method.eager` returns it.
+        attention: transformers' attention implementation. `eager` is the reference for numbers; `sdpa` is
+            faster and the usual choice of users.
+        compiled: Run the model through torch.compile, which compiles at the first call of each shape.
 
     Attributes:
-        transformer: The transformers model inside, with the plugin in its place.
+        transformer: The inner transformers model, with the plugin installed.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class EagerModel:
             model = AugmentedModel(backbone, CompressionPlugin.from_file(model).to(backbone.dtype))
         module = PlainModel(backbone) if model is None else model
         self._model = module
-        self.transformer = cast(Any, module).transformer  # which every module of a method has
+        self.transformer = cast(Any, module).transformer  # every module of a method has this attribute
         if attention == "sdpa":
-            with quiet_transformers():  # families without a choice say so
+            with quiet_transformers():  # families without a choice print a warning
                 self.transformer.set_attn_implementation("sdpa")
         self._precision: contextlib.AbstractContextManager[Any] = (
             _SoftmaxInFloat64() if backbone.dtype == torch.float64 else contextlib.nullcontext()
@@ -81,19 +81,19 @@ class EagerModel:
         attention: Literal["eager", "sdpa"] = "eager",
         compiled: bool = False,
     ) -> "EagerModel":
-        """A variant of a bundle, after the hashes of its own files were compared."""
+        """Load a variant of a bundle, after a check of the hashes of the variant's own files."""
         from variator_export.model.methods import method_of
 
         module = method_of(variant).eager(backbone, bundle.variant_folder(variant))
         return cls(backbone, module, attention=attention, compiled=compiled)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run once; int64 inputs (B, S)."""
+        """Run the model once; int64 inputs (B, S)."""
         with torch.inference_mode(), self._precision:
             outputs = self._call({name: torch.from_numpy(array) for name, array in inputs.items()})
         return {name: _numpy(value) for name, value in outputs.items()}
 
 
 def _numpy(value: torch.Tensor) -> np.ndarray:
-    """Half precision as float32, as graphs give it."""
+    """Convert to numpy, half precision to float32, which graphs return too."""
     return (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value).numpy()

@@ -1,8 +1,8 @@
-"""In which types an engine computes, by what TensorRT's inspector says of its layers.
+"""Types in which an engine computes, read from what TensorRT's inspector lists for its layers.
 
-An engine that was built with detailed verbosity names for each layer its inputs with their types, and the
-ONNX nodes that it was made of ("[ONNX Layer: NAME]"). No engine has been inspected yet: the form is that of
-NVIDIA's documentation and of what users have posted (NVIDIA/TensorRT#4020).
+An engine built with detailed verbosity lists, for each layer, the inputs with their types and the ONNX nodes
+that the layer was made from ("[ONNX Layer: NAME]"). No engine has been inspected yet: the format comes from
+NVIDIA's documentation and from users' posts (NVIDIA/TensorRT#4020).
 """
 
 import re
@@ -17,12 +17,12 @@ _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 @dataclass(frozen=True)
 class EnginePrecision:
-    """Shares of the multiply-accumulates of an engine; together 1.
+    """Shares of the multiply-accumulates of an engine; they add up to 1.
 
     Attributes:
-        asked: In layers all of whose floating-point inputs have the type that was asked for.
-        other: In layers all of whose floating-point inputs have one other type.
-        unknown: In layers with inputs of several types, or that name no ONNX node.
+        asked: Share in layers whose floating-point inputs all have the requested type.
+        other: Share in layers whose floating-point inputs all have one other type.
+        unknown: Share in layers with inputs of several types, or without the name of an ONNX node.
     """
 
     asked: float
@@ -33,17 +33,17 @@ class EnginePrecision:
 def precision_in_engine(
     layers: Iterable[Any], macs: Mapping[str, int], precision: str
 ) -> EnginePrecision | None:
-    """Where the products of a graph went.
+    """Compute in which types an engine calculates the products of a graph.
 
     Args:
-        layers: What the inspector lists: mappings, or names alone where it knows no more.
-        macs: Of the graph's nodes, without those that are declared float32.
-        precision: The precision of the graph.
+        layers: Layers as the inspector lists them: mappings, or names alone if it has no details.
+        macs: Multiply-accumulates by graph node, without the nodes declared float32.
+        precision: Precision of the graph.
 
     Returns:
-        None if nothing is known of any product.
+        The shares, or None if the type of no product is known.
     """
-    # By the words of the inspector.
+    # Keys: the inspector's words for the types.
     names = {word: p.name for p in PRECISIONS.all().values() for word in p.inspector}
     kind = re.compile(rf"\b({'|'.join(names)})\b")
     found: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Running graphs on OpenVINO, on the CPU: a baseline that a user may pick."""
+"""Graphs on OpenVINO, on the CPU: an optional baseline."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,10 @@ class OpenVinoGraph:
 
     Args:
         graph: The ONNX file.
-        threads: None: `OMP_NUM_THREADS`, or all cores.
+        threads: Number of threads; None for `OMP_NUM_THREADS`, or all cores if that is not set.
 
     Raises:
-        UserError: OpenVINO is not installed, or cannot read the graph.
+        UserError: OpenVINO is not installed or cannot read the graph.
     """
 
     def __init__(self, graph: Path, *, threads: int | None = None) -> None:
@@ -39,6 +39,6 @@ class OpenVinoGraph:
         self._names = [output.get_any_name() for output in self._model.outputs]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run once; int64 inputs (B, S)."""
+        """Run the graph once; int64 inputs (B, S)."""
         found = self._model(dict(inputs))
         return {name: np.asarray(found[index]) for index, name in enumerate(self._names)}

@@ -1,4 +1,4 @@
-"""What an engine is built of and for, as it travels to the process that builds it."""
+"""Requests to build an engine, in the form sent to the builder process."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -21,7 +21,7 @@ class Profile(BaseModel):
     """An optimization profile: the shapes of every input, as (min, opt, max).
 
     Attributes:
-        name: Of the set of shapes; in an engine for every ratio with the ratio before it.
+        name: Name of the set of shapes; an any-ratio engine puts a label of the variants before the name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,7 +37,7 @@ class Profile(BaseModel):
         return f"{self.name} ({', '.join(words)})"
 
     def covers(self, shapes: Mapping[str, Sequence[int]]) -> bool:
-        """Whether it is for these shapes of inputs."""
+        """Whether the profile covers these shapes of inputs."""
         return all(
             len(shapes[name]) == len(low)
             and all(a <= s <= b for a, s, b in zip(low, shapes[name], high, strict=True))
@@ -50,12 +50,13 @@ class EngineRequest(BaseModel):
 
     Attributes:
         target: `tensorrt-rtx` or `tensorrt`.
-        graph: The ONNX file, relative to the folder of the process.
-        what: How messages call it, for example `ratio-4`.
-        profiles: In the order in which the engine numbers them.
-        options: How to build it.
-        compute_capabilities: `sm89`; none: all that the target knows.
-        timing_cache: The file of kernels' times; None: none.
+        graph: The ONNX file, relative to the working folder of the builder process.
+        what: Name of the engine in messages, for example `ratio-4`.
+        profiles: Optimization profiles, in the order in which the engine numbers them.
+        options: Options of the builder.
+        compute_capabilities: GPUs to build for, for example `sm89`; if empty, the target's default.
+        timing_cache: Path of the timing cache; None if there is none.
+        timing_cache_mode: Use of the timing cache; `require` fails if a kernel time is missing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -73,13 +74,13 @@ class EngineRequest(BaseModel):
 def request_of(
     sidecar: Mapping[str, Any], graph: str, what: str, profiles: Sequence[Profile]
 ) -> EngineRequest:
-    """The request that an engine was built by, for another graph; its weights are left in.
+    """Repeat the request of an existing engine for another graph; the new engine keeps its weights.
 
     Args:
-        sidecar: Of the engine.
+        sidecar: Sidecar of the existing engine.
         graph: The ONNX file.
-        what: How messages call the new engine.
-        profiles: Its profiles.
+        what: Name of the new engine in messages.
+        profiles: Profiles of the new engine.
     """
     named = sidecar["compute_capabilities"]
     return EngineRequest(
@@ -96,7 +97,7 @@ def variant_profiles(sets: Mapping[str, ShapeSet], backbone: BackboneEntry, part
     """The profiles of an engine of one variant: one for each set of shapes.
 
     Raises:
-        UserError: A set begins beyond the model's limit.
+        UserError: A set starts beyond the model's limit.
     """
     return [
         Profile(name=name, shapes=_token_shapes(name, shapes, backbone, part))
@@ -110,13 +111,13 @@ def any_ratio_profiles(
     part: PartEntry,
     variants: Mapping[str, Mapping[str, Sequence[int]]],
 ) -> list[Profile]:
-    """The profiles of an engine that runs every variant: one for each set of shapes and shapes of variants.
+    """The profiles of an engine that runs every variant: one for each set of shapes and entry of `variants`.
 
     Args:
-        sets: By name.
+        sets: Sets of shapes by name.
         backbone: The backbone.
-        part: The part of it that the engine is of.
-        variants: The shapes of the inputs that carry a variant (`Method.graph_input_shapes`), by a label.
+        part: The part of the backbone that the engine runs.
+        variants: Shapes of the inputs that carry a variant (`Method.graph_input_shapes`), by label.
             Variants of equal shapes share a profile.
     """
     profiles = []
@@ -129,11 +130,11 @@ def any_ratio_profiles(
 
 
 def _token_shapes(name: str, shapes: ShapeSet, backbone: BackboneEntry, part: PartEntry) -> dict[str, Any]:
-    """The shapes of a part's own inputs, within the model's limit."""
+    """The shapes of a part's own inputs, cut to the model's limit."""
     limit, lengths = backbone.max_length, shapes.sequence_length
     if limit is not None and lengths[0] > limit:
         raise UserError(
-            f"The profile {name} begins at {lengths[0]} tokens; the model's limit is {limit}.",
+            f"The profile {name} starts at {lengths[0]} tokens; the model's limit is {limit}.",
             f"Correct engine.profiles.{name}.sequence_length in the recipe.",
         )
     sizes = {BATCH: shapes.batch_size, LENGTH: tuple(map(backbone.within_limit, lengths))}

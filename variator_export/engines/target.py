@@ -1,6 +1,7 @@
-"""What a target has to say about itself: whatever runs graphs, or builds engines of them and runs those.
+"""The contract of a target: a runtime that runs graphs, or that builds engines from graphs and runs them.
 
-One folder for each runtime, entered in `targets.py`, or in another distribution by an entry point.
+Each runtime has a folder and is registered in `targets.py`; another distribution registers its own by an
+entry point.
 """
 
 from abc import ABC, abstractmethod
@@ -21,18 +22,19 @@ from variator_export.recipe.recipe import EngineRecipe
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# Phase, steps done, steps in all.
+# Called with the phase, the completed steps and the total steps.
 OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a session is opened. A target takes what it has a use for.
+    """Options for opening a session. A target uses the options that apply to it.
 
     Attributes:
-        threads: Of one operator on a CPU; None: `OMP_NUM_THREADS`, or all cores.
+        threads: Threads of one operator on a CPU; None for `OMP_NUM_THREADS`, or all cores if that is not
+            set.
         allow_unverified: Run an engine that was built and never verified on a device.
-        trust_host_code: Let an engine bring a program of its own (TensorRT's lean runtime).
+        trust_host_code: Let an engine run a program that the plan contains (TensorRT's lean runtime).
         cuda_graphs: Record an engine's work once for each shape and variant, and replay it.
     """
 
@@ -43,45 +45,46 @@ class SessionOptions:
 
 
 class Session(Protocol):
-    """A bundle that is open on a target: one variant of it, or all in one."""
+    """A bundle opened on a target: one of its variants, or all variants in one session."""
 
     @property
     def ratios(self) -> tuple[int, ...]:
-        """The ratios that it runs, ascending."""
+        """The ratios that the session runs, ascending."""
         ...
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of what it runs: the bundle's variants, then the plugins that were added."""
+        """Names that the session runs: the bundle's variants, then the added plugins."""
         ...
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
-        """Run once.
+        """Run the model once.
 
         Args:
-            inputs: Arrays by the model's input names.
-            ratio: A ratio, or the name of a variant or of a plugin that was added; None: the variant of the
-                session, or the baseline where it runs all.
+            inputs: Arrays, keyed by the model's input names.
+            ratio: A ratio, or the name of a variant or of an added plugin. None for the session's variant,
+                or for the baseline if the session runs all variants.
 
         Raises:
-            UserError: There is no such one, or the inputs do not fit.
+            UserError: The session has no such variant or plugin, or the inputs do not fit.
         """
         ...
 
     def add_plugin(self, name: str, source: str | Path) -> None:
-        """Take another plugin of the backbone, or a better one under a name that is there.
+        """Add another plugin of the backbone, or replace the plugin that has this name.
 
         Raises:
-            UserError: The session cannot, or the plugin does not fit; the session is as before.
+            UserError: The session accepts no plugins, or the plugin does not fit. The session stays as it
+                was.
         """
         ...
 
 
 class EngineSession(Session, Protocol):
-    """A session on an engine, which is for the shapes of its profiles."""
+    """A session on an engine. An engine runs the shapes of its profiles only."""
 
     def takes(self, batch_size: int, sequence_length: int) -> bool:
-        """Whether a profile is for a shape of the inputs."""
+        """Whether a profile covers inputs of this shape."""
         ...
 
     def profile_shapes(self) -> list[tuple[int, int]]:
@@ -89,28 +92,28 @@ class EngineSession(Session, Protocol):
         ...
 
     def layers(self) -> list[Any]:
-        """What the runtime says of the engine's layers."""
+        """The engine's layers, as the runtime lists them."""
         ...
 
 
 class DebugEngines(Protocol):
-    """Builds and runs engines of changed copies of a graph, as one of a bundle was built."""
+    """Builder of engines from changed copies of a graph, with the options of an engine of a bundle."""
 
     def open(
         self, model: "ir.Model", inputs: Mapping[str, np.ndarray], on_progress: OnProgress | None = None
     ) -> Callable[[], Arrays]:
-        """Build an engine of a graph; gives what runs it on these inputs."""
+        """Build an engine of a graph; returns a function that runs the engine on these inputs."""
         ...
 
 
 class Target(ABC):
-    """What runs the graphs of bundles.
+    """A runtime for the graphs of bundles.
 
     Attributes:
-        name: How recipes and the command line call it.
-        module: The Python module without which it does not run.
-        distributions: The distributions whose versions say what ran.
-        gpu: Whether it runs on a GPU.
+        name: Name of the target in recipes and on the command line.
+        module: The Python module that the target needs.
+        distributions: The distributions whose versions identify the software that ran.
+        gpu: Whether the target runs on a GPU.
     """
 
     name: str
@@ -120,36 +123,37 @@ class Target(ABC):
 
     @abstractmethod
     def require(self, bundle: BundleFiles) -> None:
-        """See that it can run a bundle.
+        """Check that the target can run a bundle.
 
         Raises:
-            UserError: It cannot, whatever is installed: says why, and what can.
+            UserError: The target cannot run the bundle, whatever is installed. The message names the reason
+                and a target that can.
         """
 
     @abstractmethod
     def open(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> Session:
-        """Open a session of one variant; None: of all.
+        """Open a session of one variant, or of all variants if `variant` is None.
 
         Raises:
-            UserError: It cannot run here, or the bundle lacks what it needs.
+            UserError: The target cannot run here, or the bundle lacks a file that the target needs.
         """
 
     def runs_graphs(self, bundle: BundleFiles, installed: str) -> bool:
-        """Whether it could run the graphs of a bundle, by what its module says of itself (`doctor`)."""
+        """Whether the target could run the graphs of a bundle, by the output of the probe (`doctor`)."""
         del bundle, installed
         return False
 
     def versions(self) -> dict[str, str | None]:
-        """The versions of its distributions; None for what is not installed."""
+        """The versions of the target's distributions; None for a distribution that is not installed."""
         return versions(*self.distributions)
 
 
 class EngineTarget(Target):
-    """What builds engines of graphs, and runs those.
+    """A runtime that builds engines from graphs and runs the engines.
 
     Attributes:
-        probe: A program that says the version, for `doctor`.
-        code: The code of this package that decides an engine's bytes, for `core.hashing.code_digest`.
+        probe: A program that prints the version, for `doctor`.
+        code: The code of this package that determines an engine's bytes, for `core.hashing.code_digest`.
     """
 
     probe: str
@@ -157,34 +161,34 @@ class EngineTarget(Target):
 
     @abstractmethod
     def version(self) -> str:
-        """The version that is installed, without importing it.
+        """The installed version, read without importing the module.
 
         Raises:
-            UserError: None is.
+            UserError: The target is not installed.
         """
 
     @abstractmethod
     def check_options(self, options: EngineRecipe, timing_cache: TimingCacheMode) -> None:
-        """Refuse what it cannot do, instead of leaving it out.
+        """Refuse options that the target does not have, instead of ignoring them.
 
         Raises:
-            UserError: An option is set that it does not have, or a GPU that it cannot build for.
+            UserError: An option is set that the target does not have, or a GPU that it cannot build for.
         """
 
     @abstractmethod
     def platforms(self, options: EngineRecipe) -> list[str]:
-        """The GPUs to build for, an engine for each: `sm89`, `portable`, …
+        """The platforms to build for, one engine each: `sm89`, `portable`, …
 
         Raises:
-            UserError: It needs a GPU that is not there.
+            UserError: The build needs a GPU, and the machine has none.
         """
 
     @abstractmethod
     def timing_cache(self, mode: TimingCacheMode) -> str | None:
-        """The file of kernels' times; None: none.
+        """Path of the timing cache; None if the build uses none.
 
         Raises:
-            UserError: One is asked for where there is no GPU.
+            UserError: A timing cache is requested on a machine without a GPU.
         """
 
     @abstractmethod
@@ -192,25 +196,25 @@ class EngineTarget(Target):
         """Build an engine.
 
         Args:
-            request: What to build.
-            folder: Where its graph and the external data are.
-            on_progress: Is told the phase, the steps that are done, and how many there are.
+            request: The engine to build.
+            folder: The folder with the graph and its external data.
+            on_progress: Called with the phase, the completed steps and the total steps.
 
         Raises:
-            UserError: The builder refuses, or crashes; the message has its own words.
+            UserError: The builder refuses or crashes. The message quotes the builder.
         """
 
     @abstractmethod
     def facts(self, engine: bytes) -> dict[str, str | None]:
-        """What an engine says of itself, for its sidecar: `cuda`, `plan_version`."""
+        """Facts about an engine for its sidecar: `cuda`, `plan_version`."""
 
     @abstractmethod
     def contradiction(self, engine: Path, version: str) -> str | None:
-        """What in an engine's file cannot be, if it is of this target and version; None: nothing."""
+        """The contradiction between an engine file and this target and version; None if there is none."""
 
     @abstractmethod
     def gpus(self, platform: str) -> str:
-        """The GPUs that engines of a platform run on, for people."""
+        """The GPUs that engines of a platform run on, for messages."""
 
     @abstractmethod
     def runs_on(self, platform: str, capability: str) -> bool:
@@ -218,11 +222,11 @@ class EngineTarget(Target):
 
     @abstractmethod
     def how_to_build_for(self, capability: str) -> str:
-        """What to do where no engine is for a GPU."""
+        """Advice for getting an engine for a GPU that no engine supports."""
 
     @abstractmethod
     def open_engine(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> EngineSession:
-        """As `open`."""
+        """Open a session on an engine; the same contract as `open`."""
 
     @abstractmethod
     def debug_engines(
@@ -232,18 +236,18 @@ class EngineTarget(Target):
         sidecar: Mapping[str, Any],
         constant: Mapping[str, np.ndarray],
     ) -> DebugEngines:
-        """What builds engines of changed graphs as an engine of a bundle was built.
+        """A builder of engines from changed graphs, with the options of an engine of a bundle.
 
         Raises:
-            UserError: There is no GPU.
+            UserError: The machine has no GPU.
         """
 
     @abstractmethod
     def reproduction(self, sidecar: Mapping[str, Any]) -> str:
-        """A program that builds and runs an engine of `graph.onnx`, as one with this sidecar was built.
+        """A program that builds an engine of `graph.onnx`, with the options of this sidecar, and runs it.
 
-        It reads `inputs.safetensors` and `expected.safetensors`, and leaves `runtime` (in words), `found` and
-        `expected` (numpy arrays) for what compares them.
+        The program reads `inputs.safetensors` and `expected.safetensors`. It leaves `runtime` (in words),
+        `found` and `expected` (numpy arrays) for the comparison that follows.
         """
 
     def open(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> Session:
@@ -252,5 +256,5 @@ class EngineTarget(Target):
 
 
 def names_of(targets: Sequence[Target]) -> str:
-    """Targets for people."""
+    """Names of targets, for messages."""
     return ", ".join(target.name for target in targets)

@@ -1,4 +1,4 @@
-"""The targets: what runs and builds. Another one is a folder with a `Target` in it, and a line here."""
+"""The registry of targets. To add a target, create a folder with a `Target` and a line here."""
 
 from variator_export.core.errors import UserError
 from variator_export.core.nearest import nearest
@@ -21,7 +21,7 @@ TARGETS: Registry[Target] = Registry(
         "tensorrt": f"{_TENSORRT}:TENSORRT",
     },
 )
-# What runs graphs as they are, on any machine: every bundle is for it.
+# The target that runs graphs as they are, on any machine: every bundle supports it.
 GRAPHS = "onnxruntime"
 
 
@@ -31,10 +31,10 @@ def engine_targets() -> dict[str, EngineTarget]:
 
 
 def find_engine_target(name: str) -> EngineTarget:
-    """A target that builds engines.
+    """Find a target that builds engines.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: No such target has that name.
     """
     found = engine_targets()
     if name not in found:
@@ -47,10 +47,10 @@ def find_engine_target(name: str) -> EngineTarget:
 
 
 def build_targets() -> tuple[str, ...]:
-    """What a bundle can be built for."""
+    """The targets that a bundle can be built for."""
     return (GRAPHS, *engine_targets())
 
 
 def distributions() -> tuple[str, ...]:
-    """Every distribution whose version says what ran."""
+    """Every distribution whose version identifies the software that ran."""
     return tuple(dict.fromkeys(d for target in TARGETS.all().values() for d in target.distributions))

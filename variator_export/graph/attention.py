@@ -1,9 +1,9 @@
-"""Attention as one operator (ONNX `Attention`, opset 23) instead of the ten that eager attention becomes.
+"""Fusion of eager attention, which is exported as ten operators, into one (ONNX `Attention`, opset 23).
 
-Runtimes have kernels for it: on a CPU the scores stay in cache between the products (3 % less time for
-MiniLM at ratio 1, 6 % at ratio 4), on a GPU it is a fused kernel. Exporting PyTorch's own
-scaled_dot_product_attention would give it too, but fails for T5 and differs on rows that are masked whole;
-eager attention is the reference, and its mask is added to the scores as it is.
+Runtimes have kernels for this operator. On a CPU the scores stay in cache between the matrix products (3 %
+less time for MiniLM at ratio 1, 6 % at ratio 4); on a GPU the kernel is fused. Exporting PyTorch's own
+scaled_dot_product_attention would produce the operator too, but fails for T5 and differs on fully masked
+rows. Eager attention is the reference, and its mask is added to the scores unchanged.
 """
 
 import ml_dtypes
@@ -23,29 +23,29 @@ _Operands = tuple[ir.Value, ir.Value, ir.Value, ir.Node, dict[str, int]]
 
 
 def fuse_attention(model: ir.Model) -> int:
-    """Replace every attention that has the traced form; others are left as they are.
+    """Replace every attention that has the traced form; leave other attention unchanged.
 
-    The form is `softmax(q @ k^T * scale + mask) @ v` on q, k and v of (B, N, heads * size), or of
-    (B, heads, N, size) where they were rotated in between (ModernBERT); with or without a scale, and with one
-    mask or two (T5 and MPNet add a position bias and the mask one after the other).
+    The form is `softmax(q @ k^T * scale + mask) @ v`, with q, k and v of shape (B, N, heads * size), or
+    (B, heads, N, size) if they were rotated in between (ModernBERT). The scale is optional, and there are one
+    or two masks (T5 and MPNet first add a position bias and then the mask).
 
     Returns:
-        How many were replaced.
+        Number of replaced attentions.
     """
     count = sum(_fuse(model.graph, node) for node in list(model.graph) if node.op_type == "Softmax")
     if count:
         _raise_lowest(model.graph)
     common.RemoveUnusedNodesPass()(model)
-    common.CommonSubexpressionEliminationPass()(model)  # layers share the sum of two masks
+    common.CommonSubexpressionEliminationPass()(model)  # all layers share the sum of two masks
     return count
 
 
 def _raise_lowest(graph: ir.Graph) -> None:
-    """Halve the lowest float, which is in masks.
+    """Halve the lowest float, which masks contain.
 
-    Where all keys of a query have it, as for padding in a sliding window (ModernBERT), eager attention gives
-    the mean of the values; ONNX Runtime's kernel takes it for a sign and gives zeros. Half of it swallows
-    every score just as well, and is nothing special.
+    If all keys of a query are masked with it, as for padding in a sliding window (ModernBERT), eager
+    attention returns the mean of the values. ONNX Runtime's kernel treats the lowest float as a marker and
+    returns zeros. Half the value still outweighs every score, and has no special meaning.
     """
     for value in graph.initializers.values():
         stored = value.const_value
@@ -57,7 +57,7 @@ def _raise_lowest(graph: ir.Graph) -> None:
 
 
 def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
-    # In half precision some models take the softmax in float32, between two casts.
+    # In half precision some models compute the softmax in float32, between two casts.
     widened = _producer(softmax.inputs[0], "Cast")
     narrowed = _only_user(softmax.outputs[0], "Cast") if widened is not None else None
     if widened is not None and narrowed is None:
@@ -99,7 +99,7 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
 
 
 def _scale(scores: ir.Value | None) -> tuple[float, ir.Value | None]:
-    """The factor that scores are multiplied with, and the scores before it."""
+    """Find the factor by which scores are multiplied, and the scores before the multiplication."""
     for op_type in ("Mul", "Div"):
         scaled = _producer(scores, op_type)
         if (
@@ -113,7 +113,7 @@ def _scale(scores: ir.Value | None) -> tuple[float, ir.Value | None]:
 
 
 def _joined_heads(product: ir.Node, weighted: ir.Node) -> _Operands | None:
-    """Operands of (B, N, heads * size): cutting into heads, and joining them, is part of the operator."""
+    """Find operands of (B, N, heads * size); the operator itself splits and joins the heads."""
     query = _source(product.inputs[0], _HEADS_FIRST)
     key = _source(product.inputs[1], _KEYS)
     value = _source(weighted.inputs[1], _HEADS_FIRST)
@@ -128,7 +128,7 @@ def _joined_heads(product: ir.Node, weighted: ir.Node) -> _Operands | None:
 
 
 def _separate_heads(product: ir.Node, weighted: ir.Node) -> _Operands | None:
-    """Operands of (B, heads, N, size)."""
+    """Find operands of (B, heads, N, size)."""
     query, value = product.inputs[0], weighted.inputs[1]
     swapped = _producer(product.inputs[1], "Transpose")
     key = swapped.inputs[0] if swapped is not None and _perm(swapped) == _SWAPPED else None
@@ -154,7 +154,7 @@ def _perm(transpose: ir.Node) -> list[int]:
 
 
 def _source(value: ir.Value | None, perm: list[int]) -> ir.Value | None:
-    """What was cut into heads and transposed: (B, N, heads * size)."""
+    """Find the value (B, N, heads * size) that was split into heads and transposed."""
     transpose = _producer(value, "Transpose")
     if transpose is None or _perm(transpose) != perm:
         return None

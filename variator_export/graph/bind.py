@@ -1,4 +1,4 @@
-"""Binding: one plugin's tensors put into the any-ratio graph give the graph of one ratio."""
+"""Binding: inserting one plugin's tensors into the any-ratio graph, to produce the graph of one ratio."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +21,12 @@ from variator_export.model.plugin_layout import (
 
 
 def bind(any_ratio: Path, config: PluginConfig, plugin_location: str) -> ir.Model:
-    """The graph of one ratio.
+    """Build the graph of one ratio.
 
     Args:
         any_ratio: The any-ratio graph, in the bundle's folder.
         config: The plugin's configuration.
-        plugin_location: The plugin's safetensors file, as a path inside the bundle's folder.
+        plugin_location: Path of the plugin's safetensors file inside the bundle's folder.
 
     Returns:
         A graph without plugin inputs, whose weights and plugin tensors are external data.
@@ -55,10 +55,11 @@ def bind(any_ratio: Path, config: PluginConfig, plugin_location: str) -> ir.Mode
 
 
 def bind_baseline(any_ratio: Path) -> ir.Model:
-    """The graph of ratio 1: the backbone without plugins and without padding.
+    """Build the graph of ratio 1: the backbone without plugins and without padding.
 
-    With k=1 a window is its vector, so what enters the compression layer enters the feed-forward network,
-    and what leaves the feed-forward network leaves the decompression layer.
+    With k=1 a window is a single vector. The input of the compression layer can therefore go directly into
+    the feed-forward network, and the output of the feed-forward network replaces that of the decompression
+    layer.
     """
     model = ir.load(any_ratio)
     graph = model.graph
@@ -70,7 +71,7 @@ def bind_baseline(any_ratio: Path) -> ir.Model:
     _set_dimensions(graph, {"ratio": 1, "bottleneck_size": 1})
     remove_padding(graph)
     simplify(model, fuse_norms=not _is_half(held))
-    # What is left of the plugin's inputs is their shape.
+    # Only the shapes of the plugin inputs were still in use, and they are constant now.
     for value in ratio_inputs:
         assert not value.uses(), f"{value.name} is still used in the graph of ratio 1"
         graph.inputs.remove(value)
@@ -91,12 +92,12 @@ def _bind_kind(
     config: PluginConfig,
     tensors: Mapping[str, ir.ExternalTensor],
 ) -> dict[str, ir.TensorProtocol]:
-    """Replace `Gather(stacked, layer)` by the layer's tensor, as an input that is attached later."""
+    """Replace `Gather(stacked, layer)` by an input for the layer's tensor, which is attached later."""
     held: dict[str, ir.TensorProtocol] = {}
     shapes = graph_shapes(config)
     for node, _ in list(value.uses()):
         if node.op_type == "Shape":
-            continue  # folded once the shape is known
+            continue  # replaced below by a constant, once the shape is known
         assert node.op_type == "Gather", f"{value.name} is read by a {node.op_type}"
         index = node.inputs[1]
         assert index is not None
@@ -135,7 +136,7 @@ def _bind_kind(
 
 
 def _set_dimensions(graph: ir.Graph, bindings: Mapping[str, int]) -> None:
-    """Put numbers for symbolic dimensions into the shapes of all values."""
+    """Replace symbolic dimensions by numbers in the shapes of all values."""
     values = [*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)]
     for value in values:
         if value.shape is not None:
@@ -156,16 +157,17 @@ _COMPRESS, _DECOMPRESS, _FFN = ".plugin.compress", ".plugin.decompress", ".ffn"
 
 
 def _site(node: ir.Node) -> str:
-    """The path of the wrapped feed-forward network that a node of a compression layer belongs to."""
+    """Path of the wrapped feed-forward network whose compression layer a node belongs to; empty if none."""
     module = module_of(node)
     return module.removesuffix(_COMPRESS) if module.endswith(_COMPRESS) else ""
 
 
 def _remove_plugin(graph: ir.Graph, site: str) -> None:
-    """Lead the graph around the plugin of one site."""
+    """Bypass the plugin of one site."""
     compress = [node for node in graph if module_of(node) == site + _COMPRESS]
     decompress = [node for node in graph if module_of(node).startswith(site + _DECOMPRESS)]
-    # Other layers take the mask from the first one; what the network takes is the compressed window.
+    # Other layers read the mask from the first one, but the feed-forward network reads only the compressed
+    # window.
     compressed = _only(
         [v for v in _leaving(compress) if any(module_of(u).startswith(site + _FFN) for u, _ in v.uses())],
         site,
@@ -192,13 +194,13 @@ def _is_from(value: ir.Value, site: str) -> bool:
 
 
 def _entering(nodes: list[ir.Node]) -> list[ir.Value]:
-    """Values that a group of nodes takes from outside, in order and once."""
+    """Values from outside that a group of nodes reads, in order and without duplicates."""
     inside = {output for node in nodes for output in node.outputs}
     return list(dict.fromkeys(v for node in nodes for v in node.inputs if v is not None and v not in inside))
 
 
 def _leaving(nodes: list[ir.Node]) -> list[ir.Value]:
-    """Values that nodes outside of a group take from it."""
+    """Values of a group of nodes that nodes outside the group read."""
     group = set(nodes)
     return [
         output

@@ -1,6 +1,6 @@
-"""Counting the multiply-accumulates (MACs) of a graph, to stand beside those of the formula (`model.macs`).
+"""Counts of the multiply-accumulates (MACs) in a graph, for comparison with the formula in `model.macs`.
 
-Only matrix products count; scores and weighted sums of the attention do.
+Only matrix products count, including the scores and weighted sums of attention.
 """
 
 import contextlib
@@ -17,20 +17,21 @@ from variator_export.graph.simplify import module_of
 
 
 class _UnknownShapeError(Exception):
-    """The exporter did not follow a dimension."""
+    """The exporter left a dimension unknown."""
 
 
 def graph_macs(graph: Path, batch_size: int, length: int, ratio: int = 1) -> int | None:
-    """MACs of the matrix products of a graph of one ratio, at one input shape, padding included.
+    """Count the MACs in a graph of one ratio, at one input shape and including padding.
 
     Args:
         graph: The ONNX file; its weights are not read.
-        batch_size: Rows.
-        length: Tokens in each row.
-        ratio: k of the graph.
+        batch_size: Number of rows.
+        length: Number of tokens in each row.
+        ratio: The graph's ratio k.
 
     Returns:
-        None if the shapes of a product are not known (DeBERTa cuts its relative positions to the length).
+        MACs of all matrix products; None if the shapes of a product are unknown (DeBERTa cuts its relative
+        positions to the length).
     """
     model = ir.load(graph)
     bindings = {BATCH: batch_size, LENGTH: length, "windows": math.ceil(length / ratio)}
@@ -42,12 +43,13 @@ def graph_macs(graph: Path, batch_size: int, length: int, ratio: int = 1) -> int
 
 @dataclass(frozen=True)
 class PrecisionShare:
-    """How much of a graph's matrix products is computed in a precision.
+    """The share of a graph's matrix products that is computed in the requested precision.
 
     Attributes:
-        precision: What was asked for.
-        macs: Multiply-accumulates in it, over all but those of modules that are declared float32.
-        float32_modules: The share of all of each module that is declared float32, by the module.
+        precision: The requested precision.
+        macs: Multiply-accumulates in that precision, as a share of the graph's total without the modules that
+            are declared float32.
+        float32_modules: The share of the graph's total in each module that is declared float32, by module.
     """
 
     precision: str
@@ -58,13 +60,13 @@ class PrecisionShare:
 def precision_share(
     graph: Path, precision: str, float32_modules: Sequence[str], ratio: int
 ) -> PrecisionShare:
-    """Count in which types the products of a graph of one ratio are computed, at 8 rows of 128 tokens.
+    """Compute how much of a graph of one ratio runs in a precision, at 8 rows of 128 tokens.
 
     Args:
         graph: The ONNX file.
-        precision: What was asked for.
-        float32_modules: The last names of modules that stay in float32.
-        ratio: k of the graph.
+        precision: The requested precision.
+        float32_modules: Last name components of the modules that stay in float32.
+        ratio: The graph's ratio k.
     """
     wanted = find_precision(precision).onnx
     asked = rest = whole = 0
@@ -82,19 +84,19 @@ def precision_share(
 
 
 def macs_by_node(graph: Path, float32_modules: Collection[str], ratio: int) -> dict[str, int]:
-    """The products of a graph of one ratio by the node's name, at 8 rows of 128 tokens.
+    """Count the MACs of each matrix product in a graph of one ratio, by node name, at 8 rows of 128 tokens.
 
     Args:
         graph: The ONNX file.
-        float32_modules: Whole names of modules that are left out.
-        ratio: k of the graph.
+        float32_modules: Full names of the modules to leave out.
+        ratio: The graph's ratio k.
     """
     products = _products(graph, ratio)
     return {str(node.name): macs for node, macs in products if module_of(node) not in float32_modules}
 
 
 def _products(graph: Path, ratio: int) -> Iterator[tuple[ir.Node, int]]:
-    """The matrix products and their MACs, where their shapes are known (some of DeBERTa's are not)."""
+    """Yield the matrix products with known shapes and their MACs; some shapes in DeBERTa are unknown."""
     bindings = {BATCH: 8, LENGTH: 128, "windows": math.ceil(128 / ratio)}
     for node in ir.load(graph).graph:
         with contextlib.suppress(_UnknownShapeError):

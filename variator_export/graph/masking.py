@@ -1,17 +1,17 @@
-"""Masking mode `none`: every vector takes part, so nothing of the mask is left in the compression layer."""
+"""Masking mode `none`: every vector is included, so the compression layer needs no mask."""
 
 import onnx_ir as ir
 
-# Operations whose result is true (or one) everywhere if their first input is.
+# Operators whose result is true (or one) everywhere if their first input is.
 _PRESERVING = ("Unsqueeze", "Expand", "Reshape", "Identity", "Squeeze", "Cast")
 
 
 def keep_everything(graph: ir.Graph, exclude_padding: ir.Value) -> None:
-    """Remove the selections and products that `exclude_padding` decides, for the case that it is false.
+    """Remove the selections and products that depend on `exclude_padding`, assuming that it is false.
 
     Args:
-        graph: Changed in place.
-        exclude_padding: The scalar input that says whether padding is excluded.
+        graph: The graph, changed in place.
+        exclude_padding: The scalar input that determines whether padding is excluded.
     """
     true = {node.outputs[0] for node, _ in exclude_padding.uses() if node.op_type == "Not"}
     for node in list(graph):  # in topological order

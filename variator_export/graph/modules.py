@@ -1,4 +1,4 @@
-"""Where the outputs of PyTorch modules are in a graph. Every node names the module that it came from."""
+"""Locations of PyTorch modules in a graph, whose nodes each record the module that they came from."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def module_outputs(model: ir.Model) -> dict[str, str]:
-    """The value that leaves each module, by the module's name.
+    """Find the output value of each module, by module name.
 
-    Modules are left out whose nodes the optimization took away, and those that several values leave, or one
-    that holds no floating-point numbers. What no weight went into does not count: of a mask that every layer
-    makes alike, the optimization leaves that of the first.
+    A module is left out if the optimization removed its nodes, if it has several outputs, or if its output is
+    not floating-point. Values that do not depend on a weight are ignored: every layer computes the same mask,
+    for example, and the optimization keeps only the one in the first layer.
     """
     leaving: dict[str, dict[str, None]] = {}
     outputs = {id(value) for value in model.graph.outputs}
@@ -35,19 +35,19 @@ def module_outputs(model: ir.Model) -> dict[str, str]:
 
 
 def module_names(graph: Path) -> dict[str, str]:
-    """The module of every node by the node's name; empty for nodes of none."""
+    """Find the module of every node, by node name; empty for a node without a module."""
     return {node.name: module_of(node) for node in ir.load(graph).graph if node.name}
 
 
 def mark_outputs(model: ir.Model, names: Iterable[str]) -> None:
-    """Make values outputs of the graph besides those that are; the output of two modules is one value."""
+    """Add values to the graph's outputs. A value that is the output of two modules is added once."""
     values = ir.convenience.create_value_mapping(model.graph)
     there = {value.name for value in model.graph.outputs}
     model.graph.outputs.extend(values[name] for name in dict.fromkeys(names) if name not in there)
 
 
 def module_inputs(model: ir.Model, module: str) -> list[str]:
-    """The values that a module reads and does not make itself, without what is made of weights alone."""
+    """Find the values that a module reads from outside, except those computed from weights alone."""
     found: dict[str, None] = {}
     varying = {id(value) for value in model.graph.inputs}
     for node in model.graph:
@@ -63,20 +63,20 @@ def module_inputs(model: ir.Model, module: str) -> list[str]:
 
 
 def extract_module(model: ir.Model, module: str, inputs: Mapping[str, np.ndarray], output: str) -> ir.Model:
-    """A graph of one module alone, which holds its weights itself.
+    """Build a graph of one module alone, with its weights stored in the graph.
 
     Args:
         model: The whole graph.
-        module: The module.
-        inputs: The values that it reads (`module_inputs`) as they were in one run. Shapes among them become
-            constants: TensorRT wants those of its inputs on the host, and apart.
-        output: The value that leaves it.
+        module: Name of the module.
+        inputs: The values that the module reads (`module_inputs`), as recorded in one run. Shapes among them
+            become constants, because TensorRT treats shape inputs separately and requires them on the host.
+        output: The module's output value.
     """
     graph = ir.convenience.extract(model.graph, list(inputs), [output])
     graph.name = module
     for value in list(graph.inputs):
         given = inputs[value.name or ""]
-        if value.type is None:  # the optimization may have lost it
+        if value.type is None:  # the optimization may have lost the type
             value.type = ir.TensorType(ir.DataType.from_numpy(given.dtype))
         if given.dtype == np.int64 and given.ndim < 2:
             graph.inputs.remove(value)
@@ -88,7 +88,7 @@ def extract_module(model: ir.Model, module: str, inputs: Mapping[str, np.ndarray
 
 
 def _is_weight(value: ir.Value) -> bool:
-    """Whether it holds several floating-point numbers: constants of a formula are single ones."""
+    """Whether a value holds several floating-point numbers. A constant of a formula holds only one."""
     return value.dtype in _FLOATS and value.shape is not None and value.shape.numpy() not in ((), (1,))
 
 

@@ -1,7 +1,8 @@
-"""The edge of a graph: callers see (batch_size, sequence_length), the traced body sees windows.
+"""The boundary of a graph: callers use (batch_size, sequence_length), and the traced body uses windows.
 
-The prologue pads to a multiple of the ratio and cuts into windows; the epilogue cuts token outputs back to
-the caller's length. Both take the ratio from the shape of a plugin input, so one any-ratio graph serves all.
+The prologue pads the inputs to a multiple of the ratio and cuts them into windows. The epilogue cuts token
+outputs back to the caller's length. The prologue reads the ratio from the shape of a plugin input, so one
+any-ratio graph serves every ratio.
 """
 
 from collections.abc import Collection
@@ -23,10 +24,11 @@ def add_padding(
     """Give a windowed graph the interface (batch_size, sequence_length).
 
     Args:
-        graph: Its inputs named in `inputs` are int64 (batch_size, windows, ratio). Changed in place.
-        inputs: The token inputs; `input_ids` is padded with `pad_id`, the others with 0.
-        token_outputs: The outputs with one row per token.
-        pad_id: The tokenizer's pad token.
+        graph: The graph, changed in place. Its inputs named in `inputs` are int64 (batch_size, windows,
+            ratio).
+        inputs: Names of the token inputs. `input_ids` is padded with `pad_id`, the others with 0.
+        token_outputs: Names of the outputs with one row per token.
+        pad_id: Id of the tokenizer's pad token.
     """
     tape = ir.tape.Tape(graph)
     constants = _Constants(graph)
@@ -85,7 +87,7 @@ def remove_padding(graph: ir.Graph) -> None:
 
 
 class _Constants:
-    """int64 constants of a graph, each once."""
+    """The int64 constants of a graph's boundary; each value is created once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph

@@ -1,4 +1,4 @@
-"""What a graph says of the part of a model that it is."""
+"""Description of the part of a model that a graph holds."""
 
 import onnx_ir as ir
 
@@ -7,11 +7,11 @@ from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 
 
 def part_of(graph: ir.Graph, num_sites: int) -> PartEntry:
-    """The part that a graph is, by its own inputs and outputs.
+    """Describe the part of a model that a graph holds, from the graph's inputs and outputs.
 
     Args:
-        graph: The graph of one variant, or the one for all; inputs that carry a plugin do not count.
-        num_sites: How many feed-forward networks of it a plugin is put around.
+        graph: The graph of one variant, or the graph for all. Inputs that carry a plugin are left out.
+        num_sites: Number of feed-forward networks in the graph that a plugin wraps.
     """
     inputs = [value for value in graph.inputs if not str(value.name).startswith(GRAPH_INPUT_PREFIX)]
     return PartEntry(

@@ -1,10 +1,10 @@
-"""Passes that make a graph small without changing what it computes."""
+"""Passes that simplify a graph without changing its results."""
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript import optimizer
 
-# Not in the public namespace of onnxscript 0.7; pyproject.toml allows no other.
+# This module is private in onnxscript 0.7, and pyproject.toml allows no other version.
 from onnxscript.rewriter.rules.fusion._rms_normalization import fuse_rms_normalization
 
 from variator_export.graph.constants import add_constant
@@ -16,15 +16,15 @@ _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 def name_modules(model: ir.Model, prefix: str) -> None:
     """Replace the exporter's metadata by the PyTorch module that each node came from.
 
-    The exporter embeds paths of source files, which would make the bytes depend on the folder.
+    The exporter embeds the paths of source files, which would make the graph's bytes depend on the folder.
 
     Args:
-        model: Changed in place.
+        model: The model, changed in place.
         prefix: The path of the backbone inside the traced module, with a dot at the end.
     """
     for node in model.graph:
         scopes = node.metadata_props.get(_SCOPES_KEY)
-        # A list of the enclosing modules, outermost first, and the operation itself.
+        # The list holds the enclosing modules, outermost first, and then the operation itself.
         names = [part.strip().strip("'") for part in scopes.strip("[]").split(",")] if scopes else []
         node.metadata_props.clear()
         node.doc_string = None
@@ -41,13 +41,14 @@ def name_modules(model: ir.Model, prefix: str) -> None:
 
 
 def simplify(model: ir.Model, *, fuse_norms: bool) -> None:
-    """Fold constants, drop what is unused, and make the targets of reshapes constant where shapes allow.
+    """Fold constants, drop unused nodes, and make the targets of reshapes constant where shapes allow.
 
     Args:
-        model: Changed in place.
-        fuse_norms: Make T5's layer norm one operator (`RMSNormalization`, opset 23) instead of seven: less
-            than half of its time on ONNX Runtime's CPU kernels. Not in half precision, where it norms float32
-            vectors and multiplies float16 ones: the operator's types do not fit that.
+        model: The model, changed in place.
+        fuse_norms: Whether to fuse T5's layer norm from seven operators into one (`RMSNormalization`,
+            opset 23), which takes less than half the time with ONNX Runtime's CPU kernels. Not for half
+            precision, where the layer norm normalizes float32 vectors but multiplies float16 ones. The
+            operator's types do not allow that.
     """
     optimizer.optimize_ir(model)
     _constant_reshapes(model)
@@ -62,7 +63,7 @@ def simplify(model: ir.Model, *, fuse_norms: bool) -> None:
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Name every node MODULE/OPERATOR_N, so that the messages of runtimes and builders name the module."""
+    """Name every node MODULE/OPERATOR_N, so that messages of runtimes and builders show the module."""
     counts: dict[str, int] = {}
     for node in model.graph:
         stem = f"{module_of(node)}/{node.op_type}"
@@ -71,7 +72,7 @@ def name_nodes(model: ir.Model) -> None:
 
 
 def module_of(node: ir.Node) -> str:
-    """The PyTorch module that a node came from; empty where it came from none."""
+    """The PyTorch module that a node came from; empty if there is none."""
     return node.metadata_props.get(MODULE_KEY, "")
 
 
@@ -93,9 +94,10 @@ def _constant_reshapes(model: ir.Model) -> None:
 
 
 def reshape_target(source: ir.Shape | None, result: ir.Shape | None) -> list[int] | None:
-    """A constant reshape target: numbers, 0 for a dimension that is copied, one -1 for what is left.
+    """Compute a constant reshape target: numbers, 0 for a copied dimension, and -1 for an inferred one.
 
-    None if the shapes need more than one -1.
+    Returns:
+        The target; None if a shape is unknown or more than one dimension would be -1.
     """
     if source is None or result is None:
         return None

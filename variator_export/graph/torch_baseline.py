@@ -1,4 +1,4 @@
-"""The backbone as `torch.onnx` exports it, with nothing of ours: what a user has without this package."""
+"""Plain `torch.onnx` export of the backbone: the graph that a user has without this package."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from variator_export.model.backbone import Backbone
 
 
 class _Positional(nn.Module):
-    """Inputs and outputs in an order instead of by name."""
+    """`PlainModel` with positional inputs and outputs instead of named ones."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -24,13 +24,13 @@ class _Positional(nn.Module):
 
 
 def export_plain(backbone: Backbone, path: Path) -> Path:
-    """Export a backbone without plugins, by tracing as Optimum does.
+    """Export a backbone without plugins, with the tracing exporter that Optimum uses.
 
-    ONNX Runtime's transformer optimizer knows the patterns of that exporter; of the graphs of the one by
-    torch.export (PyTorch 2.13) it fuses no attention.
+    ONNX Runtime's transformer optimizer recognizes the patterns of this exporter. In graphs of the
+    torch.export-based exporter (PyTorch 2.13) it fuses no attention.
 
     Args:
-        backbone: In float32.
+        backbone: The backbone, in float32.
         path: The file to write.
 
     Raises:
@@ -59,7 +59,7 @@ def export_plain(backbone: Backbone, path: Path) -> Path:
                 opset_version=17,
                 dynamo=False,
             )
-    except Exception as error:  # it raises what it likes
+    except Exception as error:  # the exporter raises errors of any type
         raise UserError(
             f"torch.onnx {torch.__version__} cannot export the backbone alone: {first_line(error)}",
             "Leave it out: choose the others with --runtime.",

@@ -1,4 +1,4 @@
-"""Tracing: the backbone once, with the plugin's tensors as inputs and the ratio symbolic."""
+"""Tracing: exporting the backbone once, with the plugin's tensors as inputs and a symbolic ratio."""
 
 import contextlib
 import logging
@@ -27,19 +27,19 @@ from variator_export.model.plugin_layout import (
     graph_shapes,
 )
 
-# The first with Attention; ONNX Runtime 1.31 and TensorRT for RTX 1.7 read it.
+# The first opset with Attention. ONNX Runtime 1.31 and TensorRT for RTX 1.7 support it.
 OPSET = 23
-# A constant of the trace (a table of positions, say) may lie in the graph; a weight may not.
+# A constant of the trace, such as a table of positions, may be stored in the graph. A weight may not.
 _MAX_INLINE_BYTES = 64 * 1024
-# No size of the example may be 1 or equal another: the exporter could take them for constants.
+# No size of the example may be 1 or equal to another size: the exporter could treat it as a constant.
 _EXAMPLE_BATCH, _EXAMPLE_WINDOWS, _EXAMPLE_RATIO, _EXAMPLE_BOTTLENECK = 2, 5, 3, 7
 
 
 class _TracedModel(nn.Module):
-    """`WindowedModel` as a function of the inputs and of the plugin's tensors, stacked over the layers.
+    """`WindowedModel` as a function of its inputs and of the plugin's tensors, stacked over the layers.
 
-    The plugin's tensors and the outputs are float32 in every precision: a plugin file serves all of them, and
-    whoever calls a graph need not know its precision.
+    The plugin's tensors and the outputs are float32 in every precision. One plugin file therefore serves all
+    precisions, and a caller need not know the precision of a graph.
     """
 
     def __init__(self, windowed: WindowedModel, dtype: torch.dtype) -> None:
@@ -67,12 +67,12 @@ def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
     """Trace the any-ratio graph and write the weights that it uses.
 
     Args:
-        backbone: The loaded backbone; left as it is.
-        folder: Where the weights file goes.
-        weights_name: Its name.
+        backbone: The loaded backbone; left unchanged.
+        folder: Folder for the weights file.
+        weights_name: Name of the weights file.
 
     Returns:
-        A graph with the inputs of the backbone, (batch_size, sequence_length), those of the plugin
+        A graph with the backbone's inputs, (batch_size, sequence_length), the plugin's inputs
         (`plugin_layout.stack_for_graph`), and the backbone's outputs.
     """
     size = backbone.info.size
@@ -114,7 +114,7 @@ def _export(traced: _TracedModel, backbone: Backbone, config: PluginConfig) -> i
     inputs, exclude_padding, stacked = _example(backbone, config)
     symbols = {"k": ratio, "m": bottleneck}
     dynamic_stacked = {
-        # The first dimension is that of the layers.
+        # Dimension 0 counts the layers.
         kind: {i: symbols[dim] for i, dim in enumerate(layout.graph, start=1) if dim in symbols}
         for kind, layout in PLUGIN_TENSORS.items()
     }
@@ -126,14 +126,14 @@ def _export(traced: _TracedModel, backbone: Backbone, config: PluginConfig) -> i
     with quiet_exporter():
         program = torch.onnx.export(
             traced,
-            # As keywords: a dict at the end of `args` would be taken for them.
+            # Pass keywords, because a dict at the end of `args` would be interpreted as keywords anyway.
             kwargs={"inputs": inputs, "exclude_padding": exclude_padding, "stacked": stacked},
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=dynamic_shapes,
             input_names=[*inputs, EXCLUDE_PADDING_INPUT, *(GRAPH_INPUT_PREFIX + kind for kind in stacked)],
             output_names=list(backbone.info.outputs),
-            # Unoptimised, weights keep their names and layout; `simplify` does the rest.
+            # Without optimization, weights keep their names and layout. `simplify` runs later.
             optimize=False,
             verbose=False,
         )
@@ -142,8 +142,8 @@ def _export(traced: _TracedModel, backbone: Backbone, config: PluginConfig) -> i
 
 
 def _detach_parameters(graph: ir.Graph, traced: _TracedModel, backbone: Backbone) -> list[str]:
-    """Give every weight its name in the backbone's state dict and detach it."""
-    # Tied weights have several names; the first is taken, whichever the exporter took.
+    """Rename every weight to its name in the backbone's state dict and detach it; returns the names."""
+    # Tied weights have several names. Use the first one, regardless of the exporter's choice.
     parameters = list(backbone.model.named_parameters(remove_duplicate=False))
     named = {id(parameter): name for name, parameter in reversed(parameters)}
     named |= {id(buffer): name for name, buffer in backbone.model.named_buffers() if name in backbone.state}
@@ -165,15 +165,15 @@ def _detach_parameters(graph: ir.Graph, traced: _TracedModel, backbone: Backbone
 
 
 def _check_inline(graph: ir.Graph) -> None:
-    """Weights exist once: none may be left in the graph under a name that the backbone does not have."""
+    """Check that no weight is left in the graph under another name, because each is stored only once."""
     for name, value in graph.initializers.items():
         size = value.const_value.nbytes if value.const_value is not None else 0
-        assert size <= _MAX_INLINE_BYTES, f"{name} ({size} bytes) is no weight of the backbone"
+        assert size <= _MAX_INLINE_BYTES, f"{name} ({size} bytes) is not a weight of the backbone"
 
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Keep the prints and warnings of torch.onnx, most of them about its own future, away from the user."""
+    """Suppress the output and warnings of torch.onnx, most of which concern its own future."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):  # noqa: PTH123

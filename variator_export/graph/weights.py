@@ -1,8 +1,8 @@
 """Weights of a graph as external data inside safetensors files.
 
-A graph names a weight as the backbone's state dict does and keeps its layout, so every graph of a bundle can
-point into one file. While a graph is rewritten its weights are *detached*: they stand as plain inputs, and no
-pass can rename, merge, fold or even read them.
+A graph uses the names and the layout of the backbone's state dict, so all graphs of a bundle can share one
+weights file. While a graph is rewritten, its weights are *detached*: they are plain inputs, so no pass can
+rename, merge, fold or even read them.
 """
 
 import json
@@ -21,23 +21,23 @@ from variator_export.core.precision import PRECISIONS
 
 
 def write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file whose bytes depend on names and values only."""
+    """Write a safetensors file whose bytes depend only on names and values."""
     try:
         save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path)
     except SafetensorError as error:
-        # It keeps the system's refusal (a full disk) in its text only.
+        # SafetensorError reports a system error, such as a full disk, only in its text.
         if code := re.search(r"\(os error (\d+)\)", str(error)):
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
         raise
-    path.chmod(0o644)  # safetensors leaves 0600, which a serving process of another user cannot read
+    path.chmod(0o644)  # safetensors sets 0600, which a serving process of another user cannot read
 
 
 def external_tensors(folder: Path, location: str) -> dict[str, ir.ExternalTensor]:
-    """Every tensor of a safetensors file as external data of a graph.
+    """Map every tensor of a safetensors file to external data of a graph, by name.
 
     Args:
-        folder: The bundle.
-        location: The file's path inside it, as it is written into graphs.
+        folder: The bundle's folder.
+        location: Path of the file inside the bundle, as written into graphs.
     """
     with (folder / location).open("rb") as file:
         (header_bytes,) = struct.unpack("<Q", file.read(8))
@@ -60,7 +60,7 @@ def external_tensors(folder: Path, location: str) -> dict[str, ir.ExternalTensor
 
 
 def detach_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
-    """Turn every external initializer into a plain input; gives back what they held, by name."""
+    """Turn every external initializer into a plain input; returns the initializers' tensors by name."""
     held: dict[str, ir.TensorProtocol] = {}
     for name, value in list(graph.initializers.items()):
         if isinstance(value.const_value, ir.ExternalTensor):
@@ -77,7 +77,7 @@ def detach(graph: ir.Graph, value: ir.Value) -> None:
 
 
 def attach_weights(graph: ir.Graph, tensors: Mapping[str, ir.TensorProtocol]) -> None:
-    """Turn the inputs of these names back into initializers; drops those that nothing uses any more."""
+    """Turn the inputs with these names back into initializers; unused ones are removed."""
     for value in [value for value in graph.inputs if value.name in tensors]:
         graph.inputs.remove(value)
         if value.uses() or value.is_graph_output():

@@ -1,7 +1,7 @@
-"""Making bfloat16 float32 in a graph, for runtimes that have no products of bfloat16.
+"""Conversion of bfloat16 to float32 in a graph, for runtimes without bfloat16 matrix products.
 
-ONNX Runtime's CPU provider has none. What such a graph computes shows that the graph is right, not how it
-rounds.
+ONNX Runtime's CPU provider is one of them. The outputs of a converted graph show that the graph is correct,
+but not how it rounds.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 
 def widen(model: ir.Model) -> None:
-    """Make all bfloat16 tensors of a graph float32; their values are in memory then."""
+    """Convert all bfloat16 tensors of a graph to float32; converted values are held in memory."""
     for value in model.graph.initializers.values():
         stored = value.const_value
         if stored is not None and stored.dtype == ir.DataType.BFLOAT16:

@@ -1,9 +1,9 @@
 """A backbone with a compression plugin around every feed-forward network.
 
-The backbone's `forward` is not touched: a module that holds the feed-forward network and the plugin takes
-the place of the feed-forward network.
+The backbone's `forward` stays unchanged. A wrapper module that holds the feed-forward network and the plugin
+replaces each feed-forward network.
 
-Shapes: B batch, S tokens as given, W windows, k ratio, N = W*k tokens with padding, d hidden size.
+Shapes: B batch, S tokens before padding, W windows, k ratio, N = W*k tokens with padding, d hidden size.
 """
 
 import copy
@@ -22,11 +22,12 @@ HIDDEN_STATES_PREFIX = "hidden_states."
 
 @dataclass
 class Windows:
-    """What every site of one call shares. The sites see hidden vectors only, not the mask.
+    """State that all sites share during one call, because a site receives hidden vectors but no mask.
 
     Attributes:
         shape: (B, W, k).
-        keep: bool (B, W, k), False for vectors that take no part in the compression; None: all do.
+        keep: bool (B, W, k), False for vectors excluded from the compression. None if every vector is
+            included.
     """
 
     shape: tuple[int, int, int] = (0, 0, 0)
@@ -34,7 +35,7 @@ class Windows:
 
 
 class CompressedFeedForward(nn.Module):
-    """compress, feed-forward network, decompress."""
+    """A feed-forward network between the compression and the decompression layer of a plugin."""
 
     def __init__(self, ffn: nn.Module, plugin: LayerPlugin, windows: Windows, *, split: bool) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class CompressedFeedForward(nn.Module):
         self.split = split
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, d) to (B, N, d)."""
+        """Compress, run the feed-forward network and decompress: (B, N, d) to (B, N, d)."""
         batch, windows, ratio = self.windows.shape
         x = x.reshape(batch, windows, ratio, x.shape[-1])
         compressed = self.plugin.compress(x, self.windows.keep)
@@ -53,7 +54,7 @@ class CompressedFeedForward(nn.Module):
 
 
 class WindowedModel(nn.Module):
-    """The augmented model on inputs that are already cut into windows. This is what is traced."""
+    """The augmented model for inputs already cut into windows. The exporter traces this class."""
 
     def __init__(self, backbone: Backbone, plugin: CompressionPlugin, *, split: bool = False) -> None:
         super().__init__()
@@ -80,12 +81,12 @@ class WindowedModel(nn.Module):
         """Run on windows.
 
         Args:
-            inputs: int64 tensors (B, W, k) by the backbone's input names.
-            exclude_padding: Masking mode. A tensor keeps it open in a trace.
-            hidden_states: Give those of every layer besides (`run_backbone`).
+            inputs: int64 tensors (B, W, k), keyed by the backbone's input names.
+            exclude_padding: Masking mode. A tensor keeps the mode a variable in a trace.
+            hidden_states: Whether to return the hidden states of every layer as well (`run_backbone`).
 
         Returns:
-            Outputs by name, those with one row per token at N = W*k tokens.
+            Outputs by name. Token outputs have N = W*k rows.
         """
         batch, windows, ratio = inputs["input_ids"].shape
         mask = inputs["attention_mask"]
@@ -101,19 +102,20 @@ class WindowedModel(nn.Module):
         )
 
     def _positions(self, flat: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Position ids where the family has absolute ones."""
+        """Position ids for a family with absolute positions; empty for any other family."""
         make = self.spec.family.positions
         return {} if make is None else {"position_ids": make(flat["input_ids"], self.config)}
 
 
 class AugmentedModel(nn.Module):
-    """The augmented model as a user calls it: any length, padding inside. Eager, the paper's form.
+    """The augmented model as a user calls it: eager, in the paper's form, for any input length.
 
-    Padding takes the tokenizer's pad token; its embedding mixes into the last window.
+    The model pads its inputs itself, with the tokenizer's pad token. The embedding of that token mixes into
+    the last window.
 
     Args:
-        backbone: A loaded backbone. Its weights are shared, its modules are left as they are.
-        plugin: The plugin, for this backbone's hidden size and number of layers.
+        backbone: A loaded backbone. The model shares its weights and leaves its modules unchanged.
+        plugin: A plugin for this backbone's hidden size and number of layers.
     """
 
     def __init__(self, backbone: Backbone, plugin: CompressionPlugin) -> None:
@@ -126,16 +128,16 @@ class AugmentedModel(nn.Module):
 
     @property
     def transformer(self) -> nn.Module:
-        """The transformers model inside, with the plugin in its place."""
+        """The underlying transformers model, with the plugin installed."""
         return self.windowed.model
 
     def forward(self, inputs: dict[str, Tensor], *, hidden_states: bool = False) -> dict[str, Tensor]:
-        """int64 inputs (B, S) to outputs by name, those with one row per token at S tokens."""
+        """Run on int64 inputs (B, S); returns outputs by name, with S rows in token outputs."""
         outputs = self.windowed(self.pad(inputs), self.exclude_padding, hidden_states=hidden_states)
         return self.unpad(outputs, inputs["input_ids"].shape[1])
 
     def pad(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """int64 inputs (B, S), padded and cut into windows, (B, W, k)."""
+        """Pad int64 inputs (B, S) and cut them into windows, (B, W, k)."""
         batch, length = inputs["input_ids"].shape
         padding = -length % self.ratio
         windows = (length + padding) // self.ratio
@@ -147,7 +149,7 @@ class AugmentedModel(nn.Module):
         }
 
     def unpad(self, outputs: dict[str, Tensor], length: int) -> dict[str, Tensor]:
-        """Outputs of windows without what belongs to padding."""
+        """Cut the rows of padding off the outputs of `windowed`."""
         return {
             name: value[:, :length]
             if name in self.token_outputs or name.startswith(HIDDEN_STATES_PREFIX)
@@ -167,24 +169,24 @@ class PlainModel(nn.Module):
 
     @property
     def transformer(self) -> nn.Module:
-        """The transformers model inside."""
+        """The underlying transformers model."""
         return self.model
 
     def forward(self, inputs: dict[str, Tensor], *, hidden_states: bool = False) -> dict[str, Tensor]:
-        """int64 inputs (B, S) to outputs by name."""
+        """Run on int64 inputs (B, S); returns outputs by name."""
         return run_backbone(self.model, self.pooling, self.outputs, inputs, {}, hidden_states=hidden_states)
 
 
 def augmented_model(backbone: Backbone, folder: Path) -> AugmentedModel:
-    """The eager model of a variant with a compression plugin, whose files are in a folder."""
-    from variator_export.model.plugin_file import load_plugin  # which needs pydantic
+    """The eager model of a variant whose compression plugin is stored in a folder."""
+    from variator_export.model.plugin_file import load_plugin  # imported late: it needs pydantic
 
     plugin = CompressionPlugin.from_file(load_plugin(folder))
     return AugmentedModel(backbone, plugin.to(backbone.dtype))
 
 
 def plain_model(backbone: Backbone, _folder: Path) -> PlainModel:
-    """The eager model of the baseline, which has no files of its own."""
+    """The eager model of the baseline. The baseline has no files of its own, so the folder is unused."""
     return PlainModel(backbone)
 
 
@@ -197,16 +199,16 @@ def run_backbone(
     *,
     hidden_states: bool = False,
 ) -> dict[str, Tensor]:
-    """Call the backbone and pick its outputs; add `sentence_embedding` where it declares a pooling.
+    """Call the backbone and select its outputs; add `sentence_embedding` if the backbone declares a pooling.
 
-    With `hidden_states`, the output of encoder layer i comes besides as `hidden_states.{i}`; that of the last
-    layer is what the backbone's head gets.
+    With `hidden_states`, the result also holds the output of encoder layer i as `hidden_states.{i}`. The
+    output of the last layer is the input of the backbone's head.
     """
     options = {"output_hidden_states": True} if hidden_states else {}
     found = model(**inputs, **positions, **options)
     result = {name: found[name] for name in outputs}
     if hidden_states:
-        # The first is what the embedding layer gives.
+        # The first entry is the output of the embedding layer.
         layers = found["hidden_states"][1:]
         result |= {f"{HIDDEN_STATES_PREFIX}{layer}": hidden for layer, hidden in enumerate(layers)}
     if pooling is not None:
@@ -215,6 +217,6 @@ def run_backbone(
 
 
 def _copy_sharing_weights(model: nn.Module) -> nn.Module:
-    """A copy of the module tree whose parameters and buffers are the original's."""
+    """A copy of the module tree that shares its parameters and buffers with the original."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo=dict(shared))

@@ -1,4 +1,4 @@
-"""Loading a pretrained transformer."""
+"""Loading of pretrained transformers."""
 
 import contextlib
 import copy
@@ -29,13 +29,13 @@ _INDEX = re.compile(r"\b\d+\b")
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What is known of a backbone without loading its weights.
+    """Properties of a backbone that can be read without its weights.
 
     Attributes:
-        source: Where it comes from.
-        spec: Its architecture in the table of sites.
+        source: Source of the backbone.
+        spec: The backbone's architecture in the table of sites.
         config: The transformers configuration.
-        pooling: How its folder declares sentence embeddings; None if it does not.
+        pooling: The pooling that the folder declares for sentence embeddings; None if it declares none.
     """
 
     source: BackboneSource
@@ -45,7 +45,7 @@ class BackboneInfo:
 
     @property
     def identity(self) -> BackboneIdentity:
-        """How plugin files name it."""
+        """The backbone's identity, as plugin files record it."""
         source = self.source
         return BackboneIdentity(
             model_type=self.spec.family.name, name=source.label, weights_sha256=source.weights_sha256
@@ -53,12 +53,12 @@ class BackboneInfo:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of what a graph of it returns, in order."""
+        """Names of the outputs of the backbone's graphs, in order."""
         return (*self.spec.outputs, *(("sentence_embedding",) if self.pooling else ()))
 
     @property
     def size(self) -> EncoderSize:
-        """The sizes of its encoder."""
+        """The sizes of the backbone's encoder."""
         return self.spec.family.size(self.config)
 
     @property
@@ -69,7 +69,7 @@ class BackboneInfo:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded backbone, eager attention, frozen; float32 unless it was `converted`."""
+    """A loaded backbone: frozen, with eager attention, in float32 unless it was `converted`."""
 
     info: BackboneInfo
     model: nn.Module
@@ -77,12 +77,12 @@ class Backbone:
 
     @property
     def spec(self) -> Architecture:
-        """Its architecture in the table of sites."""
+        """The backbone's architecture in the table of sites."""
         return self.info.spec
 
     @property
     def pooling(self) -> PoolingSpec | None:
-        """How its folder declares sentence embeddings."""
+        """The pooling that the folder declares for sentence embeddings; None if it declares none."""
         return self.info.pooling
 
     @property
@@ -92,20 +92,20 @@ class Backbone:
 
     @property
     def state(self) -> Mapping[str, torch.Tensor]:
-        """Its state dict."""
+        """The model's state dict."""
         return self.model.state_dict()
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights, but for the family's float32 modules."""
+        """Type of the weights, except those in the family's float32 modules."""
         return next(self.model.parameters()).dtype
 
     def converted(self, dtype: torch.dtype, *, keeps_float32_modules: bool = False) -> "Backbone":
         """A copy whose weights have another type.
 
         Args:
-            dtype: The type.
-            keeps_float32_modules: Whether those of the family keep theirs.
+            dtype: The new type.
+            keeps_float32_modules: Whether the family's float32 modules stay in float32.
         """
         model = copy.deepcopy(self.model).to(dtype)
         if keeps_float32_modules:
@@ -113,12 +113,12 @@ class Backbone:
             originals = dict(self.model.named_modules())
             for name, module in model.named_modules():
                 if name.rpartition(".")[2] in kept:
-                    # Its values from the original: those of the copy were rounded.
+                    # Copy the original values, because `to` has rounded the copy's.
                     module.float().load_state_dict(originals[name].state_dict())
         return dataclasses.replace(self, model=model.requires_grad_(False))
 
     def rounded(self, precision: Precision) -> "Backbone":
-        """A copy in a precision of recipes."""
+        """A copy in one of the precisions of recipes."""
         dtype: torch.dtype = getattr(torch, precision.dtype)
         return self.converted(dtype, keeps_float32_modules=precision.keeps_float32_modules)
 
@@ -129,9 +129,10 @@ def read_backbone_info(
     """Read a backbone's configuration and find it in the table of sites.
 
     Args:
-        source: Where it is.
-        architecture: The transformers class to load; None: the one that config.json names.
-        task: Of the class to load, which is one of the same family; instead of `architecture`.
+        source: Source of the backbone.
+        architecture: The transformers class to load; None for the class that config.json names.
+        task: Task of the class to load, which is chosen from the same family. An alternative to
+            `architecture`.
 
     Raises:
         UserError: The configuration cannot be read or the architecture is not supported.
@@ -153,7 +154,7 @@ def read_backbone_info(
         )
     try:
         config = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True)
-    except Exception as error:  # its validation raises what it likes
+    except Exception as error:  # transformers' validation raises errors of any type
         raise UserError(
             f"{path} is refused by transformers {transformers.__version__}: {error}",
             "Restore it from its source, or save it again with this version of transformers.",
@@ -169,10 +170,10 @@ def _pooling(folder: Path, spec: Architecture) -> PoolingSpec | None:
 
 
 def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
-    """Load the weights: safetensors only, no remote code.
+    """Load the weights, from safetensors only and without running remote code.
 
     Raises:
-        UserError: The weights cannot be read, or tensors that the model needs are not among them.
+        UserError: The weights cannot be read, or lack tensors that the model needs.
     """
     model, loading = _load(info, {})
     _refuse_missing(info, loading["missing_keys"])
@@ -180,10 +181,10 @@ def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
 
 
 def load_in_precision(info: BackboneInfo, pad_token_id: int, precision: str) -> Backbone:
-    """Load the weights and round them to a precision of recipes.
+    """Load the weights and round them to one of the precisions of recipes.
 
     Raises:
-        UserError: As `load_backbone`, or a weight is too large for it.
+        UserError: Same as `load_backbone`, or a weight is too large for the precision.
     """
     loaded, wanted = load_backbone(info, pad_token_id), find_precision(precision)
     if not wanted.is_half:
@@ -194,15 +195,15 @@ def load_in_precision(info: BackboneInfo, pad_token_id: int, precision: str) -> 
             raise UserError(
                 f"The weights of {info.source.name} do not fit {precision}: {name} has values beyond "
                 f"{torch.finfo(tensor.dtype).max:g}.",
-                "Choose bfloat16, whose range is that of float32.",
+                "Choose bfloat16, which has the range of float32.",
             )
     return converted
 
 
 def load_classifier(source: BackboneSource, labels: Sequence[str], pad_token_id: int) -> Backbone:
-    """Load an encoder under a new classifier, whose head is random: from torch's global generator.
+    """Load an encoder with a new classifier head, initialised from torch's global random generator.
 
-    Weights of the head that are there, of as many classes, are taken.
+    If the source already has head weights for the same number of classes, they are used instead.
 
     Raises:
         UserError: The family has no classifier, or tensors of the encoder itself are missing.
@@ -245,9 +246,9 @@ def _load(info: BackboneInfo, options: Mapping[str, Any]) -> tuple[Any, dict[str
         raise UserError(
             f"The weights of {info.source.name} cannot be read: {error}.", "Copy or download them again."
         ) from error
-    except Exception as error:  # what a configuration can break in transformers is without end
+    except Exception as error:  # a broken configuration can fail anywhere in transformers
         raise UserError(
-            f"transformers cannot make {info.spec.name} of {info.source.name}: {error}",
+            f"transformers cannot create {info.spec.name} from {info.source.name}: {error}",
             "Check that config.json belongs to these weights; copy both again from their source.",
         ) from error
 
@@ -258,26 +259,29 @@ def _refuse_missing(info: BackboneInfo, missing: Iterable[str]) -> None:
         raise UserError(
             f"The weights of {info.source.name} lack {len(lacking)} tensors that {info.spec.name} needs, "
             f"for example {', '.join(lacking[:3])}; transformers would fill them with random numbers.",
-            "Take the weights of the whole model, or another architecture (backbone.architecture).",
+            "Use the weights of the whole model, or another architecture (backbone.architecture).",
         )
 
 
 def _checked(info: BackboneInfo, model: Any, loading: Mapping[str, Any], pad_token_id: int) -> Backbone:
-    """Refuse weights of layers that the configuration does not have."""
+    """Build the backbone, after refusing weights of layers that the configuration does not have."""
     templates = {_INDEX.sub("#", name) for name in model.state_dict()}
     surplus = sorted(name for name in loading["unexpected_keys"] if _INDEX.sub("#", name) in templates)
     if surplus:
         raise UserError(
             f"The weights of {info.source.name} hold {len(surplus)} tensors of layers that config.json does "
             f"not have, for example {surplus[0]}.",
-            "Correct the number of layers in config.json, or take weights that belong to it.",
+            "Correct the number of layers in config.json, or use the weights that belong to it.",
         )
     return Backbone(info, model.eval().requires_grad_(False), pad_token_id)
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bar and no report of unused tensors; missing ones are an error of ours."""
+    """Suppress transformers' progress bar and its report of unused tensors.
+
+    Missing tensors need no report either, because this package raises its own error for them.
+    """
     logging = transformers.utils.logging
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

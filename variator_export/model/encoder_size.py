@@ -1,4 +1,4 @@
-"""The sizes that decide how much an encoder computes."""
+"""The sizes that determine how much an encoder computes."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,15 @@ class EncoderSize:
     """Sizes of an encoder.
 
     Attributes:
-        num_layers: Encoder layers L.
+        num_layers: Number L of encoder layers.
         hidden_size: Width d of a hidden vector.
-        attention_size: heads times head size; equal to d in most families.
+        attention_size: Number of heads times head size; equal to d in most families.
         intermediate_size: Width of the feed-forward network.
-        num_ffn_matrices: 2, or 3 for a gated feed-forward network.
-        relative_positions: Of disentangled attention (DeBERTa): so many vectors are projected in every layer,
-            and scored against each query and each key.
-        relative_positions_are_cut: 1 where only those that occur are used, 2 * tokens (the first DeBERTa).
+        num_ffn_matrices: Number of matrices in the feed-forward network: 2, or 3 for a gated one.
+        relative_positions: Number of relative-position vectors in disentangled attention (DeBERTa). Every
+            layer projects them and scores them against each query and each key.
+        relative_positions_are_cut: 1 if only the 2 * tokens positions that occur are used (the first
+            DeBERTa), otherwise 0.
     """
 
     num_layers: int

@@ -1,6 +1,6 @@
-"""Multiply-accumulates (MACs) by formula: the limit of what a ratio can save.
+"""Multiply-accumulates (MACs) computed from a formula: an upper bound on the savings of a ratio.
 
-Those of a graph are counted in `graph.macs`: a wasteful graph is seen when the two stand side by side.
+`graph.macs` counts the MACs of an actual graph. Comparing the two numbers exposes a wasteful graph.
 """
 
 from variator_export.model.encoder_size import EncoderSize
@@ -13,10 +13,10 @@ def analytic_macs(
 
     Args:
         size: The sizes of the encoder.
-        batch_size: Rows.
-        length: Tokens in each row. Windows are counted as length / ratio, without padding.
-        ratio: k; 1: no plugin.
-        bottleneck_size: m of the plugin.
+        batch_size: Number of rows.
+        length: Number of tokens in each row. The number of windows is length / ratio, without padding.
+        ratio: The ratio k; 1 for no plugin.
+        bottleneck_size: The plugin's bottleneck size m.
 
     Returns:
         MACs of one forward pass: projections, attention scores and weighted sums, feed-forward networks,
@@ -26,7 +26,7 @@ def analytic_macs(
     attention = length * 4 * d * a + 2 * length * length * a
     ffn_per_vector = size.num_ffn_matrices * d * size.intermediate_size
     windows = length / ratio
-    # Disentangled attention: content to position, and position to content.
+    # Disentangled attention scores content against position, and position against content.
     num_positions = size.relative_positions
     if size.relative_positions_are_cut:
         num_positions = min(num_positions, 2 * length)

@@ -1,6 +1,6 @@
 """The Variator compression plugin as PyTorch modules.
 
-Source of every formula: arXiv 2310.15724 §3 and its released code (thunlp/Compression-Plugin at b1216c0,
+All formulas come from arXiv 2310.15724 §3 and its released code (thunlp/Compression-Plugin at b1216c0,
 `variator/model/muxT5.py` and `AdapterLayer.py`).
 
 Shapes: B batch, W windows, k ratio, N = W*k tokens, d hidden size, m bottleneck size.
@@ -19,7 +19,7 @@ DEFAULT_BOTTLENECK_SIZE = 64
 
 
 class CompressionLayer(nn.Module):
-    """k neighbouring vectors become their weighted sum; the weights are a softmax over k scores."""
+    """Replaces k neighbouring vectors by their weighted sum; the weights are a softmax over k scores."""
 
     def __init__(self, ratio: int, hidden_size: int) -> None:
         super().__init__()
@@ -31,14 +31,14 @@ class CompressionLayer(nn.Module):
 
         Args:
             x: Hidden vectors, (B, W, k, d), finite.
-            keep: False for the vectors that take no part, bool (B, W, k). A window without any
-                vector that takes part gives zeros. None: all take part.
+            keep: bool (B, W, k), False for vectors to exclude. A window whose vectors are all excluded
+                becomes zeros. None includes every vector.
 
         Returns:
             One vector per window, (B, W, d).
         """
         if keep is not None:
-            # A product, because a selection (Where) of this size costs four times as much in a graph.
+            # Multiply, because selecting (Where) at this size costs four times as much in a graph.
             x = x * keep.unsqueeze(-1).to(x.dtype)
         scores = nn.functional.linear(x.flatten(2), self.weight, self.bias)  # (B, W, k)
         if keep is not None:
@@ -49,9 +49,10 @@ class CompressionLayer(nn.Module):
 
 
 class DecompressionLayer(nn.Module):
-    """Each output of the feed-forward network is repeated k times and told apart by its own input.
+    """Repeats each output of the feed-forward network k times and adapts each copy to its own token.
 
-    `out = y + up(tanh(down(concat(y, x))))`, y repeated, x the input of the feed-forward network.
+    `out = y + up(tanh(down(concat(y, x))))`, where y is the repeated output and x the hidden vectors before
+    compression.
     """
 
     def __init__(self, hidden_size: int, bottleneck_size: int) -> None:
@@ -63,11 +64,11 @@ class DecompressionLayer(nn.Module):
         """Decompress windows.
 
         Args:
-            y: Outputs of the feed-forward network, (B, W, d). In a float16 backbone its last layer may be in
-                float32 (T5): then so is the result, as without a plugin.
-            x: Its inputs before compression, (B, W, k, d).
-            split: Compute the same with fewer operations: the half of `down` that acts on y, and both
-                biases, once per window instead of once per token.
+            y: Outputs of the feed-forward network, (B, W, d). In a float16 backbone the last layer of the
+                network may be in float32 (T5). The result is then float32 too, as without a plugin.
+            x: Inputs of the network before compression, (B, W, k, d).
+            split: Whether to compute the same result with fewer operations: the half of `down` that acts on
+                y, and both biases, are computed once per window instead of once per token.
 
         Returns:
             One vector per token, (B, W, k, d).
@@ -113,21 +114,21 @@ class CompressionPlugin(nn.Module):
 
     @classmethod
     def from_file(cls, plugin: Plugin) -> "CompressionPlugin":
-        """The modules of a plugin that was read from its files, in float32."""
+        """Build the modules, in float32, of a plugin that was read from its files."""
         module = cls(plugin.config)
         state = {name: torch.from_numpy(np.array(t, np.float32)) for name, t in plugin.tensors.items()}
         module.load_state_dict(state)
         return module.eval().requires_grad_(False)
 
     def initialise(self, seed: int, start: Start = "paper") -> "CompressionPlugin":
-        """Set every parameter to where training starts; biases are 0.
+        """Set every parameter to its initial value for training; biases are 0.
 
         Args:
-            seed: Of the random numbers.
-            start: `paper`: normal weights, standard deviation sqrt(2/(d*k)) for the compression layer, 0.01
-                for `down` and `up`. `teacher`: closer to the model without plugins: a window is the mean of
-                its vectors (zero scores), `up` is 0, and `down` has the standard deviation 1/sqrt(2d), so
-                that its outputs are of the size of its inputs.
+            seed: Seed of the random numbers.
+            start: Initial values of the weights. `paper`: normal weights with standard deviation
+                sqrt(2/(d*k)) in the compression layer and 0.01 in `down` and `up`. `teacher`: closer to the
+                model without plugins. A window becomes the mean of its vectors (zero scores), `up` is 0, and
+                `down` has standard deviation 1/sqrt(2d), so that its outputs have the scale of its inputs.
         """
         generator = torch.Generator().manual_seed(seed)
         d, k = self.config.hidden_size, self.config.ratio
@@ -142,7 +143,7 @@ class CompressionPlugin(nn.Module):
         return self
 
     def to_file(self) -> Plugin:
-        """This plugin as it is written to files."""
+        """Convert the modules to the plugin that is written to files."""
         return Plugin(self.config, {name: t.detach().cpu().numpy() for name, t in self.state_dict().items()})
 
 
@@ -169,9 +170,9 @@ def initialise_plugin(
 
 
 def graph_state(stacked: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
-    """The tensors of one layer, by the names of `LayerPlugin`, from tensors stacked over the layers.
+    """Select one layer's tensors, named as in `LayerPlugin`, from tensors stacked over the layers.
 
-    The weight of the compression layer comes as (L, k, k, d) and leaves as (k, k*d).
+    The stacked weight of the compression layer is (L, k, k, d); the selected weight is (k, k*d).
     """
     state = {name: tensor[layer] for name, tensor in stacked.items()}
     state["compress.weight"] = state["compress.weight"].flatten(1)

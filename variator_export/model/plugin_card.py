@@ -1,4 +1,4 @@
-"""The README.md of a plugin: what it is, how it was made, what it is worth."""
+"""The model card (README.md) of a plugin: its purpose, training, data and measured quality."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ CARD_NAME = "README.md"
 PLOT_NAME = "loss.svg"
 _QUALITY_BEGIN, _QUALITY_END = "<!-- quality: begin -->", "<!-- quality: end -->"
 _QUALITY = re.compile(re.escape(_QUALITY_BEGIN) + ".*?" + re.escape(_QUALITY_END), re.DOTALL)
-_NOT_MEASURED = "Not measured yet: `variator-export evaluate` does it, and `--card` writes the result here."
+_NOT_MEASURED = "Not measured yet. `variator-export evaluate --card` measures it and writes the result here."
 
 
 def plugin_card(config: PluginConfig) -> str:
-    """The card of a trained plugin, Markdown with the metadata block of the hub."""
+    """The card of a trained plugin: Markdown with the hub's metadata block."""
     training = config.training
     assert training is not None
     backbone = config.backbone.name if config.backbone is not None and config.backbone.name else "unknown"
@@ -28,10 +28,10 @@ def plugin_card(config: PluginConfig) -> str:
         "",
         f"# Compression plugin, ratio {config.ratio}",
         "",
-        f"A Variator compression plugin (arXiv 2310.15724) for the backbone `{backbone}`: before each of its "
-        f"{config.num_layers} feed-forward networks {config.ratio} neighbouring hidden vectors become one, "
-        f"afterwards they are told apart again. Bottleneck {config.bottleneck_size}, masking "
-        f"`{config.masking}`.",
+        f"A Variator compression plugin (arXiv 2310.15724) for the backbone `{backbone}`. It compresses "
+        f"{config.ratio} neighbouring hidden vectors into one before each of the {config.num_layers} "
+        f"feed-forward networks, and decompresses them afterwards. Bottleneck {config.bottleneck_size}, "
+        f"masking `{config.masking}`.",
         "",
         "```",
         f"variator-export build --backbone {backbone} --plugin THIS-FOLDER --output my-bundle",
@@ -57,7 +57,7 @@ def plugin_card(config: PluginConfig) -> str:
 
 
 def _run_lines(training: Mapping[str, Any]) -> list[str]:
-    """How one run went."""
+    """Lines about one training run: settings, losses, command and versions."""
     settings = training["settings"]
     optimisation = settings["optimisation"]
     losses = ", ".join(f"{name} x {weight:g}" for name, weight in settings["losses"].items() if weight)
@@ -66,9 +66,9 @@ def _run_lines(training: Mapping[str, Any]) -> list[str]:
         f"{optimisation['batch_size']} texts, learning rate {optimisation['learning_rate']:g} "
         f"({optimisation['schedule']}), seed {optimisation['seed']}, matrix products in "
         f"{optimisation['precision']}. Held-out loss {training['loss']:.5g} at step {training['best_step']}, "
-        "whose parameters were kept.",
+        "the step whose parameters were kept.",
         "",
-        "The command, with which the run can be repeated:",
+        "Command to repeat the run:",
         "",
         "```",
         training["command"] or "(called from Python)",
@@ -80,19 +80,21 @@ def _run_lines(training: Mapping[str, Any]) -> list[str]:
 
 
 def _data_lines(training: Mapping[str, Any]) -> list[str]:
-    """What one run read."""
+    """Lines about the data of one training run."""
     return [f"Terms: {training['terms'] or 'not stated'}.", "", *_data_table(training["data"]), ""]
 
 
 def _parent_lines(training: Mapping[str, Any]) -> list[str]:
-    """How what this run began with was made, and what that began with, newest first."""
+    """Lines about the plugin that this run started from, and about its own predecessors, newest first."""
     lines: list[str] = []
     while (parent := training.get("parent")) is not None:
-        lines += ["## The run before", "", f"It began as the plugin `{parent['sha256'][:16]}…`.", ""]
+        lines += ["## Previous run", "", f"The run above started from plugin `{parent['sha256'][:16]}…`.", ""]
         earlier = parent["training"]
-        if earlier is None or "settings" not in earlier:  # made elsewhere, or imported
-            source = f"imported from {earlier['file']}" if earlier and "file" in earlier else "not made here"
-            return [*lines, f"That one was {source}; how it was trained is not known.", ""]
+        if earlier is None or "settings" not in earlier:  # trained elsewhere, or imported
+            source = (
+                f"imported from {earlier['file']}" if earlier and "file" in earlier else "not trained here"
+            )
+            return [*lines, f"That plugin was {source}; its training is unknown.", ""]
         lines += _run_lines(earlier)
         if all(earlier[key] == training[key] for key in ("data", "terms")):
             lines += ["The data was the same.", ""]
@@ -103,7 +105,7 @@ def _parent_lines(training: Mapping[str, Any]) -> list[str]:
 
 
 def is_plugin_folder(folder: Path) -> bool:
-    """Whether a folder holds a plugin and nothing besides that `train` or `import` did not write."""
+    """Whether a folder holds a plugin and no files other than those that `train` and `import` write."""
     if not (folder / CONFIG_NAME).is_file():
         return False
     return {path.name for path in folder.iterdir()} <= {CONFIG_NAME, TENSORS_NAME, CARD_NAME, PLOT_NAME}
@@ -122,10 +124,10 @@ def _data_table(data: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def write_quality(folder: Path, markdown: str) -> None:
-    """Put measured quality into a plugin's card, in the place of what stands there.
+    """Write measured quality into a plugin's card, replacing the previous entry.
 
     Raises:
-        UserError: As `check_card`.
+        UserError: Same as `check_card`.
     """
     path = check_card(folder)
     block = f"{_QUALITY_BEGIN}\n{markdown.strip()}\n{_QUALITY_END}"
@@ -134,16 +136,16 @@ def write_quality(folder: Path, markdown: str) -> None:
 
 
 def check_card(folder: Path) -> Path:
-    """The card of a plugin folder.
+    """Find the card of a plugin folder.
 
     Raises:
-        UserError: The folder has no card, or one without the place for measured quality.
+        UserError: The folder has no card, or its card has no place for measured quality.
     """
     path = folder / CARD_NAME
     if not path.is_file():
         raise UserError(
             f"{folder} has no {CARD_NAME} to write the quality into.",
-            "Leave --card out, or take a plugin that `variator-export train` wrote.",
+            "Leave --card out, or use a plugin that `variator-export train` wrote.",
         )
     if not _QUALITY.search(path.read_text(encoding="utf-8")):
         raise UserError(

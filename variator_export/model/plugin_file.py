@@ -1,6 +1,6 @@
 """Compression plugin files: `plugin_config.json` and `plugin.safetensors` (docs/plugin-format.md).
 
-Needs neither torch nor transformers, so that a session can read plugins where those are not installed.
+This module needs neither torch nor transformers, so a session can read plugins where those are not installed.
 """
 
 import json
@@ -31,12 +31,12 @@ from variator_export.model.plugin_layout import (
 FORMAT_VERSION = 1
 _CONFIG = TypeAdapter(PluginConfig)
 
-_UNTRAINED = "Before there is one, `build --untrained --ratio K` shows the speed."
+_UNTRAINED = "Until you have one, `build --untrained --ratio K` measures the speed."
 
 
 @dataclass(frozen=True)
 class PluginHost:
-    """The backbone that a plugin is to run in."""
+    """The backbone in which a plugin is supposed to run."""
 
     name: str
     model_type: str
@@ -49,12 +49,12 @@ def check_plugin_fits(config: PluginConfig, source: str, host: PluginHost) -> No
     """Refuse a plugin that was made for another backbone.
 
     Args:
-        config: Of the plugin.
-        source: Where it is from, for the message.
+        config: The plugin's configuration.
+        source: Source of the plugin, for the error message.
         host: The backbone.
 
     Raises:
-        UserError: Its hidden size, number of layers or backbone is another.
+        UserError: The plugin has another hidden size or number of layers, or was made for another backbone.
     """
     for what, found, expected in (
         ("hidden size", config.hidden_size, host.hidden_size),
@@ -63,7 +63,7 @@ def check_plugin_fits(config: PluginConfig, source: str, host: PluginHost) -> No
         if found != expected:
             raise UserError(
                 f"The plugin {source} has the {what} {found}; the backbone {host.name} has {expected}.",
-                f"Give a plugin that was made for this backbone. {_UNTRAINED}",
+                f"Use a plugin that was made for this backbone. {_UNTRAINED}",
             )
     made_for = config.backbone
     if made_for is None:
@@ -72,18 +72,18 @@ def check_plugin_fits(config: PluginConfig, source: str, host: PluginHost) -> No
         raise UserError(
             f"The plugin {source} was made for a {made_for.model_type} backbone; {host.name} is "
             f"a {host.model_type}.",
-            "Give a plugin that was made for this backbone.",
+            "Use a plugin that was made for this backbone.",
         )
     if made_for.weights_sha256 not in (None, host.weights_sha256):
         raise UserError(
             f"The plugin {source} was made for the backbone {made_for.name} with weights of sha256 "
             f"{made_for.weights_sha256}; those of {host.name} have {host.weights_sha256}.",
-            f"Give that backbone, or a plugin that was made for this one. {_UNTRAINED}",
+            f"Use that backbone, or a plugin that was made for this one. {_UNTRAINED}",
         )
 
 
 def plugin_files(folder: Path) -> tuple[Path, Path]:
-    """The paths of the two files of a plugin folder (config, tensors).
+    """Find the two files of a plugin folder: configuration and tensors.
 
     Raises:
         UserError: The folder or one of the files is missing.
@@ -104,12 +104,12 @@ def plugin_files(folder: Path) -> tuple[Path, Path]:
 
 @dataclass(frozen=True)
 class ResolvedPlugin:
-    """A plugin folder that was found and looked at once.
+    """A plugin folder whose configuration was read and whose files were hashed.
 
     Attributes:
-        folder: Where it lies on this machine.
+        folder: Path of the folder on this machine.
         config: The content of `plugin_config.json`.
-        sha256: One hash over its two files.
+        sha256: One hash over the plugin's two files.
     """
 
     folder: Path
@@ -118,10 +118,10 @@ class ResolvedPlugin:
 
 
 def resolve_plugin(folder: Path) -> ResolvedPlugin:
-    """Read the configuration of a plugin folder, and hash its files.
+    """Read the configuration of a plugin folder and hash its files.
 
     Raises:
-        UserError: As `load_plugin_config`.
+        UserError: Same as `load_plugin_config`.
     """
     return ResolvedPlugin(folder, load_plugin_config(folder), plugin_sha256(folder))
 
@@ -135,7 +135,7 @@ def load_plugin_config(folder: Path) -> PluginConfig:
     """Read and check `plugin_config.json` of a plugin folder.
 
     Raises:
-        UserError: It is missing, no JSON, or has a field that is unknown, missing or of a wrong type.
+        UserError: The file is missing or not JSON, or a field is unknown, missing or of the wrong type.
     """
     path, _ = plugin_files(folder)
     content = read_json_object(path, "Restore the file from its source.")
@@ -150,15 +150,17 @@ def load_plugin_config(folder: Path) -> PluginConfig:
     except ValidationError as error:
         raise UserError(
             f"{path} is not a plugin configuration: {describe_validation_error(error, PluginConfig)}",
-            "Correct the field that is named; docs/plugin-format.md lists them all.",
+            "Correct the field named above; docs/plugin-format.md lists all fields.",
         ) from error
 
 
 def load_plugin(folder: Path) -> Plugin:
-    """Read a compression plugin and check it whole: every tensor there, none besides, shapes, finite.
+    """Read a compression plugin and check its tensors.
+
+    The file must hold every expected tensor and no others, with the right shapes and finite values.
 
     Raises:
-        UserError: Any of that does not hold; the message names the file and the tensor.
+        UserError: A check failed; the message names the file and the tensor.
     """
     config = load_plugin_config(folder)
     path = folder / TENSORS_NAME
@@ -187,9 +189,9 @@ def _check_tensors(path: Path, config: PluginConfig, tensors: Mapping[str, np.nd
     extra = sorted(tensors.keys() - expected.keys())
     if missing or extra:
         parts = [f"lacks {', '.join(missing[:3])}"] if missing else []
-        parts += [f"has besides {', '.join(extra[:3])}"] if extra else []
+        parts += [f"also has {', '.join(extra[:3])}"] if extra else []
         raise UserError(
-            f"{path} {' and '.join(parts)} (missing: {len(missing)}, too many: {len(extra)}); a plugin of "
+            f"{path} {' and '.join(parts)} (missing: {len(missing)}, unexpected: {len(extra)}); a plugin of "
             f"{config.num_layers} layers has {len(expected)} tensors.",
             f"Check num_layers in {CONFIG_NAME}, or save the plugin again.",
         )
@@ -205,12 +207,12 @@ def _check_tensors(path: Path, config: PluginConfig, tensors: Mapping[str, np.nd
             count = int(np.count_nonzero(~np.isfinite(found)))
             raise UserError(
                 f"{path}: tensor {name} holds {count} values that are NaN or infinite.",
-                "Train the plugin again with a lower learning rate, or take another checkpoint.",
+                "Train the plugin again with a lower learning rate, or use another checkpoint.",
             )
 
 
 def save_plugin(plugin: Plugin, folder: Path) -> None:
-    """Write a plugin folder. Equal plugins give equal bytes."""
+    """Write a plugin folder. Equal plugins produce identical bytes."""
     _check_tensors(folder / TENSORS_NAME, plugin.config, plugin.tensors)
     folder.mkdir(parents=True, exist_ok=True)
     ordered = {name: np.ascontiguousarray(plugin.tensors[name]) for name in sorted(plugin.tensors)}
@@ -220,7 +222,7 @@ def save_plugin(plugin: Plugin, folder: Path) -> None:
 
 
 def load_variant_plugin(bundle: BundleFiles, variant: Variant) -> Plugin:
-    """The plugin of a bundle's variant, after its hashes were compared; for ratio 1 the plugin of zeros."""
+    """Check the hashes of a variant's plugin and load it; for ratio 1, return the plugin of zeros."""
     if variant.plugin is None:
         backbone = bundle.manifest.backbone
         return null_plugin(backbone.num_layers, backbone.hidden_size)

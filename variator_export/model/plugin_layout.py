@@ -1,6 +1,7 @@
-"""What a compression plugin is made of: its configuration, its tensors, and how a graph takes them.
+"""The contents of a compression plugin: its configuration, its tensors, and their layout as graph inputs.
 
-Needs numpy alone: what traces, binds and runs models needs no validation of files (`plugin_file`).
+This module needs only numpy, because code that traces, binds and runs models does not validate files. That is
+the task of `plugin_file`.
 
 Shapes: L layers, k ratio, d hidden size, m bottleneck size.
 """
@@ -21,19 +22,19 @@ Start = Literal["paper", "teacher"]
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """A tensor of a plugin's layer, in the symbols k (ratio), d (hidden size) and m (bottleneck size).
+    """Shapes of a tensor of a plugin layer, in the symbols k (ratio), d (hidden size), m (bottleneck size).
 
     Attributes:
-        file: Its shape in `plugin.safetensors`; a product is written `k*d`.
-        graph: Its shape in a graph, behind the layers. A graph dimension k*d could not be told from k and d,
-            so the two stand apart there.
+        file: Shape in `plugin.safetensors`; a product is written `k*d`.
+        graph: Shape in a graph, after the dimension of the layers. k and d could not be recovered from a
+            single graph dimension k*d, so they are separate dimensions there.
     """
 
     file: tuple[str, ...]
     graph: tuple[str, ...]
 
 
-# The tensors of a layer, in the order in which an any-ratio graph takes them.
+# The tensors of a layer, in the order of an any-ratio graph's inputs.
 PLUGIN_TENSORS = {
     "compress.weight": TensorLayout(("k", "k*d"), ("k", "k", "d")),
     "compress.bias": TensorLayout(("k",), ("k",)),
@@ -44,7 +45,7 @@ PLUGIN_TENSORS = {
 }
 GRAPH_INPUT_PREFIX = "plugin."
 EXCLUDE_PADDING_INPUT = "plugin.exclude_padding"
-# How pydantic reads the two classes below from a file.
+# Configuration with which pydantic reads the two classes below from a file.
 _NOTHING_ELSE = {"extra": "forbid"}
 
 
@@ -77,12 +78,12 @@ class PluginConfig:
     activation: Literal["tanh"] = "tanh"
     masking: Masking = "none"
     backbone: BackboneIdentity | None = None
-    # None: only initialised. Otherwise what it was trained on and the loss reached.
+    # None if the plugin is only initialised. Otherwise a record of its training: data, settings and loss.
     training: dict[str, Any] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The numbers for the symbols of `TensorLayout`."""
+        """Numbers for the symbols of `TensorLayout`."""
         return {"k": self.ratio, "d": self.hidden_size, "m": self.bottleneck_size}
 
     def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ class Plugin:
 
     Attributes:
         config: The content of `plugin_config.json`.
-        tensors: numpy arrays by the names of the file.
+        tensors: numpy arrays by their names in `plugin.safetensors`.
     """
 
     config: PluginConfig
@@ -105,17 +106,17 @@ class Plugin:
 
 
 def tensor_name(layer: int, kind: str) -> str:
-    """The name of one tensor in `plugin.safetensors`."""
+    """Name of one tensor in `plugin.safetensors`."""
     return f"layers.{layer}.{kind}"
 
 
 def size_of(dimension: str, sizes: Mapping[str, int]) -> int:
-    """A dimension of `TensorLayout` in numbers."""
+    """Evaluate a dimension of `TensorLayout`."""
     return math.prod(sizes[factor] if factor in sizes else int(factor) for factor in dimension.split("*"))
 
 
 def layer_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a layer in the file."""
+    """Shape in the file of each tensor of a layer."""
     sizes = config.sizes
     return {
         kind: tuple(size_of(dimension, sizes) for dimension in layout.file)
@@ -124,7 +125,7 @@ def layer_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
 
 
 def graph_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor as a graph takes it, stacked over the layers."""
+    """Shape of each tensor as a graph input, stacked over the layers."""
     sizes = config.sizes
     return {
         kind: (config.num_layers, *(size_of(dimension, sizes) for dimension in layout.graph))
@@ -133,13 +134,13 @@ def graph_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
 
 
 def expected_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of the file."""
+    """Shape of every tensor in the file."""
     shapes = layer_shapes(config)
     return {tensor_name(i, kind): shape for i in range(config.num_layers) for kind, shape in shapes.items()}
 
 
 def plugin_input_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of an any-ratio graph's inputs that differ from plugin to plugin, by the inputs' names."""
+    """Shapes of those inputs of an any-ratio graph whose shape depends on the plugin, by input name."""
     return {
         GRAPH_INPUT_PREFIX + kind: shape
         for kind, shape in graph_shapes(config).items()
@@ -148,7 +149,7 @@ def plugin_input_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
 
 
 def stack_for_graph(plugin: Plugin) -> dict[str, np.ndarray]:
-    """The inputs of an any-ratio graph that carry this plugin: each kind stacked over the layers, float32."""
+    """Build the plugin inputs of an any-ratio graph: each kind stacked over the layers, in float32."""
     config = plugin.config
     inputs: dict[str, np.ndarray] = {}
     for kind, shape in graph_shapes(config).items():
@@ -159,10 +160,10 @@ def stack_for_graph(plugin: Plugin) -> dict[str, np.ndarray]:
 
 
 def null_plugin(num_layers: int, hidden_size: int) -> Plugin:
-    """The plugin of ratio 1 that changes nothing.
+    """Create the plugin of ratio 1 that changes nothing.
 
-    A window of one vector has the weight softmax(0) = 1, and a zero `up` adds nothing to the output of
-    the feed-forward network, so an any-ratio graph computes the backbone itself.
+    The only vector of a window has the weight softmax(0) = 1, and a zero `up` adds nothing to the output of
+    the feed-forward network. With this plugin an any-ratio graph therefore computes the backbone itself.
     """
     config = PluginConfig(ratio=1, hidden_size=hidden_size, bottleneck_size=1, num_layers=num_layers)
     shapes = expected_shapes(config)

@@ -1,4 +1,4 @@
-"""Pooling as a sentence-transformers folder declares it, for the output `sentence_embedding`."""
+"""Pooling for the output `sentence_embedding`, as declared by a sentence-transformers folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from variator_export.core.json_file import read_json, read_json_object
 
 PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens"]
 
-# The flags of `1_Pooling/config.json` in older folders; newer ones name the mode in `pooling_mode`.
+# Flags of `1_Pooling/config.json` in older folders. Newer folders name the mode in `pooling_mode`.
 _FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -29,21 +29,24 @@ _INCOMPLETE = (
 
 @dataclass(frozen=True)
 class PoolingSpec:
-    """How token vectors become one sentence vector."""
+    """Description of how token vectors become one sentence vector."""
 
     mode: PoolingMode
     normalize: bool
 
 
 class Pooling(nn.Module):
-    """(B, N, d) hidden vectors and (B, N) mask to (B, d), as sentence-transformers computes it."""
+    """Pools hidden vectors (B, N, d) with a mask (B, N) to (B, d), as sentence-transformers does."""
 
     def __init__(self, spec: PoolingSpec) -> None:
         super().__init__()
         self.spec = spec
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pool, half precision in float32; a row without any token gives zeros (mean) instead of NaN."""
+        """Pool hidden vectors; half precision is pooled in float32.
+
+        With mean pooling, a row without any token becomes zeros instead of NaN.
+        """
         if hidden.dtype in (torch.float16, torch.bfloat16):
             hidden = hidden.float()
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, N, 1)
@@ -62,10 +65,10 @@ class Pooling(nn.Module):
 
 
 def read_pooling(folder: Path) -> PoolingSpec | None:
-    """The pooling that a model folder declares, or None if it is no sentence-transformers folder.
+    """Read the pooling that a model folder declares; None if it is not a sentence-transformers folder.
 
     Raises:
-        UserError: The folder asks for something that is not supported; leaving it out would give other
+        UserError: The folder declares something that is not supported. Ignoring it would produce other
             embeddings than sentence-transformers does.
     """
     modules_path = folder / "modules.json"
@@ -74,7 +77,7 @@ def read_pooling(folder: Path) -> PoolingSpec | None:
     spec: PoolingSpec | None = None
     for module in read_json(modules_path, _INCOMPLETE):
         if not isinstance(module, dict) or not {"type", "path"} <= module.keys():
-            raise UserError(f"{modules_path} has an entry without type and path.", _INCOMPLETE)
+            raise UserError(f"{modules_path} has an entry that lacks its type or path.", _INCOMPLETE)
         kind = str(module["type"]).rsplit(".", 1)[-1]
         if kind == "Transformer":
             continue

@@ -1,4 +1,4 @@
-"""Where backbones and plugins come from: a folder, the hub, an installed distribution, our own recipes."""
+"""Sources of backbones and plugins: a folder, the hub, an installed distribution, the package's recipes."""
 
 import importlib.metadata
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ PACKAGE_PREFIX = "package:"
 WEIGHTS_NAME = "model.safetensors"
 _INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 _SHARDS = "model-*-of-*.safetensors"
-# What is read of a backbone's repository on the hub. sentence-transformers keeps its pooling in the last.
+# The files to read from a backbone's hub repository. sentence-transformers keeps its pooling in the last one.
 _BACKBONE_FILES = (
     "config.json",
     WEIGHTS_NAME,
@@ -42,9 +42,9 @@ class BackboneSource:
     """A backbone's folder on this machine.
 
     Attributes:
-        name: The source as it was asked for.
-        folder: Where its files are.
-        weights_sha256: The sha256 of its weights.
+        name: The source as requested.
+        folder: Folder with the backbone's files.
+        weights_sha256: Hash of the backbone's weights.
     """
 
     name: str
@@ -53,17 +53,17 @@ class BackboneSource:
 
     @property
     def label(self) -> str:
-        """A name that does not depend on where the folder lies, for files that travel."""
+        """A name independent of the folder's location, for files that are moved between machines."""
         if self.name.startswith(HUB_PREFIX):
             return parse_hub_source(self.name).label
         return self.name if self.name.startswith(PACKAGE_PREFIX) else self.folder.resolve().name
 
 
 def pin_source(source: str) -> str:
-    """The source with the commit in it that a branch or tag of the hub is now; any other one as it is.
+    """Pin a hub source to the current commit of its branch or tag; other sources are returned unchanged.
 
     Raises:
-        UserError: The hub has no such repository or revision, or cannot be reached.
+        UserError: The hub does not have the repository or revision, or cannot be reached.
     """
     if source.startswith(HUB_PREFIX):
         return str(pin(parse_hub_source(source)))
@@ -81,12 +81,14 @@ def resolve_source(source: str, sha256: str | None = None, *, cached: bool = Fal
     Args:
         source: A folder; `package:DISTRIBUTION/PATH` for files inside an installed distribution, which is
             found through its metadata and never imported; or ORGANISATION/NAME[@REVISION], with or without
-            `hub:` before it, for a repository of the hub. A folder of that name is taken before a repository.
-        sha256: The pinned sha256 of the weights in hex; None: any.
-        cached: Of the hub only what is in the cache; nobody is asked and nothing is downloaded.
+            `hub:` before it, for a repository of the hub. A folder of that name has priority over a
+            repository.
+        sha256: The pinned sha256 of the weights in hex; None accepts any weights.
+        cached: Whether to use only the cache for a hub source, without contacting the hub.
 
     Raises:
-        UserError: It does not exist, has no safetensors weights, or has other weights than pinned.
+        UserError: The backbone does not exist, has no safetensors weights, or its weights differ from the
+            pinned ones.
     """
     source = source if cached else pin_source(source)
     if source.startswith(HUB_PREFIX):
@@ -104,20 +106,20 @@ def resolve_source(source: str, sha256: str | None = None, *, cached: bool = Fal
     if sha256 is not None and found != sha256.lower():
         raise UserError(
             f"The weights of {source} have the sha256 {found}; the recipe pins {sha256}.",
-            "Take the pinned weights, or, if these are the ones you mean, pin their sha256 in the recipe.",
+            "Use the pinned weights, or, if you want these, pin their sha256 in the recipe.",
         )
     return BackboneSource(source, folder, found)
 
 
 def plugin_folder(source: str) -> Path:
-    """The folder of a plugin.
+    """Find the folder of a plugin.
 
     Args:
-        source: A folder; `recipes:PATH` for one that comes with the package; or
+        source: A folder; `recipes:PATH` for a plugin shipped with the package; or
             `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`.
 
     Raises:
-        UserError: The package or the hub has no such plugin.
+        UserError: The package or the hub does not have the plugin.
     """
     source = pin_source(source)
     if source.startswith(HUB_PREFIX):
@@ -138,10 +140,10 @@ def plugin_folder(source: str) -> Path:
 
 
 def weights_files(folder: Path) -> dict[str, Path]:
-    """The safetensors files of a model folder by name, sharded or not.
+    """Find the safetensors files of a model folder, sharded or not, by name.
 
     Raises:
-        UserError: There are none.
+        UserError: The folder has no safetensors weights.
     """
     single = folder / WEIGHTS_NAME
     if single.is_file():
@@ -161,8 +163,8 @@ def _plain_folder(source: str) -> Path:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"The backbone {source} is no folder on this machine.",
-            f"Give a folder, {HUB_PREFIX}ORGANISATION/NAME for one of the hub, or "
+            f"The backbone {source} is not a folder on this machine.",
+            f"Give a folder, {HUB_PREFIX}ORGANISATION/NAME for one on the hub, or "
             f"{PACKAGE_PREFIX}DISTRIBUTION/PATH for one inside an installed package.",
         )
     return folder
@@ -193,6 +195,6 @@ def _package_folder(source: str) -> Path:
         )
         raise UserError(
             f"The distribution {name} has no folder {inside!r}.",
-            f"Folders with a config.json in it: {', '.join(folders) or 'none'}.",
+            f"Folders with a config.json: {', '.join(folders) or 'none'}.",
         )
     return folder

@@ -1,4 +1,4 @@
-"""Text to token ids with the backbone's own tokenizer, without transformers."""
+"""Conversion of text to token ids with the backbone's own tokenizer, without transformers."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
 
 TOKENIZER_NAME = "tokenizer.json"
-# What a folder may hold for its tokenizer; copied into a bundle.
+# The tokenizer files that a folder may hold. They are copied into a bundle.
 TOKENIZER_FILES = (
     TOKENIZER_NAME,
     "tokenizer_config.json",
@@ -23,17 +23,17 @@ TOKENIZER_FILES = (
 )
 
 
-# As tokenizers write tokens that no text contains.
+# Tokens that no text contains, in the notation of tokenizers: [CLS], <pad>.
 _RESERVED = re.compile(r"\[.+\]|<.+>")
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row of token ids, special tokens among them.
+    """One row of token ids, including special tokens.
 
     Attributes:
         ids: Token ids.
-        type_ids: Token type ids: 0, and 1 for the second text of a pair where the tokenizer says so.
+        type_ids: Token type ids: 0, or 1 for the second text of a pair if the tokenizer distinguishes it.
     """
 
     ids: Sequence[int]
@@ -51,7 +51,7 @@ class TextEncoder:
         """Read `tokenizer.json`.
 
         Raises:
-            UserError: It is missing or broken.
+            UserError: The file is missing or broken, or the folder names no pad token.
         """
         path = folder / TOKENIZER_NAME
         if not path.is_file():
@@ -62,8 +62,8 @@ class TextEncoder:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
-            raise UserError(f"{path} is no tokenizer: {error}.", "Restore it from its source.") from error
-        # The file may ask for padding to a fixed length or for silent truncation.
+            raise UserError(f"{path} is not a tokenizer: {error}.", "Restore it from its source.") from error
+        # The file may enable padding to a fixed length, or silent truncation.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.pad_token_id = self._find_pad_token(folder)
@@ -95,20 +95,20 @@ class TextEncoder:
         pairs: Sequence[str] | None = None,
         truncate: bool = False,
     ) -> dict[str, np.ndarray]:
-        """Token ids of texts, padded on the right to the longest.
+        """Encode texts as token ids, padded on the right to the length of the longest row.
 
         Args:
             texts: One text for each row.
-            pairs: The second text of each row; None: there are none.
-            inputs: Which inputs the model takes.
-            max_length: The model's limit in tokens; None: there is none.
-            truncate: Cut longer texts instead of refusing them.
+            pairs: The second text of each row; None if there is none.
+            inputs: Names of the model's inputs.
+            max_length: The model's limit in tokens; None if there is none.
+            truncate: Whether to cut longer texts instead of refusing them.
 
         Returns:
-            int64 arrays (number of texts, longest) by input name.
+            int64 arrays (number of texts, longest row) by input name.
 
         Raises:
-            UserError: There is no text, or a text is longer than the limit.
+            UserError: There is no text, a text is not valid Unicode, or a text is longer than the limit.
         """
         rows = self.token_rows(texts, max_length, pairs=pairs, truncate=truncate)
         return pad_rows(rows, inputs, self.pad_token_id)
@@ -121,7 +121,7 @@ class TextEncoder:
         pairs: Sequence[str] | None = None,
         truncate: bool = False,
     ) -> list[TokenRow]:
-        """Token ids of texts or pairs of texts, each as long as it is; arguments and errors as `encode`."""
+        """Encode texts or pairs of texts without padding; arguments and errors are those of `encode`."""
         if isinstance(texts, str):
             raise UserError("One text was given where several are expected.", "Give a list: [text].")
         if not texts:
@@ -139,28 +139,28 @@ class TextEncoder:
             if max_length is not None and len(encoding.ids) > max_length:
                 raise UserError(
                     f"Text {row + 1} has {len(encoding.ids)} tokens; the model's limit is {max_length}.",
-                    "Shorten or split it, or cut it off at the limit (run --truncate).",
+                    "Shorten or split it, or cut it at the limit (run --truncate).",
                 )
         return [TokenRow(encoding.ids, encoding.type_ids) for encoding in encodings]
 
     def plain(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Texts without the special tokens around them: token ids, and where each starts in characters.
+        """Encode texts without special tokens; returns token ids and their start offsets in characters.
 
         Raises:
-            UserError: A text is no valid Unicode.
+            UserError: A text is not valid Unicode.
         """
         _check_unicode(texts)
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [(encoding.ids, [start for start, _ in encoding.offsets]) for encoding in encodings]
 
     def frame(self) -> tuple[list[int], list[int]]:
-        """The special tokens that stand before and after a text."""
+        """The special tokens before and after a text."""
         encoding = self._tokenizer.encode("a")
         own = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
         return encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]
 
     def word_ids(self) -> np.ndarray:
-        """The ids of the vocabulary, ascending, without reserved tokens ([CLS], <pad>, [unused7])."""
+        """The ids of the vocabulary in ascending order, without reserved tokens ([CLS], <pad>, [unused7])."""
         vocabulary = self._tokenizer.get_vocab()
         return np.array(sorted(i for token, i in vocabulary.items() if not _RESERVED.fullmatch(token)))
 
@@ -170,11 +170,11 @@ def _check_unicode(texts: Sequence[str]) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"Text {row + 1} is no valid Unicode: {error}.", "Give UTF-8 text.") from error
+            raise UserError(f"Text {row + 1} is not valid Unicode: {error}.", "Give UTF-8 text.") from error
 
 
 def pad_rows(rows: Sequence[TokenRow], inputs: Sequence[str], pad_token_id: int) -> dict[str, np.ndarray]:
-    """Rows of different length as int64 arrays (number of rows, longest), padded on the right."""
+    """Pad rows of different length on the right, to int64 arrays (number of rows, longest row)."""
     longest = max(1, *(len(row.ids) for row in rows))
     arrays = {name: np.zeros((len(rows), longest), np.int64) for name in inputs}
     arrays["input_ids"][:] = pad_token_id

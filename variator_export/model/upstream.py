@@ -1,7 +1,8 @@
-"""Reading the plugin checkpoints that the paper's authors released.
+"""Reader for the plugin checkpoints that the paper's authors released.
 
-Keys and formulas: thunlp/Compression-Plugin at b1216c0, `variator/model/muxT5.py` and `AdapterLayer.py`. The
-file is a pickled state dict in float16; only tensors are read from it, and nothing in it is run.
+The keys and formulas come from thunlp/Compression-Plugin at b1216c0, `variator/model/muxT5.py` and
+`AdapterLayer.py`. A checkpoint is a pickled state dict in float16. Only tensors are read from the file, and
+no code in it is run.
 """
 
 import pickle
@@ -27,7 +28,8 @@ from variator_export.model.plugin_layout import (
 
 UpstreamDtype = Literal["as-is", "float16", "float32"]
 
-# Their names and ours. The order of the columns of `down` is the same: repeated FFN output, then FFN input.
+# The authors' names and this package's names. Both order the columns of `down` alike: repeated FFN output,
+# then FFN input.
 _KINDS = {
     "mux_layer.weight": "compress.weight",
     "mux_layer.bias": "compress.bias",
@@ -37,7 +39,7 @@ _KINDS = {
     "demux_adapter.w_out.bias": "decompress.up.bias",
 }
 _KEY = re.compile(r"mux_layer\.(0|[1-9]\d*)\.(" + "|".join(map(re.escape, _KINDS)) + ")")
-# What torch names when it refuses to read something.
+# The object that torch's error names when torch refuses to load it.
 _REFUSED = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class) ([\w.]+)")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _EXAMPLE = "mux_layer.0.mux_layer.weight"
@@ -49,13 +51,13 @@ def read_upstream(
     """Read a released checkpoint as a plugin of a backbone.
 
     Args:
-        path: The file.
-        size: Of the backbone's encoder.
+        path: The checkpoint file.
+        size: Sizes of the backbone's encoder.
         backbone: The backbone.
-        dtype: Of the tensors; `as-is` keeps float16 and float32.
+        dtype: Type of the plugin's tensors; `as-is` keeps float16 and float32.
 
     Raises:
-        UserError: The file is no checkpoint, holds anything but tensors, or does not fit the backbone.
+        UserError: The file is not a checkpoint, holds anything but tensors, or does not fit the backbone.
     """
     state = _load(path)
     layers = _by_layer(path, state)
@@ -66,13 +68,13 @@ def read_upstream(
             if not torch.isfinite(tensor).all():
                 raise UserError(
                     f"{path}: layer {layer}, {kind} holds values that are NaN or infinite.",
-                    "Take another checkpoint.",
+                    "Use another checkpoint.",
                 )
             array = _as_type(path, tensor, dtype)
             if not np.isfinite(array).all():
                 raise UserError(
                     f"{path}: layer {layer}, {kind} holds values that are too large for {array.dtype}.",
-                    "Take another checkpoint, or --dtype float32 where it was float16.",
+                    "Use another checkpoint, or --dtype float32 if it was float16.",
                 )
             tensors[tensor_name(layer, kind)] = array
     return Plugin(config, tensors)
@@ -80,21 +82,21 @@ def read_upstream(
 
 def _load(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise UserError(f"There is no file {path}.", "Give a checkpoint of the paper's authors (.pkl).")
+        raise UserError(f"There is no file {path}.", "Give a checkpoint from the paper's authors (.pkl).")
     try:
-        # Tensors and plain containers only: a pickle could run any code.
-        with warnings.catch_warnings(action="ignore"):  # of torch, about another protocol of pickle
+        # Load only tensors and plain containers, because a pickle could run any code.
+        with warnings.catch_warnings(action="ignore"):  # torch warns about other pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = _REFUSED.search(str(error))
-        what = f"it names {found[1]}" if found else "it is no pickle of tensors alone"
+        what = f"it names {found[1]}" if found else "it is not a pickle of tensors only"
         raise UserError(
-            f"{path} is no checkpoint that holds only tensors: {what}. Nothing in it was run.",
-            "If you trust it, save its state dict alone: torch.save({name: tensor, ...}, PATH)",
+            f"{path} is not a checkpoint that holds only tensors: {what}. Nothing in it was run.",
+            "If you trust it, save only its state dict: torch.save({name: tensor, ...}, PATH)",
         ) from error
-    except Exception as error:  # zipfile, pickle and torch each raise their own on bytes that are cut
+    except Exception as error:  # zipfile, pickle and torch each raise their own errors for truncated files
         raise UserError(
-            f"{path} is no whole file of torch.save. Nothing in it was run.", "Copy or download it again."
+            f"{path} is not a complete torch.save file. Nothing in it was run.", "Copy or download it again."
         ) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(
@@ -104,12 +106,13 @@ def _load(path: Path) -> Mapping[str, Any]:
     for key, value in content.items():
         if not isinstance(value, torch.Tensor):
             raise UserError(
-                f"{path}: {key} is a {type(value).__name__}, not a tensor.", "Take the state dict alone."
+                f"{path}: {key} is a {type(value).__name__}, not a tensor.",
+                "Save only the plugin's state dict.",
             )
         if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _DTYPES:
             raise UserError(
                 f"{path}: {key} is a tensor of {value.dtype}, {value.layout} on {value.device.type}; "
-                "a plugin is of dense floating-point numbers.",
+                "a plugin holds dense floating-point tensors.",
                 "Save it again as float16 or float32.",
             )
     return {key: value.detach() for key, value in content.items()}
@@ -121,12 +124,12 @@ def _by_layer(path: Path, state: Mapping[str, torch.Tensor]) -> dict[int, dict[s
         match = _KEY.fullmatch(key)
         if match is None:
             raise UserError(
-                f"{path} has the key {key!r}, which is none of a plugin's.",
-                f"A plugin's keys are like {_EXAMPLE}; take them alone out of the model's state dict.",
+                f"{path} has the key {key!r}, which is not a plugin key.",
+                f"A plugin has keys such as {_EXAMPLE}; extract only these from the model's state dict.",
             )
         layers.setdefault(int(match[1]), {})[_KINDS[match[2]]] = tensor
     if not layers:
-        raise UserError(f"{path} holds no tensors.", "Take another checkpoint.")
+        raise UserError(f"{path} holds no tensors.", "Use another checkpoint.")
     return dict(sorted(layers.items()))
 
 
@@ -142,28 +145,29 @@ def _config(
             raise UserError(
                 f"{path} lacks {lacking[0]} of layer {layer}; {backbone.name} has {size.num_layers} encoder "
                 "layers.",
-                "Take a whole checkpoint, or the backbone that it was made for.",
+                "Use a complete checkpoint, or the backbone that it was made for.",
             )
     surplus = [layer for layer in layers if layer >= size.num_layers]
     if surplus:
         raise UserError(
             f"{path} has {len(layers)} layers; {backbone.name} has {size.num_layers} encoder layers.",
-            "Take the backbone that the checkpoint was made for.",
+            "Use the backbone that the checkpoint was made for.",
         )
     first = layers[0]
     k, d = first["compress.bias"].numel(), size.hidden_size
     m = first["decompress.down.bias"].numel()
     if k < 2 or m < 1:
         raise UserError(
-            f"{path} has the ratio {k} and the bottleneck {m}: there is nothing that it could do.",
-            "Take another checkpoint.",
+            f"{path} has ratio {k} and bottleneck {m}; a plugin needs a ratio of 2 or more and a bottleneck "
+            "of 1 or more.",
+            "Use another checkpoint.",
         )
     config = PluginConfig(
         ratio=k,
         hidden_size=d,
         bottleneck_size=m,
         num_layers=size.num_layers,
-        masking="none",  # the paper's code has no other
+        masking="none",  # the only mode in the paper's code
         backbone=backbone,
         training={"stage": "imported", "file": path.name, "sha256": sha256_file(path)},
     )
@@ -175,7 +179,7 @@ def _config(
                 raise UserError(
                     f"{path}: layer {layer}, {kind} has the shape {found}; a plugin of ratio {k} and "
                     f"bottleneck {m} for hidden size {d} has {shape}.",
-                    "Take the backbone that the checkpoint was made for, or another checkpoint.",
+                    "Use the backbone that the checkpoint was made for, or another checkpoint.",
                 )
     return config
 
@@ -184,7 +188,7 @@ def _as_type(path: Path, tensor: torch.Tensor, dtype: UpstreamDtype) -> np.ndarr
     if dtype == "as-is" and tensor.dtype not in (torch.float16, torch.float32):
         raise UserError(
             f"{path} holds tensors of {tensor.dtype}; a plugin file holds float16 or float32.",
-            "--dtype float32",
+            "Add --dtype float32.",
         )
     wanted = tensor.dtype if dtype == "as-is" else getattr(torch, dtype)
     return np.ascontiguousarray(tensor.to(wanted).numpy())

@@ -1,1 +1,1 @@
-"""What each variant is worth: metrics against the uncompressed model."""
+"""Quality of each variant: metrics against the uncompressed model."""

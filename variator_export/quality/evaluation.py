@@ -38,18 +38,22 @@ from variator_export.verification.compare import deviation
 from variator_export.verification.eager_bundle import load_bundle_backbone
 
 EvaluationRuntime = Literal["eager", "onnxruntime"]
-# By variant and runtime.
+# Output arrays by variant and runtime.
 Outputs = dict[tuple[str, str], np.ndarray]
 _BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class QualityRow:
-    """One variant on one runtime.
+    """Quality of one variant on one runtime.
 
     Attributes:
-        metrics: By name (`quality.metrics`).
-        relative_loss: The share of the task's main metric that is lost against ratio 1 of the same runtime.
+        variant: The variant's name.
+        ratio: The ratio k.
+        runtime: The runtime's name.
+        metrics: Metrics by name (`quality.metrics`).
+        relative_loss: The share of the task's main metric that is lost against ratio 1 on the same runtime.
+            None if it is undefined.
     """
 
     variant: str
@@ -61,14 +65,14 @@ class QualityRow:
 
 @dataclass(frozen=True)
 class Quality:
-    """What `evaluate` found.
+    """Result of `evaluate`.
 
     Attributes:
-        task: What was asked of the model.
-        data: Name, sha256 and number of examples.
-        rows: By ratio and runtime, ratio 1 first.
-        agreement: The deviation of the exported graph's outputs from eager's, by variant; empty unless both
-            ran.
+        task: The task that was evaluated.
+        data: Name, sha256, columns and number of the examples, and the limit on tokens.
+        rows: Rows by runtime and ratio, ratio 1 first.
+        agreement: The deviation of the exported graph's outputs from those of eager PyTorch, by variant.
+            Empty unless both ran.
         graphs: The sha256 of each variant's graph.
     """
 
@@ -79,7 +83,7 @@ class Quality:
     graphs: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the result as JSON data."""
         return asdict(self)
 
 
@@ -93,21 +97,21 @@ def evaluate(
     max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Quality:
-    """Measure quality.
+    """Measure the quality of every variant.
 
     Args:
-        paths: One bundle, or plugin folders of one backbone; those are exported for it.
-        examples: Texts, with pairs and targets as the task needs them.
-        task: None: classification where the model has logits; else similarity where there are pairs and
-            scores; else embedding.
-        backbone: The backbone's source; None: what the bundle or the plugins name.
-        runtimes: What to run. With both, their outputs must agree but for rounding.
-        max_tokens: Longer texts are cut; None: at the model's limit.
-        progress: Is told what happens.
+        paths: One bundle, or plugin folders of one backbone. Plugin folders are exported first.
+        examples: Texts, with the pairs and targets that the task needs.
+        task: The task. None means classification if the model has logits, else similarity if the examples
+            have pairs and scores, else embedding.
+        backbone: The backbone's source. None means the source that the bundle or the plugins name.
+        runtimes: Runtimes to run. With both, their outputs must agree except for rounding.
+        max_tokens: Maximum length of a text. Longer texts are truncated. None means the model's limit.
+        progress: Receives progress reports.
 
     Raises:
-        UserError: A path is neither, or the data does not fit the task.
-        NumbersDisagreeError: The exported graph does not compute what eager computes.
+        UserError: A path is neither a bundle nor a plugin folder, or the data does not fit the task.
+        NumbersDisagreeError: The exported graph does not compute what eager PyTorch computes.
     """
     for module in ("scipy", "sklearn"):
         require(module, "evaluate", "Evaluating quality")
@@ -115,7 +119,7 @@ def evaluate(
         require_export()
     elif backbone is not None and is_bundle(paths[0]):
         raise UserError(
-            "A bundle's graphs hold their backbone: --backbone would not be used.", "Leave it out."
+            "A bundle's graphs contain their backbone, so --backbone would not be used.", "Leave it out."
         )
     progress = progress or Progress()
     with _bundle(paths, task, examples, backbone, progress) as bundle:
@@ -155,11 +159,13 @@ def _bundle(
         return
     for path in paths:
         if is_bundle(path):
-            raise UserError(f"{path} is a bundle, of which one is evaluated at a time.", "Give it alone.")
+            raise UserError(
+                f"{path} is a bundle, and only one bundle can be evaluated at a time.", "Pass it alone."
+            )
         if not (path / CONFIG_NAME).is_file():
             raise UserError(
                 f"{path} is neither a bundle nor a plugin folder.",
-                "Give one bundle (from `build`), or plugin folders (from `train` or `import`).",
+                "Pass one bundle (from `build`), or plugin folders (from `train` or `import`).",
             )
     source = backbone or _backbone_of(paths)
     _check_backbone(source, task, examples)
@@ -184,13 +190,13 @@ def _backbone_of(paths: Sequence[Path]) -> str:
         raise UserError(
             f"The plugins name {', '.join(sorted(str(n) for n in names))} as their backbone, but not where "
             "it is.",
-            "Give it: --backbone SRC",
+            "Pass its location: --backbone SRC",
         )
     return name
 
 
 def _check_backbone(source: str, task: Task | None, examples: Examples) -> None:
-    """Refuse before the export what cannot be measured after it."""
+    """Refuse a backbone before the export if the task could not be measured after it."""
     require_export()
     from variator_export.model.backbone import read_backbone_info
 
@@ -201,8 +207,8 @@ def _check_backbone(source: str, task: Task | None, examples: Examples) -> None:
 def _task_and_output(
     task: Task | None, outputs: Sequence[str], token_outputs: Sequence[str], examples: Examples, source: str
 ) -> tuple[Task, str]:
-    """What is asked of the model, and the output that it looks at."""
-    # Outputs with one row per token are no quality of a text.
+    """Return the task and the output that it evaluates."""
+    # Outputs with one row per token do not describe a text as a whole.
     of_texts = [name for name in outputs if name not in token_outputs]
     chosen = task or _task(of_texts, examples)
     return chosen, _check(chosen, of_texts, examples, source)
@@ -215,26 +221,31 @@ def _task(outputs: Sequence[str], examples: Examples) -> Task:
 
 
 def _check(task: Task, outputs: Sequence[str], examples: Examples, source: str) -> str:
-    """The output that a task looks at."""
+    """Check that the model and the examples fit a task, and return the output that it evaluates."""
     output = "logits" if task == "classification" else "sentence_embedding"
     if output not in outputs:
         raise UserError(
-            f"The task {task} needs the output {output} of each text; {source} gives "
-            f"{', '.join(outputs) or 'outputs of each token only'}.",
+            f"The task {task} needs the output {output} for each text; {source} returns "
+            f"{', '.join(outputs) or 'only outputs for each token'}.",
             "Choose another --task"
-            + ("." if output == "logits" else ", or add the folder's files of sentence-transformers."),
+            + ("." if output == "logits" else ", or add the sentence-transformers files to the folder."),
         )
     if task != "embedding" and examples.targets is None:
         raise UserError(f"The task {task} needs labels or scores.", "Name their column: --label-column NAME")
     if task == "similarity" and examples.pairs is None:
-        raise UserError("The task similarity needs pairs of texts.", "Name the second: --pair-column NAME")
+        raise UserError(
+            "The task similarity needs pairs of texts.", "Name the second column: --pair-column NAME"
+        )
     return output
 
 
 def _encode(
     bundle: Bundle, examples: Examples, max_tokens: int | None
 ) -> tuple[list[TokenRow], list[list[int]]]:
-    """Token rows of all texts (for embeddings the second ones after the first), in batches of like length."""
+    """Encode all texts as token rows, and order them into batches of similar length.
+
+    For embeddings, the second texts of the pairs follow the first ones as rows of their own.
+    """
     limit = bundle.manifest.backbone.max_length
     if max_tokens is not None:
         limit = min(max_tokens, limit or max_tokens)
@@ -250,7 +261,7 @@ def _encode(
 def _runners(
     bundle: Bundle, runtime: EvaluationRuntime, backbone: str | None
 ) -> Iterator[tuple[str, Runner]]:
-    """One after the other: a session holds memory."""
+    """Yield the runner of each variant, one after the other because a session holds memory."""
     variants = sorted(bundle.manifest.variants, key=lambda v: (v.ratio, v.name))
     if runtime == "onnxruntime":
         for variant in variants:
@@ -272,7 +283,7 @@ def _run(
     progress: Progress,
     name: str,
 ) -> np.ndarray:
-    """One output for all rows, (number of rows, size)."""
+    """Run all rows and return one output, (number of rows, size)."""
     entry, pad = bundle.manifest.backbone, bundle.text_encoder().pad_token_id
     found: dict[int, np.ndarray] = {}
     with progress.bar(name, len(batches)) as advance:
@@ -290,10 +301,10 @@ def _run(
 
 def _agree(variant: str, output: str, found: Outputs, precision: str) -> dict[str, Any]:
     result = deviation(found[variant, "onnxruntime"], found[variant, "eager"])
-    # NaN is not within it.
+    # Negated so that NaN is refused too.
     if not result.relative_frobenius <= find_precision(precision).agreement:
         raise NumbersDisagreeError(
-            f"{variant}: the graph's {output} is not eager PyTorch's: {result}.",
+            f"{variant}: the graph's {output} differs from eager PyTorch's: {result}.",
             "This is a fault of the export: please report it with the bundle's manifest.",
         )
     return result.as_dict()
@@ -315,7 +326,7 @@ def _rows(
 ) -> Iterator[QualityRow]:
     variants = sorted(bundle.manifest.variants, key=lambda v: (v.ratio, v.name))
     count = len(examples)
-    # Equal texts are one text: among its nearest others a copy would always stay.
+    # Duplicates are removed: a copy of a text would always stay among the text's nearest neighbours.
     distinct = _distinct((*examples.texts, *(examples.pairs or ())))
     for runtime in runtimes:
         plain = found[BASELINE, runtime]
@@ -342,9 +353,10 @@ def _distinct(texts: Sequence[str]) -> list[int]:
 
 
 def store_quality(bundle: Path, quality: Quality) -> None:
-    """Keep a result in its bundle; reports are not part of what the manifest hashes.
+    """Store a result in its bundle. The manifest's hashes do not cover reports.
 
-    One is kept for each task, data set and setting. Those of graphs that the bundle no longer has go.
+    The bundle keeps one result for each task, data set and setting. Results for graphs that the bundle no
+    longer contains are removed.
 
     Raises:
         UserError: The bundle cannot be written, or its report is broken.
@@ -357,5 +369,5 @@ def store_quality(bundle: Path, quality: Quality) -> None:
         if isinstance(report, dict) and report.get("graphs") == quality.graphs
     }
     key = sha256_json([quality.task, quality.data])
-    state = "The quality was measured; its report is not stored."
+    state = "The quality was measured; the quality report is not stored."
     store_report(bundle, QUALITY_REPORT, {**kept, key: quality.as_dict()}, state)

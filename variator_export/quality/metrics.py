@@ -1,6 +1,6 @@
-"""What a model says at each ratio, against what it says without plugins and against the labels.
+"""Metrics of a model's outputs at each ratio, against its outputs without plugins and against the labels.
 
-Arrays: N examples or texts, C classes, d hidden size.
+Shapes: N examples or texts, C classes, d hidden size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# Neighbours that are compared in `retrieval_recall`.
+# Number of nearest neighbours that `retrieval_recall` compares.
 NEIGHBOURS = 10
 _QUERIES_AT_A_TIME = 1024
 
@@ -16,15 +16,15 @@ _QUERIES_AT_A_TIME = 1024
 def classification_metrics(
     logits: np.ndarray, uncompressed: np.ndarray, labels: Sequence[int]
 ) -> dict[str, float]:
-    """Accuracy, F1 and agreement with the uncompressed model.
+    """Compute accuracy, F1 and agreement with the uncompressed model.
 
     Args:
-        logits: (N, C).
-        uncompressed: Those of the model without plugins, (N, C).
-        labels: Class indices, N.
+        logits: Logits of the variant, (N, C).
+        uncompressed: Logits of the model without plugins, (N, C).
+        labels: Class indices, (N,).
 
     Returns:
-        `accuracy`; `f1`: of class 1 where there are two classes, else the mean over the classes; `agreement`:
+        `accuracy`; `f1`, of class 1 for two classes and otherwise the mean over the classes; and `agreement`,
         the share of examples with the same arg-max.
     """
     from sklearn.metrics import accuracy_score, f1_score
@@ -39,11 +39,11 @@ def classification_metrics(
 
 
 def embedding_metrics(embeddings: np.ndarray, uncompressed: np.ndarray) -> dict[str, float | None]:
-    """How far embeddings (N, d) moved.
+    """Compute how far embeddings (N, d) moved from the uncompressed ones.
 
     Returns:
-        `cosine`: mean cosine to the uncompressed embedding of the same text; `cosine_p5`: its 5th percentile;
-        `recall_at_10`: see `retrieval_recall`, None where there are fewer than 11 texts.
+        `cosine`, the mean cosine to the uncompressed embedding of the same text; `cosine_p5`, the 5th
+        percentile of these cosines; and `recall_at_10`, see `retrieval_recall`, None for fewer than 11 texts.
     """
     a, b = _normalised(embeddings), _normalised(uncompressed)
     cosines = (a * b).sum(-1)
@@ -57,7 +57,10 @@ def embedding_metrics(embeddings: np.ndarray, uncompressed: np.ndarray) -> dict[
 def similarity_metrics(
     first: np.ndarray, second: np.ndarray, scores: Sequence[float]
 ) -> dict[str, float | None]:
-    """Spearman's rank correlation of the cosines of two (N, d) with N scores; None if all are equal."""
+    """Compute Spearman's rank correlation of the cosines of two arrays (N, d) with N scores.
+
+    The correlation is None if all cosines are equal.
+    """
     from scipy.stats import spearmanr
 
     cosines = (_normalised(first) * _normalised(second)).sum(-1)
@@ -67,9 +70,10 @@ def similarity_metrics(
 
 
 def retrieval_recall(embeddings: np.ndarray, uncompressed: np.ndarray) -> float | None:
-    """Mean share of a text's 10 nearest others that stay among its 10 nearest.
+    """Return the mean share of a text's 10 nearest neighbours that stay among its 10 nearest.
 
-    Every text is a query against all others; queries and index are of the same model. Both (N, d), of norm 1.
+    Every text is a query against all others. Queries and index come from the same model. Both arrays are
+    (N, d), with rows of norm 1. None if there are at most 10 texts.
     """
     count = len(embeddings)
     if count <= NEIGHBOURS:
@@ -83,7 +87,7 @@ def retrieval_recall(embeddings: np.ndarray, uncompressed: np.ndarray) -> float 
 
 
 def relative_loss(metrics: Mapping[str, Any], uncompressed: Mapping[str, Any], name: str) -> float | None:
-    """The share of a metric that is lost; None where the uncompressed model has 0 or nothing."""
+    """Return the lost share of a metric. None if either value is missing or the uncompressed one is 0."""
     whole, left = uncompressed.get(name), metrics.get(name)
     return None if not whole or left is None else 1 - float(left) / float(whole)
 

@@ -1,1 +1,1 @@
-"""Recipes: what to build, from YAML."""
+"""Recipes: descriptions of a build, read from YAML."""

@@ -1,6 +1,7 @@
-"""The options of an engine's builder: the one place where a new one is declared.
+"""Options of an engine builder: the only place where an option is declared.
 
-A recipe has them among its `engine` keys; a request to a builder and an engine's sidecar hold them whole.
+A recipe has the options among its `engine` keys. A builder request and an engine's sidecar hold them as one
+object.
 """
 
 from typing import Annotated, Literal
@@ -11,19 +12,19 @@ from variator_export.recipe.part import RecipePart
 
 
 class BuilderOptions(RecipePart):
-    """What a builder is told besides the graph, its shapes and the GPU."""
+    """Options of an engine builder, besides the graph, its shapes and the GPU."""
 
     tf32: bool = False
-    """Whether float32 products may be computed in TF32, as eager PyTorch does not by default."""
+    """Whether float32 products may be computed in TF32. Eager PyTorch does not by default."""
     optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
-    """How long the builder looks for fast kernels, 0 to 5; None: its own default."""
+    """The effort that the builder spends on finding fast kernels, 0 to 5; None for the builder's default."""
     workspace_mib: Annotated[int, Field(ge=1)] | None = None
-    """The most memory that a layer may use while it runs, in MiB; None: all of the GPU's."""
+    """The maximum workspace memory of a layer, in MiB; None for all of the GPU's memory."""
     hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
-    """`tensorrt` only: which other GPUs an engine may run on than the one that builds it."""
+    """`tensorrt` only: the other GPUs that an engine may run on, besides the one that builds it."""
     version_compatible: bool = False
-    """`tensorrt` only: whether later versions may run an engine. The lean runtime, a program of its own, is
-    left out of it."""
+    """`tensorrt` only: whether later TensorRT versions may run an engine. The engine does not include the
+    lean runtime, which is a program of its own."""
     strip_weights: bool = False
-    """`tensorrt` only: leave the weights out of the engines. A session puts the bundle's own into them, so
-    many engines share one file of weights."""
+    """`tensorrt` only: leave the weights out of the engines. A session loads the bundle's weights into an
+    engine, so many engines share one weight file."""

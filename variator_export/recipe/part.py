@@ -1,4 +1,4 @@
-"""What all parts of a recipe have in common."""
+"""Base class and helpers for the parts of a recipe."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from variator_export.core.nearest import nearest
 
 
 class RecipePart(BaseModel):
-    """Frozen; unknown keys are refused; a text behind a field is its description in the JSON schema."""
+    """Base of all recipe parts: frozen, refuses unknown keys, and describes each field by its docstring."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def known(name: str, names: Sequence[str]) -> str:
-    """A name that a registry has.
+    """Check that a registry has a name, and return the name.
 
     Raises:
-        ValueError: It has none of that name.
+        ValueError: The registry has no such name.
     """
     if name not in names:
         guess = nearest(name, list(names))
-        raise ValueError(f"known are {', '.join(names)}{f'; did you mean {guess!r}?' if guess else ''}")
+        raise ValueError(f"choose from {', '.join(names)}{f'; did you mean {guess!r}?' if guess else ''}")
     return name

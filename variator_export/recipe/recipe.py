@@ -1,4 +1,4 @@
-"""Recipes: what to build. Typed, validated, unknown keys refused; `recipe_file` reads them from YAML."""
+"""Recipes: typed, validated descriptions of a build. Unknown keys are refused; `recipe_file` reads YAML."""
 
 from typing import Annotated, Literal
 
@@ -35,12 +35,12 @@ class BackboneRecipe(_Part):
     source: str
     """A folder, `hub:ORGANISATION/NAME[@REVISION]`, or `package:DISTRIBUTION/PATH`."""
     sha256: Sha256 | None = None
-    """The sha256 that its weights must have; None: any."""
+    """The expected sha256 of the weights; None to accept any."""
     task: str | None = None
-    """What the model is to do, as Optimum names it (`feature-extraction`), which chooses the class of its
-    family; None: that of the class which config.json names."""
+    """The model's task, as named by Optimum (`feature-extraction`). It selects the transformers class within
+    the model's family; None for the task of the class that config.json names."""
     architecture: str | None = None
-    """The transformers class to load, instead of a task."""
+    """The transformers class to load, instead of choosing one by task."""
 
     @model_validator(mode="after")
     def _one_choice(self) -> "BackboneRecipe":
@@ -50,30 +50,30 @@ class BackboneRecipe(_Part):
 
 
 class Initialise(_Part):
-    """An untrained plugin, made by the paper's initialisation."""
+    """An untrained plugin, created by the paper's initialisation."""
 
     bottleneck_size: int = Field(default=64, ge=1)
-    """Width of the decompression layer's bottleneck."""
+    """Bottleneck width of the decompression layer."""
     masking: Literal["none", "exclude-padding"] = "none"
-    """`none` as in the paper's code, or `exclude-padding`."""
+    """The masking of padding: `none` as in the paper's code, or `exclude-padding`."""
     seed: int = Field(default=0, ge=0)
-    """Of the random generator."""
+    """Seed of the random generator."""
 
 
 class PluginRecipe(_Part):
-    """One compression plugin: read from a folder, or made by initialisation."""
+    """One compression plugin: read from a folder, or created by initialisation."""
 
     method: str = "variator"
-    """By which method its variant is made: `variator`, or that of an installed distribution."""
+    """The method that builds the variant: `variator`, or a method of an installed distribution."""
     name: VariantName | None = None
-    """The variant's name; None: `ratio-K`."""
+    """The variant's name; None for `ratio-K`."""
     ratio: int | None = Field(default=None, ge=2)
-    """Its ratio; may be left out for a folder, which says it itself."""
+    """The plugin's compression ratio; optional for a folder, which states its ratio."""
     source: str | None = None
     """A folder with `plugin_config.json` and `plugin.safetensors`;
-    `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`; or `recipes:PATH` for one that comes with the package."""
+    `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`; or `recipes:PATH` for a plugin of the package."""
     initialise: Initialise | None = None
-    """How to make one instead."""
+    """Settings for creating an untrained plugin, instead of a source."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "PluginRecipe":
@@ -85,96 +85,100 @@ class PluginRecipe(_Part):
 
 
 class VerifyRecipe(_Part):
-    """What graphs are verified on, besides a grid of shapes."""
+    """Inputs for verifying graphs, besides a grid of shapes."""
 
     texts: tuple[str, ...] = ()
-    """Real texts; empty: a few that come with the package."""
+    """Real texts; if empty, a few texts that ship with the package."""
     seed: int = 0
-    """Of the random token ids of the grid."""
+    """Seed of the random token ids in the grid."""
 
 
 class SpeedRecipe(_Part):
-    """The measurement at the end of a build."""
+    """The speed measurement at the end of a build."""
 
     batch_size: int = Field(default=8, ge=1)
-    """Rows."""
+    """Rows per batch."""
     sequence_length: int = Field(default=128, ge=1)
-    """Tokens in each row."""
+    """Tokens per row."""
     rounds: int = Field(default=5, ge=2)
-    """How often the subjects take turns."""
+    """The number of rounds; each subject, a variant on a runtime, is timed once per round."""
     block_seconds: float = Field(default=0.4, gt=0)
-    """How long one subject runs in a turn, warm-up apart."""
+    """The time that one subject runs per round, in seconds, without its warm-up."""
 
 
 class ShapeSet(_Part):
-    """The shapes that an optimization profile of an engine is for, as (min, opt, max)."""
+    """The shapes of one optimization profile of an engine, as (min, opt, max)."""
 
     batch_size: Range = (1, 8, 32)
-    """Rows."""
+    """Rows per batch."""
     sequence_length: Range = (1, 128, 512)
-    """Tokens, within the model's limit."""
+    """Tokens per row, within the model's limit."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "ShapeSet":
         for name in ("batch_size", "sequence_length"):
             low, opt, high = getattr(self, name)
             if not low <= opt <= high:
-                raise ValueError(f"{name} must be min <= opt <= max, and is {low}, {opt}, {high}")
+                raise ValueError(f"{name} must be min <= opt <= max, but is {low}, {opt}, {high}")
         return self
 
 
 class EngineRecipe(BuilderOptions):
-    """How engines are built. A target refuses what it cannot do."""
+    """Settings for building engines. A target refuses settings that it does not support."""
 
     profiles: dict[VariantName, ShapeSet] = Field(default={"default": ShapeSet()}, min_length=1)
-    """Sets of shapes by name, each an optimization profile: say, a quick short one beside one of batches."""
+    """Sets of shapes by name. Each is an optimization profile, for example one for single short texts and
+    one for batches."""
     per_ratio: bool = True
-    """An engine for each ratio."""
+    """Build an engine for each ratio."""
     any_ratio: bool = False
-    """One engine that runs every ratio, with a profile for each ratio and set of shapes; it holds the weights
-    once."""
+    """Build one engine that runs every ratio, with a profile for each ratio and set of shapes. It holds the
+    weights once."""
     compute_capabilities: tuple[Annotated[str, StringConstraints(pattern=CAPABILITIES)], ...] = ()
-    """`tensorrt-rtx` only: the GPUs to build for, `sm89`, or `sm86+sm89` for one engine for both; each entry
-    gives engines of its own. None: one that runs on all that the target knows."""
+    """`tensorrt-rtx` only: the GPUs to build for, `sm89`, or `sm86+sm89` for one engine for both. Each entry
+    builds separate engines. Empty for one engine that runs on all GPUs that the target supports."""
 
     @property
     def builder(self) -> BuilderOptions:
-        """The options of the builder alone."""
+        """The builder options alone."""
         return BuilderOptions(**{name: getattr(self, name) for name in BuilderOptions.model_fields})
 
     @field_validator("compute_capabilities")
     @classmethod
     def _in_one_order(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        """sm120+sm86 is sm86+sm120, and twice the same is once."""
+        """Sort the GPUs in each name (sm120+sm86 becomes sm86+sm120) and remove duplicates."""
         parts = [sorted(set(name.split("+")), key=lambda sm: int(sm.removeprefix("sm"))) for name in names]
         return tuple(dict.fromkeys("+".join(part) for part in parts))
 
     @model_validator(mode="after")
     def _makes_something(self) -> "EngineRecipe":
         if not (self.per_ratio or self.any_ratio):
-            raise ValueError("per_ratio and any_ratio are both off; an engine needs one of them")
+            raise ValueError(
+                "per_ratio and any_ratio are both off; building engines needs at least one of them"
+            )
         return self
 
 
 class Recipe(_Part):
-    """Everything that decides what a build makes."""
+    """Everything that determines the result of a build."""
 
     name: VariantName
-    """Names the bundle's default folder, artifacts/NAME."""
+    """The recipe's name. It names the bundle's default folder, artifacts/NAME."""
     backbone: BackboneRecipe
     """The pretrained transformer."""
     plugins: tuple[PluginRecipe, ...] = ()
-    """The compression plugins there are."""
+    """The available compression plugins."""
     ratios: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    """Those to build; None: all that the plugins have. The baseline, ratio 1, always comes along."""
+    """The ratios to build; None for the ratios of all plugins. The baseline, ratio 1, is always built."""
     precision: PrecisionName = "float32"
-    """Of the graphs and engines: float32, float16, bfloat16, or one of an installed distribution."""
+    """The precision of the graphs and engines: float32, float16, bfloat16, or one added by an installed
+    distribution."""
     targets: tuple[str, ...] = ("onnxruntime",)
-    """What to build engines for: `tensorrt-rtx`, `tensorrt`, or the target of an installed distribution.
-    Graphs run on `onnxruntime` as they are."""
+    """The targets to build engines for: `tensorrt-rtx`, `tensorrt`, or a target of an installed distribution.
+    `onnxruntime` runs the graphs directly, without engines."""
     verify: VerifyRecipe = VerifyRecipe()
-    """What graphs are verified on."""
+    """Inputs for verifying graphs."""
     speed: SpeedRecipe | None = SpeedRecipe()
-    """The measurement at the end; None: none."""
+    """The speed measurement at the end of a build; None to skip the measurement."""
     engine: EngineRecipe = EngineRecipe()
-    """How engines are built."""
+    """Settings for building engines."""

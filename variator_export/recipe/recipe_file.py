@@ -1,4 +1,4 @@
-"""Recipes as YAML: those that come with the package and those of users, one over another, flags over all."""
+"""Recipes as YAML: shipped recipes and users' recipes, layered over each other, with flags on top."""
 
 import copy
 import os
@@ -22,13 +22,13 @@ _SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Layer:
-    """A part of a recipe that goes over what is below it.
+    """A part of a recipe that overrides the layers below.
 
     Attributes:
-        origin: Where it comes from, for people: a file, a shipped recipe, a flag.
+        origin: The layer's origin, as text for people: a file, a shipped recipe or a flag.
         content: Some keys of a recipe. Mappings are merged, everything else is replaced. A `backbone` with a
-            `source` is replaced whole: a pin, a task and an architecture belong to the weights that they
-            stood beside.
+            `source` replaces the whole backbone, because a pin, a task and an architecture belong to the
+            weights that they were declared with.
     """
 
     origin: str
@@ -37,24 +37,24 @@ class Layer:
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
-    """A recipe together with where its values come from.
+    """A recipe with the origins of its values.
 
     Attributes:
-        recipe: What to build.
-        origins: By dotted key; what is not there is a default. A list has one origin.
+        recipe: The validated recipe.
+        origins: Origins by dotted key. A value without an origin is a default; a list has one origin.
     """
 
     recipe: Recipe
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def origin(self, key: str) -> str:
-        """Where the value of a dotted key comes from."""
+        """The origin of the value of a dotted key."""
         while key not in self.origins and "." in key:
             key = key.rpartition(".")[0]
         return self.origins.get(key, "default")
 
     def to_yaml(self) -> str:
-        """The whole recipe, as a file that says the same, each value with its origin behind it."""
+        """The whole recipe as an equivalent file, with the origin of each value in a comment."""
         rows = list(self._rows(self.recipe.model_dump(mode="json"), ""))
         width = min(72, max(len(text) for text, _ in rows))
         return "".join(f"{text:{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in rows)
@@ -74,14 +74,14 @@ class ResolvedRecipe:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose keys come once; PyYAML takes the last of several without a word."""
+    """YAML loader that refuses duplicate keys; PyYAML silently keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that comes twice."""
+        """Build a mapping, and refuse a key that appears twice."""
         seen = set()
         for key_node, _ in node.value:
             if key_node.value in seen:
-                problem = f"the key {key_node.value!r} comes twice"
+                problem = f"the key {key_node.value!r} appears twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
@@ -91,19 +91,19 @@ def load_recipe(recipe: str | Path) -> Recipe:
     """Read a recipe.
 
     Args:
-        recipe: A YAML file, or the name of a recipe that comes with the package.
+        recipe: A YAML file, or the name of a recipe that ships with the package.
 
     Raises:
-        UserError: It, or one that it extends, does not exist, is no YAML, or does not validate.
+        UserError: The recipe, or a recipe that it extends, does not exist, is not YAML, or does not validate.
     """
     return resolve_recipe(recipe).recipe
 
 
 def resolve_recipe(recipe: str | Path, over: Sequence[Layer] = ()) -> ResolvedRecipe:
-    """Read a recipe, with those that it extends below it and `over` above it.
+    """Read a recipe over the recipes that it extends, and put the layers of `over` on top.
 
     Raises:
-        UserError: As `load_recipe`.
+        UserError: Same conditions as `load_recipe`.
     """
     content: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -117,7 +117,8 @@ def parse_recipe(content: Any, name: str) -> Recipe:
     """Validate the content of a recipe.
 
     Raises:
-        UserError: It does not validate; names the key, what was found and the nearest known key.
+        UserError: The content does not validate. The message names the key, the value found and the nearest
+            known key.
     """
     try:
         return Recipe.model_validate(content)
@@ -129,14 +130,15 @@ def parse_recipe(content: Any, name: str) -> Recipe:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe file, by which editors complete and check one while it is written."""
+    """The JSON schema of a recipe file, which editors use to complete and check recipes."""
     schema = Recipe.model_json_schema()
     extends = {
-        "description": "A recipe that comes with the package, or a YAML file; this one goes over it.",
+        "description": "The recipe to extend: one that ships with the package, or a YAML file. This recipe "
+        "overrides its values.",
         "title": "Extends",
         "type": "string",
     }
-    # What is required may stand in the recipe below.
+    # The extended recipe may provide required keys.
     schema["$defs"]["BackboneRecipe"].pop("required")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -148,27 +150,28 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def shipped_recipes() -> list[str]:
-    """The names of the recipes that come with the package."""
+    """The names of the recipes that ship with the package."""
     return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 
 
 def _layers(recipe: str | Path, folder: Path | None, above: tuple[Path, ...]) -> list[Layer]:
-    """A recipe and those that it extends, the lowest first.
+    """A recipe and the recipes that it extends, lowest layer first.
 
     Args:
-        recipe: A file or the name of one that comes with the package.
-        folder: What a file is relative to; None: the current folder.
-        above: Those that extend it.
+        recipe: A file, or the name of a recipe that ships with the package.
+        folder: The folder that a file path is relative to. None for the current folder.
+        above: The recipes that extend this one.
     """
     path, origin = _find(recipe, folder)
     if path.resolve() in above:
         chain = " extends ".join(p.name for p in (*above, path.resolve()))
-        raise UserError(f"Recipes extend each other in a circle: {chain}.", "Take one `extends` out.")
+        raise UserError(f"Recipes extend each other in a circle: {chain}.", "Remove one `extends`.")
     content = _read(path, origin)
     extends = content.pop("extends", None)
     if extends is not None and not isinstance(extends, str):
         raise UserError(
-            f"{origin}: 'extends' is {extends!r}.", "Name one recipe, or give the path of a YAML file."
+            f"{origin}: 'extends' is {extends!r}.",
+            "Name one recipe: a recipe of the package, or the path of a YAML file.",
         )
     relative = Layer(origin, _relative(content, None if origin == path.stem else path.parent))
     if extends is None:
@@ -176,13 +179,13 @@ def _layers(recipe: str | Path, folder: Path | None, above: tuple[Path, ...]) ->
     if "name" not in content:
         raise UserError(
             f"{origin} extends {extends} and has no name of its own.",
-            "Give it one (name: …), which names the folder of its bundle.",
+            "Give it a name (name: …); the folder of its bundle is named after it.",
         )
     return [*_layers(extends, path.parent, (*above, path.resolve())), relative]
 
 
 def _find(recipe: str | Path, folder: Path | None) -> tuple[Path, str]:
-    """The file of a recipe and how to call it."""
+    """The file of a recipe, and the recipe's name in messages."""
     path = Path(recipe).expanduser()
     if path.suffix in _SUFFIXES or (folder is None and path.is_file()):
         path = path if folder is None else folder / path
@@ -205,11 +208,14 @@ def _read(path: Path, origin: str) -> dict[str, Any]:
     try:
         content = yaml.load(text, Loader=_UniqueKeys)
     except (yaml.YAMLError, TypeError, RecursionError) as error:
-        # A mapping as a key ({{ name }}), or lists without end, are YAML, but no recipe.
-        raise UserError(f"The recipe {origin} is not valid YAML: {error}", "Correct it there.") from error
+        # TypeError: a mapping as a key ({{ name }}). RecursionError: lists nested too deeply.
+        raise UserError(
+            f"The recipe {origin} is not valid YAML: {error}", "Correct the file at that place."
+        ) from error
     if not isinstance(content, dict):
         raise UserError(
-            f"The recipe {origin} is no mapping.", "Start from one that is there: build RECIPE --show-recipe"
+            f"The recipe {origin} is not a mapping.",
+            "Start from an existing recipe: variator-export build RECIPE --show-recipe",
         )
     return content
 
@@ -232,7 +238,7 @@ def _overlay(content: dict[str, Any], origins: dict[str, str], layer: Layer, pre
 
 
 def _relative(content: dict[str, Any], folder: Path | None) -> dict[str, Any]:
-    """Sources in a recipe file are relative to the file. What is no text is left to the validation."""
+    """Resolve the sources in a recipe file relative to the file; validation handles non-strings."""
     if folder is None:
         return content
     found = copy.deepcopy(content)
@@ -251,7 +257,7 @@ def _below(folder: Path, source: str) -> str:
     path = os.path.normpath(folder / Path(source).expanduser())
     if looks_like_repository(source) and not Path(path).exists():
         return HUB_PREFIX + source
-    # A path stays one: sub/model would read as a repository of the hub where there is no such folder.
+    # A path stays a path: without ./, sub/model would be read as a hub repository if the folder is missing.
     return f".{os.sep}{path}" if looks_like_repository(path) else path
 
 

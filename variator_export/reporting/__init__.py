@@ -1,1 +1,1 @@
-"""Pages and answers about a bundle and a machine."""
+"""Reports about bundles and diagnosis of machines."""

@@ -1,4 +1,4 @@
-"""A page about a bundle: what is in it, whether it is verified, what it gains and what it loses."""
+"""The HTML report of a bundle: its contents, verification, gain in speed and loss in quality."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from variator_export.sessions import Bundle
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """Result of writing a report.
 
     Attributes:
         page: The HTML file.
-        plots: The pictures' files, if they were asked for.
-        missing: What the page would show besides: a command for each.
+        plots: Files of the plots; empty if no folder for plots was given.
+        missing: Commands that would add the missing parts to the page.
     """
 
     page: Path
@@ -38,15 +38,15 @@ class Report:
 
 
 def report(bundle: str | Path, output: str | Path | None = None, *, plots: Path | None = None) -> Report:
-    """Write one HTML page that needs no network.
+    """Write the report as one self-contained HTML page, which needs no network.
 
     Args:
         bundle: The bundle's folder.
-        output: The file; None: reports/report.html in the bundle.
-        plots: A folder to write the pictures into, as PNG and SVG; None: none.
+        output: The file to write; None for reports/report.html in the bundle.
+        plots: A folder to write the plots to, as PNG and SVG; None to write none.
 
     Raises:
-        UserError: The bundle is damaged, or what draws is not installed.
+        UserError: The bundle is damaged, or a package that draws the report is not installed.
     """
     for module in ("jinja2", "matplotlib"):
         require(module, "report", "Writing a report")
@@ -85,7 +85,7 @@ def _render(sources: Sources, gains: Section | None, sections: Sequence[Section]
             _any_ratio_row(bundle),
         ],
         "sizes": f"{len(manifest.files)} files, {total / 1e6:.1f} MB, of which {weights / 1e6:.1f} MB are "
-        "the backbone's weights, which all graphs share.",
+        "the backbone's weights, shared by all graphs.",
         "sections": sections,
         "commands": "\n".join(sources.commands()),
         "recipe": yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True),

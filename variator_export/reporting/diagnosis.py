@@ -1,4 +1,4 @@
-"""What this machine can build and run. What is reported on is imported in processes of their own."""
+"""Diagnosis of what this machine can build and run. Each module is imported in its own process."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from variator_export.engines.targets import TARGETS, engine_targets, find_engine
 from variator_export.model.source import resolve_source
 from variator_export.sessions import Bundle
 
-# What is asked of a module; an import can take half a minute on a cold disk.
+# The timeout of a probe is long, because an import can take half a minute on a cold disk.
 _TIMEOUT_SECONDS = 120
 _PROBES = {
     "torch": "import torch as t; print(t.__version__, f'CUDA {t.version.cuda}', "
@@ -31,12 +31,12 @@ _PROBES = {
 
 @dataclass(frozen=True)
 class Probe:
-    """What a module says of itself when it is imported.
+    """Result of importing a module.
 
     Attributes:
-        module: Its name.
-        works: Whether it could be imported.
-        answer: Its version and devices, or what went wrong.
+        module: Name of the module.
+        works: Whether the module could be imported.
+        answer: The module's version and devices, or the error.
     """
 
     module: str
@@ -46,15 +46,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What this machine can do.
+    """Diagnosis of this machine.
 
     Attributes:
-        machine: Processor, memory, system, Python.
-        gpus: As nvidia-smi says it; None: there is none that it knows of.
-        extras: Of this package.
-        probes: Of the modules that are installed.
-        bundle: What of a bundle can be used here; None if none was given.
-        problems: What is installed and broken, with what to do.
+        machine: Processor, memory, operating system and Python.
+        gpus: GPUs as reported by nvidia-smi; None if nvidia-smi reports none.
+        extras: Extras of this package and whether their requirements are installed.
+        probes: Results of importing the installed modules.
+        bundle: What can be used of the bundle on this machine; None if no bundle was given.
+        problems: Installed parts that do not work, each with a remedy.
     """
 
     machine: dict[str, Any]
@@ -66,14 +66,14 @@ class Diagnosis:
 
 
 def diagnose(bundle: Path | None = None, place: Place | None = None) -> Diagnosis:
-    """Look at this machine, and at a bundle on it.
+    """Inspect this machine, and a bundle on it.
 
     Args:
-        bundle: The bundle's folder; None: none.
-        place: The machine whose engines are asked about; None: this one.
+        bundle: The bundle's folder; None to inspect only the machine.
+        place: The machine that the engines should run on; None for this machine.
 
     Raises:
-        UserError: There is no bundle in the folder, or a file of it is not what its manifest says.
+        UserError: The folder holds no bundle, or a file of the bundle does not match its manifest.
     """
     opened = None
     if bundle is not None:
@@ -118,7 +118,7 @@ def _look_at(bundle: Bundle, probes: list[Probe], place: Place) -> dict[str, Any
     answer = " ".join(p.answer for p in probes if p.works and p.module == "onnxruntime")
     return {
         "path": str(bundle.path),
-        # By the names of providers in ONNX Runtime's own answer.
+        # Decided from the names of execution providers that the probe of ONNX Runtime printed.
         "runs_on": [name for name, target in TARGETS.all().items() if target.runs_graphs(bundle, answer)],
         "backbone": _backbone(bundle),
         "machine": asdict(place),
@@ -127,11 +127,11 @@ def _look_at(bundle: Bundle, probes: list[Probe], place: Place) -> dict[str, Any
 
 
 def _engine(bundle: Bundle, entry: EngineEntry, place: Place) -> dict[str, Any]:
-    """What an engine is, and whether a machine can run it. Of the plan only the head is read."""
+    """Describe an engine and whether a machine can run it. Only the header of the plan is read."""
     sidecar = bundle.sidecar(entry)
     wrong = find_engine_target(entry.target).contradiction(bundle.file(entry.engine), entry.version)
     if wrong is not None:
-        remedy = "do not use it: get the bundle again from where it was built"
+        remedy = "do not use this engine: get the bundle again from where it was built"
         verdict = Verdict(False, f"its sidecar says {entry.target} {entry.version}, and {wrong}", remedy)
     else:
         verdict = can_run(sidecar, place)
@@ -140,10 +140,10 @@ def _engine(bundle: Bundle, entry: EngineEntry, place: Place) -> dict[str, Any]:
 
 
 def _backbone(bundle: Bundle) -> str:
-    """Whether `verify` could compare with eager PyTorch here."""
+    """Report whether the backbone is here, so that `verify` could compare with eager PyTorch."""
     entry = bundle.manifest.backbone
     try:
         resolve_source(entry.source, entry.weights_sha256, cached=True)
     except UserError as error:
         return f"not here: {error.message}"
-    return "here, with the weights that the bundle was made of"
+    return "here, with the weights that the bundle was built from"

@@ -1,4 +1,4 @@
-"""The parts of a report's page, and the page made of them."""
+"""The building blocks of a report's page, and rendering them to HTML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ _TEMPLATE = "report.html.j2"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; text is on the left, numbers are on the right."""
+    """A column of a table. Text is aligned left, numbers are aligned right."""
 
     name: str
     text: bool = False
@@ -20,7 +20,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TableOf:
-    """A table of the page, cells as they are shown."""
+    """A table of the page. Cells hold the text that is shown."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
@@ -29,12 +29,12 @@ class TableOf:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of the page.
+    """A plot of the page.
 
     Attributes:
-        name: Of its file.
-        figure: The picture.
-        caption: What it shows.
+        name: Name of the plot's file, without suffix.
+        figure: The figure.
+        caption: Text that explains the plot.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Plot:
 
     @property
     def svg(self) -> str:
-        """As an element of the page."""
+        """The plot as an SVG element of the page."""
         from variator_export.reporting.plots import as_svg
 
         return as_svg(self.figure)
@@ -51,7 +51,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page."""
+    """A section of the page: a heading, text, plots and tables."""
 
     title: str
     text: str = ""
@@ -60,7 +60,7 @@ class Section:
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """The page as HTML that holds everything itself; what it shows is escaped."""
+    """Render the page as self-contained HTML. All content is escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -73,5 +73,5 @@ def render(content: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, form: str, unit: str = "") -> str:
-    """A number as it is shown; None is a dash."""
+    """Format a number for display; None becomes a dash."""
     return "-" if value is None else f"{value:{form}}{unit}"

@@ -1,4 +1,4 @@
-"""The plots of a report: as SVG for the page, and as files."""
+"""The plots of a report, as SVG for the page and as files."""
 
 import io
 import math
@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-# Fixed, so that equal numbers give equal bytes. Text stays text: small, searchable, and the page colours it.
+# The salt is fixed, so that equal numbers give equal bytes. Text is kept as text: it is small and searchable,
+# and the page sets its colour.
 _STYLE: Any = {
     "svg.hashsalt": "variator-export",
     "svg.fonttype": "none",
@@ -22,7 +23,7 @@ _STYLE: Any = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "axes.axisbelow": True,
-    # Okabe and Ito's colours, which the colour-blind can tell apart, on light and on dark.
+    # Okabe and Ito's colours, which colour-blind readers can tell apart on light and dark backgrounds.
     "axes.prop_cycle": cycler(color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]),
 }
 
@@ -30,8 +31,8 @@ Row = Mapping[str, Any]
 
 
 def latency_plot(shapes: Sequence[Mapping[str, Any]]) -> Figure:
-    """Median latency of every runtime and variant over the tokens of a call, both logarithmic."""
-    figure, axes = _figure("tokens in a call", "median latency in ms")
+    """Plot the median latency of every runtime and variant over the tokens per call, both logarithmic."""
+    figure, axes = _figure("tokens per call", "median latency in ms")
     series: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for shape in sorted(shapes, key=_tokens):
         for row in shape["rows"]:
@@ -58,7 +59,7 @@ def latency_plot(shapes: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def speedup_plot(shapes: Sequence[Mapping[str, Any]], runtime: str) -> Figure:
-    """The speed-up of every ratio with its interval at every shape, and what the saved MACs allow."""
+    """Plot each variant's speed-up and its interval at every shape, and the limit set by the saved MACs."""
     figure, axes = _figure("", f"speed-up on {runtime}")
     names = [f"{shape['batch_size']}x{shape['sequence_length']}" for shape in shapes]
     variants = _compressed(shapes, runtime)
@@ -74,14 +75,14 @@ def speedup_plot(shapes: Sequence[Mapping[str, Any]], runtime: str) -> Figure:
         axes.scatter(places, allowed, marker="_", s=160, color=axes.lines[-1].get_color(), alpha=0.6)
     axes.axhline(1, color="0.5", linewidth=0.8)
     axes.set_xticks(range(len(names)), names)
-    _legend_beside(axes, "dash: what MACs allow")
+    _legend_beside(axes, "dash: limit set by MACs")
     return figure
 
 
 def error_plot(worst: Mapping[str, float], allowed: float) -> Figure:
-    """The worst deviation of each variant as a multiple of eager PyTorch's own rounding error.
+    """Plot the worst deviation of each variant as a multiple of eager PyTorch's own rounding error.
 
-    One that is infinite, for NaN or where nothing ran, is a bar over the whole height that says so.
+    An infinite deviation, because of NaN or because the graph did not run, is a labelled bar of full height.
     """
     figure, axes = _figure("", "times eager's rounding error")
     top = max([allowed, *filter(math.isfinite, worst.values())]) * 1.1
@@ -99,12 +100,12 @@ def error_plot(worst: Mapping[str, float], allowed: float) -> Figure:
 
 
 def trade_off_plot(points: Sequence[tuple[str, float, float]], quality: str, shape: str) -> Figure:
-    """What each ratio gains and loses.
+    """Plot the speed-up of each variant against the quality it loses.
 
     Args:
-        points: (name, speed-up, share lost).
-        quality: What is lost.
-        shape: At which the speed-up was measured.
+        points: (name, speed-up, share lost) of each variant.
+        quality: Name of the quality metric.
+        shape: Shape at which the speed-up was measured.
     """
     figure, axes = _figure(f"speed-up at {shape}", f"{quality} lost in %")
     for name, gained, lost in points:
@@ -116,7 +117,7 @@ def trade_off_plot(points: Sequence[tuple[str, float, float]], quality: str, sha
 
 
 def as_svg(figure: Figure) -> str:
-    """The picture as an element for a page: without XML header, sized by the page."""
+    """Render a figure as an SVG element for a page, without XML header. The page sets its size."""
     buffer = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -125,7 +126,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write it as PNG or SVG, by the suffix."""
+    """Write a figure as PNG or SVG, depending on the path's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(_STYLE):
         figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -1,4 +1,4 @@
-"""The parts of a report's page, made of what a bundle's reports say."""
+"""The sections of a report's page, built from a bundle's reports."""
 
 import math
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from variator_export.reporting.page import Column, Plot, Section, TableOf, numbe
 from variator_export.reporting.sources import Sources
 from variator_export.verification.error_budget import MULTIPLE
 
-# Modules of a profile that are shown.
+# Number of modules of a profile that are shown.
 _PROFILE_ROWS = 8
 
 
 def trade_off_section(sources: Sources) -> Section | None:
-    """What each ratio loses beside what it gains at every shape, of the graphs on ONNX Runtime."""
+    """Show each variant's loss in quality next to its speed-up at every shape, on ONNX Runtime."""
     from variator_export.reporting.plots import trade_off_plot
 
     if sources.benchmark is None or not sources.qualities:
@@ -41,17 +41,17 @@ def trade_off_section(sources: Sources) -> Section | None:
     ]
     caption = (
         f"Speed-up on ONNX Runtime at {_at(shape)} tokens over the fastest run without plugins, and the "
-        f"share of {quality['metric']} on {quality['data']} that is lost: right is faster, up is better."
+        f"share of {quality['metric']} lost on {quality['data']}: right is faster, up is better."
     )
     plots = []
     if points:
         figure = trade_off_plot(points, quality["metric"], f"{_at(shape)} tokens")
         plots.append(Plot("trade-off", figure, caption))
-    return Section("What a ratio gains and what it loses", "", plots, [TableOf(columns, rows)])
+    return Section("Speed gained and quality lost", "", plots, [TableOf(columns, rows)])
 
 
 def speed_section(sources: Sources) -> Section | None:
-    """Latency by shape, speed-up against its limit, from where on a ratio pays, where time goes."""
+    """Show latency by shape, speed-up and its limit, the shape from which a ratio pays off, and profiles."""
     from variator_export.reporting.plots import latency_plot, speedup_plot
 
     benchmark = sources.benchmark
@@ -64,8 +64,8 @@ def speed_section(sources: Sources) -> Section | None:
         Plot(
             f"speed-up-{runtime}",
             speedup_plot(shapes, runtime),
-            f"Speed-up on {runtime} over the fastest run without plugins of its family, with its 95 % "
-            "interval. A dash is what the saved multiply-accumulates would allow.",
+            f"Speed-up on {runtime} over the fastest run without plugins in the same family of runtimes, "
+            "with its 95 % interval. A dash marks the limit set by the saved multiply-accumulates.",
         )
         for runtime in runtimes
     ]
@@ -78,23 +78,23 @@ def speed_section(sources: Sources) -> Section | None:
         + (f"Intervals are over {openings} openings." if openings > 1 else "Intervals are of one opening.")
     )
     tables = [_speed_table(shape) for shape in shapes]
-    columns = [Column("variant", text=True), Column("runtime", text=True), Column("pays", text=True)]
+    columns = [Column("variant", text=True), Column("runtime", text=True), Column("pays off", text=True)]
     pays = [
         [
             entry["variant"],
             entry["runtime"],
-            "from {} x {} on".format(*entry["pays_from"]) if entry["pays_from"] else "at no shape",
+            "from {} x {}".format(*entry["pays_from"]) if entry["pays_from"] else "at no shape",
         ]
         for entry in benchmark["break_even"]
     ]
-    tables.append(TableOf(columns, pays, "From which shape on a ratio pays"))
+    tables.append(TableOf(columns, pays, "Shape from which a ratio pays off"))
     for shape in shapes:
         tables += [_profile_table(shape, variant, rows) for variant, rows in shape["profiles"].items()]
     return Section("Speed", text, plots, tables)
 
 
 def quality_section(sources: Sources) -> Section | None:
-    """What each ratio loses."""
+    """Show the quality of each variant and what it loses."""
     if not sources.qualities:
         return None
     columns = [Column("variant", text=True), *_quality_columns(sources)]
@@ -103,7 +103,7 @@ def quality_section(sources: Sources) -> Section | None:
 
 
 def verification_section(sources: Sources) -> Section | None:
-    """How far every graph and every engine is from eager PyTorch."""
+    """Show how far every graph and every engine deviates from eager PyTorch."""
     from variator_export.reporting.plots import error_plot
 
     findings = sources.findings()
@@ -149,15 +149,15 @@ def verification_section(sources: Sources) -> Section | None:
         columns = [Column(name, text=True) for name in ("variant", "engine", "check", "what")]
         tables.append(TableOf(columns, left_out, "Left out: outside the engines' profiles"))
     text = (
-        f"Compared with {reference}. Worst is a multiple of the rounding error that eager PyTorch itself "
-        f"makes in {precision}; {MULTIPLE:g} are allowed."
+        f"Compared with {reference}. Worst is a multiple of the rounding error of eager PyTorch itself in "
+        f"{precision}; up to {MULTIPLE:g} is allowed."
     )
     plot = Plot("error", error_plot(worst, MULTIPLE), "The worst deviation of each variant.")
     return Section("Verification", text, [plot], tables)
 
 
 def _badness(finding: Mapping[str, Any]) -> float:
-    """NaN, and what does not run, is worse than any number."""
+    """Return a finding's deviation; infinity for NaN or a graph that did not run."""
     return math.inf if finding["used"] is None else float(finding["used"])
 
 

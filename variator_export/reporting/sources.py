@@ -1,4 +1,4 @@
-"""What a bundle's reports say of the graphs and engines that it has now; those of others do not count."""
+"""The findings of a bundle's reports about its current graphs and engines. Outdated reports are ignored."""
 
 import shlex
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ _VERIFICATION_KEYS = ("graphs", "findings", "passed", "reference", "verified_at"
 
 
 class Sources:
-    """The reports.
+    """The reports of a bundle that apply to its current graphs and engines.
 
     Attributes:
-        variants: Of the bundle, by ratio.
+        variants: Variants of the bundle, sorted by ratio.
         graphs: The sha256 of each variant's graph.
-        benchmark: What `bench` found; None: nothing.
-        qualities: What `evaluate` found, of each task and data set.
-        verified: What `verify` found of the graphs; None: nothing.
-        verified_engines: What it found of engines, by target.
-        built: What was found when each variant was built.
+        benchmark: Report of `bench`; None if there is none.
+        qualities: Reports of `evaluate`, one for each task and data set.
+        verified: Report of `verify` on the graphs; None if there is none.
+        verified_engines: Reports of `verify` on engines, by target.
+        built: Verification report of the build for each variant; None if there is none.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -59,7 +59,10 @@ class Sources:
 
     @property
     def verdict(self) -> str:
-        """`passed`, `partly`: not all variants were looked at, `failed`: graphs or engines, or `built`."""
+        """The verdict: `passed`, `partly` (not all variants were verified), `failed` or `built`.
+
+        `failed` covers graphs and engines. `built` means that `verify` has not run since the build.
+        """
         engines_failed = any(not found["passed"] for found in self.verified_engines.values())
         return "failed" if engines_failed else self._graphs_verdict
 
@@ -72,13 +75,13 @@ class Sources:
         return "passed" if self.verified["findings"].keys() >= self.graphs.keys() else "partly"
 
     def verdict_text(self) -> str:
-        """In words, of graphs and of engines."""
-        built = "Every graph agreed with eager PyTorch when it was built; `verify` has not run on it since."
+        """Return the verdict on graphs and engines in words."""
+        built = "Every graph agreed with eager PyTorch when it was built; `verify` has not been run since."
         of_all = [*([self.verified] if self.verified else []), *self.verified_engines.values()]
         return " ".join([*([] if self.verified else [built]), *map(_outcome, of_all)])
 
     def missing(self) -> list[str]:
-        """Commands that would add to the page."""
+        """Return the commands that would add to the page."""
         path = shlex.quote(str(self.bundle.path))
         return [
             *([] if self._graphs_verdict in ("passed", "failed") else [f"variator-export verify {path}"]),
@@ -87,7 +90,10 @@ class Sources:
         ]
 
     def findings(self) -> dict[str, list[Mapping[str, Any]]]:
-        """What was looked at, by variant: by `verify`, or else by the build; and by target of engines."""
+        """Return the findings by variant, and those on engines by variant and target.
+
+        Findings of `verify` take precedence over findings of the build.
+        """
         found = {name: report["findings"] for name, report in self.built.items() if report}
         found |= self.verified["findings"] if self.verified else {}
         for target, report in self.verified_engines.items():
@@ -95,7 +101,7 @@ class Sources:
         return found
 
     def commands(self) -> list[str]:
-        """What gives the page again, numbers included, but for the machine's."""
+        """Return the commands that reproduce the page, except for numbers that depend on the machine."""
         name = shlex.quote(self.bundle.path.resolve().name)
         targets = sorted({entry.target for entry in self.bundle.manifest.engines})
         return [

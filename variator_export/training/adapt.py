@@ -1,4 +1,4 @@
-"""Stage two of the paper: plugins for a backbone that was tuned for a task."""
+"""Adaptation, stage two of the paper: training plugins for a backbone that was fine-tuned for a task."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,26 +29,28 @@ def adapt(
     optimisation: Optimisation,
     max_tokens: int = 128,
 ) -> TrainedPlugins:
-    """Train plugins further on a task; the folders are OUTPUT/NAME.
+    """Train existing plugins further on a task. The results are published as OUTPUT/NAME.
 
     Args:
-        backbone: Tuned for the task; the teacher, and what the plugins are put into.
-        plugins: The folders of trained plugins by name, all in one run.
-        train: Texts of the task. Labels are needed for the loss term `label` only.
-        held_out: Texts to look at the loss on.
-        run: Where the plugins go.
-        losses: The terms of the loss.
-        optimisation: How parameters move.
-        max_tokens: Longer texts are cut.
+        backbone: The backbone, fine-tuned for the task. It is the teacher, and the plugins are inserted
+            into it.
+        plugins: Folders of the trained plugins, by name. All are trained in one run.
+        train: Texts of the task. Labels are needed only for the loss term `label`.
+        held_out: Texts on which the loss is evaluated.
+        run: The training run, which says where the plugins are published.
+        losses: Weights of the terms of the loss.
+        optimisation: Settings of the optimizer.
+        max_tokens: Longer texts are truncated to this number of tokens.
 
     Raises:
-        UserError: A plugin does not fit the backbone, a label is missing or unknown; see `train_plugins`.
+        UserError: A plugin does not fit the backbone, or a label is missing or unknown; see also
+            `train_plugins`.
     """
     given = load_given(plugins, backbone)
     with_labels = bool(losses.label)
     if with_labels and (train.targets is None or held_out.targets is None):
         raise UserError(
-            "The loss term label needs labels; the data was read without them.", "Give --label-column NAME."
+            "The loss term label needs labels; the data was read without any.", "Give --label-column NAME."
         )
     limit = min(max_tokens, backbone.max_length or max_tokens)
     return train_plugins(

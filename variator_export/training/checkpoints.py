@@ -1,4 +1,4 @@
-"""The folder of an unfinished run: whose it is, where it was, and what happened so far."""
+"""The checkpoint folder of an unfinished run: which run it belongs to, its last step, and its history."""
 
 import contextlib
 import json
@@ -24,12 +24,12 @@ _DIVERGED = "Start again with a lower learning rate (--learning-rate, --restart)
 
 @dataclass(frozen=True)
 class LossPoint:
-    """One look at the held-out data.
+    """One evaluation on the held-out data.
 
     Attributes:
-        step: After how many steps.
-        loss: The sum that the step to keep is chosen by.
-        metrics: By name.
+        step: Number of steps before the evaluation.
+        loss: The summed loss, by which the step to keep is chosen.
+        metrics: Metrics by name.
     """
 
     step: int
@@ -39,12 +39,12 @@ class LossPoint:
 
 @dataclass(frozen=True)
 class History:
-    """What happened in a run.
+    """History of a run.
 
     Attributes:
-        steps: Steps made; fewer than asked for if it stopped early.
+        steps: Number of steps trained; fewer than requested if the run stopped early.
         best_step: The step whose parameters were kept.
-        held_out: Looks at the held-out data, in order.
+        held_out: Evaluations on the held-out data, in order.
     """
 
     steps: int
@@ -52,20 +52,20 @@ class History:
     held_out: tuple[LossPoint, ...]
 
     def best(self) -> LossPoint:
-        """The look at the parameters that were kept."""
+        """Return the evaluation of the parameters that were kept."""
         return next(point for point in self.held_out if point.step == self.best_step)
 
 
 def claim(folder: Path, identity: Any) -> None:
-    """Make the folder this run's.
+    """Claim the folder for this run.
 
     Raises:
-        UserError: It holds checkpoints of a run that another command began.
+        UserError: The folder holds checkpoints of a run that another command started.
     """
     settings = json.loads(json.dumps(identity))
     wanted = {"identity": sha256_json(settings), "settings": settings}
     path = folder / _RUN_NAME
-    # Nothing is lost of a run that did not come to its first checkpoint.
+    # A run that did not reach its first checkpoint has nothing to lose.
     if path.exists() and last_checkpoint(folder) is not None:
         found = read_json_object(path, f"Drop the run with --restart, or remove {folder}.")
         if found.get("identity") != wanted["identity"]:
@@ -79,7 +79,7 @@ def claim(folder: Path, identity: Any) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The last one that was written whole: its state is written last."""
+    """Return the last complete checkpoint, or None. Its state file is written last and marks it complete."""
     for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         with contextlib.suppress(OSError, ValueError):
             read_state(path)
@@ -88,18 +88,18 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """After how many steps a checkpoint was written."""
+    """Return the number of steps after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The Trainer's state in a checkpoint."""
+    """Read the Trainer's state from a checkpoint."""
     state: dict[str, Any] = json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8"))
     return state
 
 
 def is_out_of_patience(log: Sequence[Mapping[str, Any]], settings: Optimisation) -> bool:
-    """Whether so many looks in a row, the last ones, saw no better loss that a run stops."""
+    """Check whether the last `patience` evaluations in a row found no better loss, so that the run stops."""
     if settings.patience is None:
         return False
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
@@ -107,30 +107,30 @@ def is_out_of_patience(log: Sequence[Mapping[str, Any]], settings: Optimisation)
 
 
 def is_finished(state: Mapping[str, Any], settings: Optimisation) -> bool:
-    """Whether a run was killed after its last step, before it was published."""
+    """Check whether a run had already trained its last step when it was killed before publishing."""
     return state["global_step"] >= settings.steps or is_out_of_patience(state["log_history"], settings)
 
 
 def load_best(module: TrainedModule, folder: Path, state: Mapping[str, Any]) -> None:
-    """Give a module the parameters of the best look at the held-out data."""
+    """Load the parameters with the best loss on the held-out data into a module."""
     weights = folder / f"checkpoint-{state['best_global_step']}" / "model.safetensors"
     module.load_state_dict(load_file(weights))
 
 
 def history_of(module: TrainedModule, state: Mapping[str, Any]) -> History:
-    """What happened, from the Trainer's state.
+    """Return the history of a run, from the Trainer's state.
 
     Raises:
-        UserError: A loss is no number.
+        UserError: A loss is not a finite number.
     """
     held_out = tuple(loss_point(module, entry) for entry in state["log_history"] if "eval_loss" in entry)
     if not held_out or not all(math.isfinite(point.loss) for point in held_out):
-        raise UserError("The loss on the held-out data is no number: the run diverged.", _DIVERGED)
+        raise UserError("The loss on the held-out data is not a finite number: the run diverged.", _DIVERGED)
     return History(int(state["global_step"]), int(state["best_global_step"]), held_out)
 
 
 def loss_point(module: TrainedModule, entry: Mapping[str, Any]) -> LossPoint:
-    """A look at the held-out data, from the Trainer's log."""
+    """Return one evaluation on the held-out data, from an entry of the Trainer's log."""
     metrics = {name: float(entry[f"eval_metric_{index}"]) for index, name in enumerate(module.metric_names)}
     return LossPoint(int(entry["step"]), float(entry["eval_loss"]), metrics)
 

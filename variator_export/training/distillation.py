@@ -1,4 +1,4 @@
-"""Frozen backbone, plugins learning to give what it gives without them."""
+"""Distillation: plugins in a frozen backbone learn to reproduce its outputs without plugins."""
 
 from collections.abc import Mapping
 
@@ -15,18 +15,18 @@ from variator_export.training.trained_module import TrainedModule
 
 
 class Distillation(TrainedModule):
-    """Plugins of several ratios and one teacher, whose forward pass they share.
+    """Plugins of several ratios that share the forward pass of one teacher.
 
-    Only the plugins are parameters of this module: checkpoints hold nothing else, and the frozen networks
-    never leave evaluation mode.
+    Only the plugins are registered as parameters of this module. Checkpoints therefore hold nothing else, and
+    the frozen networks never leave evaluation mode.
 
     Args:
         backbone: The backbone, on the device to train on.
-        plugins: The plugins by variant name. Parameters that do not ask for gradients stay as they are.
-        weights: Of the terms of the loss.
+        plugins: The plugins by variant name. Parameters that do not require gradients stay unchanged.
+        weights: Weights of the terms of the loss.
 
     Raises:
-        UserError: The backbone does not have what a term needs.
+        UserError: The backbone lacks an output that a term of the loss needs.
     """
 
     def __init__(self, backbone: Backbone, plugins: Mapping[str, CompressionPlugin], weights: Losses) -> None:
@@ -38,7 +38,7 @@ class Distillation(TrainedModule):
         self.num_loss_metrics = len(plugins)
         self.clipped = tuple(plugins.values())
         self.num_layers = backbone.info.size.num_layers
-        # Not registered: see above.
+        # `object.__setattr__` keeps the frozen networks from being registered (see the class docstring).
         networks = {name: AugmentedModel(backbone, plugin) for name, plugin in plugins.items()}
         object.__setattr__(self, "teacher", PlainModel(backbone).eval())
         object.__setattr__(self, "students", networks)
@@ -47,15 +47,15 @@ class Distillation(TrainedModule):
     students: dict[str, AugmentedModel]
 
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            labels: Class indices (B,), for the term `label`.
-            inputs: int64 (B, S) by the backbone's input names.
+            labels: Class indices (B,), for the loss term `label`.
+            inputs: int64 (B, S), by the backbone's input names.
 
         Returns:
-            `loss`: the mean over the rows, summed over the plugins, each of which depends on its own alone.
-            `metrics`: of each row and plugin, (B, number of plugins), without gradient.
+            `loss`: the mean over the rows, summed over the plugins. Each plugin depends only on its own loss.
+            `metrics`: the loss of each row and plugin, (B, number of plugins), without gradient.
         """
         with torch.no_grad():
             expected = self.teacher(inputs, hidden_states=True)
@@ -89,7 +89,7 @@ class Distillation(TrainedModule):
 
 
 def check_losses(backbone: Backbone, weights: Losses) -> None:
-    """Refuse a term that the backbone has no output for."""
+    """Reject a term of the loss for which the backbone has no output."""
     source, name = backbone.info.source.name, backbone.spec.name
     if weights.embedding and backbone.pooling is None:
         raise UserError(
@@ -101,15 +101,15 @@ def check_losses(backbone: Backbone, weights: Losses) -> None:
         if getattr(weights, term) and not has_logits:
             raise UserError(
                 f"The loss term {term} needs a classifier; {source} is a {name} without logits of each text.",
-                "Leave it out, or fine-tune a classifier first: variator-export train finetune",
+                "Leave the term out, or fine-tune a classifier first: variator-export train finetune",
             )
     if not any((weights.hidden, weights.embedding, weights.logits, weights.label)):
         raise UserError(
-            "The loss term layers looks at every layer but the last, whose plugin would not be trained.",
-            "Add a term that does: --loss hidden=1 --loss layers=1",
+            "The loss term layers covers every layer but the last, whose plugin would not be trained.",
+            "Add a term that covers the last layer: --loss hidden=1 --loss layers=1",
         )
     if weights.layers and backbone.info.size.num_layers < 2:
         raise UserError(
-            "The loss term layers compares every layer but the last; this backbone has only one.",
-            "Leave it out.",
+            "The loss term layers covers every layer but the last; this backbone has only one layer.",
+            "Leave the term out.",
         )

@@ -1,4 +1,4 @@
-"""Fine-tuning the backbone itself: from a pretrained encoder and labelled texts to a classifier."""
+"""Fine-tuning the backbone itself: training a classifier from a pretrained encoder and labelled texts."""
 
 import shutil
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ from variator_export.training.trainer import fit
 
 @dataclass(frozen=True)
 class FinetunedModel:
-    """What fine-tuning made.
+    """Result of fine-tuning.
 
     Attributes:
-        folder: The classifier as transformers saves it, with its tokenizer.
-        labels: Its classes, in the order of their indices.
-        accuracy: On the held-out examples.
-        history: All that happened.
+        folder: Folder of the classifier as transformers saves it, with its tokenizer.
+        labels: The classes, in the order of their indices.
+        accuracy: Accuracy on the held-out examples.
+        history: History of the run.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class _Classifier(TrainedModule):
         self.clipped = (self.model,)
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy with class indices (B,), and whether the arg-max is right."""
+        """Compute the cross-entropy with class indices (B,), and whether the arg-max is right."""
         logits = self.model(**inputs)["logits"].float()
         each = label_loss(logits, labels)
         right = (logits.argmax(-1) == labels).float()
@@ -70,22 +70,22 @@ def finetune(
     optimisation: Optimisation,
     max_tokens: int = 128,
 ) -> FinetunedModel:
-    """Train a classifier and every weight of the encoder under it; write a folder as transformers saves it.
+    """Train a classifier head and all weights of the encoder, and save the model as transformers does.
 
     Args:
         source: A pretrained encoder of a family that has a classifier.
         train: Texts or pairs with labels.
-        held_out: Examples to look at the loss on; the parameters with the lowest are kept.
-        run: Where the model goes.
-        optimisation: How parameters move.
-        max_tokens: Longer texts are cut.
+        held_out: Examples on which the loss is evaluated. The parameters with the lowest loss are kept.
+        run: The training run, which says where the model is published.
+        optimisation: Settings of the optimizer.
+        max_tokens: Longer texts are truncated to this number of tokens.
 
     Raises:
-        UserError: The family has no classifier, there is one class only, or a held-out label is unknown.
+        UserError: The family has no classifier, the data has only one class, or a held-out label is unknown.
     """
     labels = train.classes()
     encoder = TextEncoder(source.folder)
-    torch.manual_seed(optimisation.seed)  # of the new head
+    torch.manual_seed(optimisation.seed)  # seeds the weights of the new head
     backbone = load_classifier(source, labels, encoder.pad_token_id)
     limit = min(max_tokens, backbone.max_length or max_tokens)
     record = {
@@ -126,5 +126,5 @@ def finetune(
 
 
 def steps_for_epochs(examples: Examples, batch_size: int, epochs: float) -> int:
-    """Steps that go over the examples `epochs` times."""
+    """Return the number of steps that cover the examples `epochs` times."""
     return max(1, round(len(examples) * epochs / batch_size))

@@ -1,4 +1,4 @@
-"""Plugins that were trained before and are trained further."""
+"""Existing plugins that are trained further."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_file import load_plugin, load_plugin_config, plugin_sha256
 
-# As variants are named (recipe.recipe).
+# The same names as are allowed for variants (`recipe.recipe`).
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -21,8 +21,8 @@ class GivenPlugins:
     """Plugins to train further.
 
     Attributes:
-        modules: By name, for the backbone that they were loaded for.
-        parents: What each was, for `plugin_config.json`: name, digest, and how it was trained.
+        modules: The plugins by name, bound to the backbone that they were loaded for.
+        parents: Origin of each plugin, for `plugin_config.json`: its name, digest and training record.
     """
 
     modules: Mapping[str, CompressionPlugin]
@@ -30,15 +30,18 @@ class GivenPlugins:
 
 
 def load_given(folders: Mapping[str, Path], backbone: Backbone) -> GivenPlugins:
-    """Load plugins to train them further on a backbone, which may be tuned from the one they were for.
+    """Load plugins to train them further on a backbone.
+
+    The backbone may be a fine-tuned version of the backbone that the plugins were trained for.
 
     Raises:
-        UserError: A name cannot be a folder's, or a plugin cannot be read or does not fit the backbone.
+        UserError: A name is not valid as a folder name, or a plugin cannot be read or does not fit the
+            backbone.
     """
     for name in folders:
         if not _NAME.fullmatch(name):
             raise UserError(
-                f"{name!r} cannot name a plugin: its folder has this name.",
+                f"{name!r} cannot name a plugin, because the name is also used for the plugin's folder.",
                 "Use letters, digits, '-', '_' and '.', and begin with a letter or a digit.",
             )
     modules = {name: _load(folder, backbone) for name, folder in folders.items()}
@@ -59,18 +62,18 @@ def _load(folder: Path, backbone: Backbone) -> CompressionPlugin:
     if (config.num_layers, config.hidden_size) != (size.num_layers, size.hidden_size):
         raise UserError(
             f"The plugin {folder} is for {config.num_layers} layers of hidden size {config.hidden_size}; "
-            f"{backbone.info.source.name} has {size.num_layers} of {size.hidden_size}.",
-            "Give plugins that were pre-trained for the model that this backbone was tuned from.",
+            f"{backbone.info.source.name} has {size.num_layers} layers of hidden size {size.hidden_size}.",
+            "Give plugins that were pre-trained for the model that this backbone was fine-tuned from.",
         )
     if not any(p.any() for layer in module.layer_plugins() for p in layer.decompress.parameters()):
-        leave_out_decompression(module)  # it was trained without, and stays so
-    # From here on it is for this backbone.
+        leave_out_decompression(module)  # the plugin was trained without decompression and stays that way
+    # From here on, the plugin belongs to this backbone.
     module.config = dataclasses.replace(config, backbone=backbone.info.identity)
     return module
 
 
 def leave_out_decompression(plugin: CompressionPlugin) -> None:
-    """Set the decompression layers to 0 and keep them from being trained: an ablation."""
+    """Set the decompression layers to 0 and freeze them, as an ablation."""
     for layer in plugin.layer_plugins():
         for parameter in layer.decompress.parameters():
             parameter.requires_grad_(False).zero_()

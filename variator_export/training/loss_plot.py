@@ -1,4 +1,4 @@
-"""The losses of a run as a picture."""
+"""A plot of the losses of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from variator_export.training.checkpoints import History
 
-# Fixed, so that equal losses give equal bytes; text as text keeps the file small.
+# The salt is fixed, so that equal losses give equal bytes. Keeping text as text keeps the file small.
 _STYLE: Any = {"svg.hashsalt": "variator-export", "svg.fonttype": "none"}
 
 
 def save_loss_plot(history: History, names: Sequence[str], path: Path) -> None:
-    """Draw the held-out loss of each of `names` over the steps, as SVG."""
+    """Plot the held-out loss of each metric in `names` over the steps, and save the plot as SVG."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()

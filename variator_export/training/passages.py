@@ -1,8 +1,8 @@
-"""Text cut into passages: what plugins are pre-trained on.
+"""Passages cut from text, on which plugins are pre-trained.
 
-A passage starts at a sentence and has a length drawn anew for each batch, so that plugins meet the short
-texts and the long ones that they will be used on. Passage i of a run is a function of the seed and i alone:
-a run that is resumed, or spread over processes, sees what an unbroken one sees.
+A passage starts at a sentence. Its length is drawn anew for each batch, so that plugins are trained on both
+the short and the long texts that they will be used on. Passage i of a run depends only on the seed and i. A
+run that is resumed or distributed over processes therefore sees the same passages as an uninterrupted run.
 """
 
 import re
@@ -17,7 +17,8 @@ from variator_export.data.texts import TextSource
 from variator_export.model.tokenizer import TextEncoder, TokenRow
 from variator_export.training.settings import PassageSettings
 
-# What ends where a sentence starts: the end of one, with what closes a quotation, or an empty line.
+# A match ends where a sentence starts. It covers the end of the previous sentence, including closing quotes
+# and brackets, or an empty line.
 _BOUNDARY = re.compile(r"[.!?;:][\"'”’)\]]*\s+|\n\s*\n\s*")
 
 
@@ -27,7 +28,7 @@ class TokenizedDocument:
 
     Attributes:
         ids: int32 (number of tokens,).
-        starts: Where its sentences start, ascending.
+        starts: Indices of the tokens at which sentences start, ascending.
     """
 
     ids: np.ndarray
@@ -39,8 +40,9 @@ class Pool:
     """Documents whose passages are drawn together.
 
     Attributes:
-        documents: At least one.
-        share: The share of batches that are drawn from it; None: what the others leave.
+        documents: At least one document.
+        share: Share of the batches that are drawn from the pool; None for the share that the other pools
+            leave.
     """
 
     documents: tuple[TokenizedDocument, ...]
@@ -50,15 +52,16 @@ class Pool:
 def tokenize_documents(
     sources: Sequence[TextSource], encoder: TextEncoder, settings: PassageSettings
 ) -> tuple[list[Pool], list[Pool]]:
-    """Tokenize documents and hold some out.
+    """Tokenize documents and hold some of the text out.
 
-    Of a source of many documents some are held out whole, in regular steps; of the others the end of each.
+    A source with many documents has whole documents held out, at regular intervals. A source with few
+    documents has the end of each document held out.
 
     Returns:
-        What to train on, and what is held out. Sources without a share are one pool.
+        The pools to train on, and the held-out pools. Sources without a share form one pool.
 
     Raises:
-        UserError: There is less text than one of the longest passages.
+        UserError: The text is shorter than one passage of the greatest length, or too short to hold any out.
     """
     train: dict[int | None, list[TokenizedDocument]] = {}
     held_out: dict[int | None, list[TokenizedDocument]] = {}
@@ -72,12 +75,12 @@ def tokenize_documents(
     total = sum(len(document.ids) for pool in train.values() for document in pool)
     if total < settings.max_tokens:
         raise UserError(
-            f"The text has {total} tokens to train on; one passage alone may have {settings.max_tokens}.",
+            f"The text has {total} tokens to train on; a single passage may have {settings.max_tokens}.",
             "Give more text, or shorter passages: --max-tokens",
         )
     if not all(held_out.values()):
         raise UserError(
-            "No document is long enough to hold out its end, on which the loss is looked at.",
+            "No document is long enough to hold out its end for evaluating the loss.",
             "Give longer documents (several sentences each), more of them, or hold out more: --held-out 0.2",
         )
     return _pools(train, shares), _pools(held_out, shares)
@@ -92,7 +95,7 @@ def _pools(
 def _hold_out(
     source: TextSource, encoder: TextEncoder, share: float
 ) -> tuple[list[TokenizedDocument], list[TokenizedDocument]]:
-    """What of one source is trained on, and what is held out."""
+    """Divide one source into the documents to train on and the held-out documents."""
     found = [
         _document(text, *tokens)
         for text, tokens in zip(source.documents, encoder.plain(source.documents), strict=True)
@@ -115,7 +118,7 @@ def _hold_out(
 
 
 def _document(text: str, ids: Sequence[int], places: Sequence[int]) -> TokenizedDocument:
-    """Tokens of a document; its sentences start at the first token after a boundary."""
+    """Build a document from its tokens. A sentence starts at the first token after a boundary."""
     boundaries = [0, *(match.end() for match in _BOUNDARY.finditer(text))]
     starts = np.unique(np.searchsorted(np.array(places), boundaries, side="left"))
     return TokenizedDocument(np.array(ids, np.int32), starts[starts < len(ids)].astype(np.int64))
@@ -130,7 +133,7 @@ def _divide(document: TokenizedDocument, sentence: int) -> tuple[TokenizedDocume
 
 
 class _Drawer:
-    """Draws passages from the documents of one pool; every sentence is equally likely to start one."""
+    """Draws passages from the documents of one pool. Every sentence is equally likely to start a passage."""
 
     def __init__(self, pool: Pool) -> None:
         self._ids = [document.ids for document in pool.documents]
@@ -139,7 +142,7 @@ class _Drawer:
         self._start = np.concatenate([document.starts for document in pool.documents])
 
     def draw(self, rng: np.random.Generator, length: int) -> np.ndarray:
-        """Up to `length` token ids."""
+        """Draw a passage of at most `length` token ids."""
         sentence = int(rng.integers(len(self._start)))
         start = int(self._start[sentence])
         return self._ids[self._document[sentence]][start : start + length]
@@ -149,12 +152,12 @@ class Passages:
     """A map-style data set of passages, drawn with replacement.
 
     Args:
-        pools: The text. A batch is drawn from one of them.
-        encoder: Its tokenizer, for the special tokens around a passage.
+        pools: The text. Each batch is drawn from one pool.
+        encoder: The tokenizer, which also provides the special tokens around a passage.
         settings: Length and noise of passages.
-        batch_size: Passages that share a length.
-        num_batches: How many batches there are.
-        seed: Of the choice.
+        batch_size: Passages in a batch. All of them have the same length.
+        num_batches: Number of batches.
+        seed: Seed of the random choices.
     """
 
     def __init__(
@@ -184,7 +187,7 @@ class Passages:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> TokenRow:
-        """Passage `index`, special tokens around it."""
+        """Return passage `index`, with special tokens around it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         length, drawer = self._batch(index // self._batch_size)
@@ -198,9 +201,9 @@ class Passages:
         return TokenRow(whole, [0] * len(whole))
 
     def _batch(self, batch: int) -> tuple[int, _Drawer]:
-        """Tokens of the passages of one batch, and where they come from.
+        """Draw the number of tokens of the passages in a batch, and the pool that they come from.
 
-        The length is log-uniform, so that short passages are as frequent as long ones.
+        The length is drawn log-uniformly, so that short passages are as frequent as long ones.
         """
         low, high = self._settings.min_tokens, self._settings.max_tokens
         rng = np.random.default_rng([self._seed, 0, batch])
@@ -210,7 +213,7 @@ class Passages:
 
 
 def describe_texts(sources: Sequence[TextSource]) -> list[dict[str, Any]]:
-    """For `plugin_config.json`: what was read."""
+    """Describe the texts that were read, for `plugin_config.json`."""
     return [
         {
             "name": source.name,

@@ -1,4 +1,4 @@
-"""What pre-training and adaptation share: from plugins and batches to published plugin folders."""
+"""Shared part of pre-training and adaptation: training plugins on batches and publishing their folders."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +26,12 @@ from variator_export.training.trainer import Batch, fit
 
 @dataclass(frozen=True)
 class TrainedPlugins:
-    """What a run made.
+    """Result of a run.
 
     Attributes:
         folders: The plugin folders by name.
-        losses: The held-out loss of each at the step that was kept.
-        history: All that happened.
+        losses: The held-out loss of each plugin, at the step that was kept.
+        history: History of the run.
     """
 
     folders: Mapping[str, Path]
@@ -40,7 +40,7 @@ class TrainedPlugins:
 
 
 def collate_rows(backbone: Backbone) -> Callable[[Sequence[TokenRow]], Batch]:
-    """Makes batches of token rows, padded on the right to the longest."""
+    """Return a function that collates token rows into a batch, padded on the right to the longest row."""
     names, pad = backbone.spec.family.inputs, backbone.pad_token_id
 
     def collate(rows: Sequence[TokenRow]) -> Batch:
@@ -65,16 +65,16 @@ def train_plugins(
     """Train plugins and publish a folder OUTPUT/NAME for each.
 
     Args:
-        backbone: Frozen.
-        plugins: By name; trained in place.
-        train: The items, in the order of training.
-        held_out: Items to look at the loss on.
-        collate: Makes batches of items.
-        losses: The terms of the loss.
-        optimisation: How parameters move.
-        record: What else decides the run; goes into `plugin_config.json` with the rest.
-        run: Where the folders go.
-        inputs: What the run reads besides the backbone, which it must not replace.
+        backbone: The backbone, which stays frozen.
+        plugins: The plugins by name, trained in place.
+        train: Items to train on, in the order of training.
+        held_out: Items on which the loss is evaluated.
+        collate: Collates items into a batch.
+        losses: Weights of the terms of the loss.
+        optimisation: Settings of the optimizer.
+        record: Everything else that determines the run. It is stored in `plugin_config.json` with the rest.
+        run: The training run, which says where the folders are published.
+        inputs: Paths that the run reads besides the backbone. The run must not replace them.
     """
     with run.publishing((*inputs, backbone.info.source.folder)) as (staging, checkpoints):
         backbone.model.to(device())

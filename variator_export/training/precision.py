@@ -1,4 +1,4 @@
-"""Which precision this machine trains in."""
+"""Choosing the precision in which this machine trains."""
 
 from typing import Literal
 
@@ -9,10 +9,10 @@ from variator_export.training.settings import MatmulPrecision
 
 
 def choose_precision(asked: Literal["auto", "float32", "bfloat16"]) -> MatmulPrecision:
-    """`auto`: bfloat16 where the hardware computes in it.
+    """Resolve `auto`, which means bfloat16 if the hardware supports it natively.
 
     Raises:
-        UserError: bfloat16 was asked for on a GPU that does not compute in it.
+        UserError: bfloat16 was requested on a GPU that does not support it.
     """
     if torch.cuda.is_available():
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -21,7 +21,7 @@ def choose_precision(asked: Literal["auto", "float32", "bfloat16"]) -> MatmulPre
                 f"{torch.cuda.get_device_name()} does not compute in bfloat16.", "--precision float32"
             )
     else:
-        # On a CPU without it bfloat16 is slower and still right; a user may ask for it.
+        # On a CPU without native support, bfloat16 is slower but still correct, so a user may request it.
         supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if asked == "auto":
         return "bfloat16" if supported else "float32"

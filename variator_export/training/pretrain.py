@@ -1,4 +1,4 @@
-"""Stage one of the paper: plugins for a pretrained backbone, from plain text without labels."""
+"""Pre-training, stage one of the paper: training plugins for a pretrained backbone on unlabelled text."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,27 +28,27 @@ def pretrain(
     passages: PassageSettings,
     optimisation: Optimisation,
 ) -> TrainedPlugins:
-    """Train plugins from plain text, all in one run; the folders are OUTPUT/NAME.
+    """Train plugins on plain text, all in one run. The results are published as OUTPUT/NAME.
 
     Args:
-        backbone: The teacher, and what the plugins are put into. Its weights stay as they are.
+        backbone: The teacher, into which the plugins are also inserted. Its weights are not changed.
         texts: Plain text.
-        run: Where the plugins go.
-        plugins: New ones, one for each ratio, named ratio-K; or the folders of plugins to train further, by
-            name.
-        losses: The terms of the loss.
-        passages: How text is cut.
-        optimisation: How parameters move.
+        run: The training run, which says where the plugins are published.
+        plugins: The shape of new plugins, one for each ratio and named ratio-K; or the folders of plugins to
+            train further, by name.
+        losses: Weights of the terms of the loss.
+        passages: Settings for cutting text into passages.
+        optimisation: Settings of the optimizer.
 
     Raises:
         UserError: The text is too short, passages are longer than the backbone allows, a plugin does not fit
-            the backbone, or the output or the losses do not fit; see `train_plugins`.
+            the backbone, or the output or the losses are not suitable; see also `train_plugins`.
     """
     run.check_output()  # before the text is tokenized
     if losses.label:
         raise UserError(
             "The loss term label needs labels, which plain text does not have.",
-            "Leave it out, or use `train adapt` with a table.",
+            "Leave the term out, or use `train adapt` with a table.",
         )
     given = (
         _new(backbone, plugins, optimisation.seed)
@@ -59,7 +59,7 @@ def pretrain(
     highest = max(plugin.config.ratio for plugin in given.modules.values())
     if highest > passages.max_tokens:
         raise UserError(
-            f"The ratio {highest} is more than the {passages.max_tokens} tokens of the longest passages.",
+            f"The ratio {highest} exceeds the {passages.max_tokens} tokens of the longest passages.",
             "Choose a smaller ratio, or longer passages: --max-tokens",
         )
     if limit is not None and passages.max_tokens > limit:
@@ -120,7 +120,7 @@ def _new(backbone: Backbone, shape: PluginShape, seed: int) -> GivenPlugins:
 
 
 def new_plugin(backbone: Backbone, shape: PluginShape, ratio: int, seed: int) -> CompressionPlugin:
-    """A plugin where training starts."""
+    """Create a plugin in the state in which training starts."""
     size = backbone.info.size
     config = PluginConfig(
         ratio=ratio,

@@ -1,4 +1,4 @@
-"""This process among those that train together (accelerate launch, torchrun, MPI)."""
+"""This process's place in a distributed training run (accelerate launch, torchrun, MPI)."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from variator_export.core.errors import UserError
 
 
 def device() -> torch.device:
-    """Where this process trains."""
+    """Return the device on which this process trains."""
     return torch.device(_state().device)
 
 
 def num_processes() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return int(_state().num_processes)
 
 
 def is_main_process() -> bool:
-    """Whether this process writes files and talks."""
+    """Check whether this process is the one that writes files and prints progress."""
     return bool(_state().is_main_process)
 
 
@@ -29,13 +29,13 @@ def _state() -> Any:
         state = PartialState(cpu=not torch.cuda.is_available())
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"The processes that are to train together do not find each other: {error}",
+            f"The processes of the training run cannot find each other: {error}",
             "Start them with accelerate launch or torchrun, or unset WORLD_SIZE to train in one process.",
         ) from error
     if state.num_processes == 1 and torch.cuda.device_count() > 1:
         raise UserError(
-            f"This machine has {torch.cuda.device_count()} GPUs and one process, which trains on one.",
-            "Choose one (CUDA_VISIBLE_DEVICES=0), or use all: accelerate launch --multi_gpu "
+            f"This machine has {torch.cuda.device_count()} GPUs, but one process trains on only one.",
+            "Choose one GPU (CUDA_VISIBLE_DEVICES=0), or use all: accelerate launch --multi_gpu "
             "-m variator_export train ...",
         )
     return state

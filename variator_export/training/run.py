@@ -1,4 +1,4 @@
-"""Where a training run writes, and what it may do there."""
+"""A training run's output: the folder that the run writes to, and what may be replaced there."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,24 +15,24 @@ from variator_export.core.progress import Progress
 from variator_export.model.plugin_card import is_plugin_folder
 from variator_export.training.processes import device, is_main_process, num_processes
 
-# What fine-tuning writes beside the model.
+# The record that fine-tuning writes next to the model.
 RECORD_NAME = "training.json"
-# What can change the result of a run.
+# Distributions whose versions can change the result of a run.
 _DISTRIBUTIONS = (DISTRIBUTION, "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run, apart from what it trains and how.
+    """Output, options and record of one training run, independent of what it trains.
 
     Attributes:
         output: The folder to publish.
-        dtype: Of plugin files.
-        replace: Whether what an earlier run wrote there may be replaced.
-        restart: Whether to drop an unfinished run instead of going on with it.
-        command: The command line, for those who want to repeat it; None: called from Python.
-        terms: Under which terms the data may be used, in the user's words; None: not stated.
-        progress: Is told the losses.
+        dtype: Data type of the tensors in plugin files.
+        replace: Whether the results of an earlier run in the output folder may be replaced.
+        restart: Whether to drop an unfinished run instead of continuing it.
+        command: The command line, stored so that the run can be repeated; None if called from Python.
+        terms: Terms of use of the data, in the user's words; None if not stated.
+        progress: Receives the losses.
     """
 
     output: Path
@@ -44,11 +44,11 @@ class Run:
     progress: Progress = field(default_factory=Progress)
 
     def listener(self) -> Progress:
-        """The progress; a silent one but in the main process."""
+        """Return the progress; in processes other than the main process, a silent one."""
         return self.progress if is_main_process() else Progress()
 
     def record(self) -> dict[str, Any]:
-        """What of the run itself stands beside a result."""
+        """Return the facts about the run that are stored with a result."""
         return {
             "command": self.command,
             "terms": self.terms,
@@ -59,13 +59,14 @@ class Run:
         }
 
     def check_output(self, inputs: Sequence[Path] = ()) -> None:
-        """Refuse an output that holds something that must not be replaced; before anything slow.
+        """Refuse an output folder whose contents must not be replaced, before anything slow starts.
 
         Args:
-            inputs: What the run reads.
+            inputs: Paths that the run reads.
 
         Raises:
-            UserError: It is a file, holds an input or files that no run wrote, or what one wrote, unasked.
+            UserError: The output is a file, holds an input or files that no run wrote, or holds the results
+                of an earlier run that may not be replaced (`replace`).
         """
         output = self.output
         if output.exists() and not output.is_dir():
@@ -91,12 +92,13 @@ class Run:
 
     @contextmanager
     def publishing(self, inputs: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
-        """A staging folder that becomes the output at the end, and one for checkpoints, which a kill leaves.
+        """Provide a staging folder, which becomes the output at the end, and a folder for checkpoints.
 
-        Only the main process publishes. Whatever is in the output stays until the new one is whole.
+        The checkpoints are kept if the run is killed. Only the main process publishes. The contents of the
+        output stay until the new output is complete.
 
         Raises:
-            UserError: As `check_output`, or the output cannot be written.
+            UserError: The output is refused by `check_output`, or cannot be written.
         """
         output = self.output.absolute()
         checkpoints = output.parent / f".{output.name}.training"
@@ -104,7 +106,9 @@ class Run:
             yield output, checkpoints
             return
         self.check_output(inputs)
-        state = "What was there is unchanged, and the same command goes on from the last whole checkpoint."
+        state = (
+            "Any previous output is unchanged, and the same command goes on from the last whole checkpoint."
+        )
         with exclusive(output) as staging, writing_to(output, state):
             if self.restart:
                 shutil.rmtree(checkpoints, ignore_errors=True)
@@ -114,7 +118,7 @@ class Run:
 
 
 def _is_replaceable(output: Path) -> bool:
-    """Whether a folder holds what a run wrote, and nothing that would be lost besides."""
+    """Check whether a folder holds only the results of a run, so that nothing else would be lost."""
     if (output / RECORD_NAME).is_file():
         return all(path.is_file() for path in output.iterdir())
     return all(is_plugin_folder(path) for path in output.iterdir())

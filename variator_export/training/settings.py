@@ -1,4 +1,4 @@
-"""What decides a training run. Everything here goes into `plugin_config.json`, so that it can be repeated."""
+"""Settings of a training run. All are stored in `plugin_config.json`, so that the run can be repeated."""
 
 from typing import Annotated, Literal, Self
 
@@ -16,14 +16,14 @@ class _Part(BaseModel):
 
 
 class Losses(_Part):
-    """The weight of each term of the loss (`training.losses`); 0 leaves it out.
+    """Weights of the terms of the loss (`training.losses`). The weight 0 leaves a term out.
 
     Attributes:
-        hidden: Mean squared error of the last hidden states: the paper's loss.
-        layers: The same of every other layer, each relative to the teacher's mean square.
-        embedding: 1 - cosine of the sentence embeddings, where the backbone declares a pooling.
-        logits: Kullback-Leibler divergence of the class probabilities, where the backbone has a head.
-        label: Cross-entropy with the labels, where the data has them: the paper's option for adaptation.
+        hidden: Mean squared error of the last hidden states, which is the paper's loss.
+        layers: Mean squared error of every other layer, each relative to the teacher's mean square.
+        embedding: 1 - cosine of the sentence embeddings, if the backbone declares a pooling.
+        logits: Kullback-Leibler divergence of the class probabilities, if the backbone has a head.
+        label: Cross-entropy with the labels, if the data has labels. The paper's option for adaptation.
     """
 
     hidden: Weight = 1.0
@@ -40,20 +40,21 @@ class Losses(_Part):
 
 
 class Optimisation(_Part):
-    """How parameters move.
+    """Settings of the optimizer and the training loop.
 
     Attributes:
-        steps: Steps of the optimizer.
-        batch_size: Texts in each step, over all processes.
-        learning_rate: Its highest value.
-        schedule: `linear`: falls to 0 at the last step; `constant`.
-        warmup_steps: Steps in which the learning rate rises from 0.
-        weight_decay: Of Adam: added to the gradient, as torch.optim.Adam does and the paper's code uses it.
-        max_grad_norm: Gradients are scaled down to this norm.
-        seed: Of everything random.
-        precision: Of the matrix products; parameters, their updates and the loss are float32.
-        eval_every: Steps between two looks at the held-out data, each with a checkpoint.
-        patience: Stop when this many looks in a row saw no better loss; None: go on to the last step.
+        steps: Number of optimizer steps.
+        batch_size: Texts per step, over all processes.
+        learning_rate: Peak learning rate.
+        schedule: `linear` lets the learning rate fall to 0 at the last step; `constant` keeps it.
+        warmup_steps: Warm-up steps, in which the learning rate rises from 0.
+        weight_decay: Weight decay of Adam, added to the gradient as in torch.optim.Adam and the paper's code.
+        max_grad_norm: Maximum norm to which gradients are clipped.
+        seed: Seed of everything random.
+        precision: Precision of the matrix products. Parameters, their updates and the loss are float32.
+        eval_every: Steps between two evaluations on the held-out data. Each writes a checkpoint.
+        patience: Number of evaluations in a row without a better loss after which training stops; None to
+            train to the last step.
     """
 
     steps: int = Field(ge=1)
@@ -70,15 +71,15 @@ class Optimisation(_Part):
 
 
 class PluginShape(_Part):
-    """A plugin to be trained from its start.
+    """Shape and initialisation of plugins that are trained from scratch.
 
     Attributes:
-        ratios: One plugin is trained for each.
+        ratios: Ratios; one plugin is trained for each.
         bottleneck_size: Width of the decompression layer's bottleneck.
         masking: `none` as in the paper's code, or `exclude-padding`.
-        start: `paper`: its initialisation; `teacher`: closer to the model without plugins
+        start: Initialisation: `paper`, as in the paper, or `teacher`, closer to the model without plugins
             (`model.plugin.CompressionPlugin.initialise`).
-        decompression: False leaves the decompression layer out (all of its tensors stay 0): an ablation.
+        decompression: False leaves out the decompression layer (all of its tensors stay 0), as an ablation.
     """
 
     ratios: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)
@@ -89,15 +90,16 @@ class PluginShape(_Part):
 
 
 class PassageSettings(_Part):
-    """How text is cut into what the plugins are trained on (`training.passages`).
+    """Settings for cutting text into the passages that plugins are trained on (`training.passages`).
 
     Attributes:
-        min_tokens: Length of the shortest passages, special tokens counted.
-        max_tokens: Length of the longest.
-        noise: Share of tokens replaced by random ones of the vocabulary, on average; a passage's own share is
-            drawn between 0 and twice this.
-        held_out: Share of each document, at its end, that is only used to look at the loss.
-        held_out_passages: How many passages of it are looked at.
+        min_tokens: Length of the shortest passages, including special tokens.
+        max_tokens: Length of the longest passages, including special tokens.
+        noise: Average share of tokens that are replaced by random tokens of the vocabulary. The share of each
+            passage is drawn between 0 and twice this value.
+        held_out: Share of the text that is held out and used only to evaluate the loss: the end of each
+            document, or whole documents of a source with many documents.
+        held_out_passages: Number of held-out passages in each evaluation.
     """
 
     min_tokens: int = Field(default=8, ge=3)
@@ -114,15 +116,15 @@ class PassageSettings(_Part):
 
 
 class PretrainPreset(_Part):
-    """Defaults of pre-training that belong together.
+    """A set of defaults for pre-training that belong together.
 
     Attributes:
-        start: Where plugins start.
-        bottleneck_size: Width of the bottleneck.
-        masking: Of the plugins.
-        losses: The terms of the loss.
-        passages: How text is cut.
-        learning_rate: The highest.
+        start: Initialisation of the plugins.
+        bottleneck_size: Width of the decompression layer's bottleneck.
+        masking: Masking of the plugins.
+        losses: Weights of the terms of the loss.
+        passages: Settings for cutting text into passages.
+        learning_rate: Peak learning rate.
     """
 
     start: Start
@@ -133,8 +135,8 @@ class PretrainPreset(_Part):
     learning_rate: float
 
 
-# `paper`: what the authors' code does, as far as it applies to an encoder alone; passages of one length.
-# `default`: chosen by runs of 400 steps of equally many tokens; docs/quality.md has what was measured since.
+# `paper`: the settings of the authors' code, as far as they apply to an encoder alone; one passage length.
+# `default`: chosen by runs of 400 steps with equal numbers of tokens. docs/quality.md has later measurements.
 PRETRAIN_PRESETS = {
     "default": PretrainPreset(
         start="paper",

@@ -1,4 +1,4 @@
-"""Labelled examples as batches."""
+"""Batches of labelled examples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,14 +17,14 @@ from variator_export.training.plugin_run import collate_rows
 from variator_export.training.settings import Optimisation
 from variator_export.training.trainer import Batch
 
-# Batches of similar length are cut from this many shuffled batches at a time.
+# Examples are sorted by length within groups of this many batches, so that a batch has similar lengths.
 _GROUP = 50
 
 Item = tuple[TokenRow, int]
 
 
 class InOrder(Dataset[Item]):
-    """A map-style data set: the examples as they are."""
+    """A map-style data set of examples in their original order."""
 
     def __init__(self, rows: Sequence[TokenRow], labels: Sequence[int]) -> None:
         self._rows = rows
@@ -34,21 +34,21 @@ class InOrder(Dataset[Item]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Item:
-        """A row and its class index; -1 if it has none."""
+        """Return a row and its class index, which is -1 if the row has no label."""
         return self._rows[index], self._labels[index]
 
 
 class Shuffled(InOrder):
-    """Epoch after epoch in another order, texts of similar length in one batch.
+    """A data set that is shuffled anew in each epoch, with texts of similar length in one batch.
 
-    Item i is a function of the seed and i alone, so that a resumed or distributed run sees the same.
+    Item i depends only on the seed and i, so that a resumed or distributed run sees the same items.
 
     Args:
         rows: The examples.
-        labels: Their class indices.
-        batch_size: Rows of one batch, over all processes.
-        num_batches: How many batches there are.
-        seed: Of the order.
+        labels: Class index of each example.
+        batch_size: Rows per batch, over all processes.
+        num_batches: Number of batches.
+        seed: Seed of the order.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Shuffled(InOrder):
         return self._batch_size * self._num_batches
 
     def __getitem__(self, index: int) -> Item:
-        """Item `index`."""
+        """Return item `index`, counted over all epochs."""
         epoch, place = divmod(index, len(self._rows))
         return super().__getitem__(int(self._order(epoch)[place]))
 
@@ -94,15 +94,18 @@ def task_data(
     label2id: Mapping[str, int] | None,
     optimisation: Optimisation,
 ) -> tuple[Dataset[Item], Dataset[Item]]:
-    """What to train on and what to look at the loss on, as token rows.
+    """Tokenize the examples to train on and the held-out examples.
 
     Args:
         train: The examples to train on.
-        held_out: Those to look at.
+        held_out: The examples on which the loss is evaluated.
         encoder: The tokenizer.
-        max_tokens: Longer texts are cut.
-        label2id: The class index of each label; None: labels are not needed.
-        optimisation: Says how many batches there are, of what size.
+        max_tokens: Longer texts are truncated to this number of tokens.
+        label2id: Class index of each label; None if labels are not needed.
+        optimisation: Settings that define the number and size of the batches.
+
+    Returns:
+        The training data set and the held-out data set, both of token rows with class indices.
     """
 
     def encode(examples: Examples) -> tuple[list[TokenRow], list[int]]:
@@ -119,7 +122,7 @@ def task_data(
 
 
 def collate_items(backbone: Backbone, *, with_labels: bool) -> Callable[[Sequence[Item]], Batch]:
-    """Makes batches, with `labels` (B,) if asked for."""
+    """Return a function that collates items into a batch, with `labels` (B,) if `with_labels` is set."""
     collate_texts = collate_rows(backbone)
 
     def collate(items: Sequence[Item]) -> Batch:
@@ -132,30 +135,33 @@ def collate_items(backbone: Backbone, *, with_labels: bool) -> Callable[[Sequenc
 
 
 def divide(examples: Examples, held_out: float, seed: int) -> tuple[Examples, Examples]:
-    """Cut off a random share of the examples; where they have labels, of each class.
+    """Hold out a random share of the examples, or of each class if the examples have labels.
+
+    Returns:
+        The examples to train on, and the held-out examples.
 
     Raises:
-        UserError: Nothing would be held out.
+        UserError: No example would be held out.
     """
     groups: dict[str, list[int]] = {}
     for index in np.random.default_rng(seed).permutation(len(examples)).tolist():
         groups.setdefault(examples.targets[index] if examples.targets else "", []).append(index)
     chosen: set[int] = set()
     for group in groups.values():
-        # One of each class at least is trained on.
+        # At least one example of each class stays in the training data.
         chosen.update(group[: min(round(len(group) * held_out), len(group) - 1)])
     if not chosen:
         raise UserError(
-            f"{examples.name} has {len(examples)} examples: a share of {held_out:g} of each class is "
-            "nothing to look at.",
-            "Give more data, a larger --held-out, or a file of its own with --validation.",
+            f"{examples.name} has {len(examples)} examples: a share of {held_out:g} of each class holds out "
+            "no example.",
+            "Give more data, a larger --held-out, or a separate file with --validation.",
         )
     train = [index for index in range(len(examples)) if index not in chosen]
     return examples.select(train), examples.select(sorted(chosen))
 
 
 def describe_examples(*parts: tuple[str, Examples]) -> list[dict[str, Any]]:
-    """For `plugin_config.json`: what was read, and what for."""
+    """Describe the examples that were read and their use, for `plugin_config.json`."""
     return [
         {
             "name": part.name,

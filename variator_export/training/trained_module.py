@@ -1,4 +1,4 @@
-"""What is trained."""
+"""Base class of the modules that are trained."""
 
 from torch import nn
 
@@ -6,16 +6,17 @@ from torch import nn
 class TrainedModule(nn.Module):
     """A module that `trainer.fit` trains.
 
-    Its forward gives `loss`, a mean over the rows of a batch, and `metrics`, the values of each row, (B,
-    number of metrics): what a batch spread over processes gives is then what it gives in one.
+    The forward pass returns `loss`, a mean over the rows of a batch, and `metrics`, the values of each row,
+    (B, number of metrics). A batch that is distributed over processes therefore gives the same result as a
+    batch in one process.
 
     Attributes:
-        metric_names: Of the metrics.
-        num_loss_metrics: The loss is the sum of so many of them, the first.
-        clipped: The parts whose gradients are clipped apart.
+        metric_names: Names of the metrics.
+        num_loss_metrics: Number of leading metrics whose sum is the loss.
+        clipped: Submodules whose gradients are clipped separately.
     """
 
-    # The Trainer is not to scale the loss by the number of labels: it is a mean already.
+    # The loss is already a mean, so the Trainer must not scale it by the number of labels.
     accepts_loss_kwargs = False
     metric_names: tuple[str, ...]
     num_loss_metrics: int

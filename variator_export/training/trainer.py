@@ -1,6 +1,6 @@
-"""The training loop: transformers' Trainer, with what this project needs of it fixed in one place.
+"""The training loop: transformers' Trainer, configured for this project in one place.
 
-What is trained is a `TrainedModule`.
+It trains a `TrainedModule`.
 """
 
 import contextlib
@@ -49,28 +49,32 @@ def fit(
     identity: Any,
     progress: Progress,
 ) -> History:
-    """Train a module in place, and leave it with the parameters of the best look at the held-out data.
+    """Train a module in place. It ends with the parameters that had the best loss on the held-out data.
 
-    A run that was killed goes on where its last checkpoint was and ends with the same parameters. Only the
-    main process is to be given a progress that says anything.
+    A run that was killed continues from its last checkpoint and ends with the same parameters. Only the main
+    process should be given a progress that prints anything.
 
     Args:
-        module: What to train.
+        module: The module to train.
         train: At least steps * batch_size items, in the order of training.
-        held_out: What the loss is looked at on.
-        collate: Makes a batch of items.
-        settings: How.
-        folder: Where checkpoints lie; made if it is not there.
-        identity: A JSON value of everything that decides the run.
-        progress: Is told the losses.
+        held_out: Items on which the loss is evaluated.
+        collate: Collates items into a batch.
+        settings: Settings of the optimizer and the training loop.
+        folder: Folder of the checkpoints, created if it does not exist.
+        identity: Everything that determines the run, as a JSON value.
+        progress: Receives the losses.
+
+    Returns:
+        The history of the run.
 
     Raises:
-        UserError: The folder holds a run with another identity, the batch does not divide by the number of
-            processes, or the loss is no number.
+        UserError: The folder holds a run with another identity, the batch size is not divisible by the number
+            of processes, or the loss is not a finite number.
     """
     batch_size = _per_process(settings.batch_size)
     arguments = _arguments(settings, folder, batch_size)
-    # The others look for checkpoints after the main process has dropped what is not to be continued.
+    # The main process first drops checkpoints that are not to be continued. Only then do the other processes
+    # look for checkpoints.
     with arguments.main_process_first(local=False, desc="claim the run"):
         if is_main_process():
             claim(folder, identity)
@@ -80,7 +84,7 @@ def fit(
         load_best(module, folder, state)
         return history_of(module, state)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    # Adam with weight decay in the gradient, as the paper's code has it; not AdamW.
+    # Adam with weight decay in the gradient, as in the paper's code; not AdamW.
     optimizer = torch.optim.Adam(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
     )
@@ -95,7 +99,7 @@ def fit(
         compute_metrics=_Averages(module),
         callbacks=[_Watch(module, settings, progress)],
     )
-    # Progress and metrics are ours to print.
+    # This package prints progress and metrics itself.
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
     if last is not None:
@@ -119,7 +123,7 @@ class _Trainer(transformers.Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The metrics of each row. No loss: the Trainer would average batches, whatever their size."""
+        """Return the metrics of each row, but no loss: the Trainer would average batches of unequal size."""
         del prediction_loss_only, ignore_keys
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -128,7 +132,10 @@ class _Trainer(transformers.Trainer):
 
 
 class _Averages:
-    """Means of the metrics over the held-out data, by number: a name might mean something to the Trainer."""
+    """Means of the metrics over the held-out data.
+
+    The metrics are numbered, because a name might have a special meaning to the Trainer.
+    """
 
     def __init__(self, module: TrainedModule) -> None:
         self._num_loss_metrics = module.num_loss_metrics
@@ -140,7 +147,7 @@ class _Averages:
 
 
 class _Watch(transformers.TrainerCallback):
-    """Clips gradients, refuses a loss that is no number, tells the held-out losses, stops early."""
+    """Clips gradients, rejects gradients that are not finite, reports held-out losses and stops early."""
 
     def __init__(self, module: TrainedModule, settings: Optimisation, progress: Progress) -> None:
         self._module = module
@@ -148,7 +155,7 @@ class _Watch(transformers.TrainerCallback):
         self._progress = progress
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        """Clip each part apart: plugins that are trained together do not depend on each other."""
+        """Clip each submodule separately, so that plugins trained together do not affect each other."""
         del args, control, context
         for part in self._module.clipped:
             norm = nn.utils.clip_grad_norm_(part.parameters(), self._settings.max_grad_norm)
@@ -160,11 +167,11 @@ class _Watch(transformers.TrainerCallback):
                 )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        """Tell the metrics, and stop where patience is at its end."""
+        """Report the metrics, and stop if patience has run out."""
         del args
         point = loss_point(self._module, {**context["metrics"], "step": state.global_step})
         shown = ", ".join(f"{name} {value:.4g}" for name, value in point.metrics.items())
-        self._progress.note(f"step {state.global_step}: on held-out data {shown}")
+        self._progress.note(f"step {state.global_step}: held-out data: {shown}")
         if is_out_of_patience(state.log_history, self._settings):
             control.should_training_stop = True
 
@@ -174,13 +181,13 @@ class _Bar(transformers.TrainerCallback):
         self._advance = advance
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        """Show what an earlier run did already."""
+        """Advance the bar by the steps that an earlier run trained."""
         del args, control, context
         for _ in range(state.global_step):
             self._advance()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        """One more."""
+        """Advance the bar by one step."""
         del args, state, control, context
         self._advance()
 
@@ -226,7 +233,7 @@ def _arguments(settings: Optimisation, folder: Path, batch_size: int) -> transfo
 
 
 def _schedule(settings: Optimisation) -> Callable[[int], float]:
-    """The learning rate of a step as a share of the highest."""
+    """Return a function that maps a step to its learning rate, as a share of the peak learning rate."""
 
     def share(step: int) -> float:
         if step < settings.warmup_steps:
@@ -239,18 +246,18 @@ def _schedule(settings: Optimisation) -> Callable[[int], float]:
 
 
 def _refuse_out_of_memory(settings: Optimisation, error: Exception) -> None:
-    """Say in words that memory is short; on a CPU torch has no error of its own for it."""
+    """Raise a readable error if memory ran out. On a CPU, torch has no dedicated error for this."""
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         raise UserError(
-            f"The memory does not suffice for batches of {settings.batch_size} texts.",
-            "Take a smaller --batch-size or shorter texts (--max-tokens), with --restart, or more processes.",
+            f"There is not enough memory for batches of {settings.batch_size} texts.",
+            "Use a smaller --batch-size or shorter texts (--max-tokens) with --restart, or more processes.",
         ) from error
 
 
 def _refuse_full_disk(folder: Path, num_bytes: int, error: Exception) -> None:
     """Raise the operating system's own error if a checkpoint cannot be written.
 
-    torch and safetensors say that a disk is full in errors that could be anything.
+    torch and safetensors report a full disk with generic errors.
     """
     probe = folder / "probe"
     try:

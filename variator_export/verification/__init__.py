@@ -1,1 +1,1 @@
-"""Whether graphs and engines compute what eager PyTorch computes."""
+"""Verification that graphs and engines compute what eager PyTorch computes."""

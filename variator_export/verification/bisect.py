@@ -1,8 +1,8 @@
-"""Where a graph or an engine leaves eager PyTorch: module by module.
+"""Bisection of a failed graph or engine: find the first module that differs from eager PyTorch.
 
-The values between modules are made outputs of the graph, and each is compared with what the module gives in
-eager PyTorch, within the same budget as the outputs are. A runtime fuses nothing over an output, so a fault
-of what it fuses goes away: then fewer values are made outputs, those of the outer modules.
+The values between modules become outputs of the graph. Each is compared with the output of the same module in
+eager PyTorch, within the same budget as the graph's own outputs. A runtime does not fuse across an output, so
+a fault caused by fusion goes away. In that case fewer values become outputs: those of the outer modules.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,16 +26,17 @@ from variator_export.verification.judge import Finding, judge
 
 @dataclass(frozen=True)
 class BisectTarget:
-    """A graph, or an engine that was built of one.
+    """A graph, or an engine that was built from one.
 
     Attributes:
         name: The file that failed.
-        again: What `open` does with its graph, in words.
-        load: Gives the graph, to be changed.
-        open: Opens a changed graph as that file was opened, or builds an engine of it as that file was built:
-            the graph and the inputs of a case, to what gives the outputs.
-        constant: What it gets besides the inputs of a case: the plugin of an any-ratio graph.
-        script: The program of a reproduction (`reproduction.py`).
+        again: A phrase for what `open` does with the graph ("opened again").
+        load: Function that returns the graph, ready to be changed.
+        open: Function that opens a changed graph the way the file was opened, or builds an engine from it the
+            way the file was built. It accepts the graph and the inputs of a case, and returns a function that
+            returns the outputs.
+        constant: Inputs besides those of a case: the plugin of an any-ratio graph.
+        script: The first part of the reproduction's program (`reproduction.py`).
     """
 
     name: str
@@ -48,14 +49,15 @@ class BisectTarget:
 
 @dataclass(frozen=True)
 class ModuleFinding:
-    """One module in one case.
+    """Finding for one module in one case.
 
     Attributes:
-        module: Its name in the PyTorch model.
-        value: The name of its output in the graph.
-        shape: Of that output.
-        deviation: From eager PyTorch in float64; None where eager gives another number of values.
-        base_error: What eager PyTorch itself is off by in the graph's precision.
+        module: The module's name in the PyTorch model.
+        value: The name of the module's output in the graph.
+        shape: The shape of that output.
+        deviation: The deviation from eager PyTorch in float64. None if eager PyTorch returns a different
+            number of values.
+        base_error: The error of eager PyTorch itself in the graph's precision.
     """
 
     module: str
@@ -66,11 +68,11 @@ class ModuleFinding:
 
     @property
     def passed(self) -> bool:
-        """Whether it is within the limit."""
+        """Whether the module's output is within the limit."""
         return self.deviation is not None and self.base_error.allows(self.deviation)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a report."""
+        """Return the finding as a dictionary for a report."""
         found = self.deviation
         return {
             "module": self.module,
@@ -83,30 +85,33 @@ class ModuleFinding:
 
     def __str__(self) -> str:
         if self.deviation is None:
-            return f"{self.module}: its output has the shape {self.shape}, in eager PyTorch another size"
+            return f"{self.module}: its output has the shape {self.shape}, in eager PyTorch a different size"
         if not self.deviation.finite:
             return f"{self.module}: its output holds NaN or infinite values"
         return (
             f"{self.module}: {self.deviation}, {self.base_error.used(self.deviation):.3g} times the rounding "
-            f"error of eager PyTorch, of which {MULTIPLE:g} are allowed"
+            f"error of eager PyTorch; the limit is {MULTIPLE:g} times"
         )
 
 
 @dataclass(frozen=True)
 class Bisection:
-    """What was found.
+    """Result of a bisection.
 
     Attributes:
-        graph: The file.
+        graph: The file that was bisected.
         case: The case's name.
-        modules: Whose outputs were looked at, in the order in which they run, inner ones before those that
-            hold them.
-        num_modules: How many have an output in the graph.
-        outputs_failed: Whether the file's own outputs were out of their limit then; None if they never were,
-            because only the rows' independence failed.
-        hidden: With how many modules looked at the fault had gone away before; 0: it had not.
-        refused: With how many the runtime refused the graph before, and its words; None: it did not.
-        right_again: How the file was run again, unchanged, and was right; None: it was not.
+        modules: Findings for the inspected modules in the order in which they run, inner modules before the
+            modules that contain them.
+        num_modules: The number of modules that have an output in the graph.
+        outputs_failed: Whether the file's own outputs exceeded their limit in this run. None if they never
+            did, because only the independence of the rows failed.
+        hidden: The number of inspected modules with which the fault went away in an earlier attempt. 0 if it
+            did not go away.
+        refused: The number of modules with which the runtime refused the graph in an earlier attempt, and the
+            runtime's message. None if no attempt was refused.
+        right_again: How the unchanged file was run again, if its outputs were right that time. None if they
+            were wrong again, or if this was not tried.
     """
 
     graph: str
@@ -120,11 +125,11 @@ class Bisection:
 
     @property
     def first(self) -> ModuleFinding | None:
-        """The first module that leaves its budget; None: no module does."""
+        """The first module that exceeds its budget. None if no module does."""
         return next((finding for finding in self.modules if not finding.passed), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a report."""
+        """Return the result as a dictionary for a report."""
         return {
             "graph": self.graph,
             "case": self.case,
@@ -145,24 +150,24 @@ class Bisection:
             return f"{self.right_again}, it is right: the fault is in this file, or it comes and goes."
         if self.first is not None:
             though = ", though the outputs are within theirs in that run" * (self.outputs_failed is False)
-            return f"the first module that leaves its budget is {self.first}{though}."
+            return f"the first module that exceeds its budget is {self.first}{though}."
         last = self.modules[-1].module if self.modules else "none"
-        found = f"no module leaves its budget, the last being {last}"
+        found = f"no module exceeds its budget (the last module is {last})"
         if self.outputs_failed is None:
-            return f"{found}, and the outputs are within theirs: what fails is that rows are independent."
+            return f"{found}, and the outputs are within theirs: only the independence of the rows fails."
         if self.outputs_failed:
-            return f"{found}, and the outputs leave theirs: the fault is behind it."
+            return f"{found}, but the outputs exceed theirs: the fault is behind the last module."
         return (
             f"{found}, and the outputs are within theirs as soon as values between modules are outputs: the "
-            "runtime makes the fault where it fuses over modules."
+            "runtime introduces the fault where it fuses across modules."
         )
 
     def _remarks(self) -> str:
         remarks = ""
         if self.hidden > len(self.modules):
             remarks += (
-                f" {len(self.modules)} of {self.num_modules} modules were looked at: with {self.hidden} the "
-                "fault goes away, as one does that the runtime makes where it fuses over modules."
+                f" {len(self.modules)} of {self.num_modules} modules were inspected: with {self.hidden} the "
+                "fault goes away, as it does when the runtime introduces it by fusing across modules."
             )
         if self.refused is not None:
             remarks += f" With {self.refused[0]} modules the runtime refuses the graph ({self.refused[1]})."
@@ -177,32 +182,35 @@ def bisect(
     findings: Sequence[Finding],
     precision: str,
 ) -> Bisection:
-    """Compare every module's output.
+    """Compare every module's output with eager PyTorch.
 
     Args:
-        target: What failed.
-        exact: Eager in float64, of the same modules as the graph was traced from.
-        rounded: Eager in the graph's precision.
-        case: The inputs.
-        findings: How the target's own outputs compared with eager PyTorch in that case.
-        precision: Of the graph.
+        target: The graph or engine that failed.
+        exact: Eager PyTorch in float64, with the same modules that the graph was traced from.
+        rounded: Eager PyTorch in the graph's precision.
+        case: The case whose inputs are run.
+        findings: The findings for the target's own outputs in that case.
+        precision: The precision of the graph.
 
     Raises:
-        UserError: The runtime refuses the graph, however few values are outputs, or does not run it.
+        UserError: The runtime refuses the graph, however few values are outputs, or fails to run it.
     """
     wanted, expected = run_by_module(exact, case.inputs)
     _, same = run_by_module(rounded, case.inputs)
-    # A module of eager that the graph has no value for is left out.
+    # A module of eager PyTorch without a value in the graph is left out.
     values = {name: value for name, value in module_outputs(target.load()).items() if name in expected}
     names = [name for name in expected if name in values]
     if not names:
-        raise UserError(f"{target.name} names no module of eager PyTorch.", "Verify it without --bisect.")
+        raise UserError(
+            f"No value in {target.name} belongs to a module of eager PyTorch.",
+            "Verify it without --bisect.",
+        )
     deviations = [deviation(same[name], expected[name]) for name in names]
     budgets = dict(zip(names, make_pooled_budgets(deviations, precision), strict=True))
     failed = [finding for finding in findings if not finding.passed]
 
     def run_with_outputs(modules: Sequence[str]) -> tuple[Arrays, bool]:
-        """What it gives with these modules' values as outputs, and whether its own outputs fail again."""
+        """Run with these modules' values as outputs. Also return whether the own outputs fail again."""
         model = target.load()
         mark_outputs(model, [values[name] for name in modules])
         found = target.open(model, case.inputs)()
@@ -215,7 +223,7 @@ def bisect(
         try:
             found, still = run_with_outputs(chosen)
         except UserError as error:
-            # TensorRT for RTX 1.7 builds no engine of a ModernBERT whose `Wqkv` is an output.
+            # TensorRT for RTX 1.7 cannot build an engine from a ModernBERT graph whose `Wqkv` is an output.
             if not fewer and not attempts:
                 raise
             chosen, refused = fewer, (len(chosen), error.message.splitlines()[-1].strip())
@@ -236,7 +244,7 @@ def bisect(
 
 
 def _without_innermost(names: Sequence[str]) -> list[str]:
-    """Modules without those that lie deepest."""
+    """Return the modules without the most deeply nested ones."""
     deepest = max((name.count(".") for name in names), default=0)
     return [name for name in names if name.count(".") < deepest]
 
@@ -244,7 +252,7 @@ def _without_innermost(names: Sequence[str]) -> list[str]:
 def _judge_module(
     name: str, value: str, found: np.ndarray, expected: np.ndarray, base: Budget
 ) -> ModuleFinding:
-    # The graph may have another shape for the same numbers, but not another count of them.
+    # The graph may hold the same numbers in a different shape, but not a different number of them.
     result = deviation(found, expected) if found.size == expected.size else None
     return ModuleFinding(name, value, found.shape, result, base)
 
@@ -255,10 +263,11 @@ def _judge_again(finding: Finding, found: Arrays, expected: Arrays, rows: np.nda
 
 
 def run_by_module(eager: EagerModel, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
-    """Run eager PyTorch.
+    """Run eager PyTorch and record every module's output.
 
     Returns:
-        Its outputs, and the output of every module (of several the first) in the order in which they end.
+        The model's outputs, and the output of every module (the first one if a module has several) in the
+        order in which the modules finish.
     """
     found: Arrays = {}
     hooks = []

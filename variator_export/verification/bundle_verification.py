@@ -1,4 +1,4 @@
-"""Verifying a finished bundle against eager PyTorch, or against what eager gave when it was built."""
+"""Verification of a finished bundle, against eager PyTorch or against its outputs stored by the build."""
 
 import functools
 import math
@@ -40,19 +40,22 @@ from variator_export.verification.verified_graph import AS_IT_IS
 if TYPE_CHECKING:
     from variator_export.verification.bisect import Bisection
 
-STORED = "what eager PyTorch, float64, CPU, gave when the bundle was built"
+STORED = "the outputs of eager PyTorch, float64, CPU, stored when the bundle was built"
 ReferenceChoice = Literal["auto", "eager", "stored"]
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """All findings of one check of one graph.
+    """Summary of all findings of one check of one graph.
 
     Attributes:
-        count: How many there are.
-        worst: The largest multiple of the base error; None: no multiple would have passed.
+        variant: The variant's name.
+        graph: The file that ran.
+        check: The check's name.
+        count: Number of findings.
+        worst: The largest multiple of the base error. None if no multiple would have passed.
         allowed: The multiple that is allowed.
-        failed: How many are outside it.
+        failed: Number of findings outside the limit.
     """
 
     variant: str
@@ -66,22 +69,23 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found.
+    """Result of `verify`.
 
     Attributes:
         bundle: The bundle's folder.
-        reference: What the graphs were compared with.
-        findings: All that was looked at, by variant.
-        graphs: The sha256 of each graph that ran.
-        verified_at: ISO 8601, UTC.
-        machine: This machine.
-        versions: Of what ran.
-        bisections: Where graphs that failed leave eager PyTorch, if that was asked for.
-        target: What ran: graphs on `onnxruntime`, or engines.
-        ran: How they ran.
-        gpu: On which GPU; None: on the CPU.
-        precisions: In which types engines compute, by variant.
-        left_out: By variant, what was not looked at because an engine's profiles are not for it.
+        reference: A description of the reference that the graphs were compared with.
+        findings: All findings, by variant.
+        graphs: The sha256 of each graph or engine that ran.
+        verified_at: Time of the verification, ISO 8601, UTC.
+        machine: Description of this machine.
+        versions: Versions of the packages involved.
+        bisections: The bisections of the graphs that failed, if they were requested.
+        target: The target that ran: `onnxruntime` for graphs, or the name of an engine target.
+        ran: How the graphs or engines ran.
+        gpu: The GPU they ran on. None if they ran on the CPU.
+        precisions: The types that the engines compute in, by variant.
+        left_out: The shapes and cases that were not checked, by variant, because no profile of an engine
+            covers them.
     """
 
     bundle: Path
@@ -100,26 +104,26 @@ class Verification:
 
     @property
     def failures(self) -> list[Finding]:
-        """What is outside its limit, the worst first."""
+        """The findings outside their limit, the worst first."""
         failed = [f for findings in self.findings.values() for f in findings if not f.passed]
         return sorted(failed, key=lambda finding: finding.badness, reverse=True)
 
     @property
     def imprecise(self) -> dict[str, str]:
-        """Variants of which TensorRT says that too much is computed in another type."""
+        """Variants that compute too much in another type, as TensorRT reports it; with a message for each."""
         return {
-            name: f"{found.other:.1%} of its multiply-accumulates are in another type, TensorRT says"
+            name: f"{found.other:.1%} of its multiply-accumulates are in another type, TensorRT reports"
             for name, found in self.precisions.items()
             if found.other > 1 - LEAST_SHARE
         }
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """Whether every finding passed and every engine computes in its type."""
         return not self.failures and not self.imprecise
 
     def summary(self) -> list[SummaryRow]:
-        """One row for each variant, graph and check."""
+        """Return one row for each variant, graph and check."""
         groups: dict[tuple[str, str, str], list[Finding]] = {}
         for variant, findings in self.findings.items():
             for f in findings:
@@ -132,11 +136,12 @@ class Verification:
         return rows
 
     def engine_records(self, gpu: str, num_variants: int) -> list[EngineRecord]:
-        """One for each engine that ran.
+        """Return one record for each engine that ran.
 
         Args:
-            gpu: On which.
-            num_variants: Of the bundle: an engine of all of them has not passed before each has.
+            gpu: The GPU that the engines ran on.
+            num_variants: The bundle's number of variants. An engine that runs all of them passes only after
+                each of them has passed.
         """
         records = []
         for engine, sha256 in self.graphs.items():
@@ -164,7 +169,7 @@ class Verification:
         return records
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the result as JSON data."""
         return {
             "bundle": str(self.bundle),
             "target": self.target,
@@ -195,30 +200,32 @@ def verify(
     trust_host_code: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
-    """Verify a bundle's graphs or engines, each variant by its own and by the one that runs every ratio.
+    """Verify a bundle's graphs or engines.
+
+    Each variant is verified twice: with its own graph or engine, and with the one that runs every ratio.
 
     Args:
         bundle: The bundle's folder.
-        variants: Ratios or names; None: all.
-        target: `onnxruntime`: the graphs, on the CPU. `tensorrt-rtx`, `tensorrt`: the engines, on the GPU of
-            this machine.
-        reference: `eager`: eager PyTorch; `stored`: what it gave for the small cases when the bundle was
-            built; `auto`: eager where torch and transformers are installed.
-        backbone: Where the backbone is; None: where it was when the bundle was built.
-        profile_shapes: With eager, verify at the smallest, the usual and the largest shape of the engines'
-            profile too.
-        reproduction: Bisect the graphs that fail, and write a folder that shows it into this one; needs
-            eager.
-        trust_host_code: Let an engine bring a program of its own (TensorRT's lean runtime).
-        progress: Is told what happens.
+        variants: Ratios or names. None means all.
+        target: `onnxruntime` for the graphs, on the CPU. `tensorrt-rtx` or `tensorrt` for the engines, on the
+            GPU of this machine.
+        reference: `eager` for eager PyTorch, `stored` for its outputs on the small cases that the build
+            stored, `auto` for `eager` if torch and transformers are installed and `stored` otherwise.
+        backbone: The backbone's location. None means its location when the bundle was built.
+        profile_shapes: With eager PyTorch, also verify at the smallest, the usual and the largest shape of
+            the engines' profiles.
+        reproduction: Bisect the graphs that fail and write a reproduction of each fault into this folder.
+            Requires eager PyTorch.
+        trust_host_code: Allow an engine to contain a program of its own (TensorRT's lean runtime).
+        progress: Receives progress reports.
 
     Raises:
-        UserError: The bundle is damaged, what the reference needs is not there, or the folder of the
-            reproduction holds files.
+        UserError: The bundle is damaged, something that the reference needs is missing, or the reproduction
+            folder is not empty.
     """
     if reproduction is not None and reproduction.exists() and any(reproduction.iterdir()):
         raise UserError(
-            f"{reproduction} holds files already.", "Remove it, or choose another --reproduction."
+            f"{reproduction} already holds files.", "Remove it, or choose another --reproduction."
         )
     progress = progress or Progress()
     opened = Bundle.load(bundle)
@@ -233,7 +240,7 @@ def verify(
     )
     if reproduction is not None and not is_eager:
         raise UserError(
-            "Bisecting runs eager PyTorch module by module.",
+            "Bisection runs eager PyTorch module by module.",
             f"Leave it out, or install what it needs: {install_command('export')}",
         )
     runs: Runs
@@ -270,7 +277,7 @@ def verify(
 
 
 def store_verification(verification: Verification) -> Path:
-    """Keep a result in its bundle; of engines a record for each besides, which `run` looks for.
+    """Store a result in its bundle. For engines, also store one record each, which `run` checks.
 
     Raises:
         UserError: The bundle cannot be written.
@@ -279,9 +286,9 @@ def store_verification(verification: Verification) -> Path:
         num_variants = len(Bundle.load(verification.bundle).manifest.variants)
         new = verification.engine_records(verification.gpu, num_variants)
         records = [*read_records(verification.bundle), *new]
-        state = "The engines were verified; the record of it is not stored."
+        state = "The engines were verified; their verification records are not stored."
         store_report(verification.bundle, ENGINE_RECORDS, records_document(records), state)
-    state = "The bundle was verified; the report of it is not stored."
+    state = "The bundle was verified; the verification report is not stored."
     target = verification.target
     name = engine_verification_report(target) if target in engine_targets() else VERIFICATION_REPORT
     return store_report(verification.bundle, name, verification.as_dict(), state)

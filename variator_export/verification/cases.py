@@ -1,4 +1,4 @@
-"""What a graph is verified on: real text, and a grid of shapes that shows frozen dimensions and padding."""
+"""Cases to verify a graph on: real text, and a grid of shapes that reveals frozen dimensions and padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ DEFAULT_TEXTS = (
     "def mean(values): return sum(values) / len(values)  # fails on an empty list",
     "Ça coûte 12,50 € – naïve façade, Zürich, 東京, здравствуйте!",
 )
-# Empty, blank, one token, invisible, composed of several code points, right to left, no letters, control
-# codes.
+# In order: empty, blank, one token, invisible, composed of several code points, emoji, right to left,
+# compatibility characters, control codes, no letters.
 UNUSUAL_TEXTS = (
     "",
     " \t\n ",
@@ -36,9 +36,9 @@ UNUSUAL_TEXTS = (
 REAL_TEXT = "real text"
 LONGEST_TEXT = "the longest text"
 _PRIMES = (5, 37, 127)
-# Cases up to this length go into the bundle.
+# Longest sequence length of the cases that are stored in the bundle.
 _STORED_LENGTH = 37
-# Stands in for the limit of a model that has none.
+# Substitute for the limit of a model without one, in tokens.
 _UNLIMITED = 512
 
 
@@ -47,9 +47,9 @@ class Case:
     """One set of inputs.
 
     Attributes:
-        name: Says what it is, for reports and messages.
-        inputs: int64 arrays (B, S).
-        stored: Whether it is kept in the bundle with its eager outputs.
+        name: Descriptive name for reports and messages.
+        inputs: int64 arrays (B, S), by input name.
+        stored: Whether the bundle keeps the case with its outputs of eager PyTorch.
     """
 
     name: str
@@ -58,16 +58,16 @@ class Case:
 
     @property
     def judged_rows(self) -> np.ndarray:
-        """The rows whose outputs are compared, bool (B,): those with at least one token.
+        """The rows whose outputs are compared, bool (B,): rows with at least one token.
 
-        Attention over nothing is not defined: runtimes give such a row what they like. It must be finite and
-        must leave the other rows alone.
+        Attention over nothing is undefined, so runtimes return arbitrary values for a row of padding alone.
+        These values must be finite, and the row must not affect the other rows.
         """
         return np.asarray(self.inputs["attention_mask"].any(axis=-1))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(batch_size, sequence_length)."""
+        """The shape of the inputs, (batch_size, sequence_length)."""
         batch, length = self.inputs["input_ids"].shape
         return batch, length
 
@@ -80,17 +80,17 @@ def encode_texts(
     vocab_size: int,
     max_length: int | None,
 ) -> Arrays:
-    """The texts to verify on, or those that come with the package, as token ids.
+    """Encode the given texts, or the default texts of the package if there are none, as token ids.
 
     Raises:
-        UserError: A text is longer than the model's limit, or the tokenizer is not the model's.
+        UserError: A text is longer than the model's limit, or the tokenizer does not belong to the model.
     """
     arrays = encoder.encode(texts or DEFAULT_TEXTS, inputs, max_length, truncate=not texts)
     largest = int(arrays["input_ids"].max())
     if largest >= vocab_size:
         raise UserError(
-            f"The tokenizer gives the token id {largest}; the model knows {vocab_size} ids.",
-            "Give the backbone its own tokenizer.json.",
+            f"The tokenizer returns the token id {largest}, but the model has only {vocab_size} ids.",
+            "Use the backbone's own tokenizer.json.",
         )
     return arrays
 
@@ -106,28 +106,28 @@ def make_cases(
     shapes: Sequence[tuple[int, int]] = (),
     seed: int = 0,
 ) -> list[Case]:
-    """The cases of one ratio.
+    """Create the cases of one ratio.
 
-    Real text, unusual text, and a text as long as the model takes; random tokens in lengths 1, k-1, k, k+1,
-    primes, and one less than the model's limit, in batches of 1 to 4, most with rows of different length; a
-    batch with a row that is all padding. Equal arguments give equal cases.
+    The cases are real text, unusual text, and a text as long as the model accepts; random tokens of the
+    lengths 1, k-1, k, k+1, primes, and one less than the model's limit, in batches of 1 to 4, most with rows
+    of different length; and a batch with a row that is all padding. Equal arguments create equal cases.
 
     Args:
         encoder: The backbone's tokenizer.
         inputs: Names of the model's inputs.
-        ratio: k.
-        vocab_size: Of the model.
-        max_length: The model's limit in tokens; None: there is none.
-        texts: Real texts; empty: those that come with the package.
-        shapes: More shapes (batch_size, sequence_length), as far as the model's limit allows them.
-        seed: Of the random tokens.
+        ratio: The ratio k.
+        vocab_size: The model's vocabulary size.
+        max_length: The model's limit in tokens. None if there is none.
+        texts: Real texts. If empty, the default texts of the package.
+        shapes: Additional shapes (batch_size, sequence_length). Shapes over the model's limit are skipped.
+        seed: Seed of the random tokens.
     """
     rng = np.random.default_rng([seed, ratio])
     real = encode_texts(encoder, inputs, texts, vocab_size=vocab_size, max_length=max_length)
     unusual = encoder.encode(UNUSUAL_TEXTS, inputs, max_length, truncate=True)
     cases = [Case(REAL_TEXT, real, stored=True), Case("unusual text", unusual, stored=True)]
     limit = max_length if max_length is not None else _UNLIMITED
-    longest = " ".join(DEFAULT_TEXTS * (limit // 50 + 1))  # once over is more than 50 tokens
+    longest = " ".join(DEFAULT_TEXTS * (limit // 50 + 1))  # one repetition has more than 50 tokens
     cases.append(Case(LONGEST_TEXT, encoder.encode([longest], inputs, limit, truncate=True)))
     primes = [(3, prime) for prime in _PRIMES]
     grid = [(1, 1), (4, ratio - 1), (1, ratio), (3, ratio + 1), *primes, (2, limit - 1), *shapes]

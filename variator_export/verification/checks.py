@@ -1,4 +1,4 @@
-"""All that is asked of what runs one variant: the one way to verify, for `build` and for `verify`."""
+"""All checks of the graphs and engines that run one variant, shared by `build` and `verify`."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +14,13 @@ from variator_export.verification.reference import Expected
 
 @dataclass(frozen=True)
 class Subject:
-    """What is known of a variant besides its reference.
+    """Properties of a variant that the checks need besides its reference.
 
     Attributes:
-        ratio: k.
-        pad_token_id: Of the tokenizer.
-        token_outputs: Outputs with one row per token.
-        max_length: The model's limit in tokens; None: there is none.
+        ratio: The ratio k.
+        pad_token_id: The tokenizer's padding token.
+        token_outputs: Names of the outputs with one row per token.
+        max_length: The model's limit in tokens. None if there is none.
     """
 
     ratio: int
@@ -31,12 +31,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What was not looked at.
+    """Part of a check that was left out.
 
     Attributes:
-        graph: The engine that is not for it.
-        check: Of which check.
-        what: Cases or shapes, or the reason.
+        graph: The engine whose profiles do not cover it.
+        check: The check's name.
+        what: Cases or shapes that were left out, or the reason.
     """
 
     graph: str
@@ -55,20 +55,22 @@ def check_variant(
     takes: Callable[[str, int, int], bool] = lambda *_: True,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[list[Finding], list[LeftOut]]:
-    """Compare each graph or engine of a variant with its reference, and with itself in other surroundings.
+    """Compare each graph or engine of a variant with its reference, and with itself in other batches.
 
     Args:
-        openers: What opens each, by its file; one after the other, since a session holds memory.
-        reference: The cases and what is expected.
+        openers: Functions that open each graph or engine, by file. They are called one after the other,
+            because a session holds memory.
+        reference: The cases and the expected outputs.
         subject: The variant.
-        takes: Whether a file is for a shape (file, batch_size, sequence_length); engines are for some only.
-        progress: Called after each case of each file, and after its other checks.
+        takes: Function (file, batch_size, sequence_length) that returns whether a file accepts a shape.
+            Engines accept only some shapes.
+        progress: Called after each case of each file, and after the file's other checks.
 
     Returns:
-        The findings, and what was left out because an engine's profiles are not for it.
+        The findings, and the cases and shapes that were left out because no profile of an engine covers them.
 
     Raises:
-        UserError: An engine is for none of the cases.
+        UserError: An engine accepts none of the cases.
     """
     real_text = next(expected for expected in reference if expected.case.name == REAL_TEXT)
     findings: list[Finding] = []
@@ -78,11 +80,11 @@ def check_variant(
         if not taken:
             raise UserError(
                 f"None of the {len(reference)} cases is within the profiles of {file}.",
-                "Verify with eager PyTorch and without --quick, so that its profiles' own shapes are "
-                "looked at; or compile it with a wider profile.",
+                "Verify with eager PyTorch and omit --quick to check the shapes of its profiles too; or "
+                "compile it with a wider profile.",
             )
         if len(taken) < len(reference):
-            # What an engine has no profile for it is not asked to run; `run` refuses that too.
+            # An engine does not run cases that none of its profiles covers; `run` refuses them too.
             ran = {expected.case.name for expected in taken}
             names = [expected.case.name for expected in reference]
             left_out.append(LeftOut(file, REFERENCE, tuple(name for name in names if name not in ran)))

@@ -1,4 +1,4 @@
-"""How far one array is from another."""
+"""Measures of how much two arrays differ."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -9,17 +9,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Deviation:
-    """The deviation of an output from its reference, computed in float64.
+    """Deviation of an output from its reference, computed in float64.
 
     Attributes:
         max_abs: Largest absolute difference.
         mean_abs: Mean absolute difference.
         p999_abs: 99.9th percentile of the absolute differences.
         relative_frobenius: Norm of the difference over the norm of the reference (over 1 if that is zero).
-        cosine: Between the two, as flat vectors; 1 if both are zero.
-        scale: The largest absolute value of the reference; 1 if it is zero everywhere.
-        finite: Whether both hold only finite numbers. If not, all other fields are NaN, which is within no
-            limit.
+        cosine: Cosine of the two arrays as flat vectors. 1 if both are zero.
+        scale: Largest absolute value of the reference. 1 if the reference is zero everywhere.
+        finite: Whether both arrays hold only finite numbers. If not, all other fields are NaN, which no limit
+            allows.
     """
 
     max_abs: float
@@ -31,7 +31,7 @@ class Deviation:
     finite: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """For a report: JSON has no NaN."""
+        """Return the fields for a report, with None instead of NaN because JSON has no NaN."""
         return {
             name: None if isinstance(value, float) and math.isnan(value) else value
             for name, value in asdict(self).items()
@@ -47,7 +47,7 @@ class Deviation:
 
 
 def deviation(found: np.ndarray, expected: np.ndarray) -> Deviation:
-    """Compare two arrays of one shape. Empty ones do not deviate."""
+    """Compare two arrays of the same size. Empty arrays do not deviate."""
     a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         nan = math.nan
@@ -67,14 +67,14 @@ def deviation(found: np.ndarray, expected: np.ndarray) -> Deviation:
 
 
 def argmax_agreement(found: np.ndarray, expected: np.ndarray) -> float:
-    """The share of rows (..., C) whose largest value is at the same place."""
+    """Return the share of rows (..., C) whose largest value is at the same index."""
     return float((found.argmax(-1) == expected.argmax(-1)).mean())
 
 
 def rank_correlation(found: np.ndarray, expected: np.ndarray) -> float | None:
-    """Spearman's correlation of the cosines between all pairs of rows (B, d); None for fewer than 3 rows.
+    """Return Spearman's correlation of the cosines of all pairs of rows (B, d). None for fewer than 3 rows.
 
-    A search ranks by these cosines. Pairs that tie share their rank.
+    A search ranks by these cosines. Tied pairs share their rank.
     """
     if len(expected) < 3:
         return None
@@ -93,7 +93,7 @@ def _pair_cosines(rows: np.ndarray) -> np.ndarray:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, ties averaged."""
+    """Return the ranks from 0, with ties averaged."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return np.asarray((ends - (counts + 1) / 2)[inverse])

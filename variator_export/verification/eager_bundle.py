@@ -1,4 +1,4 @@
-"""A bundle in eager PyTorch: the backbone that it was built from, with the plugins that it holds."""
+"""A bundle in eager PyTorch: the backbone that the bundle was built from, with the bundle's plugins."""
 
 import math
 import traceback
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "Backbone":
-    """Load it, in the bundle's precision; needs torch and transformers.
+    """Load a bundle's backbone in the bundle's precision. Requires torch and transformers.
 
     Args:
         bundle: The bundle.
-        source: Where the backbone is; None: where it was when the bundle was built.
-        without: The option that does without it, for messages.
+        source: The backbone's location. None means its location when the bundle was built.
+        without: The option that avoids the need for the backbone, for messages.
 
     Raises:
-        UserError: It is not there, or has other weights.
+        UserError: The backbone is missing, or has different weights.
     """
     require_export()
     from variator_export.model.backbone import load_in_precision, read_backbone_info
@@ -42,13 +42,13 @@ def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "B
         found = resolve_source(source or entry.source)
     except UserError as error:
         raise UserError(
-            f"The backbone is not there: {error.message}",
-            f"Give it with --backbone, or do without it: {without}",
+            f"The backbone was not found: {error.message}",
+            f"Pass it with --backbone, or do without it: {without}",
         ) from error
     if found.weights_sha256 != entry.weights_sha256:
         raise UserError(
             f"The weights of {found.name} are not those that the bundle was built from.",
-            f"Give the bundle's own backbone with --backbone, or do without it: {without}",
+            f"Pass the bundle's own backbone with --backbone, or do without it: {without}",
         )
     info = read_backbone_info(found, entry.architecture)
     return load_in_precision(info, bundle.text_encoder().pad_token_id, bundle.manifest.precision)
@@ -59,20 +59,20 @@ class EagerBundle:
 
     Args:
         bundle: The bundle.
-        source: Where its backbone is; None: where it was when the bundle was built.
-        shapes: (batch_size, sequence_length) that references cover besides.
+        source: The backbone's location. None means its location when the bundle was built.
+        shapes: Additional shapes (batch_size, sequence_length) that the references cover.
     """
 
     def __init__(self, bundle: Bundle, source: str | None, shapes: Sequence[tuple[int, int]]) -> None:
         self._bundle = bundle
         self._shapes = shapes
         self._backbone: Backbone = load_bundle_backbone(bundle, source, "--reference stored")
-        import torch  # after it was seen that it is there
+        import torch  # only now: the line before has checked that it is installed
 
         self._exact = self._backbone.converted(torch.float64)
 
     def reference(self, variant: Variant, progress: Progress) -> list[Expected]:
-        """Of all cases of a variant."""
+        """Compute the reference for all cases of a variant."""
         from variator_export.engines.eager import EagerModel
 
         cases, precision = self._cases(variant), self._bundle.manifest.precision
@@ -84,21 +84,21 @@ class EagerBundle:
     def bisect(
         self, variant: Variant, findings: Sequence[Finding], runs: Runs, folder: Path, progress: Progress
     ) -> "list[Bisection]":
-        """Bisect each graph or engine of a variant that failed. What goes wrong with that is only told.
+        """Bisect each failed graph or engine of a variant. Errors during a bisection are only reported.
 
         Args:
             variant: The variant.
-            findings: Of all that ran it.
-            runs: What ran it.
-            folder: Where reproductions go.
-            progress: Is told what happens.
+            findings: The findings for everything that ran the variant.
+            runs: The object that runs the variant's graphs or engines.
+            folder: The folder for reproductions.
+            progress: Receives progress reports and notes.
         """
         from variator_export.engines.eager import EagerModel
         from variator_export.verification.bisect import bisect
         from variator_export.verification.reproduction import write_reproduction
 
         plugin = load_variant_plugin(self._bundle, variant)
-        # With its plugin of zeros ratio 1 has the modules that its graph was traced from.
+        # With its plugin of zeros, ratio 1 has the same modules that its graph was traced from.
         exact, rounded = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
         cases = {case.name: case for case in self._cases(variant)}
         found = []
@@ -117,7 +117,7 @@ class EagerBundle:
                     doing = "reproduced in a folder"
                     where = folder / variant.name / PurePosixPath(file).name
                     write_reproduction(target, exact, case, result.first, where)
-            except Exception as error:  # what was found before it counts all the same
+            except Exception as error:  # an error here must not discard the earlier findings
                 words = traceback.format_exc()
                 if isinstance(error, UserError | OSError):
                     words = error.message if isinstance(error, UserError) else str(error)
@@ -139,11 +139,12 @@ class EagerBundle:
 
 
 def _case_to_bisect(findings: Sequence[Finding], cases: Mapping[str, Case], ratio: int) -> Case:
-    """Of the cases that failed the smallest, since every module's values are held twice, in float64.
+    """Return the smallest failing case, because every module's values are held twice, in float64.
 
-    Sooner than that one with a wrong number than with rows that depend on each other, of which a module says
-    less; one without rows that are padding alone, which runtimes give what they like; and one of whole
-    windows, where a graph of another ratio goes wrong at its windows and not at its padding.
+    Size is the last criterion. Cases with wrong numbers come first, because a module's values reveal little
+    about rows that depend on each other. Cases without rows of padding alone come next, because runtimes
+    return arbitrary values for such rows. Then come cases of whole windows: there a graph of another ratio
+    fails at its windows and not at its padding.
     """
     failed = [finding for finding in findings if not finding.passed]
     wrong = [finding for finding in failed if finding.question.check == REFERENCE] or failed

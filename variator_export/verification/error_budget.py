@@ -1,9 +1,9 @@
-"""How much an exported graph or an engine may differ from eager PyTorch.
+"""Error budget: the limit on how much a graph or an engine may differ from eager PyTorch.
 
-The reference is eager PyTorch in float64. Eager PyTorch in the precision P of the graph is off from it by
-rounding alone, and a correct graph in P by about as much: it rounds too, only in another order. So the limit
-is not a guess but a multiple of what eager's own rounding does on the same inputs, in the same measures. A
-fault is not rounding and is far outside.
+The reference is eager PyTorch in float64. Eager PyTorch in the precision P of the graph differs from the
+reference only by rounding. A correct graph in P differs by about as much, because it rounds too, only in
+another order. So the limit is not a guess: it is a multiple of eager PyTorch's own rounding error on the same
+inputs, in the same measures. A fault is not rounding and is far outside the limit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,18 +14,19 @@ import numpy as np
 from variator_export.core.precision import find_precision
 from variator_export.verification.compare import Deviation
 
-# A correct graph of MiniLM is off by at most 2.0 times the base error, over ratios 1, 2, 4, 8 and all cases.
+# The error of a correct MiniLM graph is at most 2.0 times the base error, over ratios 1, 2, 4, 8 and all
+# cases.
 MULTIPLE = 4.0
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The base error of one output in one case: what eager PyTorch itself is off by in the same precision.
+    """Base error of one output in one case: the error of eager PyTorch itself in the same precision.
 
     Attributes:
-        relative_frobenius: Of the norm.
-        max_abs: Of the single value, as a share of the largest value of the reference.
-        p999_abs: Of the 99.9th percentile, likewise.
+        relative_frobenius: Norm of the error as a share of the norm of the reference.
+        max_abs: Largest error of a single value, as a share of the largest value of the reference.
+        p999_abs: 99.9th percentile of the errors, as a share of the same value.
     """
 
     relative_frobenius: float
@@ -33,9 +34,9 @@ class Budget:
     p999_abs: float
 
     def used(self, found: Deviation) -> float:
-        """The smallest multiple of the base error that a deviation would have passed with.
+        """Return the smallest multiple of the base error with which a deviation would have passed.
 
-        NaN where it holds NaN or infinite values.
+        The result is NaN if the deviation is not finite.
         """
         shares = _shares(found)
         return max(
@@ -45,20 +46,22 @@ class Budget:
         )
 
     def allows(self, found: Deviation, multiple: float = MULTIPLE) -> bool:
-        """Whether a deviation is within the limit; NaN never is."""
+        """Return whether a deviation is within the limit. NaN never is."""
         return found.finite and self.used(found) <= multiple
 
 
 def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> list[dict[str, Budget]]:
-    """The base errors of cases, from eager's own deviations in a precision.
+    """Compute the base errors of cases from the deviations of eager PyTorch in a precision.
 
-    Eager may be exact by chance where an output has few values, so the base is at least what one case in five
-    exceeds, and at least the precision itself. One case that amplifies rounding does not widen the limit of
-    the others. An output that is near zero by chance (one number, where a case has one row of one token) is
-    not more exact for that: the base is at least the median of the cases' absolute errors over its scale.
+    Eager PyTorch may be exact by chance if an output has few values. So the base error is at least the value
+    that one case in five exceeds, and at least the epsilon of the precision. One case that amplifies rounding
+    does not widen the limit of the others. An output that is near zero by chance (one number, in a case of
+    one row of one token) is not more exact for that reason. So the base error is also at least the median
+    of the cases' absolute errors divided by the output's scale.
 
     Args:
-        eager: For each case the deviation of each output of eager in that precision from eager in float64.
+        eager: For each case and output, the deviation of eager PyTorch in that precision from eager PyTorch
+            in float64.
         precision: The name of that precision.
     """
     outputs = {name for case in eager for name in case}
@@ -78,16 +81,17 @@ def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> li
 
 
 def make_pooled_budgets(eager: Sequence[Deviation], precision: str) -> list[Budget]:
-    """The base errors of values of different kinds, as the outputs of a model's modules.
+    """Compute the base errors of values of different kinds, such as the outputs of a model's modules.
 
-    As `make_budgets`, but for the absolute errors: the scale of one says nothing of another.
+    This is `make_budgets` without the absolute errors, because the scale of one module's output says nothing
+    about that of another.
     """
     usual = _usual(eager, precision)
     return [_base([_shares(d), usual]) for d in eager]
 
 
 def _usual(deviations: Sequence[Deviation], precision: str) -> Budget:
-    """The least base error: what one in five exceeds, and the precision itself."""
+    """Return the minimum base error: the value that one in five exceeds, and at least the epsilon."""
     epsilon = find_precision(precision).epsilon
     typical = _combine(_typical, [_shares(d) for d in deviations])
     return _combine(max, [typical, Budget(epsilon, epsilon, epsilon)])
@@ -98,12 +102,15 @@ def _base(least: Sequence[Budget]) -> Budget:
 
 
 def _rounded(budget: Budget) -> Budget:
-    """To three digits, which is what is shown."""
+    """Round to three digits, the number of digits in messages."""
     return Budget(**{f.name: float(f"{getattr(budget, f.name):.3g}") for f in fields(Budget)})
 
 
 def _typical(values: Sequence[float]) -> float:
-    """What one in five exceeds. With normal errors and one value to look at, 4 times this is 5 deviations."""
+    """Return the value that one in five exceeds.
+
+    With normally distributed errors and a single value to compare, 4 times this is 5 standard deviations.
+    """
     return float(np.quantile(values, 0.8, method="lower"))
 
 
@@ -120,5 +127,5 @@ def _shares(found: Deviation) -> Budget:
 
 
 def _combine(function: Callable[[Sequence[float]], float], budgets: Sequence[Budget]) -> Budget:
-    """A function of several, field by field."""
+    """Apply a function to several budgets, field by field."""
     return Budget(**{f.name: function([getattr(b, f.name) for b in budgets]) for f in fields(Budget)})

@@ -1,8 +1,9 @@
-"""What must hold of a graph whatever its weights: rows of a batch do not know of each other.
+"""Invariances that every graph must satisfy, whatever its weights: the rows of a batch are independent.
 
 Wrong answers for batches of more than one row have passed the checks of many tools (NVIDIA/TensorRT#4853,
-#4813, #4796): equal outputs for one dummy batch say nothing about them. A graph is compared with itself here;
-two runs of a correct one differ by rounding only, so the limit is that of `verification.error_budget`.
+#4813, #4796), because equal outputs for one dummy batch say nothing about them. These checks compare a graph
+with itself. Two runs of a correct graph differ only by rounding, so the limit is the one of
+`verification.error_budget`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +22,11 @@ ROW_ALONE = "a row alone"
 PADDING = "another amount of padding"
 CHECKS = (EQUAL_ROWS, ROW_ORDER, ROW_ALONE, PADDING)
 
-# What was found and what it should be, each by output.
+# Pairs of found and expected arrays, each by output.
 _Pairs = Iterator[tuple[Arrays, Arrays]]
-# Whether a graph is for a shape (batch_size, sequence_length).
+# Function that returns whether a graph accepts a shape (batch_size, sequence_length).
 Takes = Callable[[int, int], bool]
-# How far from the case's own shape one is looked for that an engine takes.
+# Bounds of the search for a shape that an engine accepts, and the batch size that replaces a single row.
 _MOST_ROWS = 128
 _SEVERAL_ROWS = 4
 _MOST_TOKENS = 1024
@@ -42,29 +43,30 @@ def check_invariances(
     max_length: int | None,
     takes: Takes = lambda *_: True,
 ) -> tuple[list[Finding], dict[str, list[str]]]:
-    """Run rows in other surroundings.
+    """Run the same rows in other batches, other orders and with other padding, and compare the outputs.
 
-    An engine takes the shapes of its profiles only: the rows are brought into the nearest shape that it
-    takes, repeated, cut or padded, and what it takes of the surroundings is looked at.
+    An engine accepts only the shapes of its profiles. So the rows are repeated, cut or padded to the nearest
+    shape that it accepts, and each check runs only the shapes that it accepts.
 
     Args:
-        graph: Its name.
-        runner: Runs it.
-        expected: A case of rows of different length, padded on the right, each with at least one token. Of it
-            only inputs and budgets are used.
-        ratio: k.
-        pad_token_id: Of the tokenizer.
-        token_outputs: Outputs with one row per token: they are compared where there is a token.
-        max_length: The model's limit in tokens; None: there is none.
-        takes: Which shapes the graph is for.
+        graph: The graph's name.
+        runner: The runner of the graph.
+        expected: A case of rows of different length, padded on the right, each with at least one token. Only
+            its inputs and budgets are used.
+        ratio: The ratio k.
+        pad_token_id: The tokenizer's padding token.
+        token_outputs: Names of the outputs with one row per token. They are compared at tokens only.
+        max_length: The model's limit in tokens. None if there is none.
+        takes: Function (batch_size, sequence_length) that returns whether the graph accepts a shape.
 
     Returns:
-        For each check and output the worst finding; and for checks of which something is left out, what.
+        The worst finding for each check and output; and for each incomplete check, the shapes that were left
+        out or the reason.
     """
     case = expected.case
     shape = _nearest_shape(case.shape, takes, max_length)
     if shape is None:
-        return [], {check: ["no shape near that of the text is within its profiles"] for check in CHECKS}
+        return [], {check: ["no shape near the text's shape is within its profiles"] for check in CHECKS}
     rows = _Rows(runner, _in_shape(case.inputs, shape, pad_token_id), tuple(token_outputs), takes)
     checks = {
         EQUAL_ROWS: rows.equal,
@@ -102,16 +104,16 @@ def check_invariances(
 def _judge_pair(
     question: Question, found: np.ndarray | None, wanted: np.ndarray | None, budget: Budget
 ) -> Finding:
-    """Both were run: what is wrong with what the other is compared with is a fault as well."""
+    """Judge two outputs that both come from the graph: a broken output on either side is a fault."""
     if wanted is None or not np.isfinite(wanted).all():
         return judge(question, wanted, np.empty(0) if wanted is None else wanted, budget)
     return judge(question, found, wanted, budget)
 
 
 def _nearest_shape(shape: tuple[int, int], takes: Takes, max_length: int | None) -> tuple[int, int] | None:
-    """The shape that a graph takes and that is nearest, of several rows if it can be."""
+    """Return the nearest shape that a graph accepts, with several rows if possible. None if there is none."""
     batch, length = shape
-    if batch == 1:  # of a recipe with one text: alone it shows nothing
+    if batch == 1:  # a recipe with one text; a single row cannot show that rows are independent
         batch = _SEVERAL_ROWS
     if takes(batch, length):
         return batch, length
@@ -121,9 +123,10 @@ def _nearest_shape(shape: tuple[int, int], takes: Takes, max_length: int | None)
 
 
 def _in_shape(inputs: Mapping[str, np.ndarray], shape: tuple[int, int], pad_token_id: int) -> Arrays:
-    """The same rows, as many as there is room for, from the first to the last.
+    """Fit the rows into a shape, as many as it has room for, spread from the first to the last.
 
-    Where there is room for more they come again, each time one token shorter, so that rows differ.
+    If the shape has room for more rows, the rows are repeated, each time one token shorter, so that they
+    differ.
     """
     batch, length = shape
     count, own_length = inputs["input_ids"].shape
@@ -150,10 +153,10 @@ def _padded(inputs: Mapping[str, np.ndarray], more: int, pad_token_id: int) -> A
 
 
 class _Rows:
-    """The rows of one batch, run together in many ways.
+    """Rows of one batch, run together in many ways.
 
     Attributes:
-        left_out: Shapes that the graph does not take.
+        left_out: Shapes that the graph does not accept.
     """
 
     def __init__(
@@ -168,20 +171,20 @@ class _Rows:
         self._count, self._length = self._mask.shape
 
     def equal(self) -> _Pairs:
-        """Each row several times: all like the first."""
+        """Run a batch of copies of each row: all outputs must equal the first."""
         for row in range(self._count):
             found = self._run(_take(self._inputs, [row] * self._count))
             yield found, {name: np.repeat(values[:1], self._count, axis=0) for name, values in found.items()}
 
     def in_other_order(self) -> _Pairs:
-        """Backwards, and moved by one."""
+        """Run the rows in reverse order, and rotated by one."""
         whole = self._run(self._inputs)
         rows = list(range(self._count))
         for order in (rows[::-1], rows[1:] + rows[:1]):
             yield self._run(_take(self._inputs, order)), _take(whole, order)
 
     def alone(self) -> _Pairs:
-        """Each row in a batch of its own."""
+        """Run each row in a batch of its own."""
         if not self._can_run(1, self._length):
             return
         whole = self._run(self._inputs)
@@ -189,7 +192,7 @@ class _Rows:
             yield self._run(_take(self._inputs, [row])), _take(whole, [row])
 
     def otherwise_padded(self, ratio: int, pad_token_id: int, max_length: int | None) -> _Pairs:
-        """More padding for all rows, and none at all for each."""
+        """Run all rows with more padding, and each row without padding."""
         whole = self._run(self._inputs)
         wanted = self._tokens(whole, self._mask)
         for more in sorted({1, ratio - 1, ratio, 3 * ratio + 1} - {0}):
@@ -205,14 +208,14 @@ class _Rows:
             yield self._tokens(self._run(trimmed), own), self._tokens(_take(whole, [row]), own)
 
     def _can_run(self, batch_size: int, length: int) -> bool:
-        """Whether the graph takes a shape; if not, that is left out."""
+        """Return whether the graph accepts a shape. If not, record the shape as left out."""
         taken = self._takes(batch_size, length)
         if not taken:
             self.left_out.add((batch_size, length))
         return taken
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run, and refuse outputs that do not have a row for each row and token."""
+        """Run the graph, and refuse outputs without one row per input row, or per token for token outputs."""
         outputs = self._runner.run(inputs)
         shape = inputs["input_ids"].shape
         for name, values in outputs.items():
@@ -222,7 +225,7 @@ class _Rows:
         return outputs
 
     def _tokens(self, outputs: Arrays, mask: np.ndarray) -> Arrays:
-        """Token outputs where the mask (B, S) has a token, (number of tokens, ...); the others whole."""
+        """Select the mask's (B, S) tokens in token outputs, (number of tokens, ...). Keep other outputs."""
         return {
             name: values[:, : mask.shape[1]][mask] if name in self._token_outputs else values
             for name, values in outputs.items()

@@ -1,4 +1,4 @@
-"""Verification: a graph or an engine against its reference, on every case, every output."""
+"""Comparison of a graph or an engine with its reference, for every case and every output."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ REFERENCE = "agrees with eager PyTorch"
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a graph.
+    """Question that a check asks about one output of a graph.
 
     Attributes:
         graph: The file that runs.
-        check: What must hold.
+        check: The property that must hold.
         case: The case's name.
         input_shape: (batch_size, sequence_length) of the case.
         output: The output's name.
@@ -43,18 +43,18 @@ class Question:
 
 @dataclass(frozen=True)
 class Finding:
-    """An answer.
+    """Answer to a question.
 
     Attributes:
-        question: To what.
-        base_error: What eager PyTorch itself is off by in this precision.
-        deviation: From what was expected; None where there was nothing to compare.
-        used: The smallest multiple of the base error that would have passed; None where none would.
+        question: The question.
+        base_error: The error of eager PyTorch itself in this precision.
+        deviation: The deviation from the expected output. None if there was nothing to compare.
+        used: The smallest multiple of the base error that would have passed. None if none would.
         allowed: The multiple that is allowed.
-        problem: What is wrong where numbers do not say it.
+        problem: A problem that the numbers do not show, such as a missing output. None if there is none.
         ran: Whether the graph ran at all.
-        agreement: For logits the share of rows with the same class, for sentence embeddings the rank
-            correlation of the cosines of all pairs; None for others.
+        agreement: For logits, the share of rows with the same class. For sentence embeddings, the rank
+            correlation of the cosines of all pairs. None for other outputs.
     """
 
     question: Question
@@ -68,16 +68,16 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """Whether it is within the limit."""
+        """Whether the output is within the limit."""
         return self.problem is None and self.used is not None and self.used <= self.allowed
 
     @property
     def badness(self) -> float:
-        """For finding the worst of several."""
+        """Sort key for finding the worst of several findings."""
         return math.inf if self.used is None else self.used
 
     def as_dict(self) -> dict[str, Any]:
-        """For a report."""
+        """Return the finding as a dictionary for a report."""
         return {
             **asdict(self.question),
             "passed": self.passed,
@@ -94,8 +94,8 @@ class Finding:
             return f"{self.question}: {self.problem}"
         limit = self.allowed * self.base_error.relative_frobenius
         return (
-            f"{self.question}: {self.deviation}: {self.used:.3g} times the rounding error of eager PyTorch, "
-            f"of which {self.allowed:g} are allowed (relative Frobenius error {limit:.1e})"
+            f"{self.question}: {self.deviation}: {self.used:.3g} times the rounding error of eager PyTorch; "
+            f"the limit is {self.allowed:g} times (relative Frobenius error {limit:.1e})"
         )
 
 
@@ -108,9 +108,9 @@ def verify_graph(
     """Compare a graph with its reference.
 
     Args:
-        graph: Its name.
-        runner: Runs it.
-        reference: What is expected.
+        graph: The graph's name.
+        runner: The runner of the graph.
+        reference: The cases and the expected outputs.
         progress: Called after each case.
 
     Returns:
@@ -136,7 +136,7 @@ def verify_graph(
 
 
 def failure(question: Question, budget: Budget, problem: str) -> Finding:
-    """The answer where the graph does not run."""
+    """Create the finding for a graph that does not run."""
     return Finding(question, budget, None, None, problem=problem, ran=False)
 
 
@@ -147,20 +147,20 @@ def judge(
     budget: Budget,
     rows: np.ndarray | slice = slice(None),
 ) -> Finding:
-    """Judge one output: it must be there, of the right shape, finite, and near enough.
+    """Judge one output: it must exist, have the right shape, be finite, and be close enough.
 
     Args:
-        question: What is asked.
-        found: The output; None: it is missing.
-        expected: What it should be.
-        budget: Its base error.
-        rows: Of those alone it is asked whether they are near enough.
+        question: The question.
+        found: The output. None if it is missing.
+        expected: The expected output.
+        budget: The base error of the output.
+        rows: The rows that must be close enough. The other checks apply to all rows.
     """
     problem = None
     if found is None:
         problem = "the output is missing"
     elif found.shape != expected.shape:
-        problem = f"the output has the shape {found.shape}; expected is {expected.shape}"
+        problem = f"the output has the shape {found.shape}, expected {expected.shape}"
     elif not np.isfinite(found).all():
         problem = "the output holds NaN or infinite values"
     if found is None or problem is not None:
@@ -172,10 +172,10 @@ def judge(
 
 
 def refuse_failures(findings: Sequence[Finding], variant: str, ratio: int) -> None:
-    """End a build whose graphs do not compute what eager computes.
+    """End a build whose graphs do not compute what eager PyTorch computes.
 
     Raises:
-        NumbersDisagreeError: A finding is outside its limit; the message is of the worst.
+        NumbersDisagreeError: A finding is outside its limit. The message describes the worst one.
     """
     failed = [finding for finding in findings if not finding.passed]
     if failed:

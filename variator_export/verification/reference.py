@@ -1,6 +1,7 @@
-"""What graphs and engines are verified against: cases, what eager PyTorch gives, and how exact that is.
+"""Reference for verifying graphs and engines: cases, the outputs of eager PyTorch, and their base errors.
 
-Made from eager PyTorch, or read from the bundle on a machine that has neither torch nor the backbone.
+The reference is computed with eager PyTorch, or read from the bundle on a machine that has neither torch nor
+the backbone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +25,11 @@ EAGER = "eager PyTorch, float64, CPU"
 
 @dataclass(frozen=True)
 class Expected:
-    """One case.
+    """Expected outputs of one case.
 
     Attributes:
-        case: Its inputs.
-        outputs: What eager PyTorch gives in float64, by name.
+        case: The case with its inputs.
+        outputs: The outputs of eager PyTorch in float64, by name.
         budgets: The base error of each output.
     """
 
@@ -47,14 +48,14 @@ def eager_reference(
     """Run eager PyTorch on every case.
 
     Args:
-        exact: Eager in float64.
-        same_precision: Eager in the precision of what is to be verified.
-        cases: The inputs.
-        precision: Its name.
+        exact: Eager PyTorch in float64.
+        same_precision: Eager PyTorch in the precision of the graphs to be verified.
+        cases: The cases to run.
+        precision: The name of that precision.
         progress: Called after each case.
 
     Raises:
-        UserError: Eager gives NaN or infinite values.
+        UserError: Eager PyTorch returns NaN or infinite values.
     """
     outputs, deviations = [], []
     for case in cases:
@@ -77,8 +78,8 @@ def _refuse_not_finite(case: Case, outputs: Arrays) -> None:
     for name, values in outputs.items():
         if not np.isfinite(values).all():
             raise UserError(
-                f"Eager PyTorch itself gives NaN or infinite values in {name}, case {case.name}, input shape "
-                f"{case.shape}: there is nothing to compare a graph with.",
+                f"Eager PyTorch itself returns NaN or infinite values in {name}, case {case.name}, input "
+                f"shape {case.shape}: there is nothing to compare a graph with.",
                 "Check the weights of the backbone and of the plugin.",
             )
 
@@ -86,8 +87,9 @@ def _refuse_not_finite(case: Case, outputs: Arrays) -> None:
 def save_reference(reference: Sequence[Expected], path: Path) -> None:
     """Store the small cases, so that a machine without torch can verify.
 
-    Tensors: CASE/inputs/NAME int64 (B, S), CASE/outputs/NAME float32 (half the bytes; that rounds by an
-    eighth of the smallest limit), CASE/base_error/NAME float64 (3,): the fields of `Budget`.
+    The tensors are CASE/inputs/NAME, int64 (B, S); CASE/outputs/NAME, float32 (half the bytes of float64; the
+    rounding is an eighth of the smallest limit); and CASE/base_error/NAME, float64 (3,), the fields of
+    `Budget`.
     """
     tensors: dict[str, np.ndarray] = {}
     for expected in reference:
@@ -106,10 +108,10 @@ def save_reference(reference: Sequence[Expected], path: Path) -> None:
 
 
 def load_reference(path: Path) -> list[Expected]:
-    """Read what `save_reference` wrote.
+    """Read a reference that `save_reference` wrote.
 
     Raises:
-        UserError: It is none.
+        UserError: The file is not a stored reference.
     """
     try:
         parts: dict[str, dict[str, Arrays]] = {}
@@ -126,6 +128,6 @@ def load_reference(path: Path) -> list[Expected]:
         ]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no stored reference of this version: {error}.",
+            f"{path} is not a stored reference of this version: {error}.",
             "Build the bundle again, or verify with --reference eager.",
         ) from error

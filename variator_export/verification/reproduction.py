@@ -1,4 +1,4 @@
-"""A folder that shows the fault of one module without this package."""
+"""Reproduction: a folder that shows the fault of one module without this package."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from variator_export.verification.error_budget import MULTIPLE
 
 _COMPARE = """
 if found.size != expected.size:
-    raise SystemExit(f"the graph gives the shape {found.shape}, eager PyTorch {expected.shape}")
+    raise SystemExit(f"the graph returns the shape {found.shape}, eager PyTorch {expected.shape}")
 expected = expected.reshape(found.shape)
 error = np.linalg.norm(found.astype(np.float64) - expected) / (np.linalg.norm(expected) or 1.0)
 print(f"{runtime}: relative Frobenius error {error:.3e}")
-print("eager PyTorch's own in this precision: BASE; allowed: ALLOWED")
+print("eager PyTorch's own rounding in this precision: BASE; allowed: ALLOWED")
 """
 
 _ONNXRUNTIME = '''"""Runs one module of a graph and compares it with eager PyTorch: python reproduce.py"""
@@ -40,10 +40,11 @@ ONNXRUNTIME_SCRIPT = _ONNXRUNTIME
 def write_reproduction(
     target: BisectTarget, exact: EagerModel, case: Case, finding: ModuleFinding, folder: Path
 ) -> None:
-    """Write it.
+    """Write the reproduction of one module's fault.
 
-    `graph.onnx` (the module alone, with its weights), `inputs.safetensors` (what it got in the graph),
-    `expected.safetensors` (what eager PyTorch gives, float64), `reproduce.py`.
+    The folder contains `graph.onnx` (the module alone, with its weights), `inputs.safetensors` (the module's
+    inputs in the failed graph), `expected.safetensors` (the output of eager PyTorch, float64) and
+    `reproduce.py`.
     """
     model = target.load()
     entering = module_inputs(model, finding.module)
@@ -65,7 +66,7 @@ def write_reproduction(
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """As PyTorch has it: numpy has no bfloat16 of its own, and `safetensors.numpy` writes none."""
+    """Convert to PyTorch: numpy has no bfloat16 of its own, and `safetensors.numpy` cannot write it."""
     array = np.ascontiguousarray(array)
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""What `verify` runs: the graphs of a bundle on ONNX Runtime, or its engines on this machine's GPU."""
+"""Runs for `verify`: the graphs of a bundle on ONNX Runtime, or its engines on this machine's GPU."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -32,39 +32,39 @@ if TYPE_CHECKING:
 
 
 class Runs(Protocol):
-    """Runs variants of a bundle.
+    """Protocol for running the variants of a bundle.
 
     Attributes:
-        ran: How, for reports.
-        gpu: On which GPU; None: on the CPU.
+        ran: How the files run, in words, for reports.
+        gpu: Name of the GPU. None on the CPU.
     """
 
     ran: str
     gpu: str | None
 
     def precision(self, variant: Variant, /) -> EnginePrecision | None:
-        """In which types what runs a variant computes, where that can be asked."""
+        """Return the types that a variant's engine computes in. None if the runtime cannot report them."""
         ...
 
     def runners(self, variant: Variant) -> dict[str, Runner]:
-        """What runs a variant, by the file that it runs."""
+        """Return the runners of a variant, by the file that each runs."""
         ...
 
     def shapes(self) -> list[tuple[int, int]]:
-        """The smallest, the usual and the largest shapes that it is for."""
+        """Return the smallest, the usual and the largest shapes of the profiles."""
         ...
 
     def takes(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
-        """Whether inputs of a shape are among what a file is for."""
+        """Return whether a file accepts inputs of a shape."""
         ...
 
     def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> "BisectTarget":
-        """What runs changed copies of the graph of a file, at a variant."""
+        """Return a target that runs changed copies of a file's graph, with a variant's plugin."""
         ...
 
 
 class Graphs:
-    """Each variant's own graph and the any-ratio graph, on the CPU."""
+    """Runs of each variant's own graph and of the any-ratio graph, on the CPU."""
 
     gpu: str | None = None
 
@@ -76,7 +76,7 @@ class Graphs:
         self._any_ratio = open_for_verification(bundle.graph(self._any_name), {}, manifest.precision)
 
     def runners(self, variant: Variant) -> dict[str, Runner]:
-        """Its own graph, and the any-ratio graph with its plugin."""
+        """Return runners for the variant's own graph and the any-ratio graph with its plugin."""
         own = variant.graph
         return {
             own: open_for_verification(self._bundle.graph(own), {}, self._bundle.manifest.precision),
@@ -84,11 +84,11 @@ class Graphs:
         }
 
     def precision(self, _variant: Variant, /) -> EnginePrecision | None:
-        """Of a graph it was counted when it was built."""
+        """Return None: the build has already counted the types of each graph."""
         return None
 
     def shapes(self) -> list[tuple[int, int]]:
-        """Those of the profiles in the bundle's recipe, cut to the model's limit as engines are."""
+        """Return the shapes of the recipe's profiles, cut to the model's limit as for engines."""
         manifest = self._bundle.manifest
         found = [
             (batch_size, manifest.backbone.within_limit(length))
@@ -98,11 +98,11 @@ class Graphs:
         return list(dict.fromkeys(found))
 
     def takes(self, _file: str, _batch_size: int, _sequence_length: int, /) -> bool:
-        """A graph takes every shape."""
+        """Return True: a graph accepts every shape."""
         return True
 
     def bisect_target(self, variant: Variant, file: str, _progress: Progress, /) -> "BisectTarget":
-        """On ONNX Runtime, as the graph itself."""
+        """Return a target on ONNX Runtime, opened the same way as the graph itself."""
         from variator_export.verification.bisect import BisectTarget
         from variator_export.verification.reproduction import ONNXRUNTIME_SCRIPT
 
@@ -118,21 +118,21 @@ class Graphs:
 
 
 class _AtRatio:
-    """The any-ratio engine at one variant."""
+    """Runner of the any-ratio engine with one variant's plugin."""
 
     def __init__(self, session: EngineSession, variant: str) -> None:
         self._session, self._variant = session, variant
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run it once."""
+        """Run the engine once."""
         return self._session.run(inputs, self._variant)
 
 
 class Engines:
-    """The engines of a target that run on this machine: each variant's own and the any-ratio engine.
+    """Runs of a target's engines on this machine: each variant's own engine and the any-ratio engine.
 
     Raises:
-        UserError: There is no GPU, or no engine of a variant for it.
+        UserError: The machine has no GPU, or a variant has no engine for it.
     """
 
     def __init__(
@@ -141,8 +141,8 @@ class Engines:
         gpu = first_gpu()
         if gpu is None:
             raise UserError(
-                "nvidia-smi knows of no GPU here.",
-                "Verify engines where they are to run; graphs are verified without --target.",
+                "nvidia-smi sees no GPU on this machine.",
+                "Verify engines on the machine that will run them; to verify the graphs, omit --target.",
             )
         self.gpu: str | None = gpu.name
         self.ran = f"as engines of {target.name} on {gpu.name}"
@@ -154,32 +154,32 @@ class Engines:
         for name in (*(variant.name for variant in variants), ANY_RATIO):
             try:
                 entry, sidecar = choose_engine(bundle, target.name, name)
-            except UserError as error:  # of another GPU, say
+            except UserError as error:  # for example an engine of another GPU
                 missing[name] = error
                 continue
             if sidecar["options"]["tf32"] and not find_precision(bundle.manifest.precision).is_half:
                 raise UserError(
-                    f"{entry.engine} computes float32 products in TF32, with 10 bits of mantissa: by the "
-                    "error of float32 it cannot pass.",
-                    "Compile it without tf32; or run it as it is, with --allow-unverified.",
+                    f"{entry.engine} computes float32 products in TF32, with 10 bits of mantissa, so it "
+                    "cannot pass the limit of float32.",
+                    "Compile it without tf32, or run it unverified with --allow-unverified.",
                 )
             self._files[name] = entry.engine
             self._built[entry.engine] = entry, sidecar
             options = SessionOptions(allow_unverified=True, trust_host_code=trust_host_code)
             variant = None if name == ANY_RATIO else name
             self._sessions[entry.engine] = target.open_engine(bundle, variant, options)
-        # One of the two is enough.
+        # A variant needs only one of the two: its own engine or the any-ratio engine.
         for name, reason in missing.items():
             if name != ANY_RATIO and ANY_RATIO in missing:
                 raise reason
 
     def shapes(self) -> list[tuple[int, int]]:
-        """The smallest, the usual and the largest of each profile of each engine."""
+        """Return the smallest, the usual and the largest shape of each profile of each engine."""
         found = [shape for session in self._sessions.values() for shape in session.profile_shapes()]
         return list(dict.fromkeys(found))
 
     def runners(self, variant: Variant) -> dict[str, Runner]:
-        """Its own engine, and the any-ratio engine with its plugin."""
+        """Return runners for the variant's own engine and the any-ratio engine, where they exist."""
         found: dict[str, Runner] = {}
         if (own := self._files.get(variant.name)) is not None:
             found[own] = self._sessions[own]
@@ -188,7 +188,10 @@ class Engines:
         return found
 
     def precision(self, variant: Variant, /) -> EnginePrecision | None:
-        """In which types a variant's own engine computes; None: it has none, or TensorRT does not say."""
+        """Return the types that a variant's own engine computes in.
+
+        None if the variant has no engine of its own, or if TensorRT does not report the types.
+        """
         if (file := self._files.get(variant.name)) is None or not is_importable("onnx_ir"):
             return None
         from variator_export.graph.macs import macs_by_node
@@ -199,11 +202,11 @@ class Engines:
         return precision_in_engine(self._sessions[file].layers(), macs, precision)
 
     def takes(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
-        """Whether one of the engine's profiles is for a shape."""
+        """Return whether one of the engine's profiles covers a shape."""
         return self._sessions[file].takes(batch_size, sequence_length)
 
     def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> "BisectTarget":
-        """As engines that are built on this machine, by what its sidecar says."""
+        """Return a target that builds engines on this machine, with the settings in the engine's sidecar."""
         import onnx_ir as ir
 
         from variator_export.verification.bisect import BisectTarget

@@ -1,4 +1,4 @@
-"""A graph as it is verified on this machine."""
+"""Opening a graph the way it is verified on this machine."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,18 +14,18 @@ from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# Of graphs whose verification ran on a copy of another type.
+# How graphs ran: unchanged, or as a copy in another type. Reports contain these words.
 AS_IT_IS = "as they are"
 WIDENED = "on a copy widened to float32: ONNX Runtime has no bfloat16 products on a CPU"
 
 
 def how_it_runs(precision: str) -> str:
-    """How the graphs of a precision run when they are verified here."""
+    """Return how graphs of a precision run when they are verified on this machine."""
     return AS_IT_IS if find_precision(precision).on_a_cpu else WIDENED
 
 
 def open_for_verification(graph: Path, extra: Mapping[str, np.ndarray], precision: str) -> OnnxRuntimeGraph:
-    """A graph on ONNX Runtime's CPU provider; one in bfloat16 as a copy that is widened to float32.
+    """Open a graph on ONNX Runtime's CPU provider. A bfloat16 graph runs as a copy widened to float32.
 
     Raises:
         UserError: The graph cannot be loaded.
@@ -36,7 +36,7 @@ def open_for_verification(graph: Path, extra: Mapping[str, np.ndarray], precisio
 
 
 def load_for_verification(graph: Path, precision: str) -> "ir.Model":
-    """The graph that `open_for_verification` runs, to be looked at or changed."""
+    """Load the graph that `open_for_verification` runs, to be inspected or changed."""
     require("onnx_ir", "export", "Verifying a bfloat16 graph on a CPU")
     import onnx_ir as ir
 
@@ -51,19 +51,19 @@ def load_for_verification(graph: Path, precision: str) -> "ir.Model":
 def open_changed(
     model: "ir.Model", weights: Path, extra: Mapping[str, np.ndarray], precision: str
 ) -> OnnxRuntimeGraph:
-    """What `load_for_verification` gave, on ONNX Runtime's CPU provider.
+    """Open a graph from `load_for_verification` on ONNX Runtime's CPU provider.
 
     Args:
-        model: The graph, changed.
-        weights: The folder that it points into.
-        extra: As `open_for_verification` takes it.
-        precision: Of the graph as it is in the bundle.
+        model: The changed graph.
+        weights: The folder that the graph's external weights are in.
+        extra: Additional inputs, as for `open_for_verification`.
+        precision: The precision of the graph in the bundle.
     """
     import onnx_ir as ir
 
     if how_it_runs(precision) == AS_IT_IS:
         return OnnxRuntimeGraph(ir.to_proto(model).SerializeToString(), extra, weights=weights)
-    with TemporaryDirectory() as folder:  # weights that were widened are nowhere yet
+    with TemporaryDirectory() as folder:  # widened weights are not in any file yet
         path = Path(folder) / "widened.onnx"
         ir.save(model, path, external_data="widened.data")
         return OnnxRuntimeGraph(path, extra)

@@ -9,7 +9,7 @@ from variator_export.cli.train.pretrain import pretrain_command
 train_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Train compression plugins, or a classifier to put them into.",
+    help="Train compression plugins, or fine-tune a classifier for them.",
 )
 train_app.command("pretrain")(pretrain_command)
 train_app.command("adapt")(adapt_command)

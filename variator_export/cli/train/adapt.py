@@ -22,7 +22,7 @@ def adapt_command(
     pair_column: options.PairColumnOption = None,
     label_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The column of the label; only for --loss label=WEIGHT."),
+        typer.Option(metavar="NAME", help="Column of the label; needed only for --loss label=WEIGHT."),
     ] = None,
     header: options.HeaderOption = True,
     validation: options.ValidationOption = None,
@@ -45,10 +45,10 @@ def adapt_command(
     push_to_hub: PushOption = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Train plugins further for a task, on a backbone that was tuned for it.
+    """Train plugins further for a task, on a backbone that was fine-tuned for it.
 
-    The loss is the paper's (`--loss hidden=1`) and needs no labels. The learning rate of the paper, 1e-5, is
-    for tens of thousands of steps; short runs want a higher one.
+    The default loss is the paper's (`--loss hidden=1`) and needs no labels. The paper's learning rate, 1e-5,
+    is meant for tens of thousands of steps; short runs need a higher one.
 
     **Examples**
 

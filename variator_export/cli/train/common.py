@@ -1,4 +1,4 @@
-"""What the commands of `train` share beside their options."""
+"""Functions that the commands of `train` share, apart from their options."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def optimisation_of(**values: Any) -> Any:
-    """How parameters move (`training.settings.Optimisation`), from options by their names."""
+    """Create the `training.settings.Optimisation` of a run from options by name."""
     from variator_export.training.precision import choose_precision
     from variator_export.training.settings import Optimisation
 
@@ -25,7 +25,7 @@ def optimisation_of(**values: Any) -> Any:
 
 
 def load(source: str | None) -> Any:
-    """A loaded backbone; None: that of the default recipe."""
+    """Load a backbone. None loads the default recipe's backbone."""
     from variator_export.model.backbone import load_backbone, read_backbone_info
     from variator_export.model.source import resolve_source
     from variator_export.model.tokenizer import TextEncoder
@@ -35,11 +35,11 @@ def load(source: str | None) -> Any:
 
 
 def plugin_folders(plugins: Sequence[str]) -> dict[str, Path]:
-    """The folders of plugins to train further, by name: that of `NAME=DIR`, or ratio-K.
+    """Return the folders of the plugins to train further, by name: NAME of `NAME=DIR`, or ratio-K.
 
     Raises:
-        UsageError: Two have the same name.
-        UserError: There is no such plugin.
+        UsageError: Two plugins have the same name.
+        UserError: A plugin does not exist.
     """
     from variator_export.model.plugin_file import load_plugin_config
     from variator_export.model.source import plugin_folder
@@ -50,7 +50,9 @@ def plugin_folders(plugins: Sequence[str]) -> dict[str, Path]:
         path = plugin_folder(source)
         key = name if name is not None else f"ratio-{load_plugin_config(path).ratio}"
         if key in folders:
-            raise UsageError(f"Two plugins have the name {key}.", "Name them apart: --plugin NAME=DIR")
+            raise UsageError(
+                f"Two plugins have the name {key}.", "Give them different names: --plugin NAME=DIR"
+            )
         folders[key] = path
     return folders
 
@@ -58,7 +60,7 @@ def plugin_folders(plugins: Sequence[str]) -> dict[str, Path]:
 def examples_of(
     data: str, validation: str | None, held_out: float, seed: int, columns: dict[str, Any]
 ) -> tuple[Any, Any]:
-    """The examples to train on and those to look at the loss on."""
+    """Return the examples to train on and the held-out examples to measure the loss on."""
     from variator_export.data.examples import Columns, read_examples
     from variator_export.training.task_data import divide
 
@@ -80,10 +82,10 @@ def running(
     terms: str | None,
     dtype: str = "float16",
 ) -> Iterator["Run"]:
-    """This command as a run, whose output may be written; the terminal is left as it was.
+    """Yield the run of this command, after a check of its output. Restore the terminal afterwards.
 
     Raises:
-        UsageError: There is no such type.
+        UsageError: The data type is unknown.
         UserError: The output holds something that must not be replaced.
     """
     from variator_export.training.run import Run
@@ -111,7 +113,7 @@ def is_main() -> bool:
 
 
 def print_plugins(printer: Output, result: "TrainedPlugins", output: Path, push_to: str | None) -> None:
-    """Print where the plugins are, and push them if that was asked for."""
+    """Print the folders of the plugins, and push them if requested."""
     if not is_main():
         return
     if not printer.is_json:

@@ -16,14 +16,18 @@ def finetune_command(
     text_column: options.TextColumnOption = "text",
     pair_column: options.PairColumnOption = None,
     label_column: Annotated[
-        str, typer.Option(metavar="NAME", help="The column of the label; a number from 1.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Column of the label: its name, or with --no-header its number from 1."
+        ),
     ] = "label",
     header: options.HeaderOption = True,
     validation: options.ValidationOption = None,
     held_out: options.HeldOutOption = 0.05,
     max_tokens: options.MaxTokensOption = 128,
     epochs: Annotated[
-        float, typer.Option(min=1e-6, max=1e6, metavar="X", help="How often the data is gone over.")
+        float,
+        typer.Option(min=1e-6, max=1e6, metavar="X", help="Passes over the data, unless --steps is given."),
     ] = 3.0,
     steps: options.StepsOption = None,
     batch_size: options.BatchOption = 32,
@@ -38,7 +42,7 @@ def finetune_command(
     restart: options.RestartOption = False,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Fine-tune a pretrained encoder to a classifier, for plugins to be adapted to.
+    """Fine-tune a pretrained encoder as a classifier, to adapt plugins to it afterwards.
 
     **Examples**
 

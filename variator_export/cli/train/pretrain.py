@@ -19,7 +19,7 @@ def pretrain_command(
         list[str] | None,
         typer.Option(
             metavar="SRC[@SHARE]",
-            help="Plain text: .txt, .jsonl, a folder, or datasets:NAME, and the share of passages that come "
+            help="Plain text: .txt, .jsonl, a folder, or datasets:NAME, with the share of passages to draw "
             "from it; may be repeated.",
         ),
     ] = None,
@@ -31,7 +31,7 @@ def pretrain_command(
     preset: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Where the other options start: default, or paper: its own setting."
+            metavar="NAME", help="Defaults of the other options: default, or paper (the paper's settings)."
         ),
     ] = "default",
     steps: options.StepsOption = 4000,
@@ -44,30 +44,35 @@ def pretrain_command(
         int | None, typer.Option(metavar="N", help="Width of the decompression layer's bottleneck.")
     ] = None,
     masking: Annotated[
-        str | None, typer.Option(metavar="MODE", help="none, as in the paper's code, or exclude-padding.")
+        str | None,
+        typer.Option(metavar="MODE", help="Masking: none, as in the paper's code, or exclude-padding."),
     ] = None,
     start: Annotated[
-        str | None, typer.Option(metavar="S", help="Where plugins start: paper, or teacher: closer to it.")
+        str | None,
+        typer.Option(metavar="S", help="Initialisation: paper, or teacher (closer to the teacher)."),
     ] = None,
     decompression: Annotated[
         bool | None,
-        typer.Option("--decompression/--no-decompression", help="Leave it out only for an ablation."),
+        typer.Option(
+            "--decompression/--no-decompression",
+            help="Use the decompression layer. Leave it out only for an ablation.",
+        ),
     ] = None,
     min_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of the shortest passages.")
+        int | None, typer.Option(metavar="N", help="Tokens in the shortest passages.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of the longest passages.")
+        int | None, typer.Option(metavar="N", help="Tokens in the longest passages.")
     ] = None,
     noise: Annotated[
-        float | None, typer.Option(metavar="X", help="Share of tokens replaced by random ones.")
+        float | None, typer.Option(metavar="X", help="Average share of tokens replaced with random ones.")
     ] = None,
     held_out: options.HeldOutOption = 0.02,
     held_out_passages: Annotated[
-        int, typer.Option(metavar="N", help="How many passages of the held-out text to look at.")
+        int, typer.Option(metavar="N", help="Passages of the held-out text to measure the loss on.")
     ] = 512,
     text_field: Annotated[
-        str, typer.Option(metavar="NAME", help="The field or column of the text in .jsonl and data sets.")
+        str, typer.Option(metavar="NAME", help="Field or column of the text in .jsonl files and data sets.")
     ] = "text",
     seed: options.SeedOption = 0,
     precision: options.PrecisionOption = "auto",
@@ -80,11 +85,11 @@ def pretrain_command(
     push_to_hub: PushOption = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Train plugins from plain text, without labels: new ones, or given ones further (on your own texts).
+    """Train plugins on plain text, without labels: new plugins, or existing ones further on your own texts.
 
-    The teacher is the backbone without plugins; several ratios share its forward pass. A run that was killed
-    goes on when the same command is given again. On several GPUs or machines: `accelerate launch --multi_gpu
-    -m variator_export train pretrain ...`.
+    The teacher is the backbone without plugins; several ratios share its forward pass. Repeat the command to
+    resume a run that was killed. On several GPUs or machines, use `accelerate launch --multi_gpu -m
+    variator_export train pretrain ...`.
 
     **Examples**
 
@@ -95,7 +100,9 @@ def pretrain_command(
     `variator-export train pretrain --text mine.txt --plugin recipes:minilm/ratio-4 --steps 500 --output mine`
     """
     if not text:
-        raise UsageError("There is no text to train on.", "Give --text SRC: a file, a folder, datasets:NAME.")
+        raise UsageError(
+            "There is no text to train on.", "Give --text SRC: a file, a folder, or datasets:NAME."
+        )
     if not ratio and not plugin:
         raise UsageError(
             "There is no ratio to train a plugin for.",
@@ -111,7 +118,7 @@ def pretrain_command(
     given = [name for name, value in of_new_plugins.items() if value is not None]
     if plugin and given:
         raise UsageError(
-            f"{given[0]} is for new plugins; those of --plugin stay of the shape that they have.",
+            f"{given[0]} is for new plugins; plugins from --plugin keep their shape.",
             f"Leave out {given[0]} or --plugin.",
         )
     options.require_training()
@@ -166,7 +173,9 @@ def pretrain_command(
     with common.running(printer, output, replace=replace, restart=restart, terms=terms, dtype=dtype) as run:
         loaded = common.load(backbone)
         if not loss and losses.embedding and loaded.pooling is None:
-            losses = losses.model_copy(update={"embedding": 0.0})  # the preset's, for sentence embeddings
+            losses = losses.model_copy(
+                update={"embedding": 0.0}
+            )  # a term of the preset that needs sentence embeddings
         result = pretrain(
             loaded,
             read_texts(text, text_field),

@@ -1,4 +1,4 @@
-"""Running a graph on ONNX Runtime: on the CPU, and by its providers for NVIDIA GPUs."""
+"""Graphs on ONNX Runtime: on the CPU, and on NVIDIA GPUs through its providers."""
 
 import contextlib
 import functools
@@ -23,9 +23,9 @@ from variator_export.engines.base import Arrays
 from variator_export.engines.onnxruntime.providers import CPU, Provider
 
 # On a CPU the fused SkipLayerNormalization is slower than the addition and the normalization it replaces:
-# 505 against 548 ms for MiniLM at (32, 128) on two cores.
+# 548 against 505 ms for MiniLM at (32, 128) on two cores.
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
-# How ONNX Runtime names the time of an operator itself.
+# Suffix of the events in which ONNX Runtime reports the time of an operator itself.
 _KERNEL = "_kernel_time"
 
 
@@ -59,18 +59,18 @@ def _open(
             providers=[(provider.name, dict(provider.options))],
             disabled_optimizers=_SLOWER_FUSIONS if provider is CPU and not as_it_comes else None,
         )
-    except Exception as error:  # onnxruntime's exceptions share no base of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise UserError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {error}",
             "Build the bundle again from its recipe with this version.",
         ) from error
-    # It takes the CPU where a provider cannot start, and only logs that.
+    # If a provider cannot start, ONNX Runtime falls back to the CPU and only logs that.
     if session.get_providers()[0] != provider.name:
         raise UserError(
             f"ONNX Runtime {onnxruntime.__version__} has {provider.name}, but cannot start it here, and "
             f"would run on {session.get_providers()[0]} instead.",
-            f"It needs {provider.needs}, and a GPU; its own words are on standard error. Or choose the "
-            "target onnxruntime, which is the CPU.",
+            f"It needs {provider.needs}, and a GPU; ONNX Runtime's own message is on standard error. Or "
+            "choose the target onnxruntime, which runs on the CPU.",
         )
     return session
 
@@ -79,8 +79,8 @@ def _require(provider: Provider, available: Sequence[str]) -> None:
     if provider.name not in available:
         raise UserError(
             f"The installed ONNX Runtime has no {provider.name}; it has {', '.join(available)}.",
-            f"It needs {provider.needs}: {install_command('onnxruntime-gpu')} in the place of onnxruntime. "
-            "Or choose the target onnxruntime, which is the CPU.",
+            f"It needs {provider.needs}: {install_command('onnxruntime-gpu')} in place of onnxruntime. "
+            "Or choose the target onnxruntime, which runs on the CPU.",
         )
 
 
@@ -88,7 +88,7 @@ def _call(session: Any, inputs: Mapping[str, np.ndarray]) -> Arrays:
     names = [output.name for output in session.get_outputs()]
     try:
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-    except Exception as error:  # onnxruntime's exceptions share no base of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise _failed(inputs, error) from error
 
 
@@ -96,18 +96,18 @@ def _failed(inputs: Mapping[str, np.ndarray], error: Exception) -> UserError:
     shapes = {name: array.shape for name, array in inputs.items()}
     return UserError(
         f"ONNX Runtime failed on inputs of the shapes {shapes}: {error}",
-        "Check that every token id is one of the model's vocabulary.",
+        "Check that every token id is in the model's vocabulary.",
     )
 
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """One operator of a graph as it ran.
+    """Time of one operator of a graph.
 
     Attributes:
-        node: Its name; that of a fused operator is ONNX Runtime's own.
-        operator: For example `MatMul`.
-        milliseconds: Median of the runs.
+        node: Name of the node; ONNX Runtime names fused operators itself.
+        operator: Type of the operator, for example `MatMul`.
+        milliseconds: Median over the runs.
     """
 
     node: str
@@ -118,7 +118,7 @@ class OperatorTime:
 def profile_operators(
     graph: Path, inputs: Mapping[str, np.ndarray], *, runs: int = 10, threads: int | None = None
 ) -> list[OperatorTime]:
-    """Time every operator of a graph, after as many runs that do not count."""
+    """Time every operator of a graph over `runs` runs, after the same number of warm-up runs."""
     with TemporaryDirectory() as folder:
         session = _open(graph, threads, profile=f"{folder}/profile")
         for _ in range(2 * runs):
@@ -135,26 +135,27 @@ def profile_operators(
 def optimize_transformer(
     graph: Path, output: Path, *, model_type: str, num_heads: int, hidden_size: int
 ) -> Path:
-    """A graph as onnxruntime's own transformer optimizer leaves it: what its users would run.
+    """Optimize a graph with onnxruntime's own transformer optimizer, as its users would.
 
-    It runs at the level that it takes itself for a type of model: without ONNX Runtime's own passes before
-    it, it leaves T5's layer norms as they are.
+    The optimizer runs at its own default level for the model type. Without ONNX Runtime's own passes before
+    it, the optimizer leaves T5's layer norms unfused.
 
     Args:
-        graph: As `torch.onnx` exported it (`graph.torch_baseline`): in our own there is nothing left to fuse.
+        graph: The graph as `torch.onnx` exported it (`graph.torch_baseline`); our own graphs leave nothing to
+            fuse.
         output: The file to write.
-        model_type: Of the model's config; one that it does not know is optimized as BERT.
-        num_heads: Of the model's attention, which it fuses only if it is told.
-        hidden_size: Of the model.
+        model_type: Model type from the config; the optimizer treats an unknown type as BERT.
+        num_heads: Number of attention heads; the optimizer needs the number to fuse the attention.
+        hidden_size: Hidden size of the model.
 
     Raises:
-        UserError: The optimizer cannot do it, or needs a package that is not installed.
+        UserError: The optimizer fails, or needs a package that is not installed.
     """
     require("onnx", "export", "ONNX Runtime's transformer optimizer")
     try:
         from onnxruntime.transformers.optimizer import MODEL_TYPES, optimize_model
 
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it thinks of the graph
+        with contextlib.redirect_stdout(io.StringIO()):  # the optimizer prints notes about the graph
             optimized = optimize_model(
                 str(graph),
                 model_type=model_type if model_type in MODEL_TYPES else "bert",
@@ -162,7 +163,7 @@ def optimize_transformer(
                 hidden_size=hidden_size,
             )
             optimized.save_model_to_file(str(output), use_external_data_format=True)
-    except Exception as error:  # it raises what it likes
+    except Exception as error:  # the optimizer raises exceptions of any type
         raise UserError(
             f"ONNX Runtime's transformer optimizer fails on {graph}: {error}",
             "Leave it out: choose the others with --runtime.",
@@ -171,14 +172,15 @@ def optimize_transformer(
 
 
 class OnnxRuntimeGraph:
-    """A graph of one ratio, or an any-ratio graph together with the plugin that it is to run, on the CPU.
+    """A graph of one ratio, or an any-ratio graph together with the plugin to run, on the CPU.
 
     Args:
         graph: The ONNX file, or its content.
         extra: Inputs that stay the same from call to call (`plugin_layout.stack_for_graph`).
-        threads: Of one operator; None: `OMP_NUM_THREADS`, or all cores.
-        weights: The folder of the weights that a graph given by its content points into.
-        as_it_comes: With all optimizations of ONNX Runtime, those too that we leave out for being slower.
+        threads: Threads of one operator; None for `OMP_NUM_THREADS`, or all cores if that is not set.
+        weights: Folder of the weights that the graph refers to, if the graph is given by its content.
+        as_it_comes: Whether to run with all of ONNX Runtime's optimizations, including those disabled here
+            because they are slower.
     """
 
     def __init__(
@@ -194,25 +196,26 @@ class OnnxRuntimeGraph:
         self._extra = dict(extra or {})
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run once; int64 inputs (B, S)."""
+        """Run the graph once; int64 inputs (B, S)."""
         return _call(self._session, {**inputs, **self._extra})
 
     def with_plugin(self, extra: Mapping[str, np.ndarray]) -> "OnnxRuntimeGraph":
-        """The same session with another plugin; nothing is loaded again."""
+        """Reuse the session with another plugin, without loading anything again."""
         other = object.__new__(OnnxRuntimeGraph)
         other._session, other._extra = self._session, dict(extra)
         return other
 
 
 class DeviceGraph:
-    """A graph on a device: plugins are copied there once, outputs back after each run (IO binding).
+    """A graph on a device: plugins are copied to it once, outputs back after each run (IO binding).
 
     Args:
         graph: The ONNX file.
-        provider: What runs it.
-        threads: Of one operator on the CPU; None: `OMP_NUM_THREADS`, or all cores.
-        bind: Whether to bind inputs and outputs; None: on a GPU. On a CPU nothing is copied anyway, and
-            binding costs 4 % at (1, 32) (MiniLM, ratio 4).
+        provider: The provider that runs the graph.
+        threads: Threads of one operator on the CPU; None for `OMP_NUM_THREADS`, or all cores if that is not
+            set.
+        bind: Whether to bind inputs and outputs; None to bind on a GPU only. On a CPU nothing is copied
+            anyway, and binding costs 4 % at (1, 32) (MiniLM, ratio 4).
     """
 
     def __init__(
@@ -224,7 +227,7 @@ class DeviceGraph:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Copy arrays to the device; what it gives can be an input of every run."""
+        """Copy arrays to the device; the result can be an input of every run."""
         if not self._binds:
             return dict(arrays)
         from onnxruntime import OrtValue
@@ -232,7 +235,10 @@ class DeviceGraph:
         return {name: OrtValue.ortvalue_from_numpy(a, self._device, 0) for name, a in arrays.items()}
 
     def prepare(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> Callable[[], object]:
-        """What runs it on inputs that are on the device already, and leaves the outputs there: for timing."""
+        """Prepare a run for timing.
+
+        The returned function runs on inputs that are already on the device, and leaves the outputs there.
+        """
         if not self._binds:
             return functools.partial(_call, self._session, {**inputs, **uploaded})
         return functools.partial(self._session.run_with_iobinding, self._bind(inputs, uploaded))
@@ -246,12 +252,12 @@ class DeviceGraph:
         return binding
 
     def run(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> Arrays:
-        """Run once; int64 inputs (B, S), and what was uploaded."""
+        """Run the graph once; int64 inputs (B, S), and the uploaded arrays."""
         if not self._binds:
             return _call(self._session, {**inputs, **uploaded})
         try:
             binding = self._bind(inputs, uploaded)
             self._session.run_with_iobinding(binding)
             return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
-        except Exception as error:  # onnxruntime's exceptions share no base of their own
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             raise _failed(inputs, error) from error

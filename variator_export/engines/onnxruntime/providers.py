@@ -1,4 +1,4 @@
-"""The parts of ONNX Runtime that run graphs, by the target of a session."""
+"""Providers, the parts of ONNX Runtime that run graphs, by the target of a session."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ class Provider:
     """A part of ONNX Runtime that runs graphs.
 
     Attributes:
-        name: As ONNX Runtime calls it.
-        device: Where its tensors are.
-        needs: What has to be installed for it, for people.
-        options: How it runs.
+        name: ONNX Runtime's name for the provider.
+        device: The device that holds the provider's tensors.
+        needs: Software that the provider needs, for messages.
+        options: Options of the provider.
     """
 
     name: str
@@ -22,12 +22,12 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-_GPU = "onnxruntime-gpu and the CUDA libraries that it is built for"
-# By the target of a session.
+_GPU = "onnxruntime-gpu and the CUDA libraries that it was built for"
+# Keys: the target of a session.
 PROVIDERS = {
     "onnxruntime": Provider("CPUExecutionProvider", "cpu", "onnxruntime"),
     "onnxruntime-cuda": Provider(
-        # Its default is TF32, which no bundle asked for: products of float32 with 10 bits of mantissa.
+        # The default is TF32, float32 products with 10 bits of mantissa, which no bundle asks for.
         "CUDAExecutionProvider",
         "cuda",
         _GPU,
@@ -36,7 +36,7 @@ PROVIDERS = {
     # The wheel of onnxruntime-gpu 1.31 is built for TensorRT 10, whatever else is installed.
     "onnxruntime-tensorrt": Provider("TensorrtExecutionProvider", "cuda", f"{_GPU}, and TensorRT 10"),
     "onnxruntime-tensorrt-rtx": Provider(
-        "NvTensorRTRTXExecutionProvider", "cuda", "an ONNX Runtime that is built with TensorRT for RTX"
+        "NvTensorRTRTXExecutionProvider", "cuda", "an ONNX Runtime built with TensorRT for RTX"
     ),
 }
 CPU = PROVIDERS["onnxruntime"]

@@ -1,4 +1,4 @@
-"""Sessions on ONNX Runtime: every variant of a bundle in one, or one variant alone."""
+"""Sessions on ONNX Runtime: every variant of a bundle in one session, or one variant alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from variator_export.model.plugin_layout import stack_for_graph
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A plugin of a session: its ratio, and its tensors where the graph takes them."""
+    """A plugin of a session: its ratio, and its tensors in the place from which the graph reads them."""
 
     ratio: int
     tensors: Mapping[str, Any]
@@ -28,16 +28,16 @@ class _Loaded:
 class OnnxRuntimeSession:
     """One session that runs every variant of a bundle.
 
-    The weights are in memory once. A ratio changes from call to call: the plugin's tensors are inputs of the
-    any-ratio graph. Needs neither torch nor transformers.
+    The weights are in memory once. The ratio can change from call to call, because the plugin's tensors are
+    inputs of the any-ratio graph. The session needs neither torch nor transformers.
     """
 
     def __init__(self, bundle: BundleFiles, *, threads: int | None = None, provider: Provider = CPU) -> None:
         self._bundle, self._backbone = bundle, bundle.manifest.backbone
         graph = bundle.graph(bundle.manifest.any_ratio_graph)
         self._graph = DeviceGraph(graph, provider, threads=threads)
-        # All at once, so that a bundle which is published again later changes nothing here. The table is
-        # replaced whole, never changed: calls of other threads see the old one or the new one.
+        # Load all plugins now, so that publishing the bundle again later changes nothing here. The table is
+        # only ever replaced as a whole: calls in other threads see either the old or the new table.
         self._plugins = {
             v.name: _Loaded(v.ratio, self._graph.upload(method_of(v).inputs_of(bundle, v)))
             for v in bundle.manifest.variants
@@ -46,28 +46,28 @@ class OnnxRuntimeSession:
 
     @property
     def ratios(self) -> tuple[int, ...]:
-        """The ratios that it runs, ascending."""
+        """The ratios that the session runs, ascending."""
         return tuple(sorted({plugin.ratio for plugin in self._plugins.values()}))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of what it runs: the bundle's variants, then the plugins that were added."""
+        """Names that the session runs: the bundle's variants, then the added plugins."""
         return tuple(self._plugins)
 
     def add_plugin(self, name: str, source: str | Path) -> None:
-        """Take another plugin of the backbone, or a better one under a name that is there.
+        """Add another plugin of the backbone, or replace the plugin that has this name.
 
-        It counts from the next call on; nothing else is loaded. The graph was verified with the bundle's own
-        plugins, not with this one: build it into a bundle to have it verified too.
+        The plugin is used from the next call on; nothing else is loaded. The graph was verified with the
+        bundle's own plugins, not with this one: build the plugin into a bundle to verify it as well.
 
         Args:
-            name: What to call it in `run`, as a variant is called; by its ratio alone it is found only where
-                the bundle has no variant of that ratio.
-            source: Its folder, `recipes:PATH`, or `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`.
+            name: Name of the plugin in `run`, used like the name of a variant. A ratio alone selects the
+                plugin only if the bundle has no variant of that ratio.
+            source: The plugin's folder, `recipes:PATH`, or `hub:ORGANISATION/NAME[/FOLDER][@REVISION]`.
 
         Raises:
-            UserError: It cannot be read, was made for another backbone, or the name is none or that of a
-                plugin of another ratio; the session is as before.
+            UserError: The plugin cannot be read or was made for another backbone, or the name is not valid
+                or belongs to a plugin of another ratio. The session stays as it was.
         """
         there = self._plugins.get(name)
         plugin = load_added_plugin(self._backbone, name, source, there.ratio if there else None)
@@ -75,7 +75,7 @@ class OnnxRuntimeSession:
         self._plugins = {**self._plugins, name: loaded}
 
     def _find(self, choice: int | str) -> "_Loaded":
-        """By name; by ratio the bundle's own before those that were added."""
+        """Find a plugin by name or ratio. By ratio, the bundle's own plugins come before the added ones."""
         table = self._plugins
         if isinstance(choice, str) and choice in table:
             return table[choice]
@@ -91,14 +91,14 @@ class OnnxRuntimeSession:
         return table[found[0]]
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
-        """Run once.
+        """Run the model once.
 
         Args:
-            inputs: int64 arrays (B, S) by the backbone's input names.
-            ratio: The ratio, or the name of a variant or of a plugin that was added; None: the baseline.
+            inputs: int64 arrays (B, S), keyed by the backbone's input names.
+            ratio: A ratio, or the name of a variant or of an added plugin; None for the baseline.
 
         Raises:
-            UserError: There is no such one, or the inputs do not fit.
+            UserError: The session has no such variant or plugin, or the inputs do not fit.
         """
         asked = self._bundle.manifest.baseline.name if ratio is None else ratio
         plugin = self._find(asked).tensors
@@ -124,16 +124,16 @@ class OnnxRuntimeVariantSession:
 
     @property
     def ratios(self) -> tuple[int, ...]:
-        """The one ratio that it runs."""
+        """The one ratio that the session runs."""
         return (self._variant.ratio,)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The one variant that it runs."""
+        """The one variant that the session runs."""
         return (self._variant.name,)
 
     def add_plugin(self, name: str, source: str | Path) -> None:
-        """Refuse it: a graph of one variant has no inputs for a plugin.
+        """Refuse the plugin: a graph of one variant has no inputs for a plugin.
 
         Raises:
             UserError: Always.
@@ -142,14 +142,14 @@ class OnnxRuntimeVariantSession:
         refuse_added_plugin(self._variant.name)
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
-        """Run once; int64 arrays (B, S) by the backbone's input names.
+        """Run the variant once, on int64 arrays (B, S) keyed by the backbone's input names.
 
         Raises:
-            UserError: Another ratio is asked for, or the inputs do not fit.
+            UserError: The call asks for another ratio, or the inputs do not fit.
         """
         if ratio not in (None, self._variant.ratio, self._variant.name):
             raise UserError(
                 f"This session runs {self._variant.name} (ratio {self._variant.ratio}), not {ratio!r}.",
-                "Open one for every ratio: bundle.session() without a variant.",
+                "Open a session for every ratio: bundle.session() without a variant.",
             )
         return self._graph.run(check_inputs(inputs, self._backbone.part, self._backbone.max_length), {})

@@ -1,4 +1,4 @@
-"""ONNX Runtime as a target: on the CPU, and by its providers for NVIDIA GPUs."""
+"""ONNX Runtime as a target: on the CPU, and on NVIDIA GPUs through its providers."""
 
 from dataclasses import dataclass
 
@@ -24,11 +24,11 @@ class OnnxRuntimeTarget(Target):
 
     @property
     def gpu(self) -> bool:  # type: ignore[override]
-        """Whether it runs on a GPU."""
+        """Whether the target runs on a GPU."""
         return self.provider.device != "cpu"
 
     def require(self, bundle: BundleFiles) -> None:
-        """Refuse a precision that a CPU has no products of."""
+        """Refuse a precision in which ONNX Runtime computes no products on a CPU."""
         precision = find_precision(bundle.manifest.precision)
         if self.provider is CPU and not precision.on_a_cpu:
             raise UserError(
@@ -38,12 +38,12 @@ class OnnxRuntimeTarget(Target):
             )
 
     def runs_graphs(self, bundle: BundleFiles, installed: str) -> bool:
-        """By the names of the providers that the installed ONNX Runtime has."""
+        """Whether the installed ONNX Runtime lists the provider, and the provider can run the precision."""
         precision = find_precision(bundle.manifest.precision)
         return self.provider.name in installed and (self.gpu or precision.on_a_cpu)
 
     def open(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> Session:
-        """Open the graph of a variant, or the one for all."""
+        """Open the graph of a variant, or the any-ratio graph."""
         from variator_export.engines.onnxruntime.session import (
             OnnxRuntimeSession,
             OnnxRuntimeVariantSession,

@@ -1,1 +1,1 @@
-"""TensorRT 10, 11 and TensorRT for RTX behind one import boundary (`api.py`)."""
+"""TensorRT 10, TensorRT 11 and TensorRT for RTX behind one import boundary (`api.py`)."""

@@ -1,7 +1,7 @@
-"""The only place that imports TensorRT.
+"""The only module that imports TensorRT.
 
-TensorRT 10 and 11 and TensorRT for RTX have the same classes and methods for what is used here: builder,
-network, parser, optimization profile, builder configuration. What they cannot do is in the table of flavours.
+TensorRT 10, TensorRT 11 and TensorRT for RTX share the classes and methods used here: builder, network,
+parser, optimization profile, builder configuration. The table of flavours lists what each cannot do.
 Enum numbers differ between versions: never store one.
 """
 
@@ -19,16 +19,18 @@ from variator_export.recipe.recipe import EngineRecipe
 
 @dataclass(frozen=True)
 class Flavour:
-    """One of the TensorRTs.
+    """One of the TensorRT products.
 
     Attributes:
-        module: Its Python module.
-        distribution: What installs it; the extra of this package has the same name.
-        magic: The first bytes of its plans.
-        cannot: What of `recipe.recipe.EngineRecipe` it refuses, and why.
-        compute_capabilities: Those that it can build for without the GPU; None: that of the GPU that builds.
-        portable: Those that an engine runs on for which none was named.
-        records_graphs: Whether its execution contexts record CUDA graphs; else their stream is recorded.
+        module: Python module.
+        distribution: Distribution that installs the module; the extra of this package has the same name.
+        magic: First bytes of a plan.
+        cannot: Options of `recipe.recipe.EngineRecipe` that this TensorRT refuses, with the reasons.
+        compute_capabilities: Compute capabilities that it can build for without the GPU. None if it builds
+            only for the GPU of the machine.
+        portable: Compute capabilities on which an engine runs if none was named.
+        records_graphs: Whether execution contexts record CUDA graphs themselves. Otherwise their stream is
+            recorded.
     """
 
     module: str
@@ -41,19 +43,20 @@ class Flavour:
 
 
 FLAVOURS = {
-    # Each was tried with 1.7.1 on a machine without a GPU.
+    # Each entry was tried with 1.7.1 on a machine without a GPU.
     "tensorrt-rtx": Flavour(
         "tensorrt_rtx",
         "tensorrt-rtx",
         b"vtrt",
         {
-            "hardware_compatibility": "its engines run on every GPU they were built for; name those with "
+            "hardware_compatibility": "its engines run on every GPU they were built for; name the GPUs with "
             "compute_capabilities",
             "version_compatible": "it has no lean runtime; build an engine for each version",
             "timing_cache": "it times no kernels when it builds",
-            "strip_weights": "it builds such engines only where a GPU is, and gives no reason where none is",
+            "strip_weights": "it builds such engines only on a machine with a GPU, and gives no reason "
+            "elsewhere",
         },
-        # sm75 has to be named, and has no kernels for float32 products and none for bfloat16.
+        # sm75 must be named. It has no kernels for float32 products and none for bfloat16.
         ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
         portable=("sm80", "sm86", "sm89", "sm120", "sm121"),
         records_graphs=True,
@@ -68,10 +71,10 @@ FLAVOURS = {
 
 
 def load_tensorrt(target: str) -> ModuleType:
-    """The TensorRT module of a target.
+    """Import the TensorRT module of a target.
 
     Raises:
-        UserError: It is not installed, or its libraries cannot be loaded.
+        UserError: The module is not installed, or its libraries cannot be loaded.
     """
     flavour = FLAVOURS[target]
     distribution = flavour.distribution
@@ -86,15 +89,15 @@ def load_tensorrt(target: str) -> ModuleType:
         version = installed_version(distribution)
         raise UserError(
             f"{distribution} {version} is installed, but cannot be loaded: {error}.",
-            f"Install it again: pip install --force-reinstall '{distribution}=={version}'",
+            f"Reinstall it: pip install --force-reinstall '{distribution}=={version}'",
         ) from error
 
 
 def require_tensorrt(target: str) -> str:
-    """The version of a target's TensorRT, without importing it.
+    """The version of a target's TensorRT, read without importing the module.
 
     Raises:
-        UserError: It is not installed.
+        UserError: TensorRT is not installed.
     """
     distribution = FLAVOURS[target].distribution
     version = installed_version(distribution)
@@ -107,7 +110,7 @@ def require_tensorrt(target: str) -> str:
 
 
 def cuda_version(target: str) -> str | None:
-    """The CUDA that a target's TensorRT is built for, by what its distribution depends on; None: unknown."""
+    """The CUDA version that a target's TensorRT is built for, by its dependencies; None if unknown."""
     try:
         needed = " ".join(requires(FLAVOURS[target].distribution) or ())
     except PackageNotFoundError:
@@ -117,7 +120,7 @@ def cuda_version(target: str) -> str | None:
 
 
 def refuse_options(target: str, options: EngineRecipe, timing_cache: str) -> None:
-    """Refuse what a target cannot do, instead of leaving it out.
+    """Refuse options that a target does not have, instead of ignoring them.
 
     Raises:
         UserError: An option is set that the target does not have, or a GPU that it cannot build for.
@@ -132,6 +135,6 @@ def refuse_options(target: str, options: EngineRecipe, timing_cache: str) -> Non
     for wanted in {sm for entry in options.compute_capabilities for sm in entry.split("+")}:
         if known is not None and wanted not in known:
             raise UserError(
-                f"The target {target} cannot build for {wanted}; it knows {', '.join(known)}.",
+                f"The target {target} cannot build for {wanted}; it supports {', '.join(known)}.",
                 "Choose one of those, or --target tensorrt on a machine with that GPU.",
             )

@@ -1,6 +1,6 @@
-"""Building an engine in this process: strongly typed.
+"""Building of a strongly typed engine in this process.
 
-`builder_process.py` calls it in a process of its own.
+`builder_process.py` calls this module in a process of its own.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from variator_export.engines.tensorrt.timing_cache import TimingCache
 
 
 def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = None) -> bytes:
-    """`builder_process.build_engine` without the process of its own: the same result and errors."""
+    """Build an engine in this process, with the result and errors of `builder_process.build_engine`."""
     trt = load_tensorrt(request.target)
     log = make_log(trt)
     try:
@@ -46,7 +46,7 @@ def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = N
 
 
 def _parser_errors(parser: Any) -> Iterator[str]:
-    """In the parser's words, with the node, whose name begins with the PyTorch module that it came from."""
+    """The parser's errors, each with its node, whose name starts with the PyTorch module it came from."""
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         yield f"at the node {error.node_name()} ({error.node_operator()}): {error.desc()}"
@@ -57,8 +57,8 @@ def _configure(trt: Any, config: Any, request: EngineRequest) -> None:
     if options.tf32:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
-        config.clear_flag(trt.BuilderFlag.TF32)  # which is set by default
-    # So that an engine can be asked in which types it computes (`layers`).
+        config.clear_flag(trt.BuilderFlag.TF32)  # set by default
+    # Detailed verbosity lets the inspector report in which types an engine computes (`layers`).
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
@@ -74,11 +74,12 @@ def _configure(trt: Any, config: Any, request: EngineRequest) -> None:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        # A plan with the lean runtime in it is a program, which `engine_host_code_allowed` has to allow.
+        # A plan that contains the lean runtime is a program, and needs `engine_host_code_allowed` to run.
         config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
     if options.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-        # Plain REFIT can give wrong numbers in TensorRT 11.3, by its release notes; the weights are the same.
+        # By its release notes, TensorRT 11.3 can compute wrong numbers with plain REFIT. The weights are the
+        # same anyway.
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     if request.timing_cache_mode == "require":
         config.set_flag(trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
@@ -95,17 +96,20 @@ def _timing_cache(config: Any, request: EngineRequest) -> Iterator[TimingCache |
 
 
 def _allow_decomposed_attention(trt: Any, network: Any) -> None:
-    """Let the builder take attention apart where it has no kernel for it (float32); otherwise it refuses."""
+    """Let the builder decompose attention without a fused kernel (float32), instead of refusing it."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
-            # The bindings give every layer its base class; its own is set by hand.
+            # The bindings return every layer as the base class; set the layer's own class by hand.
             layer.__class__ = trt.IAttentionBoundaryLayer
             layer.attention.decomposable = True
 
 
 def _make_profile(builder: Any, network: Any, request: EngineRequest, profile: Profile) -> Any:
-    """The builder accepts wrong names and reversed shapes without a word, so they are checked here."""
+    """Create a profile, after a check of its names and shapes.
+
+    The builder itself accepts wrong names and reversed shapes silently.
+    """
     inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
     varying = {name for name, tensor in inputs.items() if -1 in tuple(tensor.shape)}
     if set(profile.shapes) != varying:
@@ -133,7 +137,7 @@ def _make_profile(builder: Any, network: Any, request: EngineRequest, profile: P
 
 
 def _make_monitor(trt: Any, on_progress: OnProgress) -> Any:
-    """Tells the outermost phase of a build."""
+    """Create a monitor that reports the outermost phase of a build."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -1,14 +1,15 @@
-"""Building an engine in a process of its own.
+"""Builder process: builds one engine in a process of its own.
 
-A builder that crashes does not take the build with it; Ctrl-C ends it at once; and equal inputs give equal
-bytes. TensorRT for RTX orders some of what it writes by memory addresses: the second engine of a process
-differs from the first of another, and two processes differ unless their address space is not randomised
-and what lies in it, names of files and the environment included, has equal lengths.
-Where the system forbids that (some containers), engines are as good, but their bytes may differ.
+A crash of the builder does not end the build, Ctrl-C ends the builder at once, and equal inputs give equal
+bytes. TensorRT for RTX orders some of its output by memory addresses. The second engine of a process
+therefore differs from the first engine of another process. Two processes also differ, unless their address
+space is not randomised and its contents, file names and the environment included, have equal lengths.
+Where the system forbids fixed addresses (some containers), engines are just as good, but their bytes may
+differ.
 
-`python -m variator_export.engines.tensorrt.builder_process` takes the request as JSON on standard input and
+`python -m variator_export.engines.tensorrt.builder_process` reads the request as JSON from standard input and
 writes the engine to standard output; progress goes to the file descriptor VARIATOR_EXPORT_PROGRESS.
-It writes nothing to disk but the timing cache: a builder whose parent was killed leaves nothing.
+The process writes only the timing cache to disk, so a builder whose parent was killed leaves nothing behind.
 """
 
 import ctypes
@@ -29,7 +30,7 @@ _REFUSED = 1
 _QUERY, _ADDR_NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000
 _FIXED = "VARIATOR_EXPORT_FIXED_ADDRESSES"
 _PROGRESS = "VARIATOR_EXPORT_PROGRESS"
-# What a builder may need of the caller's environment.
+# Variables of the caller's environment that a builder may need.
 _ENVIRONMENT = ("PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HOME")
 
 
@@ -37,15 +38,15 @@ def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress |
     """Build an engine. No GPU is needed for TensorRT for RTX.
 
     Args:
-        request: What to build.
-        folder: Where its graph and the external data are.
-        on_progress: Is told the phase, the steps that are done, and how many there are.
+        request: The engine to build.
+        folder: The folder with the graph and its external data.
+        on_progress: Called with the phase, the completed steps and the total steps.
 
     Returns:
         The serialized engine.
 
     Raises:
-        UserError: The parser or the builder refuses, or crashes; the message has their own words.
+        UserError: The parser or the builder refuses or crashes. The message quotes them.
     """
     reader, writer = os.pipe()
     process = subprocess.Popen(
@@ -54,7 +55,7 @@ def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress |
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=(writer,),
-        # The graph's name is relative to it: the length of a path would shift memory too.
+        # The graph's name is relative to the folder: the length of a full path would shift memory too.
         cwd=folder,
         env=_environment(writer),
     )
@@ -63,7 +64,7 @@ def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress |
     listener.start()
     try:
         engine, errors = process.communicate(request.model_dump_json().encode())
-    except BaseException:  # Ctrl-C among them
+    except BaseException:  # including Ctrl-C
         process.kill()
         process.wait()
         raise
@@ -76,7 +77,7 @@ def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress |
             refused = json.loads(words.splitlines()[-1])
             raise UserError(refused["message"], refused["hint"])
         except (ValueError, KeyError, TypeError):
-            pass  # not a refusal of ours: show it as it is
+            pass  # not a refusal written by this package: show it unchanged
     ending = (
         f"was ended by {signal.Signals(-process.returncode).name}"
         if process.returncode < 0
@@ -98,7 +99,7 @@ def _listen(reader: int, on_progress: OnProgress | None) -> None:
 
 
 def _environment(progress: int) -> dict[str, str]:
-    """What the builder sees of the caller's, always of the same size: it lies in memory as well."""
+    """The environment of the builder, always of the same size, because it occupies memory too."""
     chosen = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     chosen |= {"PYTHONHASHSEED": "0", _PROGRESS: f"{progress:06d}"}
     size = sum(len(os.fsencode(text)) for item in chosen.items() for text in item) + 10 * len(chosen)
@@ -110,7 +111,7 @@ def _command() -> list[str]:
 
 
 def _fix_addresses() -> None:
-    """Start this process again with the same memory addresses in every run (Linux personality(2))."""
+    """Restart this process so that memory addresses are the same in every run (Linux personality(2))."""
     if _FIXED in os.environ or not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
@@ -120,9 +121,9 @@ def _fix_addresses() -> None:
 
 
 def main() -> None:
-    """Build what is asked for on standard input."""
+    """Build the engine requested on standard input."""
     _fix_addresses()
-    # Whatever native code prints goes to stderr; stdout is for the engine.
+    # Output of native code goes to stderr; stdout is reserved for the engine.
     engine_out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     request = EngineRequest.model_validate_json(sys.stdin.buffer.read())

@@ -1,6 +1,6 @@
-"""Engines of changed copies of a graph, built and run as an engine of a bundle was: to look inside it.
+"""Debug engines: built from changed copies of a graph and run like an engine of a bundle, to inspect it.
 
-No GPU has executed this code yet: the engines were built, and run by a stand-in.
+No GPU has executed this code yet: the engines were built, but only a stand-in ran them.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,16 +25,16 @@ _GRAPH = "changed.onnx"
 
 
 class Rebuilder:
-    """Builds engines as one of a bundle was built, by the TensorRT that is installed here.
+    """Builder of engines with the options of an engine of a bundle and the TensorRT installed here.
 
     Args:
         bundle: The bundle.
-        entry: The engine that is looked into.
-        sidecar: What is written beside it: how it was built.
+        entry: The engine to inspect.
+        sidecar: Sidecar of the engine, which holds its build options.
         constant: Inputs that stay the same from call to call (`plugin_layout.stack_for_graph`).
 
     Raises:
-        UserError: There is no GPU.
+        UserError: The machine has no GPU.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Rebuilder:
 
         Args:
             model: A changed copy of the engine's graph.
-            inputs: int64 arrays (B, S); a profile of the engine is for them.
-            on_progress: Is told how far the build is.
+            inputs: int64 arrays (B, S), whose shapes a profile of the engine covers.
+            on_progress: Called with the progress of the build.
 
         Returns:
-            What runs it on these inputs.
+            A function that runs the new engine on these inputs.
 
         Raises:
-            UserError: It cannot be built or opened.
+            UserError: The engine cannot be built or opened.
         """
         arrays = {**check_inputs(inputs, self._backbone.part, self._backbone.max_length), **self._constant}
         shapes = {name: array.shape for name, array in arrays.items()}
@@ -70,7 +70,7 @@ class Rebuilder:
         profile = profiles[choose_profile(profiles, shapes)]
         what = f"{self._entry.variant} with other outputs"
         with TemporaryDirectory() as folder:
-            # With a copy of the weights: parsers refuse files that lie, or that links lead, elsewhere.
+            # Save a copy of the weights: parsers refuse files in other folders, also if links lead to them.
             ir.save(model, Path(folder) / _GRAPH, external_data="changed.data")
             request = request_of(self._sidecar, _GRAPH, what, (profile,))
             content = build_engine(request, Path(folder), on_progress)

@@ -1,7 +1,7 @@
-"""Where a session's tensors are: a GPU's memory, or what stands for it in tests.
+"""Device that holds a session's tensors: a GPU, or a stand-in for a GPU in tests.
 
-By NVIDIA's bindings of the CUDA runtime: images that run engines have no PyTorch. No GPU has executed this
-code yet; calls and arguments are those of the bindings.
+The code uses NVIDIA's bindings of the CUDA runtime, because images that run engines have no PyTorch. No GPU
+has executed this code yet; its calls and arguments match the bindings.
 """
 
 import weakref
@@ -15,26 +15,26 @@ from variator_export.core.errors import UserError
 
 
 class Device(Protocol):
-    """Memory, and a stream that all work is on."""
+    """Memory, and a stream that carries all work."""
 
     def upload(self, array: np.ndarray) -> Any:
-        """A tensor with these values; has `data_ptr()`."""
+        """Copy values into a new tensor, which has `data_ptr()`."""
         ...
 
     def overwrite(self, tensor: Any, array: np.ndarray) -> None:
-        """Give a tensor other values of the same shape; its address stays."""
+        """Replace the values of a tensor by others of the same shape; the address stays the same."""
         ...
 
     def empty(self, shape: Sequence[int], dtype: str) -> Any:
-        """A tensor for an output; dtype: `float32`, say."""
+        """Allocate a tensor for an output; dtype is a name such as `float32`."""
         ...
 
     def download(self, tensor: Any) -> np.ndarray:
-        """Its values, after everything on the stream is done."""
+        """The values of a tensor, after all work on the stream is done."""
         ...
 
     def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """Record what a function enqueues on the stream, without running it; gives what replays it."""
+        """Record the work that a function enqueues on the stream, without running it; returns its replay."""
         ...
 
     @property
@@ -44,7 +44,7 @@ class Device(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the GPU, as its driver calls it."""
+        """Name of the GPU, as its driver reports it."""
         ...
 
 
@@ -52,18 +52,18 @@ _ALL = 2**64 - 1  # bytes
 
 
 class CudaTensor:
-    """Memory on the GPU, as long as somebody holds it.
+    """Memory on the GPU, freed when the last reference to the object is gone.
 
     Attributes:
-        shape: Its shape.
-        dtype: numpy's; of bfloat16 that of ml_dtypes.
+        shape: Shape of the tensor.
+        dtype: numpy type of the tensor; for bfloat16 the type of ml_dtypes.
     """
 
     def __init__(self, pointer: int, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         self._pointer, self.shape, self.dtype = pointer, tuple(shape), dtype
 
     def data_ptr(self) -> int:
-        """Its address."""
+        """The address of the memory."""
         return self._pointer
 
 
@@ -71,7 +71,7 @@ class CudaDevice:
     """The current GPU (the first of CUDA_VISIBLE_DEVICES), with a stream of its own.
 
     Attributes:
-        name: Of the GPU, as its driver calls it.
+        name: Name of the GPU, as its driver reports it.
 
     Raises:
         UserError: The bindings are not installed, or CUDA sees no GPU.
@@ -79,7 +79,7 @@ class CudaDevice:
 
     def __init__(self) -> None:
         if installed_version("cuda-bindings") is None:
-            # Not by an extra of ours, which would bring another TensorRT into NVIDIA's images.
+            # Name the package itself: an extra of ours would bring another TensorRT into NVIDIA's images.
             raise UserError(
                 "Running engines needs the Python package cuda-bindings, which is not installed here.",
                 "Install it with: pip install 'cuda-bindings>=13.0.3,<14'",
@@ -92,12 +92,13 @@ class CudaDevice:
             why = "it has none" if error == runtime.cudaError_t.cudaSuccess else self._words(error)
             raise UserError(
                 f"CUDA sees no GPU here: {why}.",
-                "Run engines where one is, with a driver for CUDA 13; onnxruntime runs the bundle on a CPU.",
+                "Run engines on a machine with a GPU and a driver for CUDA 13; onnxruntime runs the bundle "
+                "on a CPU.",
             )
         index = self._call(runtime.cudaGetDevice)
         properties = self._call(runtime.cudaGetDeviceProperties, index)
         self.name = bytes(properties.name).split(b"\0")[0].decode()
-        # Otherwise what is free goes back to the system at each wait, and every call maps its memory anew.
+        # By default the pool returns free memory to the system at each wait, so every call maps memory anew.
         pool = self._call(runtime.cudaDeviceGetDefaultMemPool, index)
         threshold = runtime.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
         self._call(runtime.cudaMemPoolSetAttribute, pool, threshold, driver.cuuint64_t(_ALL))
@@ -113,7 +114,7 @@ class CudaDevice:
         return tensor
 
     def overwrite(self, tensor: CudaTensor, array: np.ndarray) -> None:
-        """Copy an array into a tensor; it has been read when this returns."""
+        """Copy an array into a tensor; the array has been read when the method returns."""
         if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
             raise ValueError(f"{array.dtype} {array.shape} into {tensor.dtype} {tensor.shape}")
         array = np.ascontiguousarray(array)
@@ -121,7 +122,7 @@ class CudaDevice:
         self._copy(tensor.data_ptr(), array.ctypes.data, array.nbytes, kind)
 
     def empty(self, shape: Sequence[int], dtype: str) -> CudaTensor:
-        """Memory for an output."""
+        """Allocate memory for an output."""
         return self._allocate(shape, _numpy_type(dtype))
 
     def download(self, tensor: CudaTensor) -> np.ndarray:
@@ -141,7 +142,7 @@ class CudaDevice:
         try:
             try:
                 enqueue()
-            finally:  # the stream has to be of use afterwards, whatever happened
+            finally:  # the stream must stay usable, whatever happened
                 error, graph = cuda.cudaStreamEndCapture(self._stream)
                 self._is_recording = False
                 while self._to_free:
@@ -160,7 +161,7 @@ class CudaDevice:
 
     @property
     def stream(self) -> int:
-        """Its handle."""
+        """The handle of the stream."""
         return int(self._stream)
 
     def _allocate(self, shape: Sequence[int], dtype: np.dtype[Any]) -> CudaTensor:
@@ -171,19 +172,20 @@ class CudaDevice:
         return tensor
 
     def _free(self, pointer: int) -> None:
-        """After what was enqueued before. What is freed while the stream records would be recorded."""
+        """Free memory after earlier work; postponed while the stream records, which would record it."""
         if self._is_recording:
             self._to_free.append(pointer)
         else:
-            self._cuda.cudaFreeAsync(pointer, self._stream)  # at the end of a process nobody minds an error
+            # The error is ignored: at the end of a process it does not matter.
+            self._cuda.cudaFreeAsync(pointer, self._stream)
 
     def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
-        """After what was enqueued before; done when this returns. Without waiting, CUDA may read it later."""
+        """Copy after the earlier work, and wait for the copy: otherwise CUDA may read the source later."""
         self._call(self._cuda.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
         self._call(self._cuda.cudaStreamSynchronize, self._stream)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a call gives; all of them give their error first."""
+        """The result of a call of the bindings; each call returns its error first."""
         error, *found = function(*arguments)
         self._check(error)
         return found[0] if found else None
@@ -193,10 +195,10 @@ class CudaDevice:
             is_full = error == self._cuda.cudaError_t.cudaErrorMemoryAllocation
             raise UserError(
                 f"CUDA failed: {self._words(error)}.",
-                "The GPU's memory is full: run smaller batches, or end what else uses it."
+                "The GPU's memory is full: run smaller batches, or end other programs that use it."
                 if is_full
-                else "It may be of an earlier call. If it stays when started anew, see what the engine "
-                "needs: variator-export doctor BUNDLE",
+                else "The error may come from an earlier call. If it persists after a restart, check what "
+                "the engine needs: variator-export doctor BUNDLE",
             )
 
     def _words(self, error: Any) -> str:
@@ -207,6 +209,6 @@ class CudaDevice:
 def _numpy_type(name: str) -> np.dtype[Any]:
     if name != "bfloat16":
         return np.dtype(name)
-    import ml_dtypes  # only values inside a graph have this type: outputs are float32
+    import ml_dtypes  # imported late: only values inside a graph are bfloat16, outputs are float32
 
     return np.dtype(ml_dtypes.bfloat16)

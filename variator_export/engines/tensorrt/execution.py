@@ -1,4 +1,4 @@
-"""What every run of an engine needs: execution contexts, their profile, shapes and addresses."""
+"""Execution of an engine: contexts, and their profiles, shapes and addresses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from variator_export.engines.tensorrt.device import Device
 from variator_export.engines.tensorrt.plan import OpenPlan
 
 Shapes = Mapping[str, Sequence[int]]
-# TensorRT's names of types that outputs may have, as others name them.
+# Types of outputs: TensorRT's names to the common names.
 TYPES = {
     **{p.tensorrt: p.dtype for p in (FLOAT32, FLOAT16, BFLOAT16)},
     "INT32": "int32",
@@ -24,10 +24,13 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Bound:
-    """An execution context with the shapes and addresses of one call; it keeps all of them alive.
+    """An execution context with the shapes and addresses of one call; the object keeps them alive.
 
     Attributes:
-        enqueue: Puts the work on the device's stream.
+        context: The execution context.
+        inputs: Input tensors by name.
+        outputs: Output tensors by name.
+        enqueue: Function that puts the work on the device's stream.
     """
 
     context: Any
@@ -40,14 +43,14 @@ class Bound:
 
 
 class Execution:
-    """An engine that is open, and the device that its tensors are on.
+    """An open engine, and the device that holds its tensors.
 
     Args:
         plan: The engine.
-        profiles: Its profiles, as it numbers them.
-        device: Where tensors are.
-        refuser: How messages call the target.
-        what: How they call the engine.
+        profiles: The engine's profiles, in the engine's order.
+        device: Device that holds the tensors.
+        refuser: Name of the target in messages.
+        what: Name of the engine in messages.
     """
 
     def __init__(
@@ -57,10 +60,11 @@ class Execution:
         self._refuser, self._what = refuser, what
 
     def new_context(self, *, records_graphs: bool = False) -> Any:
-        """A context, on profile 0. Memory is taken for the profile in use, not for the largest one.
+        """Create a context on profile 0. Memory is allocated for the profile in use, not for the largest one.
 
         Args:
-            records_graphs: Whether it records CUDA graphs itself, as those of TensorRT for RTX can.
+            records_graphs: Whether the context records CUDA graphs itself, as contexts of TensorRT for RTX
+                can.
         """
         trt, engine = self._plan.trt, self._plan.engine
         strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
@@ -75,7 +79,7 @@ class Execution:
         return context
 
     def use_profile(self, context: Any, current: int, shapes: Shapes) -> int:
-        """Put a context on the profile for these shapes; gives its number."""
+        """Switch a context to the profile for these shapes; returns the number of the profile."""
         index = choose_profile(self._profiles, shapes)
         if index != current:
             done = context.set_optimization_profile_async(index, self._device.stream)
@@ -83,12 +87,12 @@ class Execution:
         return index
 
     def bind(self, context: Any, inputs: Mapping[str, Any], shapes: Shapes) -> Bound:
-        """Give a context its shapes and addresses.
+        """Set the shapes and addresses of a context.
 
         Args:
-            context: On the right profile.
-            inputs: All of them, on the device.
-            shapes: Of the inputs.
+            context: A context on the right profile.
+            inputs: All input tensors, on the device.
+            shapes: Shapes of the inputs.
         """
         for name, tensor in inputs.items():
             self._require(context.set_input_shape(name, tuple(shapes[name])), f"the shape of {name}")
@@ -107,32 +111,32 @@ class Execution:
         return Bound(context, inputs, outputs, enqueue)
 
     def _require(self, done: object, what: str) -> None:
-        """TensorRT says False or None where it refuses."""
+        """Raise an error if a call failed: TensorRT returns False or None if it refuses."""
         if done is False or done is None:
             raise UserError(
                 f"{self._refuser} refused {what} of {self._what}. In its own words:\n  {self._plan.words()}",
-                "Mostly the GPU's memory is full: run smaller batches, or end what else uses it.",
+                "Usually the GPU's memory is full: run smaller batches, or end other programs that use it.",
             )
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Shapes) -> int:
-    """The profile that is for these shapes: of several the one whose usual shape is nearest.
+    """The profile for these shapes; if several fit, the profile whose usual shape (opt) is nearest.
 
     Raises:
-        UserError: There is none; names those there are.
+        UserError: No profile fits. The message lists the profiles of the engine.
     """
     fitting = [index for index, profile in enumerate(profiles) if profile.covers(shapes)]
     if not fitting:
         given = {name: tuple(shape) for name, shape in shapes.items()}
         raise UserError(
             f"No profile of the engine is for the shapes {given}. It has {'; '.join(map(str, profiles))}.",
-            "Compile the engine with such a set of shapes: engine.profiles in the recipe.",
+            "Compile the engine with a set of shapes that fits: engine.profiles in the recipe.",
         )
     return min(fitting, key=lambda index: _distance(profiles[index], shapes))
 
 
 def _distance(profile: Profile, shapes: Shapes) -> float:
-    """How far the usual shape is: the sum of the logarithms of all ratios of dimensions."""
+    """Distance to the usual shape: the sum of |log(usual / given)| over all dimensions."""
     pairs = (
         (o, s) for name, (_, opt, _) in profile.shapes.items() for o, s in zip(opt, shapes[name], strict=True)
     )

@@ -1,4 +1,4 @@
-"""What TensorRT says of errors: kept for our messages. Its own logger would write into standard output."""
+"""Log of TensorRT's errors, kept for messages. TensorRT's own logger would write to standard output."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ _LAST = 8
 
 
 def make_log(trt: Any) -> Any:
-    """A logger that keeps errors and warnings in `messages`."""
+    """Create a logger that keeps errors and warnings in `messages`."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -21,10 +21,10 @@ def make_log(trt: Any) -> Any:
 
 
 def last_words(log: Any, detail: str = "") -> str:
-    """The last of its messages, each on a line.
+    """The last messages of a log, one per line.
 
     Args:
-        log: What `make_log` gave.
-        detail: What is known besides; comes first.
+        log: A log from `make_log`.
+        detail: A further explanation, put before the messages.
     """
     return "\n  ".join([*([detail] if detail else []), *log.messages[-_LAST:]]) or "it gave no reason"

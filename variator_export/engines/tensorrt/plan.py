@@ -1,4 +1,4 @@
-"""Opening an engine file. A plan is executable code: what it is gets compared before TensorRT sees it."""
+"""Opening of an engine file. A plan is executable code, so it is checked before TensorRT sees it."""
 
 import json
 from collections.abc import Mapping
@@ -15,22 +15,22 @@ from variator_export.model.plugin_layout import TENSORS_NAME
 
 
 class OpenPlan:
-    """A plan as TensorRT has it.
+    """A plan opened by TensorRT.
 
     Args:
         target: `tensorrt-rtx` or `tensorrt`.
-        plan: The content of the file.
-        what: How messages call it.
-        remedy: What to do where it does not open.
-        trust_host_code: Let TensorRT run a program that the plan brings along.
+        plan: Content of the plan file.
+        what: Name of the plan in messages.
+        remedy: Hint for the user if TensorRT cannot open the plan.
+        trust_host_code: Let TensorRT run a program that the plan contains.
 
     Attributes:
         trt: The TensorRT module.
-        engine: Its engine.
-        outputs: The names of its outputs.
+        engine: The deserialised engine.
+        outputs: Names of the engine's outputs.
 
     Raises:
-        UserError: TensorRT does not open it.
+        UserError: TensorRT cannot open the plan.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class OpenPlan:
     ) -> None:
         self.trt = trt = load_tensorrt(target)
         self._log = make_log(trt)
-        # The runtime has to live as long as its engine.
+        # The runtime must live as long as its engine.
         self._runtime = runtime = trt.Runtime(self._log)
         if trust_host_code:
             runtime.engine_host_code_allowed = True
@@ -50,18 +50,18 @@ class OpenPlan:
         self.outputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
 
     def words(self) -> str:
-        """What TensorRT said last of errors."""
+        """The last errors that TensorRT reported."""
         return last_words(self._log)
 
     def layers(self) -> list[Any]:
-        """What TensorRT says of its layers (`layers.precision_in_engine`)."""
+        """The engine's layers, as TensorRT's inspector lists them (`layers.precision_in_engine`)."""
         inspector = self.engine.create_engine_inspector()
         told = json.loads(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
         found: list[Any] = told.get("Layers", [])
         return found
 
     def put_weights_in(self, graph: Path) -> str | None:
-        """Give an engine without weights those of its graph; says what is wrong where it cannot be done."""
+        """Put the weights of a graph into an engine that has none; returns the reason if that fails."""
         refitter = self.trt.Refitter(self.engine, self._log)
         parser = self.trt.OnnxParserRefitter(refitter, self._log)
         if not parser.refit_from_file(str(graph)):
@@ -80,27 +80,27 @@ def open_engine(
     *,
     trust_host_code: bool,
 ) -> OpenPlan:
-    """Open an engine of a bundle, whole: weights that were left out of it are put in.
+    """Open an engine of a bundle, and put in the weights if it was built without them.
 
     Args:
         bundle: The bundle.
         entry: The engine.
-        sidecar: What is written beside it.
-        variant: What it runs; None: every variant.
-        trust_host_code: Let TensorRT run a program that the plan brings along.
+        sidecar: Sidecar of the engine.
+        variant: The variant that the engine runs; None if it runs every variant.
+        trust_host_code: Let TensorRT run a program that the plan contains.
 
     Raises:
-        UserError: The file is not what its sidecar says, TensorRT does not open it, or the bundle's weights
-            are not those it was built with.
+        UserError: The file contradicts its sidecar, TensorRT cannot open it, or the bundle's weights are not
+            those of the build.
     """
     path = bundle.path / entry.engine
-    content = bundle.file(entry.engine).read_bytes()  # whose hash is compared
+    content = bundle.file(entry.engine).read_bytes()  # `bundle.file` compares the hash
     if wrong := plan_contradicts(content, entry.target, entry.version):
         raise UserError(
             f"{path}: its sidecar says {entry.target} {entry.version}, and {wrong}.",
             "Do not use it: get the bundle again from where it was built.",
         )
-    remedy = f"variator-export doctor {bundle.path} says what the engine needs."
+    remedy = f"variator-export doctor {bundle.path} prints what the engine needs."
     plan = OpenPlan(entry.target, content, str(path), remedy, trust_host_code=trust_host_code)
     if sidecar["options"]["strip_weights"]:
         graph = _graph_of_weights(bundle, entry, sidecar["made_from"], variant)
@@ -116,7 +116,10 @@ def open_engine(
 def _graph_of_weights(
     bundle: BundleFiles, entry: EngineEntry, made_from: Mapping[str, str | None], variant: Variant | None
 ) -> Path:
-    """The graph says where they are. All have to be those of the build: others would be taken unseen."""
+    """The graph, which names the files of the weights.
+
+    All sources must be those of the build, because TensorRT would accept other weights without noticing.
+    """
     graph = variant.graph if variant else bundle.manifest.any_ratio_graph
     sources = {"graph": graph, "weights": WEIGHTS_NAME}
     if variant is not None and variant.plugin is not None:

@@ -1,9 +1,9 @@
-"""The program in a reproduction folder that builds and runs an engine without this package."""
+"""Program for a reproduction folder that builds and runs an engine without this package."""
 
 from collections.abc import Mapping
 from typing import Any
 
-_TENSORRT = '''"""Builds an engine of one module and compares it with eager PyTorch: python reproduce.py"""
+_TENSORRT = '''"""Build an engine of one module and compare it with eager PyTorch: python reproduce.py"""
 
 import numpy as np
 import MODULE as trt
@@ -66,7 +66,7 @@ def script_for_tensorrt(module: str, sidecar: Mapping[str, Any]) -> str:
 
     Args:
         module: TensorRT's Python module.
-        sidecar: Of the engine that failed: how it was built.
+        sidecar: Sidecar of the engine that failed, which holds its build options.
     """
     built = sidecar["options"]
     options = [] if built["tf32"] else ["config.clear_flag(trt.BuilderFlag.TF32)"]

@@ -1,6 +1,6 @@
-"""Running engines. No GPU has executed this code yet; its names and arguments are compared with TensorRT's.
+"""Sessions on engines. No GPU has executed this code yet; its names and arguments match those of TensorRT.
 
-An engine that was only built is not run unless that is asked for.
+An engine that was only built, not verified, runs only if the user asks for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,26 +25,26 @@ from variator_export.engines.tensorrt.plan import open_engine
 from variator_export.model.methods import method_of
 from variator_export.model.plugin_layout import plugin_input_shapes, stack_for_graph
 
-# Each has its own memory for what lies between layers.
+# A limit, because each CUDA graph has its own memory for the tensors between layers.
 _MOST_GRAPHS = 8
 
 
 class TensorRtSession:
-    """An engine of a bundle: of one variant, or the one that runs every ratio.
+    """A session on an engine of a bundle: the engine of one variant, or the any-ratio engine.
 
     Args:
         bundle: The bundle.
         target: `tensorrt-rtx` or `tensorrt`.
-        variant: A ratio or a name; None: the any-ratio engine.
-        allow_unverified: Run an engine that was only built.
-        trust_host_code: Let TensorRT run a program that a plan brings along (the lean runtime).
-        cuda_graphs: Record the work once for each shape and variant, and replay it: less is left to the host.
-            The last eight are kept, each with its own memory.
-        device: Where tensors are; None: CUDA's current GPU.
+        variant: A ratio or a name; None for the any-ratio engine.
+        allow_unverified: Run an engine that was built and never verified.
+        trust_host_code: Let TensorRT run a program that a plan contains (the lean runtime).
+        cuda_graphs: Record the work once for each shape and variant, and replay it, which leaves less work
+            to the host. The last eight recordings are kept, each with its own memory.
+        device: Device that holds the tensors; None for CUDA's current GPU.
 
     Raises:
-        UserError: The bundle has no such engine for this machine, nobody has verified it, or it cannot be
-            opened.
+        UserError: The bundle has no such engine for this machine, the engine was not verified, or it cannot
+            be opened.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TensorRtSession:
             self._take(own.name, own.ratio, method_of(own).inputs_of(bundle, own))
         self._plan = open_engine(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
         self._execution = Execution(self._plan, self._profiles, self._device, target, self._entry.engine)
-        # TensorRT for RTX records in its contexts, TensorRT on the stream.
+        # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.
         self._records_graphs = FLAVOURS[target].records_graphs
         self._context = None if cuda_graphs else self._execution.new_context()
         self._profile = 0
@@ -85,20 +85,20 @@ class TensorRtSession:
 
     @property
     def ratios(self) -> tuple[int, ...]:
-        """The ratios that it runs, ascending."""
+        """The ratios that the session runs, ascending."""
         return tuple(sorted({self._ratios[name] for name in self.names}))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of what it runs: the bundle's variants, then the plugins that were added."""
+        """Names that the session runs: the bundle's variants, then the added plugins."""
         return tuple(self._ratios)
 
     def add_plugin(self, name: str, source: str | Path) -> None:
-        """Take another plugin of the backbone, which counts from the next call on; nothing else is loaded.
+        """Add another plugin of the backbone, used from the next call on; nothing else is loaded.
 
         Raises:
-            UserError: The session runs one variant alone, no profile of the engine is for the plugin's
-                shapes, or as `load_added_plugin`; the session is as before.
+            UserError: The session runs one variant alone, no profile of the engine covers the plugin's
+                shapes, or `load_added_plugin` refuses the plugin. The session stays as it was.
         """
         if self._variant is not None:
             refuse_added_plugin(self._variant.name)
@@ -113,14 +113,17 @@ class TensorRtSession:
         self._take(name, plugin.config.ratio, stack_for_graph(plugin))
 
     def _take(self, name: str, ratio: int, plugin: Mapping[str, np.ndarray]) -> None:
-        """Tables are replaced whole: calls of other threads see the old ones or the new ones."""
+        """Upload a plugin and add it to the tables.
+
+        Each table is replaced as a whole: calls in other threads see either the old or the new table.
+        """
         uploaded = {key: self._device.upload(array) for key, array in plugin.items()}
         self._plugins = {**self._plugins, name: uploaded}
         self._shapes = {**self._shapes, name: {key: array.shape for key, array in plugin.items()}}
         self._ratios = {**self._ratios, name: ratio}
 
     def layers(self) -> list[Any]:
-        """What TensorRT's inspector says of the engine's layers."""
+        """The engine's layers, as TensorRT's inspector lists them."""
         return self._plan.layers()
 
     def profile_shapes(self) -> list[tuple[int, int]]:
@@ -129,31 +132,33 @@ class TensorRtSession:
         return [(shape[0], shape[1]) for profile in self._profiles for shape in profile.shapes[name]]
 
     def takes(self, batch_size: int, sequence_length: int) -> bool:
-        """Whether a profile is for a shape of the inputs, at every ratio that it runs."""
+        """Whether a profile covers inputs of this shape, at every ratio that the session runs."""
         names = self._bundle.manifest.backbone.inputs
         shapes = dict.fromkeys(names, (batch_size, sequence_length))
         plugins = list(self._shapes.values()) or [{}]
         return all(any(p.covers({**shapes, **plugin}) for p in self._profiles) for plugin in plugins)
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
-        """Run once.
+        """Run the model once.
 
         Args:
-            inputs: int64 arrays (B, S) by the backbone's input names.
-            ratio: The ratio or name of a variant; None: that of the session, or 1.
+            inputs: int64 arrays (B, S), keyed by the backbone's input names.
+            ratio: Ratio or name of a variant, or name of an added plugin. None for the session's variant, or
+                for the baseline if the session runs all variants.
 
         Raises:
-            UserError: The session has no such variant, or no profile of the engine is for these shapes.
+            UserError: The session has no such variant, or no profile of the engine covers these shapes.
         """
         bound = self._bound(inputs, ratio)
         bound()
         return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
 
     def prepare(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Callable[[], None]:
-        """What enqueues it on inputs that are on the GPU already, and leaves the outputs there: for timing.
+        """Prepare a run for timing.
 
-        It holds until the next call of `run` or `prepare`; with CUDA graphs, until the next one of this
-        variant and shape.
+        The returned function enqueues a run on inputs that are already on the GPU, and leaves the outputs
+        there. The function is valid until the next call of `run` or `prepare`; with CUDA graphs, until the
+        next call with this variant and shape.
         """
         return self._bound(inputs, ratio)
 
@@ -167,12 +172,12 @@ class TensorRtSession:
         return self._execution.bind(self._context, self._upload(name, arrays), shapes)
 
     def _find(self, choice: int | str | None) -> str:
-        """The name of what is to run."""
+        """The name of the variant or plugin to run."""
         if self._variant is not None:
             if choice not in (None, self._variant.name, self._variant.ratio):
                 raise UserError(
                     f"This session runs {self._variant.name}, not {choice!r}.",
-                    "Open one for every ratio, without a variant.",
+                    "Open a session for every ratio, without a variant.",
                 )
             return self._variant.name
         if choice in self._ratios:
@@ -181,14 +186,14 @@ class TensorRtSession:
         return self._bundle.variant(asked).name
 
     def _upload(self, variant: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """The inputs, with the plugin of a variant, which is on the device already."""
+        """Upload the inputs, and add the plugin of a variant, which is already on the device."""
         inputs = {name: self._device.upload(array) for name, array in arrays.items()}
         return inputs | self._plugins.get(variant, {})
 
     def _recorded(
         self, variant: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
     ) -> Bound:
-        """What was recorded for a variant and these shapes, with other inputs; recorded first, if need be."""
+        """The recording for a variant and these shapes, with these inputs; created if it does not exist."""
         key = variant, tuple(tuple(shapes[name]) for name in arrays)
         bound = self._graphs.pop(key, None)
         if bound is None:
@@ -198,27 +203,30 @@ class TensorRtSession:
         else:
             for name, array in arrays.items():
                 self._device.overwrite(bound.inputs[name], array)
-        self._graphs[key] = bound  # the last one that was used is the last one to go
+        self._graphs[key] = bound  # the most recently used recording is dropped last
         return bound
 
     def _record(
         self, variant: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
     ) -> Bound:
-        """A context of its own: what is recorded holds its addresses."""
+        """Record in a new context, because a recording keeps the addresses of its tensors."""
         context = self._execution.new_context(records_graphs=self._records_graphs)
         self._execution.use_profile(context, 0, shapes)
         bound = self._execution.bind(context, self._upload(variant, arrays), shapes)
         if self._records_graphs:
             return bound
-        # TensorRT does at the first call after new shapes what cannot be recorded.
+        # The first call after new shapes does work in TensorRT that cannot be recorded.
         bound()
         return replace(bound, enqueue=self._device.record(bound.enqueue))
 
 
 def _require_same_gpu(device: Device, gpu: Gpu | None) -> None:
-    """Engines and records are of the GPU that nvidia-smi names first; CUDA may count in another order."""
+    """Check that CUDA runs on the GPU that nvidia-smi lists first.
+
+    Engines and records belong to that GPU, but CUDA may number the GPUs in another order.
+    """
     if gpu is not None and device.name != gpu.name:
         raise UserError(
             f"CUDA runs on {device.name}, and nvidia-smi names {gpu.name} first.",
-            "Set CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES to the one that is meant.",
+            "Set CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES to the GPU to use.",
         )

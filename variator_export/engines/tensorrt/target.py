@@ -33,7 +33,7 @@ from variator_export.recipe.recipe import EngineRecipe
 
 @dataclass(frozen=True)
 class TensorRtTarget(EngineTarget):
-    """One of the TensorRTs of `api.FLAVOURS`."""
+    """A target for one of the TensorRT products in `api.FLAVOURS`."""
 
     name: str
     gpu: bool = True
@@ -41,37 +41,37 @@ class TensorRtTarget(EngineTarget):
 
     @property
     def flavour(self) -> api.Flavour:
-        """What it can do."""
+        """The capabilities of this TensorRT."""
         return api.FLAVOURS[self.name]
 
     @property
     def module(self) -> str:  # type: ignore[override]
-        """Its Python module."""
+        """TensorRT's Python module."""
         return self.flavour.module
 
     @property
     def distributions(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The distribution that installs it."""
+        """The distribution that installs TensorRT."""
         return (self.flavour.distribution,)
 
     @property
     def probe(self) -> str:  # type: ignore[override]
-        """Asks it for its version."""
+        """A program that prints the version of TensorRT."""
         return f"import {self.module}; print({self.module}.__version__)"
 
     def require(self, bundle: BundleFiles) -> None:
-        """It runs every precision."""
+        """Accept every bundle: TensorRT runs every precision."""
 
     def version(self) -> str:
-        """The version that is installed."""
+        """The installed version."""
         return api.require_tensorrt(self.name)
 
     def check_options(self, options: EngineRecipe, timing_cache: TimingCacheMode) -> None:
-        """Refuse what this TensorRT does not have."""
+        """Refuse options that this TensorRT does not have."""
         api.refuse_options(self.name, options, timing_cache)
 
     def platforms(self, options: EngineRecipe) -> list[str]:
-        """Those that are named; else what it builds for without a name: all, sm80 and later, or this GPU."""
+        """The named compute capabilities; if none is named: all, sm80 and later, or this machine's GPU."""
         if options.compute_capabilities:
             return list(options.compute_capabilities)
         if self.flavour.portable:
@@ -81,46 +81,45 @@ class TensorRtTarget(EngineTarget):
         gpu = first_gpu()
         if gpu is None:
             raise UserError(
-                f"The target {self.name} builds for the GPU of the machine, and nvidia-smi knows of none "
-                "here.",
-                "Compile the bundle where the GPU is: variator-export compile BUNDLE --target "
-                f"{self.name}; or build for --target tensorrt-rtx, which needs none.",
+                f"The target {self.name} builds for the GPU of the machine, and nvidia-smi sees none here.",
+                "Compile the bundle on the machine with the GPU: variator-export compile BUNDLE --target "
+                f"{self.name}; or build for --target tensorrt-rtx, which needs no GPU.",
             )
         return [gpu.capability]
 
     def timing_cache(self, mode: TimingCacheMode) -> str | None:
-        """The file of this GPU, CUDA and TensorRT."""
+        """The timing cache of this GPU, CUDA and TensorRT."""
         if mode == "ignore":
             return None
         gpu = first_gpu()
         if gpu is None:
             raise UserError(
-                "A timing cache is of one GPU, and nvidia-smi knows of none here.",
+                "A timing cache belongs to one GPU, and nvidia-smi sees none here.",
                 "Leave out --timing-cache, or compile where nvidia-smi runs.",
             )
         return str(timing_cache_path(gpu.name, api.cuda_version(self.name) or "", self.version()))
 
     def build(self, request: EngineRequest, folder: Path, on_progress: OnProgress | None) -> bytes:
-        """Build in a process of its own."""
+        """Build the engine in a process of its own."""
         return build_engine(request, folder, on_progress)
 
     def facts(self, engine: bytes) -> dict[str, str | None]:
-        """The CUDA that it is built for, and the version in the plan's head."""
+        """The CUDA that TensorRT is built for, and the version in the plan's header."""
         return {"cuda": api.cuda_version(self.name), "plan_version": read_plan_version(engine)}
 
     def contradiction(self, engine: Path, version: str) -> str | None:
-        """Of a plan only the head is read."""
+        """Compare the header of the plan; the rest is not read."""
         with engine.open("rb") as file:
             return plan_contradicts(file.read(HEADER_BYTES), self.name, version)
 
     def gpus(self, platform: str) -> str:
-        """The compute capabilities."""
+        """The compute capabilities of a platform."""
         if platform == PORTABLE:
             return ", ".join(self.flavour.portable)
         return "sm80 and later" if platform == AMPERE_PLUS else platform.replace("+", " and ")
 
     def runs_on(self, platform: str, capability: str) -> bool:
-        """By compute capability."""
+        """Whether the platform covers the compute capability."""
         if platform == PORTABLE:
             return capability in self.flavour.portable
         if platform == AMPERE_PLUS:
@@ -128,17 +127,17 @@ class TensorRtTarget(EngineTarget):
         return capability in platform.split("+")
 
     def how_to_build_for(self, capability: str) -> str:
-        """By name where it can be named, else on the machine."""
+        """Advice: name the GPU if the target can build for it by name, otherwise build on its machine."""
         again = f"variator-export compile BUNDLE --target {self.name}"
         known = self.flavour.compute_capabilities
         if known is None:
             return f"compile it on a machine with {capability}: {again}"
         if capability in known:
             return f"compile it for that GPU: {again} --compute-capability {capability}"
-        return f"{self.name} does not know {capability}; compile it there with --target tensorrt"
+        return f"{self.name} does not support {capability}; compile it there with --target tensorrt"
 
     def open_engine(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> EngineSession:
-        """Open the engine of a variant, or the one for all."""
+        """Open the engine of a variant, or the any-ratio engine."""
         from variator_export.engines.tensorrt.session import TensorRtSession
 
         return TensorRtSession(
@@ -157,13 +156,13 @@ class TensorRtTarget(EngineTarget):
         sidecar: Mapping[str, Any],
         constant: Mapping[str, np.ndarray],
     ) -> DebugEngines:
-        """By the TensorRT that is installed here."""
+        """A builder of debug engines that uses the TensorRT installed here."""
         from variator_export.engines.tensorrt.debug_engine import Rebuilder
 
         return Rebuilder(bundle, entry, sidecar, constant)
 
     def reproduction(self, sidecar: Mapping[str, Any]) -> str:
-        """With PyTorch for the GPU's memory."""
+        """A program that uses PyTorch to manage the GPU's memory."""
         from variator_export.engines.tensorrt.reproduction_script import script_for_tensorrt
 
         return script_for_tensorrt(self.module, sidecar)

@@ -1,7 +1,7 @@
-"""The timing cache of TensorRT: how long kernels took, so that the next build need not time them again.
+"""TensorRT's timing cache: kernel times, stored so that the next build need not measure them again.
 
-One file for each GPU, CUDA and TensorRT version. Several builds may use it at once: what they add is merged
-under a lock and put in its place in one rename.
+Each GPU, CUDA and TensorRT version has a file. Several builds may use a file at once: their additions are
+merged under a lock, and one rename replaces the file.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ from variator_export.core.errors import UserError
 
 
 def timing_cache_path(gpu: str, cuda: str, tensorrt: str) -> Path:
-    """Where the cache of a GPU, a CUDA version and a TensorRT version lies."""
+    """Path of the timing cache of a GPU, a CUDA version and a TensorRT version."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = "-".join(
         re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in (gpu, f"cuda{cuda}", f"tensorrt{tensorrt}")
@@ -24,20 +24,21 @@ def timing_cache_path(gpu: str, cuda: str, tensorrt: str) -> Path:
 
 
 class TimingCache:
-    """One file.
+    """A timing cache in one file.
 
     Args:
-        path: Of the file; its folder is made.
+        path: Path of the file; `store` creates its folder.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def load(self, config: Any, *, must_exist: bool) -> None:
-        """Give what the file holds to a builder configuration.
+        """Load the file into a builder configuration.
 
         Raises:
-            UserError: There is no file and there must be one, or it belongs to another GPU or version.
+            UserError: The file must exist but does not, or TensorRT refuses it because it is broken or
+                belongs to another GPU or version.
         """
         if must_exist and not self._path.is_file():
             raise UserError(
@@ -53,7 +54,7 @@ class TimingCache:
             )
 
     def store(self, config: Any) -> None:
-        """Put what a build found into the file, beside what other builds put there meanwhile."""
+        """Merge the times of a build into the file, with those that other builds stored meanwhile."""
         found = config.get_timing_cache()
         if found is None:
             return

@@ -1,6 +1,6 @@
-"""What a backbone family has to say about itself.
+"""The description of a backbone family.
 
-One file per family, entered in `families/__init__.py`: that table is all that another family needs.
+Each family has one file and is listed in `families/__init__.py`. Adding a family needs no other change.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ Positions = Callable[[Tensor, Any], Tensor]
 
 @dataclass(frozen=True)
 class Head:
-    """What one architecture (a transformers class) returns.
+    """The task and outputs of one architecture (a transformers class).
 
     Attributes:
-        task: As Optimum's TasksManager names it.
-        outputs: Names of its outputs, as the model names them.
-        token_outputs: Those with one row per token, which are cut back to the caller's length.
-        init_options: Options for the class's constructor, to leave out what no output needs.
+        task: Name of the task in Optimum's TasksManager.
+        outputs: Names of the model's outputs, as the model spells them.
+        token_outputs: Names of the outputs with one row per token, which are cut back to the caller's length.
+        init_options: Options for the class's constructor, to leave out modules that no output needs.
     """
 
     task: str
@@ -44,10 +44,10 @@ _HEADS = {
 
 
 def encoder_heads(prefix: str, model_options: Mapping[str, Any] | None = None) -> dict[str, Head]:
-    """What an encoder's classes return, by their names in transformers.
+    """Heads of an encoder's classes, by class name in transformers.
 
     Args:
-        prefix: Of the names: `Bert` for `BertModel`.
+        prefix: Prefix of the class names: `Bert` for `BertModel`.
         model_options: Options for the constructor of the class without a head.
     """
     features = dataclasses.replace(FEATURES, init_options=model_options or {})
@@ -59,19 +59,22 @@ class Family:
     """A backbone family.
 
     Attributes:
-        name: transformers' `model_type`.
-        heads: What each supported architecture returns.
-        inputs: Names of its inputs.
-        positions: Makes `position_ids` of (`input_ids` (B, N), the configuration) where they are absolute:
-            padding to a multiple of k may go past the last that the backbone knows (length 512 with k=3 needs
-            slot 513), so they are clamped to it. None: there are none, or none that can end.
-        wrap_ffns: Replaces the feed-forward network of every encoder layer by what the given function
-            makes of (layer, feed-forward network without residual and layer norm).
-        size: The sizes, from the transformers configuration.
-        max_length: The longest input in tokens from the configuration; None if there is no limit.
-        refuse: Why a configuration of the family cannot be done; None: it can.
-        float32_modules: The last names of modules that stay in float32 in a float16 model, as transformers
-            keeps them, because their results would overflow.
+        name: The `model_type` of the family in transformers.
+        heads: Head of each supported architecture.
+        inputs: Names of the backbone's inputs.
+        positions: Function of (`input_ids` (B, N), the configuration) that returns `position_ids` for
+            absolute positions. Padding to a multiple of k may exceed the backbone's last position (length 512
+            with k=3 needs slot 513), so the ids are clamped to it. None if the backbone has no position ids,
+            or has no last position.
+        wrap_ffns: Replaces the feed-forward network of every encoder layer by the result of the given
+            function of (layer, feed-forward network without residual and layer norm).
+        size: Function of the transformers configuration that returns the encoder's sizes.
+        max_length: Function of the configuration that returns the longest input in tokens; None if there is
+            no limit.
+        refuse: Function of the configuration that returns the reason why it is not supported; None if it is
+            supported.
+        float32_modules: Last name components of the modules that stay in float32 in a float16 model, as in
+            transformers, because their results would overflow.
     """
 
     name: str
@@ -95,7 +98,7 @@ class Architecture:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs, as the model names them."""
+        """Names of the outputs, as the model spells them."""
         return self.head.outputs
 
     @property

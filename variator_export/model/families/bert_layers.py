@@ -1,6 +1,6 @@
-"""The layers of BERT, which many families copied: their sites, sizes and positions.
+"""Sites, sizes and positions of BERT's layers, which many families have copied.
 
-The second linear layer of the feed-forward network sits beside the residual and the layer norm.
+The second linear layer of the feed-forward network is in the same module as the residual and the layer norm.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from variator_export.model.families.base import WrapFFN
 
 
 def wrap_ffns(model: nn.Module, wrap: WrapFFN) -> None:
-    """Every layer's two linear layers as one module, and nothing in the second one's place."""
+    """Combine the two linear layers of every layer into one module; an identity replaces the second one."""
     base: Any = model.base_model
     for index, layer in enumerate(base.encoder.layer):
         layer.intermediate = wrap(index, nn.Sequential(layer.intermediate, layer.output.dense))
@@ -21,7 +21,7 @@ def wrap_ffns(model: nn.Module, wrap: WrapFFN) -> None:
 
 
 def size(config: Any) -> EncoderSize:
-    """The sizes, as most families name them."""
+    """Sizes from a configuration with the usual field names."""
     return EncoderSize(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -32,20 +32,20 @@ def size(config: Any) -> EncoderSize:
 
 
 def absolute_positions(input_ids: Tensor, config: Any) -> Tensor:
-    """0, 1, 2, …, clamped to the last one: (1, N)."""
+    """Position ids 0, 1, 2, …, clamped to the last position: (1, N)."""
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)
     return positions.clamp(max=config.max_position_embeddings - 1).unsqueeze(0)
 
 
 def positions_beside_padding(input_ids: Tensor, config: Any, padding_idx: int) -> Tensor:
-    """As fairseq counts them, (B, N): padding is at `padding_idx`, the rest counts from the next one."""
+    """Position ids as in fairseq, (B, N): `padding_idx` for padding, other tokens count up from there."""
     keep = (input_ids != padding_idx).to(torch.int64)
     positions = torch.cumsum(keep, dim=1) * keep + padding_idx
     return positions.clamp(max=config.max_position_embeddings - 1)
 
 
 def refuse_decoder(config: Any) -> str | None:
-    """Layers that see only what came before, or a second sequence, are no encoder."""
+    """Refuse a decoder, whose layers see only earlier tokens or a second sequence."""
     if config.is_decoder or config.add_cross_attention:
         return "it is a decoder (is_decoder or add_cross_attention is set)"
     return None

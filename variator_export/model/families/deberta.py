@@ -27,7 +27,7 @@ def _relative_positions(config: Any) -> int:
 
 
 def _refuse(config: Any) -> str | None:
-    # No released model has segments, and Optimum exports such a model without them.
+    # No released model has token types, and Optimum exports a model with token types without them.
     return "it has token types (type_vocab_size is not 0)" if config.type_vocab_size else None
 
 

@@ -1,4 +1,4 @@
-"""DistilBERT: the feed-forward network is one module, and the sizes have names of their own."""
+"""DistilBERT: the feed-forward network is one module, and the sizes have their own field names."""
 
 from typing import Any
 

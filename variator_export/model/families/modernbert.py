@@ -17,7 +17,7 @@ def _wrap_ffns(model: nn.Module, wrap: WrapFFN) -> None:
 
 
 def _size(config: Any) -> EncoderSize:
-    # `Wi` makes the gate and what is gated at once.
+    # `Wi` holds two matrices: one computes the gate and the other the gated value.
     return dataclasses.replace(bert_layers.size(config), num_ffn_matrices=3)
 
 
@@ -25,7 +25,7 @@ MODERNBERT = Family(
     name="modernbert",
     heads=encoder_heads("ModernBert"),
     inputs=("input_ids", "attention_mask"),
-    positions=None,  # rotary: there is no last one
+    positions=None,  # rotary positions have no last one
     wrap_ffns=_wrap_ffns,
     size=_size,
     max_length=lambda config: config.max_position_embeddings,

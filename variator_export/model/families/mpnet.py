@@ -1,9 +1,9 @@
-"""MPNet: BERT's layers with a relative position bias, and positions counted beside the padding."""
+"""MPNet: BERT's layers with a relative position bias, and positions that skip padding."""
 
 from variator_export.model.families import bert_layers
 from variator_export.model.families.base import Family, encoder_heads
 
-# The pad token's id, which transformers does not take from the configuration here.
+# The pad token's id, which transformers hard-codes for MPNet instead of reading it from the configuration.
 _PADDING_IDX = 1
 
 MPNET = Family(

@@ -1,4 +1,4 @@
-"""RoBERTa and XLM-R: BERT's layers, positions counted beside the padding, one segment."""
+"""RoBERTa and XLM-R: BERT's layers, with positions that skip padding and a single token type."""
 
 from variator_export.model.families import bert_layers
 from variator_export.model.families.base import Family, encoder_heads

@@ -1,4 +1,4 @@
-"""The methods by which variants of a backbone are made."""
+"""The registry of methods that make variants of a backbone."""
 
 from variator_export.bundle.manifest import Variant
 from variator_export.core.registry import Registry
@@ -16,9 +16,9 @@ METHODS = Registry(
 
 
 def method_of(variant: Variant) -> Method:
-    """The method of a bundle's variant.
+    """Find the method of a bundle's variant.
 
     Raises:
-        UserError: It is of a distribution that is not installed here.
+        UserError: The method belongs to a distribution that is not installed.
     """
     return METHODS.find(variant.method)

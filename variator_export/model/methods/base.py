@@ -1,7 +1,7 @@
-"""What a method has to say about itself: how a variant of it is made, run, and counted.
+"""The description of a method: everything needed to build, run and count the MACs of its variants.
 
-A method makes variants of a backbone. One file per method, entered in `methods/__init__.py`, or in another
-distribution by an entry point.
+A method makes variants of a backbone. Each method has one file and is registered in `methods/__init__.py`, or
+through an entry point of another distribution.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,21 +29,25 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Method:
     """A way to make variants of a backbone.
 
-    What needs torch or onnx-ir is named as `module:function` and imported when it is called: a session asks
-    for inputs and shapes where neither is installed.
+    Functions that need torch or onnx-ir are named as `module:function` and imported when they are called,
+    because a session needs inputs and shapes where neither package is installed.
 
     Attributes:
-        name: How recipes and manifests call it.
-        is_baseline: Whether its variants are the backbone itself, which everything else is compared with.
-        tensors: The files, below a variant's own folder, that its graphs point into.
-        graph_inputs: The inputs of the graph for all variants that make it run one (the backbone's sizes, the
-            variant's folder).
-        graph_input_shapes: The shapes of those inputs that are not the same for all variants.
-        shape_label: What tells variants of other shapes apart, in the names of optimization profiles.
-        macs: Multiply-accumulates of one call by formula (sizes, variant, batch_size, tokens).
-        module: `module:function` of (backbone, the variant's folder): the eager model, a module from inputs
-            to outputs by name that has the transformers model inside as `transformer`.
-        binder: `module:function` of (the graph for all, the variant's folder inside the bundle): the
+        name: Name of the method in recipes and manifests.
+        is_baseline: Whether the method's variants are the backbone itself, with which all other variants are
+            compared.
+        tensors: Files in a variant's own folder that the variant's graphs refer to.
+        graph_inputs: Function of (the backbone's sizes, the variant's folder). Returns the inputs with which
+            the graph for all variants runs this variant.
+        graph_input_shapes: Function of (backbone, variant). Returns the shapes of the graph inputs whose
+            shape depends on the variant.
+        shape_label: Function of a variant. Returns a label that distinguishes variants with different shapes,
+            for the names of optimization profiles.
+        macs: Function of (sizes, variant, batch_size, tokens). Returns the multiply-accumulates of one call
+            by formula.
+        module: `module:function` of (backbone, the variant's folder). Returns the eager model: a module that
+            maps inputs to outputs by name and exposes the underlying transformers model as `transformer`.
+        binder: `module:function` of (the graph for all, the variant's folder inside the bundle). Returns the
             variant's own graph.
     """
 
@@ -58,25 +62,25 @@ class Method:
     binder: str
 
     def inputs_of(self, bundle: BundleFiles, variant: Variant) -> dict[str, np.ndarray]:
-        """`graph_inputs` of a bundle's variant, after the hashes of its own files were compared."""
+        """Check the hashes of a variant's own files and return its `graph_inputs`."""
         size = EncoderSize(**bundle.manifest.backbone.encoder_size)
         return self.graph_inputs(size, bundle.variant_folder(variant))
 
     def eager(self, backbone: "Backbone", folder: Path) -> "nn.Module":
-        """The eager model of a variant.
+        """Build the eager model of a variant.
 
         Args:
-            backbone: The loaded backbone; left as it is.
-            folder: Where the variant's own files are.
+            backbone: The loaded backbone; left unchanged.
+            folder: Folder with the variant's own files.
         """
         made: nn.Module = self._call(self.module, backbone, folder)
         return made
 
     def bind(self, graph_for_all: Path, folder: str) -> "ir.Model":
-        """The graph of a variant.
+        """Build the graph of a variant.
 
         Args:
-            graph_for_all: The graph that runs every variant, in the bundle's folder.
+            graph_for_all: The graph that can run every variant, in the bundle's folder.
             folder: The variant's own folder inside the bundle.
         """
         model: ir.Model = self._call(self.binder, graph_for_all, folder)

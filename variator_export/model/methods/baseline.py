@@ -1,4 +1,4 @@
-"""No method: the backbone itself, by way of a plugin of ratio 1 that changes nothing."""
+"""The baseline method: the backbone itself, with a plugin of ratio 1 that changes nothing."""
 
 from pathlib import Path
 
