@@ -22,7 +22,14 @@ copyright = f"the authors of {DISTRIBUTION}"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "docs/index"
-include_patterns = ["README.md", "benchmarks/README.md", "docs/**.md", "recipes/**/README.md"]
+include_patterns = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "benchmarks/README.md",
+    "docs/**.md",
+    "recipes/**/README.md",
+]
 # Folders that need not be searched for those; some hold very many files.
 exclude_patterns = [".*", "artifacts", "build", "dist", "tests", "variator_export"]
 
@@ -44,8 +51,12 @@ autodoc_default_options = {"exclude-members": "model_config"}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 90
-# Names of other projects: their documentation is not here, and the build needs no network.
-nitpick_ignore_regex = [("py:.*", r"(collections|numpy|pathlib|torch)\..+")]
+nitpick_ignore_regex = [
+    # Names of other projects: their documentation is not here, and the build needs no network.
+    ("py:.*", r"(collections|importlib|ir|nn|numpy|pathlib|torch)\..+"),
+    # A type variable, and a class that only its own module imports when it runs.
+    ("py:class", r"variator_export\.core\.registry\.Member|Backbone"),
+]
 
 _UNNAMED = re.compile(r"<(?:[^<>]|<[^<>]*>)*>")
 

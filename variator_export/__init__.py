@@ -10,9 +10,11 @@ Heavy dependencies are imported only when they are used.
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from variator_export.building.recipe_build import BuildResult, build
     from variator_export.core.errors import NumbersDisagreeError, UserError
     from variator_export.recipe.recipe import Recipe
@@ -29,14 +31,25 @@ _HOMES = {
     "load_recipe": "variator_export.recipe.recipe_file",
 }
 
-__all__ = ["BuildResult", "Bundle", "NumbersDisagreeError", "Recipe", "UserError", "build", "load_recipe"]
+__all__ = [
+    "BuildResult",
+    "Bundle",
+    "NumbersDisagreeError",
+    "Recipe",
+    "UserError",
+    "__version__",
+    "build",
+    "load_recipe",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("variator-export")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, "__version__"])
