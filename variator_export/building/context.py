@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from variator_export.building.plan import VariantPlan
 from variator_export.building.staging import StagedBundle
-from variator_export.bundle.files import WEIGHTS_NAME
+from variator_export.bundle.files import BACKBONE_WEIGHTS
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.model.methods import METHODS
@@ -122,7 +122,7 @@ class BuildContext:
         sha256 = self.staged.sha256
         return {
             "any_ratio": sha256(ANY_RATIO_NAME),
-            "weights": sha256(WEIGHTS_NAME),
+            "weights": sha256(BACKBONE_WEIGHTS),
             "plugin": sha256(tensors) if plan.plugin else None,
             "plugin_config": sha256(config) if plan.plugin else None,
         }

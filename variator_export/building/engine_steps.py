@@ -9,10 +9,11 @@ from typing import Any
 
 from variator_export.building.staging import StagedBundle
 from variator_export.bundle.engine_records import ANY_RATIO
-from variator_export.bundle.files import WEIGHTS_NAME
+from variator_export.bundle.files import BACKBONE_WEIGHTS
 from variator_export.bundle.manifest import BackboneEntry, EngineEntry, Variant
 from variator_export.bundle.parts import part_name
 from variator_export.bundle.reports import ENGINES_REPORT, read_report
+from variator_export.core.axes import InputShapes
 from variator_export.core.environment import machine
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.core.json_file import write_json
@@ -45,7 +46,7 @@ class EngineSources:
     any_ratio: Mapping[str, str]
     precision: str
 
-    def input_shapes(self) -> dict[str, Mapping[str, tuple[int, ...]]]:
+    def input_shapes(self) -> dict[str, InputShapes]:
         """Return the shapes of the graph inputs that carry a variant, by label, in order of ratio."""
         ordered = sorted(self.variants, key=lambda variant: (variant.ratio, variant.name))
         methods = [(method_of(variant), variant) for variant in ordered]
@@ -209,7 +210,7 @@ def _sources(staged: StagedBundle, graph: str, tensors: str | None) -> dict[str,
     """Return the hashes of the files that an engine is built from."""
     return {
         "graph": staged.sha256(graph),
-        "weights": staged.sha256(WEIGHTS_NAME),
+        "weights": staged.sha256(BACKBONE_WEIGHTS),
         "plugin": staged.sha256(tensors) if tensors else None,
     }
 

@@ -15,7 +15,7 @@ from variator_export.building.context import (
     BuildContext,
 )
 from variator_export.building.plan import VariantPlan
-from variator_export.bundle.files import WEIGHTS_NAME
+from variator_export.bundle.files import BACKBONE_WEIGHTS
 from variator_export.bundle.manifest import LEAST_SHARE, PrecisionProof
 from variator_export.bundle.parts import MODEL, graph_name
 from variator_export.bundle.reports import build_verification_report
@@ -129,7 +129,7 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
             vocab_size=info.config.vocab_size,
             max_length=info.max_length,
         )
-        model = trace(context.backbone, staged.folder, WEIGHTS_NAME)
+        model = trace(context.backbone, staged.folder, BACKBONE_WEIGHTS)
         ir.save(model, staged.folder / ANY_RATIO_NAME)
 
     depends_on = {
@@ -137,7 +137,7 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
         "precision": context.recipe.precision,
         "made_by": context.made_by_code(*TRACED_BY),
     }
-    staged.step("trace", depends_on, [ANY_RATIO_NAME, WEIGHTS_NAME], make)
+    staged.step("trace", depends_on, [ANY_RATIO_NAME, BACKBONE_WEIGHTS], make)
 
 
 def bind_variant(context: BuildContext, plan: VariantPlan) -> None:
@@ -206,7 +206,7 @@ def reference_path(plan: VariantPlan) -> str:
 
 def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
     from variator_export.verification.cases import make_cases
-    from variator_export.verification.checks import Subject, check_variant
+    from variator_export.verification.checks import CheckedVariant, check_variant
     from variator_export.verification.judge import refuse_failures
     from variator_export.verification.reference import EAGER, save_reference
 
@@ -221,7 +221,9 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         seed=recipe.verify.seed,
     )
     extra = METHODS.find(plan.method).graph_inputs(info.size, folder / context.plugin_folder(plan))
-    subject = Subject(plan.ratio, context.encoder.pad_token_id, info.spec.token_outputs, info.max_length)
+    subject = CheckedVariant(
+        plan.ratio, context.encoder.pad_token_id, info.spec.token_outputs, info.max_length
+    )
     with context.staged.progress.bar(f"verify {plan.name}", len(cases) * 3 + 2) as advance:
         # Reference first, then the sessions, so that the float64 copy and the sessions are never in memory
         # at the same time.

@@ -11,7 +11,7 @@ from variator_export.bundle.publishing import recover
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
 
-WEIGHTS_NAME = "weights.safetensors"
+BACKBONE_WEIGHTS = "weights.safetensors"
 
 
 class BundleFiles:

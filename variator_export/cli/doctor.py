@@ -71,7 +71,9 @@ def _print(printer: Output, found: Diagnosis) -> None:
     for name in ("purpose", "state", "installed", "to install"):
         table.add_column(name, overflow="fold")
     for extra in found.extras:
-        parts = ", ".join(f"{p.distribution} {p.installed}" for p in extra.parts if p.installed is not None)
+        parts = ", ".join(
+            f"{p.distribution} {p.installed}" for p in extra.dependencies if p.installed is not None
+        )
         # A Text, because Rich would parse the brackets in a string as markup.
         install = Text("" if extra.state == "ready" else extra.install)
         table.add_row(extra.purpose, _state(extra), parts, install)
@@ -95,5 +97,5 @@ def _print(printer: Output, found: Diagnosis) -> None:
 
 
 def _state(extra: Extra) -> str:
-    missing = [part.distribution for part in extra.parts if part.installed is None]
+    missing = [d.distribution for d in extra.dependencies if d.installed is None]
     return f"without {', '.join(missing)}" if extra.state == "incomplete" else extra.state

@@ -1,4 +1,4 @@
-"""The extras of this package: their purposes, and which parts are installed. Imports none of the parts."""
+"""The extras of this package: their purposes and which dependencies are installed; none is imported."""
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
@@ -23,7 +23,7 @@ PURPOSES = {
 
 
 @dataclass(frozen=True)
-class Part:
+class Dependency:
     """A distribution that an extra needs.
 
     Attributes:
@@ -46,25 +46,26 @@ class Extra:
     Attributes:
         name: The extra's name.
         purpose: The purpose of the extra.
-        parts: The distributions that the extra needs.
+        dependencies: The distributions that the extra needs.
         install: The command that installs the extra.
     """
 
     name: str
     purpose: str
-    parts: tuple[Part, ...]
+    dependencies: tuple[Dependency, ...]
     install: str
 
     @property
     def state(self) -> str:
         """`ready`, `not installed`, `incomplete` or `another version`; `unknown` in an older installation."""
-        if not self.parts:
+        if not self.dependencies:
             return "unknown"
-        if all(part.fits for part in self.parts):
+        if all(dependency.fits for dependency in self.dependencies):
             return "ready"
-        if all(part.installed is None for part in self.parts):
+        missing = [dependency.installed is None for dependency in self.dependencies]
+        if all(missing):
             return "not installed"
-        return "incomplete" if any(part.installed is None for part in self.parts) else "another version"
+        return "incomplete" if any(missing) else "another version"
 
 
 def extras() -> list[Extra]:
@@ -77,12 +78,12 @@ def extras() -> list[Extra]:
     found = []
     for name, purpose in PURPOSES.items():
         wanted = [r for r in requirements if r.marker is not None and r.marker.evaluate({"extra": name})]
-        parts = tuple(_part(requirement) for requirement in wanted)
-        found.append(Extra(name, purpose, parts, install_command(name)))
+        dependencies = tuple(_dependency(requirement) for requirement in wanted)
+        found.append(Extra(name, purpose, dependencies, install_command(name)))
     return found
 
 
-def _part(requirement: Requirement) -> Part:
+def _dependency(requirement: Requirement) -> Dependency:
     installed = installed_version(requirement.name)
     fits = installed is not None and requirement.specifier.contains(installed, prereleases=True)
-    return Part(requirement.name, str(requirement.specifier), installed, fits)
+    return Dependency(requirement.name, str(requirement.specifier), installed, fits)

@@ -51,5 +51,5 @@ def refuse_added_plugin(variant: str) -> None:
     """
     raise UserError(
         f"This session runs {variant} alone and accepts no other plugin.",
-        "Open a session for every ratio: bundle.session() without a variant.",
+        "Open a session for every ratio: leave out `variant` in bundle.session(...).",
     )

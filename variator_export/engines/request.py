@@ -7,13 +7,13 @@ from pydantic import BaseModel, ConfigDict
 
 from variator_export.bundle.manifest import BackboneEntry
 from variator_export.bundle.parts import PartEntry
-from variator_export.core.axes import BATCH, LENGTH
+from variator_export.core.axes import BATCH, LENGTH, InputShapes
 from variator_export.core.errors import UserError
 from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.recipe import ShapeSet
 
-Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, max
+ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, max
 TimingCacheMode = Literal["ignore", "use", "require"]
 
 
@@ -27,7 +27,7 @@ class Profile(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    shapes: dict[str, Shapes]
+    shapes: dict[str, ShapeRange]
 
     def __str__(self) -> str:
         ends = {
@@ -49,7 +49,7 @@ class EngineRequest(BaseModel):
     """An engine to build.
 
     Attributes:
-        target: `tensorrt-rtx` or `tensorrt`.
+        target: Name of the target that builds the engine.
         graph: The ONNX file, relative to the working folder of the builder process.
         what: Name of the engine in messages, for example `ratio-4`.
         profiles: Optimization profiles, in the order in which the engine numbers them.
@@ -109,7 +109,7 @@ def any_ratio_profiles(
     sets: Mapping[str, ShapeSet],
     backbone: BackboneEntry,
     part: PartEntry,
-    variants: Mapping[str, Mapping[str, Sequence[int]]],
+    variants: Mapping[str, InputShapes],
 ) -> list[Profile]:
     """The profiles of an engine that runs every variant: one for each set of shapes and entry of `variants`.
 

@@ -90,7 +90,7 @@ def diagnose(bundle: Path | None = None, place: Place | None = None) -> Diagnosi
         except UserError as error:
             problems.append(f"{error.message} {error.hint}")
     for extra in found:
-        wrong = [p for p in extra.parts if p.installed is not None and not p.fits]
+        wrong = [p for p in extra.dependencies if p.installed is not None and not p.fits]
         problems += [
             f"{part.distribution} {part.installed} is installed; {extra.name} needs {part.needed}. "
             f"{extra.install}"

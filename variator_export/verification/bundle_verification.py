@@ -30,7 +30,7 @@ from variator_export.engines.base import Runner
 from variator_export.engines.layers import EnginePrecision
 from variator_export.engines.targets import distributions, engine_targets
 from variator_export.sessions import Bundle
-from variator_export.verification.checks import LeftOut, Subject, check_variant
+from variator_export.verification.checks import CheckedVariant, LeftOut, check_variant
 from variator_export.verification.eager_bundle import EagerBundle
 from variator_export.verification.judge import Finding
 from variator_export.verification.reference import EAGER, load_reference
@@ -308,7 +308,9 @@ def _verify_variant(
     )
     backbone = bundle.manifest.backbone
     runners = runs.runners(variant)
-    subject = Subject(variant.ratio, backbone.pad_token_id, backbone.token_outputs, backbone.max_length)
+    subject = CheckedVariant(
+        variant.ratio, backbone.pad_token_id, backbone.token_outputs, backbone.max_length
+    )
     with progress.bar(f"verify {variant.name}", len(runners) * (len(reference) + 1)) as advance:
         openers = {file: functools.partial(_as_it_is, runner) for file, runner in runners.items()}
         return check_variant(openers, reference, subject, takes=runs.takes, progress=advance)

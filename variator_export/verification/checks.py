@@ -13,7 +13,7 @@ from variator_export.verification.reference import Expected
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckedVariant:
     """Properties of a variant that the checks need besides its reference.
 
     Attributes:
@@ -50,7 +50,7 @@ class LeftOut:
 def check_variant(
     openers: Mapping[str, Callable[[], Runner]],
     reference: Sequence[Expected],
-    subject: Subject,
+    subject: CheckedVariant,
     *,
     takes: Callable[[str, int, int], bool] = lambda *_: True,
     progress: Callable[[], None] = lambda: None,

@@ -150,6 +150,6 @@ class OnnxRuntimeVariantSession:
         if ratio not in (None, self._variant.ratio, self._variant.name):
             raise UserError(
                 f"This session runs {self._variant.name} (ratio {self._variant.ratio}), not {ratio!r}.",
-                "Open a session for every ratio: bundle.session() without a variant.",
+                "Open a session for every ratio: leave out `variant` in bundle.session(...).",
             )
         return self._graph.run(check_inputs(inputs, self._backbone.part, self._backbone.max_length), {})

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from variator_export.core.axes import InputShapes
 from variator_export.core.errors import UserError
 from variator_export.core.precision import BFLOAT16, FLOAT16, FLOAT32
 from variator_export.engines.request import Profile
 from variator_export.engines.tensorrt.device import Device
 from variator_export.engines.tensorrt.plan import OpenPlan
 
-Shapes = Mapping[str, Sequence[int]]
 # Types of outputs: TensorRT's names to the common names.
 TYPES = {
     **{p.tensorrt: p.dtype for p in (FLOAT32, FLOAT16, BFLOAT16)},
@@ -78,7 +78,7 @@ class Execution:
         self._require(context, "an execution context")
         return context
 
-    def use_profile(self, context: Any, current: int, shapes: Shapes) -> int:
+    def use_profile(self, context: Any, current: int, shapes: InputShapes) -> int:
         """Switch a context to the profile for these shapes; returns the number of the profile."""
         index = choose_profile(self._profiles, shapes)
         if index != current:
@@ -86,13 +86,13 @@ class Execution:
             self._require(done, f"the profile {self._profiles[index].name}")
         return index
 
-    def bind(self, context: Any, inputs: Mapping[str, Any], shapes: Shapes) -> Bound:
+    def bind(self, context: Any, inputs: Mapping[str, Any], shapes: InputShapes) -> Bound:
         """Set the shapes and addresses of a context.
 
         Args:
             context: A context on the right profile.
             inputs: All input tensors, on the device.
-            shapes: Shapes of the inputs.
+            shapes: InputShapes of the inputs.
         """
         for name, tensor in inputs.items():
             self._require(context.set_input_shape(name, tuple(shapes[name])), f"the shape of {name}")
@@ -119,7 +119,7 @@ class Execution:
             )
 
 
-def choose_profile(profiles: Sequence[Profile], shapes: Shapes) -> int:
+def choose_profile(profiles: Sequence[Profile], shapes: InputShapes) -> int:
     """The profile for these shapes; if several fit, the profile whose usual shape (opt) is nearest.
 
     Raises:
@@ -135,7 +135,7 @@ def choose_profile(profiles: Sequence[Profile], shapes: Shapes) -> int:
     return min(fitting, key=lambda index: _distance(profiles[index], shapes))
 
 
-def _distance(profile: Profile, shapes: Shapes) -> float:
+def _distance(profile: Profile, shapes: InputShapes) -> float:
     """Distance to the usual shape: the sum of |log(usual / given)| over all dimensions."""
     pairs = (
         (o, s) for name, (_, opt, _) in profile.shapes.items() for o, s in zip(opt, shapes[name], strict=True)

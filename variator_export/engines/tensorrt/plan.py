@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from variator_export.bundle.files import WEIGHTS_NAME, BundleFiles
+from variator_export.bundle.files import BACKBONE_WEIGHTS, BundleFiles
 from variator_export.bundle.manifest import EngineEntry, Variant
 from variator_export.core.errors import UserError
 from variator_export.engines.tensorrt.api import load_tensorrt
@@ -121,7 +121,7 @@ def _graph_of_weights(
     All sources must be those of the build, because TensorRT would accept other weights without noticing.
     """
     graph = variant.graph if variant else bundle.manifest.any_ratio_graph
-    sources = {"graph": graph, "weights": WEIGHTS_NAME}
+    sources = {"graph": graph, "weights": BACKBONE_WEIGHTS}
     if variant is not None and variant.plugin is not None:
         sources["plugin"] = f"{variant.plugin.folder}/{TENSORS_NAME}"
     for kind, name in sources.items():

@@ -4,7 +4,7 @@ A method makes variants of a backbone. Each method has one file and is registere
 through an entry point of another distribution.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BackboneEntry, Variant
+from variator_export.core.axes import InputShapes
 from variator_export.core.registry import resolve
 from variator_export.model.encoder_size import EncoderSize
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from variator_export.model.backbone import Backbone
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Method:
     is_baseline: bool
     tensors: tuple[str, ...]
     graph_inputs: Callable[[EncoderSize, Path], dict[str, np.ndarray]]
-    graph_input_shapes: Callable[[BackboneEntry, Variant], Shapes]
+    graph_input_shapes: Callable[[BackboneEntry, Variant], InputShapes]
     shape_label: Callable[[Variant], str]
     macs: Callable[[EncoderSize, Variant, int, int], int]
     module: str

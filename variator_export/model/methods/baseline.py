@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from variator_export.bundle.manifest import BackboneEntry, Variant
+from variator_export.core.axes import InputShapes
 from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.macs import analytic_macs
-from variator_export.model.methods.base import Method, Shapes
+from variator_export.model.methods.base import Method
 from variator_export.model.plugin_layout import null_plugin, plugin_input_shapes, stack_for_graph
 
 
@@ -15,7 +16,7 @@ def _graph_inputs(size: EncoderSize, _folder: Path) -> dict[str, np.ndarray]:
     return stack_for_graph(null_plugin(size.num_layers, size.hidden_size))
 
 
-def _graph_input_shapes(backbone: BackboneEntry, _variant: Variant) -> Shapes:
+def _graph_input_shapes(backbone: BackboneEntry, _variant: Variant) -> InputShapes:
     return plugin_input_shapes(null_plugin(backbone.num_layers, backbone.hidden_size).config)
 
 

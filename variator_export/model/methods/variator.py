@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from variator_export.bundle.manifest import BackboneEntry, Variant
+from variator_export.core.axes import InputShapes
 from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.macs import analytic_macs
-from variator_export.model.methods.base import Method, Shapes
+from variator_export.model.methods.base import Method
 from variator_export.model.plugin_file import load_plugin
 from variator_export.model.plugin_layout import (
     TENSORS_NAME,
@@ -21,7 +22,7 @@ def _graph_inputs(_size: EncoderSize, folder: Path) -> dict[str, np.ndarray]:
     return stack_for_graph(load_plugin(folder))
 
 
-def _graph_input_shapes(backbone: BackboneEntry, variant: Variant) -> Shapes:
+def _graph_input_shapes(backbone: BackboneEntry, variant: Variant) -> InputShapes:
     assert variant.plugin is not None
     config = PluginConfig(
         ratio=variant.ratio,
