@@ -5,8 +5,10 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
+if TYPE_CHECKING:  # processes that tests start need no pytest
+    import pytest
 
 
 class Artefacts:
@@ -40,7 +42,7 @@ class Artefacts:
         return finished
 
 
-def artefacts_of_this_run(factory: pytest.TempPathFactory) -> Artefacts:
+def artefacts_of_this_run(factory: "pytest.TempPathFactory") -> Artefacts:
     """Those of all workers of pytest-xdist, or of the one process that there is."""
     base = factory.getbasetemp()
     return Artefacts((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "artefacts")

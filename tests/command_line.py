@@ -81,5 +81,11 @@ def call_process(
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **_OF_A_TERMINAL, **(environment or {})},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.environ["PYTHONPATH"],
+            **_OF_A_TERMINAL,
+            **(environment or {}),
+        },
     )

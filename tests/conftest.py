@@ -15,6 +15,8 @@ from unittest import mock
 os.environ["OMP_NUM_THREADS"] = "1"
 # What the tests say of a machine without a GPU holds on one that has some.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Processes that tests start look into the store of traces too.
+os.environ["PYTHONPATH"] = str(Path(__file__).parent / "processes")
 
 import pytest
 import torch

@@ -20,8 +20,16 @@ from variator_export.bundle import publishing as store
 from variator_export.cli.output import ConsoleProgress
 
 
-def run(arguments: list[str], connection: Connection) -> None:
-    """Run the command line; announce each step before it starts."""
+def run(arguments: list[str], connection: Connection, slow_trace: bool) -> None:
+    """Run the command line; announce each step before it starts.
+
+    Args:
+        arguments: What follows `variator-export`.
+        connection: Receives the name of each step.
+        slow_trace: Trace, whatever the store of traces has, so that there is time to interrupt it.
+    """
+    if slow_trace:
+        sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "sitecustomize"]
     os.setpgrp()
     torch.set_num_threads(1)  # as in conftest.py: the last bits of the stored reference depend on it
     # A shell starts what it puts into the background with Ctrl-C ignored, and tests may run there.

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from command_line import call
 from documented import REPOSITORY, Mention, arguments_of, blocks, lines_of, mentions, pages, problems
 from typer.main import get_command
 
@@ -149,11 +150,10 @@ def test_the_guide_on_embeddings_can_be_followed(tmp_path: Path, minilm_bundle: 
             if arguments is None:
                 assert line.startswith("pip install"), line
                 continue
-            command = [sys.executable, "-m", "variator_export", *arguments, *QUICKLY.get(arguments[0], [])]
-            result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-            assert result.returncode == 0, (line, result.stderr)
+            called = call(*arguments, *QUICKLY.get(arguments[0], []), cwd=tmp_path)
+            assert called.returncode == 0, (line, called.stderr)
             if arguments[0] == "build":
-                assert re.search("^reused +trace ", result.stderr, re.MULTILINE), result.stderr
+                assert re.search("^reused +trace ", called.stderr, re.MULTILINE), called.stderr
             ran.append(arguments[0])
     assert ran == ["build", "evaluate", "bench", "report", "verify", "python", "train", "build", "run"]
     assert (tmp_path / "embeddings.html").is_file()

@@ -65,7 +65,7 @@ def _interrupt(
 ) -> int | None:
     """Start a build, send it a signal in a step, and give back its exit code."""
     ours, theirs = server.Pipe()
-    child = server.Process(target=interrupted_build.run, args=(arguments, theirs))
+    child = server.Process(target=interrupted_build.run, args=(arguments, theirs, step == "trace"))
     child.start()
     theirs.close()
     while True:
