@@ -19,7 +19,6 @@ from variator_export.core.errors import UserError
 from variator_export.data.examples import Columns, read_examples
 from variator_export.model.backbone import Backbone, read_backbone_info
 from variator_export.model.families import (
-    ENTRY_POINT_GROUP,
     FAMILIES,
     architectures,
     find_architecture,
@@ -47,7 +46,7 @@ def _distribution(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, en
     info = folder / "my_families-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-families\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\n{entry}\n")
+    (info / "entry_points.txt").write_text(f"[{FAMILIES.group}]\n{entry}\n")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "my_families", raising=False)
 
@@ -55,7 +54,7 @@ def _distribution(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, en
 def test_the_page_on_families_adds_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm_folder: Path
 ) -> None:
-    entries = tomllib.loads(_block("toml"))["project"]["entry-points"][ENTRY_POINT_GROUP]
+    entries = tomllib.loads(_block("toml"))["project"]["entry-points"][FAMILIES.group]
     ((name, value),) = entries.items()
     _distribution(tmp_path, monkeypatch, _block("python"), f"{name} = {value}")
     folder = tmp_path / "camembert"
@@ -80,7 +79,7 @@ def test_the_page_on_families_adds_one(
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        ("X = 1", "is a int, not a Family"),
+        ("X = 1", "is of type int, not Family"),
         ("import nothing_of_this_name", "cannot be loaded: ModuleNotFoundError"),
         ("from variator_export.model.families.bert import BERT as X", "which is already in the table"),
     ],
@@ -96,7 +95,7 @@ def test_a_broken_entry_point_names_its_distribution(
 
 def test_the_page_lists_every_family() -> None:
     listed = set(re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    assert listed == {family.name for family in FAMILIES}
+    assert listed == set(FAMILIES.own)
 
 
 @pytest.mark.parametrize(
@@ -177,5 +176,5 @@ def test_logits_of_tokens_are_no_class_of_a_text(
     bundle = build(recipe, tmp_path / "tokens").bundle
     (tmp_path / "data.tsv").write_text("text\tlabel\nOne.\ta\nTwo.\tb\n")
     examples = read_examples(str(tmp_path / "data.tsv"), Columns("text", None, "label"))
-    with pytest.raises(UserError, match="outputs of each token only"):
+    with pytest.raises(UserError, match="returns only outputs for each token"):
         evaluate([bundle], examples)

@@ -35,7 +35,7 @@ class Registry(Generic[Member]):
 
     def names(self) -> tuple[str, ...]:
         """The names of all members, built-in members first. Nothing is imported."""
-        return tuple(dict.fromkeys([*self.own, *(entry.name for entry in self._entries())]))
+        return tuple(dict.fromkeys([*self.own, *(entry.name for entry in self.entries())]))
 
     def find(self, name: str) -> Member:
         """A member by its name.
@@ -46,7 +46,7 @@ class Registry(Generic[Member]):
         if name in self.own:
             member: Member = resolve(self.own[name])
             return member
-        for entry in self._entries():
+        for entry in self.entries():
             if entry.name == name:
                 return self.load(entry)
         known = self.names()
@@ -83,7 +83,8 @@ class Registry(Generic[Member]):
         """The description of an entry point in messages."""
         return f"The entry point {entry.name} = {entry.value} of {self.group}"
 
-    def _entries(self) -> Iterator[EntryPoint]:
+    def entries(self) -> Iterator[EntryPoint]:
+        """Yield the entry points of installed distributions."""
         yield from entry_points(group=self.group)
 
 

@@ -1,50 +1,53 @@
 """The table of sites: the supported backbones and the locations of their feed-forward networks."""
 
-from importlib.metadata import entry_points
+from collections.abc import Iterable
 
 from variator_export.core.errors import UserError
 from variator_export.core.nearest import nearest
+from variator_export.core.registry import Registry, remedy
 from variator_export.model.families.base import Architecture, Family
-from variator_export.model.families.bert import BERT
-from variator_export.model.families.deberta import DEBERTA, DEBERTA_V2
-from variator_export.model.families.distilbert import DISTILBERT
-from variator_export.model.families.electra import ELECTRA
-from variator_export.model.families.modernbert import MODERNBERT
-from variator_export.model.families.mpnet import MPNET
-from variator_export.model.families.roberta import ROBERTA, XLM_ROBERTA
-from variator_export.model.families.t5 import T5
 
-FAMILIES: tuple[Family, ...] = (
-    BERT, DEBERTA, DEBERTA_V2, DISTILBERT, ELECTRA, MODERNBERT, MPNET, ROBERTA, T5, XLM_ROBERTA,
-)  # fmt: skip
-# Entry points with which other installed distributions add families.
-ENTRY_POINT_GROUP = "variator_export.families"
+FAMILIES = Registry(
+    kind="family",
+    group="variator_export.families",
+    contract=Family,
+    own={
+        family: f"variator_export.model.families.{reference}"
+        for family, reference in {
+            "bert": "bert:BERT",
+            "deberta": "deberta:DEBERTA",
+            "deberta-v2": "deberta:DEBERTA_V2",
+            "distilbert": "distilbert:DISTILBERT",
+            "electra": "electra:ELECTRA",
+            "modernbert": "modernbert:MODERNBERT",
+            "mpnet": "mpnet:MPNET",
+            "roberta": "roberta:ROBERTA",
+            "t5": "t5:T5",
+            "xlm-roberta": "roberta:XLM_ROBERTA",
+        }.items()
+    },
+)
 
 
 def architectures() -> dict[str, Architecture]:
-    """List every supported transformers class by name: first `FAMILIES`, then other distributions' families.
+    """List every supported transformers class by name: this package's, then those of other distributions.
 
     Raises:
         UserError: A distribution's entry point is broken, or adds a class that is already in the table.
     """
-    found = _by_class(FAMILIES)
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        where = f"The entry point {entry.name} = {entry.value} of {ENTRY_POINT_GROUP}"
-        remedy = f"Fix or uninstall the distribution {entry.dist.name if entry.dist else 'that has it'}."
-        try:
-            family = entry.load()
-        except Exception as error:  # loading runs the distribution's code
-            raise UserError(f"{where} cannot be loaded: {error!r}.", remedy) from error
-        if not isinstance(family, Family):
-            raise UserError(f"{where} is a {type(family).__name__}, not a Family.", remedy)
-        added = _by_class((family,))
+    found = _by_class(FAMILIES.find(name) for name in FAMILIES.own)
+    for entry in FAMILIES.entries():
+        added = _by_class((FAMILIES.load(entry),))
         if double := sorted(found.keys() & added.keys()):
-            raise UserError(f"{where} adds {', '.join(double)}, which is already in the table.", remedy)
+            raise UserError(
+                f"{FAMILIES.where(entry)} adds {', '.join(double)}, which is already in the table.",
+                remedy(entry),
+            )
         found |= added
     return found
 
 
-def _by_class(families: tuple[Family, ...]) -> dict[str, Architecture]:
+def _by_class(families: Iterable[Family]) -> dict[str, Architecture]:
     return {
         name: Architecture(name, family, head) for family in families for name, head in family.heads.items()
     }
