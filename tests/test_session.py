@@ -176,6 +176,33 @@ def test_a_plugin_that_does_not_fit_leaves_the_session_as_it_was(
     assert session.names == ("ratio-1", "ratio-2", "ratio-3", "ratio-4")
 
 
+def test_a_session_of_one_variant_takes_no_other_plugin(small_bundle: Path) -> None:
+    session = Bundle.load(small_bundle).session(variant=2)
+    with pytest.raises(UserError, match="runs ratio-2 alone and accepts no other plugin") as error:
+        session.add_plugin("mine", "anywhere")
+    assert "leave out `variant`" in str(error.value)
+    assert session.names == ("ratio-2",)
+
+
+@pytest.mark.parametrize(
+    ("variable", "asked", "used"), [("3", None, 3), ("3", 2, 2), ("", None, 0), ("many", None, 0)]
+)
+def test_sessions_use_the_threads_that_the_environment_allots(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, variable: str, asked: int | None, used: int
+) -> None:
+    opened = []
+    real = onnxruntime.InferenceSession
+
+    def remember(model: object, options: onnxruntime.SessionOptions, *rest: object, **more: object) -> object:
+        opened.append(options.intra_op_num_threads)
+        return real(model, options, *rest, **more)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", remember)
+    Bundle.load(small_bundle).session(variant=2, threads=asked)
+    assert opened == [used], "0 is ONNX Runtime's word for every core"
+
+
 def test_a_provider_that_is_not_there_fails_instead_of_running_on_the_cpu(small_bundle: Path) -> None:
     bundle = Bundle.load(small_bundle)
     for target, name in (
