@@ -13,6 +13,7 @@ from command_line import call
 
 from variator_export.building import parallel as side_by_side
 from variator_export.building.parallel import Order, build_all
+from variator_export.core import interrupts
 from variator_export.core.errors import EXIT_BUG, UserError
 from variator_export.core.progress import Progress, StepReport
 from variator_export.recipe.recipe import Recipe, SpeedRecipe
@@ -111,7 +112,13 @@ def test_a_killed_build_is_named_and_the_other_one_is_built(
 
 
 @pytest.mark.usefixtures("process_of")
-def test_an_interrupted_command_leaves_no_process_behind(small_recipe: Recipe, tmp_path: Path) -> None:
+def test_an_interrupted_command_leaves_no_process_behind(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the command line does: without it, a library that swallows the KeyboardInterrupt hides it.
+    monkeypatch.setattr(interrupts, "_seen", False)
+    pytests = signal.getsignal(signal.SIGINT)
+    interrupts.install()
     told = _Started()
     order = Order(_recipe(small_recipe, "a", speed=SpeedRecipe()), tmp_path / "a")
 
@@ -121,9 +128,12 @@ def test_an_interrupted_command_leaves_no_process_behind(small_recipe: Recipe, t
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        build_all([order], progress_of=lambda _: told)
-    thread.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_all([order], progress_of=lambda _: told)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, pytests)
     assert not (tmp_path / "a" / "manifest.json").exists()
 
 

@@ -160,7 +160,7 @@ def _states(bundle: Path) -> dict[str, str]:
 def test_engines_are_not_verified_without_a_gpu(compiled: Path) -> None:
     result = call("verify", str(compiled), "--target", TARGET)
     assert result.returncode == 1
-    assert "no GPU here" in result.stderr
+    assert "sees no GPU on this machine" in result.stderr
 
 
 @pytest.mark.usefixtures("gpu")
