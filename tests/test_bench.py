@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from conftest import BLOCK
+from packaging.version import Version
 
 from variator_export.benchmark import bundle_benchmark as module
 from variator_export.benchmark import schedule as turns
@@ -188,8 +190,10 @@ def test_what_others_make_of_the_backbone_is_no_graph_of_ours_and_right(
         found = OnnxRuntimeGraph(graph, as_it_comes=True).run(inputs)
         assert found.keys() == expected.keys()
         assert (np.abs(found["last_hidden_state"] - expected["last_hidden_state"])[mask > 0] < 1e-5).all()
-    fused = [node.op_type for node in onnx.load(optimized).graph.node]
-    assert fused.count("Attention") == 2, "as its optimizer does with what it knows"
+    # Earlier optimizers leave the attention of this export as it is.
+    if Version(onnxruntime.__version__) >= Version("1.31"):
+        fused = [node.op_type for node in onnx.load(optimized).graph.node]
+        assert fused.count("Attention") == 2, "as its optimizer does with what it knows"
     assert {node.domain for node in onnx.load(plain).graph.node} == {""}
 
 

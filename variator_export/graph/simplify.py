@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import optimizer
 
-# This module is private in onnxscript 0.7, and pyproject.toml allows no other version.
+# Not in the public namespace of onnxscript 0.6 and 0.7; pyproject.toml allows no other version.
 from onnxscript.rewriter.rules.fusion._rms_normalization import fuse_rms_normalization
 
 from variator_export.graph.constants import add_constant
