@@ -35,7 +35,7 @@ test: $(VENV)/.installed  ## The tests, on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-oldest: $(OLDEST)/.installed  ## A telling part of the tests, with the oldest versions that pyproject.toml allows
-	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadfile $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist worksteal $(OLDEST_TESTS)
 
 lint: $(VENV)/.installed  ## ruff: rules and format
 	$(BIN)/ruff check .
