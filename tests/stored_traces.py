@@ -25,7 +25,13 @@ _GRAPH = "graph.onnx"
 
 
 def stored(trace: Trace) -> Trace:
-    """`trace`, which looks into the store first."""
+    """`trace`, which looks into the store first.
+
+    Wrapping twice would wait for its own lock: pytest-xdist's workers inherit the PYTHONPATH of the processes
+    that tests start, and conftest.py wraps too.
+    """
+    if getattr(trace, "looks_into_store", False):
+        return trace
     code = sha256_json([code_digest(*TRACED_BY), versions(*GRAPH_DISTRIBUTIONS), platform_tag()])
     artefacts = Artefacts(STORE / code[:16])
     for other in STORE.iterdir():  # of other code or other libraries
@@ -43,6 +49,7 @@ def stored(trace: Trace) -> Trace:
         (folder / _GRAPH).unlink()
         return model
 
+    look_up.looks_into_store = True  # type: ignore[attr-defined]
     return look_up
 
 
