@@ -1,6 +1,7 @@
 """benchmarks/gpu.py as far as a machine without a GPU can run it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,8 @@ gpu_runners.Ways.open = open_wrong
 def _run(output: Path) -> tuple[dict[str, Any], str]:
     code = WITHOUT.replace("BENCHMARKS", repr(str(BENCHMARKS))).replace("PLANT", FAULT)
     command = [sys.executable, "-c", code, "--output", str(output), *OPTIONS]
-    result = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": ""}  # the store of traces needs what is not installed there
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(output.read_text()), result.stdout
 

@@ -117,7 +117,8 @@ def test_an_interrupted_command_leaves_no_process_behind(
 ) -> None:
     # As the command line does: without it, a library that swallows the KeyboardInterrupt hides it.
     monkeypatch.setattr(interrupts, "_seen", False)
-    pytests = signal.getsignal(signal.SIGINT)
+    # A shell starts what it puts into the background with Ctrl-C ignored, and tests may run there.
+    pytests = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupts.install()
     told = _Started()
     order = Order(_recipe(small_recipe, "a", speed=SpeedRecipe()), tmp_path / "a")
