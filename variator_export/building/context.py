@@ -25,9 +25,17 @@ if TYPE_CHECKING:
 ANY_RATIO_NAME = "any-ratio.onnx"
 
 # The source files that determine the result of tracing, binding, verification and plugin initialisation.
-TRACED_BY = ("graph", "model", "core/precision.py")
-BOUND_BY = ("graph", "model/plugin_layout.py")
-VERIFIED_BY = ("verification", "engines/eager.py", "engines/onnxruntime", "model", "core/precision.py")
+TRACED_BY = ("graph", "model", "core/axes.py", "core/precision.py")
+BOUND_BY = ("graph", "model/methods", "model/plugin_file.py", "model/plugin_layout.py", "core/axes.py")
+VERIFIED_BY = (
+    "verification",
+    "engines/base.py",
+    "engines/eager.py",
+    "engines/onnxruntime",
+    "graph/widen.py",
+    "model",
+    "core/precision.py",
+)
 INITIALISED_BY = ("model/plugin.py", "model/plugin_file.py", "model/plugin_layout.py")
 
 T = TypeVar("T")
