@@ -171,6 +171,8 @@ def test_what_the_hub_does_not_give(
         "build",
         "--output",
         "out",
+        "--target",
+        "onnxruntime",
         "--backbone",
         *arguments,
         cwd=tmp_path,
