@@ -111,7 +111,7 @@ def test_what_a_user_put_into_the_folder_stays(small_recipe: Recipe, bundle_copy
 def test_a_folder_that_is_no_bundle_is_not_touched(small_recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for start_afresh in (False, True):
-        with pytest.raises(UserError, match="holds files but is no bundle"):
+        with pytest.raises(UserError, match="holds files but is not a bundle"):
             build(small_recipe, tmp_path, replace=start_afresh)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -308,7 +308,7 @@ def test_pooling_in_any_subfolder_decides_the_trace(
 
 def test_a_manifest_of_another_program_is_not_replaced(small_recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"name": "a web app"}))
-    with pytest.raises(UserError, match="is no bundle"):
+    with pytest.raises(UserError, match="is not a bundle"):
         build(small_recipe, tmp_path, replace=True)
     assert json.loads((tmp_path / "manifest.json").read_text())["name"] == "a web app"
 

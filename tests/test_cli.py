@@ -191,8 +191,8 @@ def test_wrong_usage_is_2() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--ratio", "0"], "The ratio '0' is no whole number"),
-        (["--ratio", "1.5"], "The ratio '1.5' is no whole number"),
+        (["--ratio", "0"], "The ratio '0' is not a whole number"),
+        (["--ratio", "1.5"], "The ratio '1.5' is not a whole number"),
         (["--ratio", "1000"], "no plugin of ratio 1000; there are plugins of the ratios 2, 3, 4"),
         (["--target", "tensorrt-rxt"], "--target tensorrt-rtx"),
         (["--precision", "fp4"], "'precision' is 'fp4'"),

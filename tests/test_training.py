@@ -712,7 +712,7 @@ def test_plugins_are_trained_further_on_other_text(
         ("--text {texts} --plugin p --ratio 2", "--ratio is for new plugins"),
         ("--text {texts} --plugin nowhere", "nowhere"),
         ("--text {texts} --ratio 1", "Ratio 1 compresses nothing"),
-        ("--text {texts} --ratio x", "The ratio 'x' is no whole number"),
+        ("--text {texts} --ratio x", "The ratio 'x' is not a whole number"),
         ("--text {texts} --ratio 2 --preset papr", "--preset 'papr' is not one of default, paper"),
         ("--text {texts} --ratio 2 --masking some", "--masking is 'some'"),
         ("--text {texts} --ratio 2 --min-tokens 40 --max-tokens 30", "min_tokens 40 is more than"),

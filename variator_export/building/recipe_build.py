@@ -131,7 +131,7 @@ def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:
         return None
     if not is_bundle(bundle):
         raise UserError(
-            f"{bundle} holds files but is no bundle: it has no bundle's {MANIFEST_NAME}.",
+            f"{bundle} holds files but is not a bundle: it has no bundle's {MANIFEST_NAME}.",
             "Choose another folder with --output; nothing in this one was touched.",
         )
     return None if replace else BundleFiles(bundle)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from variator_export.core.registry import Registry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Precision:
     """A floating-point type that graphs compute in.
 
@@ -47,28 +47,37 @@ class Precision:
         return self.epsilon > FLOAT32.epsilon
 
 
-FLOAT32 = Precision("float32", "float32", "FLOAT", "F32", "FLOAT", ("FP32", "Float"), 2.0**-23, 5e-5)
+FLOAT32 = Precision(
+    name="float32",
+    dtype="float32",
+    onnx="FLOAT",
+    safetensors="F32",
+    tensorrt="FLOAT",
+    inspector=("FP32", "Float"),
+    epsilon=2.0**-23,
+    agreement=5e-5,
+)
 FLOAT16 = Precision(
-    "float16",
-    "float16",
-    "FLOAT16",
-    "F16",
-    "HALF",
-    ("FP16", "Half"),
-    2.0**-10,
-    2e-2,
+    name="float16",
+    dtype="float16",
+    onnx="FLOAT16",
+    safetensors="F16",
+    tensorrt="HALF",
+    inspector=("FP16", "Half"),
+    epsilon=2.0**-10,
+    agreement=2e-2,
     keeps_float32_modules=True,
     suffix="-float16",
 )
 BFLOAT16 = Precision(
-    "bfloat16",
-    "bfloat16",
-    "BFLOAT16",
-    "BF16",
-    "BF16",
-    ("BF16", "BFloat16"),
-    2.0**-7,
-    1e-1,
+    name="bfloat16",
+    dtype="bfloat16",
+    onnx="BFLOAT16",
+    safetensors="BF16",
+    tensorrt="BF16",
+    inspector=("BF16", "BFloat16"),
+    epsilon=2.0**-7,
+    agreement=1e-1,
     on_a_cpu=False,
     suffix="-bfloat16",
 )

@@ -5,7 +5,7 @@ points. A built-in member is given as `module:attribute` and imported on first u
 nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -49,12 +49,7 @@ class Registry(Generic[Member]):
         for entry in self.entries():
             if entry.name == name:
                 return self.load(entry)
-        known = self.names()
-        guess = nearest(name, list(known))
-        raise UserError(
-            f"There is no {self.kind} {name!r}; there are {', '.join(known)}.",
-            f"Did you mean {guess!r}?" if guess else f"Choose one of: {', '.join(known)}.",
-        )
+        raise unknown_member(self.kind, name, self.names())
 
     def all(self) -> dict[str, Member]:
         """Every member by its name.
@@ -86,6 +81,15 @@ class Registry(Generic[Member]):
     def entries(self) -> Iterator[EntryPoint]:
         """Yield the entry points of installed distributions."""
         yield from entry_points(group=self.group)
+
+
+def unknown_member(kind: str, name: str, known: Sequence[str]) -> UserError:
+    """The error for a name that no member has, with the nearest name as its hint."""
+    guess = nearest(name, list(known))
+    return UserError(
+        f"There is no {kind} {name!r}; there are {', '.join(known)}.",
+        f"Did you mean {guess!r}?" if guess else f"Choose one of: {', '.join(known)}.",
+    )
 
 
 def resolve(reference: str) -> Any:

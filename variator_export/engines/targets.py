@@ -1,8 +1,6 @@
 """The registry of targets. To add a target, create a folder with a `Target` and a line here."""
 
-from variator_export.core.errors import UserError
-from variator_export.core.nearest import nearest
-from variator_export.core.registry import Registry
+from variator_export.core.registry import Registry, unknown_member
 from variator_export.engines.target import EngineTarget, Target
 
 _ONNXRUNTIME = "variator_export.engines.onnxruntime.target"
@@ -38,11 +36,7 @@ def find_engine_target(name: str) -> EngineTarget:
     """
     found = engine_targets()
     if name not in found:
-        guess = nearest(name, list(found))
-        raise UserError(
-            f"There is no target {name!r} that engines are built for; there are {', '.join(found)}.",
-            f"Did you mean {guess!r}?" if guess else f"Choose one of: {', '.join(found)}.",
-        )
+        raise unknown_member("target for engines", name, list(found))
     return found[name]
 
 
