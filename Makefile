@@ -26,6 +26,9 @@ OLDEST_TESTS := \
 	--deselect tests/test_session.py::test_plugins_of_several_tasks_in_one_session
 EXTRAS := export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,report,demo,docs,dev
 
+# Python compiles what is imported; pip would compile everything, and that takes as long as the installation.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
+
 .PHONY: build test test-oldest lint types docs check clean
 
 build: $(VENV)/.installed  ## The default recipe: artifacts/minilm
@@ -53,14 +56,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "variator-export needs Python 3.11 or newer; name one: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints-oldest.txt --editable '.[export,onnxruntime,openvino,train,evaluate,report,demo,dev]'
+	$(OLDEST)/bin/python $(PIP) --constraint constraints-oldest.txt \
+		--editable '.[export,onnxruntime,openvino,train,evaluate,report,demo,dev]'
 	touch $@
 
 clean:

@@ -123,7 +123,7 @@ def make_model(name: str, folder: Path) -> Path:
     """A small random model with MiniLM's tokenizer."""
     torch.manual_seed(0)
     with quiet_transformers():
-        MODELS[name]().save_pretrained(folder)
+        MODELS[name](2).save_pretrained(folder)
     copy_tokenizer(resolve_source(MINILM).folder, folder)
     return folder
 

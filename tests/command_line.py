@@ -81,11 +81,10 @@ def call_process(
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.environ["PYTHONPATH"],
-            **_OF_A_TERMINAL,
-            **(environment or {}),
-        },
+        env={**process_environment(), **_OF_A_TERMINAL, **(environment or {})},
     )
+
+
+def process_environment() -> dict[str, str]:
+    """The little that a process needs in its environment: one thread, and the store of traces."""
+    return {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ["PYTHONPATH"]}

@@ -3,6 +3,7 @@
 Shapes in these tests: B batch, S tokens, k ratio, d hidden size, m bottleneck size.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -51,6 +52,8 @@ sys.meta_path.insert(0, Blocker())
 """
 
 torch.set_num_threads(1)
+# The garbage collector need not walk through the libraries again and again while a graph is traced.
+gc.freeze()
 
 _DISENTANGLED = {
     "relative_attention": True,
@@ -61,27 +64,27 @@ _DISENTANGLED = {
 }
 
 
-def _t5_config(feed_forward: str) -> transformers.T5Config:
+def _t5_config(feed_forward: str, layers: int) -> transformers.T5Config:
     return transformers.T5Config(
         vocab_size=VOCAB_SIZE,
         d_model=32,
         d_kv=6,
         num_heads=4,
         d_ff=48,
-        num_layers=2,
+        num_layers=layers,
         feed_forward_proj=feed_forward,
         pad_token_id=0,
     )
 
 
 def small_config(
-    config: type[transformers.PretrainedConfig], **options: object
+    config: type[transformers.PretrainedConfig], layers: int = 2, **options: object
 ) -> transformers.PretrainedConfig:
     """A small configuration of a family with BERT's names of sizes."""
     sizes = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "intermediate_size": 64,
         "max_position_embeddings": 64,
@@ -99,47 +102,52 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         shutil.copyfile(source / file, folder / file)
 
 
-MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
-    "bert": lambda: transformers.BertModel(small_config(transformers.BertConfig)),
-    "bert-classifier": lambda: transformers.BertForSequenceClassification(
-        small_config(transformers.BertConfig, num_labels=3)
+# Models by name, each a function of its number of layers.
+MODELS: dict[str, Callable[[int], transformers.PreTrainedModel]] = {
+    "bert": lambda layers: transformers.BertModel(small_config(transformers.BertConfig, layers)),
+    "bert-classifier": lambda layers: transformers.BertForSequenceClassification(
+        small_config(transformers.BertConfig, layers, num_labels=3)
     ),
-    "t5-v1.0": lambda: transformers.T5EncoderModel(_t5_config("relu")),
-    "t5-v1.1": lambda: transformers.T5EncoderModel(_t5_config("gated-gelu")),
-    "roberta": lambda: transformers.RobertaForTokenClassification(
-        small_config(transformers.RobertaConfig, type_vocab_size=1, num_labels=5)
+    "t5-v1.0": lambda layers: transformers.T5EncoderModel(_t5_config("relu", layers)),
+    "t5-v1.1": lambda layers: transformers.T5EncoderModel(_t5_config("gated-gelu", layers)),
+    "roberta": lambda layers: transformers.RobertaForTokenClassification(
+        small_config(transformers.RobertaConfig, layers, type_vocab_size=1, num_labels=5)
     ),
-    "xlm-roberta": lambda: transformers.XLMRobertaForQuestionAnswering(
-        small_config(transformers.XLMRobertaConfig, type_vocab_size=1)
+    "xlm-roberta": lambda layers: transformers.XLMRobertaForQuestionAnswering(
+        small_config(transformers.XLMRobertaConfig, layers, type_vocab_size=1)
     ),
-    "electra": lambda: transformers.ElectraForMaskedLM(
-        small_config(transformers.ElectraConfig, embedding_size=16)
+    "electra": lambda layers: transformers.ElectraForMaskedLM(
+        small_config(transformers.ElectraConfig, layers, embedding_size=16)
     ),
-    "distilbert": lambda: transformers.DistilBertForSequenceClassification(
+    "distilbert": lambda layers: transformers.DistilBertForSequenceClassification(
         transformers.DistilBertConfig(
             vocab_size=VOCAB_SIZE,
             dim=32,
-            n_layers=2,
+            n_layers=layers,
             n_heads=4,
             hidden_dim=64,
             max_position_embeddings=64,
             initializer_range=0.2,
         )
     ),
-    "mpnet": lambda: transformers.MPNetModel(small_config(transformers.MPNetConfig)),
-    "modernbert": lambda: transformers.ModernBertModel(
+    "mpnet": lambda layers: transformers.MPNetModel(small_config(transformers.MPNetConfig, layers)),
+    "modernbert": lambda layers: transformers.ModernBertModel(
         small_config(
             transformers.ModernBertConfig,
-            num_hidden_layers=3,
+            layers,
+            layer_types=["full_attention", "sliding_attention"][:layers],
             local_attention=16,
             cls_token_id=101,
             sep_token_id=102,
         )
     ),
-    "deberta": lambda: transformers.DebertaModel(small_config(transformers.DebertaConfig, **_DISENTANGLED)),
-    "deberta-v3": lambda: transformers.DebertaV2ForSequenceClassification(
+    "deberta": lambda layers: transformers.DebertaModel(
+        small_config(transformers.DebertaConfig, layers, **_DISENTANGLED)
+    ),
+    "deberta-v3": lambda layers: transformers.DebertaV2ForSequenceClassification(
         small_config(
             transformers.DebertaV2Config,
+            layers,
             **_DISENTANGLED,
             position_buckets=16,
             norm_rel_ebd="layer_norm",
@@ -170,16 +178,16 @@ def minilm_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_model(artefacts: Artefacts, minilm_folder: Path) -> Callable[[str], Path]:
+def small_model(artefacts: Artefacts, minilm_folder: Path) -> Callable[..., Path]:
     """The folder of a small random model with MiniLM's tokenizer, by its name in MODELS."""
 
-    def find(name: str) -> Path:
+    def find(name: str, layers: int = 2) -> Path:
         def make(folder: Path) -> None:
             torch.manual_seed(0)
-            MODELS[name]().save_pretrained(folder)
+            MODELS[name](layers).save_pretrained(folder)
             copy_tokenizer(minilm_folder, folder)
 
-        return artefacts.folder(f"models/{name}", make)
+        return artefacts.folder(f"models/{layers}-layers/{name}", make)
 
     return find
 
@@ -200,18 +208,18 @@ def embedding_model(artefacts: Artefacts, small_model: Callable[[str], Path]) ->
 
 
 @pytest.fixture(scope="session")
-def load_model(small_model: Callable[[str], Path]) -> Callable[[str], Backbone]:
+def load_model(small_model: Callable[..., Path]) -> Callable[..., Backbone]:
     """A loaded small model by its name in MODELS, or `minilm`."""
-    loaded: dict[str, Backbone] = {}
+    loaded: dict[tuple[str, int], Backbone] = {}
 
-    def load(name: str) -> Backbone:
-        if name not in loaded:
-            source = resolve_source(MINILM if name == "minilm" else str(small_model(name)))
+    def load(name: str, layers: int = 2) -> Backbone:
+        if (name, layers) not in loaded:
+            source = resolve_source(MINILM if name == "minilm" else str(small_model(name, layers)))
             info = read_backbone_info(source)
             # One with a pad token other than 0, which is also the fill of the other inputs.
             pad = 103 if name == "t5-v1.0" else TextEncoder(source.folder).pad_token_id
-            loaded[name] = load_backbone(info, pad)
-        return loaded[name]
+            loaded[name, layers] = load_backbone(info, pad)
+        return loaded[name, layers]
 
     return load
 

@@ -14,7 +14,7 @@ import pytest
 import typer
 import typer.core
 import typer.main
-from command_line import call
+from command_line import call, process_environment
 
 from variator_export.cli.app import make_app
 from variator_export.cli.train import train_app
@@ -149,7 +149,7 @@ def test_optimum_cli_reaches_the_same_build(small_model: Callable[[str], Path], 
     def optimum(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(cli), "export", "variator", *arguments]
         return subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}
+            command, capture_output=True, text=True, cwd=tmp_path, env=process_environment()
         )
 
     assert "--plugin" in optimum("--help").stdout
