@@ -120,8 +120,8 @@ def parse_ratio(text: str) -> int:
         ratio = 0
     if ratio < 1:
         raise UserError(
-            f"The ratio {text!r} is not a whole number of at least 1: it is the number of neighbouring hidden "
-            "vectors that are merged into one.",
+            f"The ratio {text!r} is not a whole number of at least 1: it is the number of neighbouring "
+            "hidden vectors that are merged into one.",
             "Give, for example, --ratio 4; ratio 1 is the backbone without plugins.",
         )
     return ratio
