@@ -27,9 +27,9 @@ from variator_export.model.backbone import load_backbone, read_backbone_info
 from variator_export.model.plugin_file import load_plugin, load_plugin_config, save_plugin
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.source import BackboneSource, resolve_source
-from variator_export.model.tokenizer import TextEncoder
 from variator_export.quality.evaluation import evaluate
 from variator_export.recipe.recipe_file import load_recipe
+from variator_export.text.tokenizer import TextEncoder
 from variator_export.training.adapt import adapt
 from variator_export.training.finetune import finetune, steps_for_epochs
 from variator_export.training.precision import choose_precision

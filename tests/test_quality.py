@@ -21,7 +21,6 @@ from variator_export.engines.eager import EagerModel
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
-from variator_export.model.tokenizer import TextEncoder
 from variator_export.quality.evaluation import evaluate, store_quality
 from variator_export.quality.metrics import (
     classification_metrics,
@@ -31,6 +30,7 @@ from variator_export.quality.metrics import (
     similarity_metrics,
 )
 from variator_export.recipe.recipe import Recipe
+from variator_export.text.tokenizer import TextEncoder
 
 PAIRS = Path(__file__).parent / "data" / "sentence_pairs.tsv"
 COLUMNS = Columns("first", "second", "score")

@@ -93,7 +93,7 @@ def test_a_recipe_that_does_not_exist() -> None:
 
 @pytest.mark.parametrize("text", ["0", "1.5", "-4", "four", ""])
 def test_a_ratio_that_is_none(text: str) -> None:
-    with pytest.raises(UserError, match="no whole number of at least 1"):
+    with pytest.raises(UserError, match="not a whole number of at least 1"):
         parse_ratio(text)
 
 

@@ -14,7 +14,7 @@ from variator_export.core.errors import UserError
 from variator_export.model.backbone import load_backbone, read_backbone_info
 from variator_export.model.pooling import Pooling, PoolingSpec, read_pooling
 from variator_export.model.source import resolve_source
-from variator_export.model.tokenizer import TextEncoder
+from variator_export.text.tokenizer import TextEncoder
 
 
 @pytest.fixture

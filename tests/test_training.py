@@ -25,7 +25,7 @@ from variator_export.model.augmented import PlainModel
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin_file import load_plugin, load_plugin_config
 from variator_export.model.source import resolve_source
-from variator_export.model.tokenizer import TextEncoder
+from variator_export.text.tokenizer import TextEncoder
 from variator_export.training import losses, plugin_run, trainer
 from variator_export.training.adapt import adapt
 from variator_export.training.checkpoints import last_checkpoint

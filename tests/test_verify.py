@@ -274,7 +274,7 @@ def test_changed_weights_are_caught_in_every_graph(faulty: Path) -> None:
 
 def _published() -> dict[str, tuple[set[str], str]]:
     """The table in the docs: what catches which fault, and the module that is named."""
-    page = PAGE.read_text(encoding="utf-8").split("## What is caught")[1]
+    page = PAGE.read_text(encoding="utf-8").split("## Faults that the checks catch")[1]
     rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
     return {fault: (set(checks.split("; ")), module) for fault, checks, module in rows}
 

@@ -1,12 +1,19 @@
 """The public API for a finished bundle. Needs neither torch nor transformers."""
 
+import functools
+import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.core.json_file import read_json_object
 from variator_export.engines.target import Session, SessionOptions
 from variator_export.engines.targets import TARGETS
-from variator_export.model.tokenizer import TextEncoder
+from variator_export.inference import BATCH_SIZE, TextModel, TextOrPair
+from variator_export.text.tokenizer import TextEncoder
 
 
 class Bundle(BundleFiles):
@@ -16,6 +23,12 @@ class Bundle(BundleFiles):
         path: The bundle's folder.
         manifest: The content of `manifest.json`.
     """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self._sessions: dict[str, Session] = {}
+        self._encoder: TextEncoder | None = None
+        self._lock = threading.Lock()
 
     @classmethod
     def load(cls, path: str | Path) -> "Bundle":
@@ -58,19 +71,117 @@ class Bundle(BundleFiles):
         name = None if variant is None else self.variant(variant).name
         return TARGETS.find(target).open(self, name, options)
 
-    def labels(self) -> tuple[str, ...] | None:
-        """Class names of a text classifier, by index; None for other tasks and for a single score."""
-        if self.manifest.backbone.task != "text-classification":
-            return None
-        config = read_json_object(self.file("config.json"), "Build the bundle again.")
-        named = config.get("id2label") or {}
-        labels = tuple(str(named[key]) for key in sorted(named, key=int))
-        several = config.get("problem_type") == "multi_label_classification"
-        return labels if len(labels) > 1 and not several else None
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        ratio: int | str | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        target: str = "onnxruntime",
+    ) -> np.ndarray:
+        """Sentence embeddings of texts. At ratio 1 they are those of sentence-transformers.
+
+        Texts are truncated where the model's users truncate them. They run in batches of similar length, in
+        one session that the bundle keeps open. Threads may share a bundle.
+
+        Args:
+            texts: Texts, from a list, an array, a series or a generator; or one text.
+            ratio: The ratio, or the name of a variant. None for the uncompressed model.
+            batch_size: The largest number of texts to run at once.
+            prompt_name: The prompt to put before each text; None for the model's default prompt.
+            prompt: The text of a prompt, instead of its name; empty for no prompt.
+            target: The runtime, as for `session`.
+
+        Returns:
+            float32 (number of texts, hidden size), or (hidden size,) for one text.
+
+        Raises:
+            UserError: The model has no sentence embeddings, there is no such variant or prompt, or a text is
+                not a string; the message names its row.
+        """
+        model = self.text_model(ratio, target)
+        found = model.embed(
+            [texts] if isinstance(texts, str) else texts,
+            batch_size=batch_size,
+            prompt_name=prompt_name,
+            prompt=prompt,
+        )
+        return found[0] if isinstance(texts, str) else found
+
+    def predict(
+        self,
+        texts: str | Iterable[TextOrPair],
+        ratio: int | str | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        target: str = "onnxruntime",
+    ) -> Any:
+        """Predictions for texts or pairs of texts, by the model's task.
+
+        - `text-classification`: a dict with `label`, `score`, and `scores` by label;
+        - `token-classification`: a list of entities with `entity_group`, `score`, `word`, `start` and `end`;
+        - `question-answering`, of (question, context): `answer`, `score`, `start` and `end` in the context;
+        - `fill-mask`: for each mask, a list of `token`, `token_str` and `score`, best first.
+
+        Args:
+            texts: Texts or pairs, from a list, an array, a series or a generator; or one text.
+            ratio: The ratio, or the name of a variant. None for the uncompressed model.
+            batch_size: The largest number of rows to run at once.
+            prompt_name: The prompt to put before each text; None for the model's default prompt.
+            prompt: The text of a prompt, instead of its name; empty for no prompt.
+            target: The runtime, as for `session`.
+
+        Returns:
+            A prediction for each row, in a list, or one prediction for one text.
+
+        Raises:
+            UserError: The task has no predictions, there is no such variant or prompt, or a text is not a
+                string; the message names its row.
+        """
+        model = self.text_model(ratio, target)
+        found = model.predict(
+            [texts] if isinstance(texts, str) else texts,
+            batch_size=batch_size,
+            prompt_name=prompt_name,
+            prompt=prompt,
+        )
+        return found[0] if isinstance(texts, str) else found
+
+    def text_model(
+        self, ratio: int | str | None = None, target: str = "onnxruntime", session: Session | None = None
+    ) -> TextModel:
+        """The model from text to result, at a ratio.
+
+        Args:
+            ratio: The ratio, or the name of a variant. None for the uncompressed model.
+            target: The runtime, as for `session`.
+            session: A session of this bundle to run on. None for the one that the bundle keeps open.
+
+        Raises:
+            UserError: The target cannot run on this machine, or there is no such variant.
+        """
+        variant = self.manifest.baseline if ratio is None else self.variant(ratio)
+        with self._lock:
+            if session is None:
+                if target not in self._sessions:
+                    self._sessions[target] = self.session(target)
+                session = self._sessions[target]
+            if self._encoder is None:
+                self._encoder = self.text_encoder()
+        run = functools.partial(session.run, ratio=variant.name)
+        return TextModel(run, self._encoder, self.manifest.backbone, self.config())
+
+    def config(self) -> dict[str, Any]:
+        """The content of the model's config.json."""
+        return read_json_object(self.file("config.json"), "Build the bundle again.")
 
     def text_encoder(self) -> TextEncoder:
         """The backbone's tokenizer."""
         for name in self.manifest.files:
             if "/" not in name and not name.endswith((".onnx", ".safetensors")):
                 self.file(name)
-        return TextEncoder(self.path)
+        return TextEncoder(self.path, self.manifest.backbone.max_length)

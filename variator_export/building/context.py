@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from variator_export.building.plan import VariantPlan
@@ -15,8 +15,9 @@ from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import PluginHost, load_plugin_config
 from variator_export.model.plugin_layout import PluginConfig
 from variator_export.model.source import BackboneSource
-from variator_export.model.tokenizer import TOKENIZER_FILES, TextEncoder
 from variator_export.recipe.recipe import Recipe
+from variator_export.text.settings import TEXT_SETTINGS_FILES
+from variator_export.text.tokenizer import TOKENIZER_FILES, TextEncoder
 
 if TYPE_CHECKING:
     from variator_export.engines.eager import EagerModel
@@ -35,6 +36,13 @@ VERIFIED_BY = (
     "graph/widen.py",
     "model",
     "core/precision.py",
+)
+TEXT_CHECKED_BY = (
+    "text",
+    "inference.py",
+    "engines/batches.py",
+    "engines/onnxruntime",
+    "verification/text_check.py",
 )
 INITIALISED_BY = ("model/plugin.py", "model/plugin_file.py", "model/plugin_layout.py")
 
@@ -59,10 +67,12 @@ class BuildContext:
             "code": code_digest(*TRACED_BY),
             "platform": platform_tag(),
         }
-        names = ("config.json", *TOKENIZER_FILES)
-        self.backbone_files = {n: source.folder / n for n in names if (source.folder / n).is_file()}
+        names = ["config.json", *TOKENIZER_FILES]
         # modules.json and the folders it names define how sentence embeddings are pooled.
-        decisive = [*names, "modules.json", *_pooling_files(source.folder)]
+        pooling = ["modules.json", *_pooling_files(source.folder)]
+        copied = [*names, *TEXT_SETTINGS_FILES, *pooling]
+        self.backbone_files = {n: source.folder / n for n in copied if (source.folder / n).is_file()}
+        decisive = [*names, *pooling]
         self.backbone_key: dict[str, Any] = {
             "weights_sha256": source.weights_sha256,
             "architecture": recipe.backbone.architecture,
@@ -147,6 +157,8 @@ def _pooling_files(backbone: Path) -> list[str]:
     """List the configurations that modules.json names. Its errors are reported later, when it is used."""
     try:
         modules = json.loads((backbone / "modules.json").read_text(encoding="utf-8"))
-        return sorted(f"{module['path']}/config.json" for module in modules if module["path"])
+        paths = [PurePosixPath(module["path"]) for module in modules if module["path"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+    # A path that leaves the folder is refused where it is used; nothing from there is copied.
+    return sorted(str(p / "config.json") for p in paths if not p.is_absolute() and ".." not in p.parts)

@@ -10,6 +10,7 @@ from variator_export.building.context import (
     ANY_RATIO_NAME,
     BOUND_BY,
     INITIALISED_BY,
+    TEXT_CHECKED_BY,
     TRACED_BY,
     VERIFIED_BY,
     BuildContext,
@@ -21,7 +22,9 @@ from variator_export.bundle.parts import MODEL, graph_name
 from variator_export.bundle.reports import build_verification_report
 from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import NumbersDisagreeError, UserError
-from variator_export.core.json_file import write_json
+from variator_export.core.hashing import sha256_file
+from variator_export.core.json_file import read_json_object, write_json
+from variator_export.inference import TextModel
 from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import (
     check_plugin_fits,
@@ -30,23 +33,28 @@ from variator_export.model.plugin_file import (
     save_plugin,
 )
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
+from variator_export.text.tokenizer import TextEncoder
 from variator_export.verification.error_budget import MULTIPLE
+from variator_export.verification.text_check import DISTRIBUTIONS, check_texts
 from variator_export.verification.verified_graph import how_it_runs, open_for_verification
 
 if TYPE_CHECKING:
+    from variator_export.bundle.manifest import BackboneEntry
     from variator_export.verification.cases import Case
     from variator_export.verification.reference import Expected
 
 
 def copy_backbone_files(context: BuildContext) -> None:
-    """Copy config.json and the tokenizer, so that the bundle is a valid Hugging Face folder."""
+    """Copy everything but the weights, so that sentence-transformers and Optimum open the bundle."""
     files = context.backbone_files
 
     def make() -> None:
         for name, path in files.items():
+            (context.staged.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, context.staged.folder / name)
 
-    context.staged.step("backbone", context.backbone_key, list(files), make)
+    copied = {name: sha256_file(path) for name, path in files.items()}
+    context.staged.step("backbone", context.backbone_key | {"files": copied}, list(files), make)
 
 
 def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
@@ -197,6 +205,28 @@ def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
     }
     output = reference_path(plan)
     staged.step(f"verify/{plan.name}", depends_on, [output], lambda: _verify(context, plan, output))
+
+
+def check_texts_of_baseline(context: BuildContext, plan: VariantPlan, backbone: "BackboneEntry") -> None:
+    """Compare the uncompressed model with the library of its users, from text to result."""
+    depends_on = {
+        "graph": context.staged.sha256(f"{plan.name}.onnx"),
+        "weights": context.staged.sha256(BACKBONE_WEIGHTS),
+        "files": context.staged.steps["backbone"]["files"],
+        "texts": list(context.recipe.verify.texts),
+        "versions": versions(*DISTRIBUTIONS, require_onnxruntime()),
+        "made_by": context.made_by_code(*TEXT_CHECKED_BY),
+    }
+
+    def make() -> None:
+        recipe, folder = context.recipe, context.staged.folder
+        runner = open_for_verification(folder / f"{plan.name}.onnx", {}, recipe.precision)
+        config = read_json_object(folder / "config.json", "Restore it from its source.")
+        encoder = TextEncoder(folder, backbone.max_length)
+        model = TextModel(runner.run, encoder, backbone, config)
+        check_texts(model, context.source.folder, recipe.verify.texts, recipe.precision)
+
+    context.staged.step("verify/texts", depends_on, [], make)
 
 
 def reference_path(plan: VariantPlan) -> str:

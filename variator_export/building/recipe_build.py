@@ -153,6 +153,7 @@ def _make(
     for plan in variants:
         steps.verify_variant(context, plan)
     backbone, any_ratio = _backbone_entry(context), {MODEL: ANY_RATIO_NAME}
+    steps.check_texts_of_baseline(context, next(p for p in variants if _is_baseline(p)), backbone)
     sources = EngineSources(backbone, entries, any_ratio, context.recipe.precision)
     engines = make_engines(context.staged, sources, order, versions)
     targets = tuple(sorted({*context.recipe.targets, *(engine.target for engine in engines)}))
@@ -166,6 +167,10 @@ def _make(
         variants=tuple(entries),
         engines=tuple(engines),
     )
+
+
+def _is_baseline(plan: VariantPlan) -> bool:
+    return METHODS.find(plan.method).is_baseline
 
 
 def _variant_entry(context: BuildContext, plan: VariantPlan) -> Variant:
@@ -184,7 +189,7 @@ def _variant_entry(context: BuildContext, plan: VariantPlan) -> Variant:
     return Variant(
         name=plan.name,
         method=plan.method,
-        baseline=METHODS.find(plan.method).is_baseline,
+        baseline=_is_baseline(plan),
         ratio=plan.ratio,
         plugin=plugin,
         graphs={MODEL: graph_name(plan.name, MODEL)},

@@ -54,6 +54,14 @@ def evaluate_command(
             min=3, metavar="N", help="Truncate longer texts to N tokens. Default: the model's limit."
         ),
     ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            metavar="NAME",
+            help="The model's prompt to put before each text, by name. Default: the model's default prompt.",
+        ),
+    ] = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the result into the model cards of the plugin folders.")
     ] = False,
@@ -97,6 +105,7 @@ def evaluate_command(
             backbone=backbone,
             runtimes=cast(Any, ("eager", "onnxruntime") if runtime == "both" else (runtime,)),
             max_tokens=max_tokens,
+            prompt_name=prompt,
             progress=progress,
         )
     if card:
@@ -114,6 +123,8 @@ def evaluate_command(
 
 def _print(printer: Output, quality: Quality) -> None:
     printer.table(_table(quality))
+    if quality.data["truncated"]:
+        printer.hint(f"{quality.data['truncated']} texts were longer than the limit and were truncated.")
     for variant, deviation in quality.agreement.items():
         printer.hint(
             f"{variant}: the exported graph agrees with eager PyTorch: relative Frobenius error "

@@ -1,10 +1,8 @@
 """`variator-export run`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.table import Table
 from rich.text import Text
@@ -12,9 +10,14 @@ from rich.text import Text
 from variator_export.building.plan import parse_ratio
 from variator_export.cli import options
 from variator_export.cli.output import Format, Output
+from variator_export.cli.run_files import SUFFIXES, numbers, read_texts, write_results
 from variator_export.core.errors import UsageError
 from variator_export.engines.targets import TARGETS
 from variator_export.sessions import Bundle
+from variator_export.text.predictions import TASKS
+from variator_export.text.tokenizer import token_row
+
+_SHOWN_ENTITIES = 5
 
 
 def run_command(
@@ -22,6 +25,22 @@ def run_command(
     text: Annotated[
         list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to run; may be repeated.")
     ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option("--pair", metavar="TEXT", help="The second text of each --text, in the same order."),
+    ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help="Texts from a file: .txt with one on each line, or .tsv, .csv or .jsonl; - reads lines from "
+            "standard input.",
+        ),
+    ] = None,
+    text_column: options.TextColumnOption = "text",
+    pair_column: options.PairColumnOption = None,
+    header: options.HeaderOption = True,
     ratio: Annotated[str | None, typer.Option(metavar="K", help="The ratio to run. Default: 1.")] = None,
     variant: Annotated[
         str | None, typer.Option(metavar="NAME", help="The variant to run, instead of --ratio.")
@@ -34,90 +53,177 @@ def run_command(
     truncate: Annotated[
         bool,
         typer.Option(
-            "--truncate", help="Truncate texts to the model's limit instead of refusing longer ones."
+            help="Whether to truncate texts to the model's limit, as its users do, or refuse longer ones."
         ),
-    ] = False,
+    ] = True,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            metavar="NAME",
+            help="The model's prompt to put before each text, by name. Default: the model's default prompt.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="The largest number of texts to run at once.")
+    ] = 32,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--output-name",
+            metavar="NAME",
+            help="An output to show; may be repeated. Default: all.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"Write the results to a file: {', '.join(SUFFIXES)}. .npy takes one output that "
+            "has one row for each text.",
+        ),
+    ] = None,
     format: Annotated[
         Format, typer.Option(help="How to print the outputs; json contains every number.")
     ] = Format.TEXT,
 ) -> None:
     """Run texts through a bundle, without torch or transformers.
 
+    Prints labels, entities or answers, by the model's task, and the outputs.
+
     **Examples**
 
     `variator-export run artifacts/minilm --ratio 4 --text "The ferry leaves at seven."`
 
-    `variator-export run artifacts/minilm --ratio 4 --text "One." --text "Two." --format json`
+    `variator-export run artifacts/minilm --ratio 4 --input texts.txt --output-name sentence_embedding
+    --output vectors.npy`
+
+    `variator-export run reranker --text "When does it leave?" --pair "The ferry leaves at seven."`
     """
     printer = Output(format)
-    if not text:
-        raise UsageError(
-            "There is no text to run.", f'variator-export run {bundle} --ratio 4 --text "The ferry leaves."'
-        )
     if ratio is not None and variant is not None:
         raise UsageError("--ratio and --variant were both given.", "Give one of them.")
     choice: int | str = variant if variant is not None else parse_ratio(ratio or "1")
+    first, second = _texts(bundle, text, pair, input, (text_column, pair_column, header))
     loaded = Bundle.load(bundle)
     entry = loaded.variant(choice)
+    names = _outputs(loaded, only, output)
     session = loaded.session(
         target, entry.name, allow_unverified=allow_unverified, trust_host_code=trust_host_code
     )
-    backbone = loaded.manifest.backbone
-    inputs = loaded.text_encoder().encode(text, backbone.inputs, backbone.max_length, truncate=truncate)
-    outputs = session.run(inputs)
+    model = loaded.text_model(entry.name, session=session)
+    encodings = model.encode(first, second, truncate=truncate, prompt_name=prompt)
+    rows = [token_row(encoding) for encoding in encodings]
+    if cut := sum(row.truncated for row in rows):
+        limit = model.encoder.max_length
+        printer.hint(f"{cut} of {len(rows)} texts were truncated to the model's limit of {limit} tokens.")
     if entry.plugin is not None and not entry.plugin.trained:
         printer.hint(
             f"warning: the plugin of {entry.name} was only initialised; its outputs are meaningless."
         )
-    # Only the tokens of each text, without the padding to the longest text.
-    num_tokens = inputs["attention_mask"].sum(axis=1)
-    rows = [
+    found = model.outputs(rows, batch_size)
+    task = model.backbone.task
+    predicts = task in TASKS and (task != "question-answering" or second is not None)
+    predictions = model.predictions(encodings, found, first, second) if predicts else [None] * len(first)
+    results: list[dict[str, Any]] = [
         {
-            name: array[row, : num_tokens[row]] if name in backbone.token_outputs else array[row]
-            for name, array in outputs.items()
+            "text": line,
+            **({"pair": second[index]} if second is not None else {}),
+            **_prediction(predictions[index]),
+            "outputs": {name: values for name, values in found[index].items() if name in names},
         }
-        for row in range(len(text))
+        for index, line in enumerate(first)
     ]
-    labels = loaded.labels()
-    chosen = [_label(row["logits"], labels) if labels else {} for row in rows]
+    if output is not None:
+        write_results(output, results)
+        printer.hint(f"written: {output}")
     if printer.is_json:
-        results: list[dict[str, Any]] = [
-            {"text": line, **label, "outputs": {name: _numbers(values) for name, values in row.items()}}
-            for line, label, row in zip(text, chosen, rows, strict=True)
-        ]
-        printer.document({"variant": entry.name, "ratio": entry.ratio, "results": results})
-        return
-    table = Table(title=f"{entry.name} on {target}", title_justify="left")
+        shown = [result | {"outputs": numbers(result["outputs"])} for result in results]
+        printer.document({"variant": entry.name, "ratio": entry.ratio, "results": shown})
+    elif output is None:
+        printer.table(_table(f"{entry.name} on {target}", results))
+
+
+def _texts(
+    bundle: Path,
+    text: list[str] | None,
+    pair: list[str] | None,
+    input: str | None,
+    columns: tuple[str, str | None, bool],
+) -> tuple[list[str], list[str] | None]:
+    if input is not None and (text or pair):
+        raise UsageError("--input and --text were both given.", "Give one of them.")
+    if input is not None:
+        return read_texts(input, *columns)
+    if not text:
+        raise UsageError(
+            "There is no text to run.", f'variator-export run {bundle} --ratio 4 --text "The ferry leaves."'
+        )
+    if pair and len(pair) != len(text):
+        raise UsageError(
+            f"{len(text)} --text and {len(pair)} --pair were given.", "Give one --pair for each --text."
+        )
+    return text, pair or None
+
+
+def _outputs(bundle: Bundle, only: list[str] | None, file: Path | None) -> tuple[str, ...]:
+    """The outputs to show."""
+    backbone = bundle.manifest.backbone
+    for name in only or ():
+        options.choose("--output-name", name, backbone.outputs)
+    names = tuple(only or backbone.outputs)
+    if file is not None and file.suffix not in SUFFIXES:
+        raise UsageError(
+            f"{file} has the suffix {file.suffix or '(none)'}.", f"Give one of: {', '.join(SUFFIXES)}."
+        )
+    if file is not None and file.suffix == ".npy":
+        per_text = [name for name in names if name not in backbone.token_outputs]
+        if len(per_text) != 1:
+            raise UsageError(
+                f".npy takes one output with a row for each text; there are {', '.join(per_text) or 'none'}.",
+                "Choose one with --output-name, or write .jsonl or .parquet.",
+            )
+        names = (per_text[0],)
+    return names
+
+
+def _prediction(found: Any) -> dict[str, Any]:
+    """A prediction as a part of a result: a label's fields by themselves, a list under its name."""
+    if found is None:
+        return {}
+    return {"predictions": found} if isinstance(found, list) else dict(found)
+
+
+def _table(title: str, results: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
     for name in ("text", "output", "shape", "first values"):
         table.add_column(name)
-    for line, label, row in zip(text, chosen, rows, strict=True):
-        if label.get("label") is not None:
-            table.add_row(Text(_shown(line)), "label", "", Text(f"{label['label']} ({label['score']:.1%})"))
-        for name, values in row.items():
+    for result in results:
+        line = result["text"] + (f" | {result['pair']}" if "pair" in result else "")
+        for kind, words in _in_words(result):
+            table.add_row(Text(_shown(line)), kind, "", Text(words))
+        for name, values in result["outputs"].items():
             first = ", ".join(f"{value:.5f}" for value in values.ravel()[:4])
             ending = ", …" if values.size > 4 else ""
             table.add_row(Text(_shown(line)), name, "x".join(map(str, values.shape)), first + ending)
-    printer.table(table)
+    return table
 
 
-def _label(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """Return the predicted class of (C,) logits, with its softmax probability."""
-    if not np.isfinite(logits).all():
-        return {"label": None, "score": None}
-    index = int(logits.argmax())
-    powers = np.exp(logits.astype(np.float64) - float(logits[index]))
-    return {"label": labels[index], "score": float(powers[index] / powers.sum())}
+def _in_words(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """A result's prediction as rows of the table: the kind and the words."""
+    if result.get("label") is not None:
+        return [("label", f"{result['label']} ({result['score']:.1%})")]
+    if "answer" in result:
+        return [("answer", f"{_shown(result['answer'])} ({result['score']:.1%})")]
+    rows = []
+    for item in result.get("predictions", [])[:_SHOWN_ENTITIES]:
+        if isinstance(item, list):  # the tokens for one mask
+            rows.append(("mask", ", ".join(f"{_shown(t['token_str'])} ({t['score']:.1%})" for t in item)))
+        else:
+            rows.append((item["entity_group"], f"{_shown(item['word'])} ({item['score']:.1%})"))
+    return rows
 
 
 def _shown(text: str) -> str:
     """Return the start of a text, without characters that would move the cursor or change the colour."""
     return "".join(c if c.isprintable() else " " for c in text[:40])
-
-
-def _numbers(values: np.ndarray) -> Any:
-    """Return nested lists, with null for NaN and infinity, which JSON does not have."""
-    if np.isfinite(values).all():
-        return values.tolist()
-    numbers = values.astype(object)
-    numbers[~np.isfinite(values)] = None
-    return numbers.tolist()

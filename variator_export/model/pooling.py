@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json, read_json_object
+from variator_export.text.settings import read_text_settings
 
 PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens"]
 
@@ -82,7 +83,9 @@ def read_pooling(folder: Path) -> PoolingSpec | None:
         if kind == "Transformer":
             continue
         if kind == "Pooling":
-            spec = PoolingSpec(_read_mode(folder / str(module["path"]) / "config.json"), normalize=False)
+            path = folder / str(module["path"]) / "config.json"
+            _check_prompts(path, folder)
+            spec = PoolingSpec(_read_mode(path), normalize=False)
         elif kind == "Normalize" and spec is not None:
             spec = PoolingSpec(spec.mode, normalize=True)
         else:
@@ -92,6 +95,16 @@ def read_pooling(folder: Path) -> PoolingSpec | None:
                 "Remove modules.json from a copy of the folder to export without sentence_embedding.",
             )
     return spec
+
+
+def _check_prompts(path: Path, folder: Path) -> None:
+    """Refuse a pooling without the prompt's tokens: the graph cannot tell them from the text's."""
+    included = read_json_object(path, _INCOMPLETE).get("include_prompt", True)
+    if not included and any(read_text_settings(folder).prompts.values()):
+        raise UserError(
+            f"{path} leaves the prompt's tokens out of the pooling (include_prompt), which is not supported.",
+            "Remove the prompts from config_sentence_transformers.json in a copy of the folder.",
+        )
 
 
 def _read_mode(path: Path) -> PoolingMode:

@@ -15,20 +15,22 @@ from variator_export.core.hub import (
     pin,
 )
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
-from variator_export.model.tokenizer import TOKENIZER_FILES
 from variator_export.recipe.recipes_folder import RECIPES_PREFIX, recipes_folder
+from variator_export.text.settings import TEXT_SETTINGS_FILES
+from variator_export.text.tokenizer import TOKENIZER_FILES
 
 PACKAGE_PREFIX = "package:"
 WEIGHTS_NAME = "model.safetensors"
 _INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 _SHARDS = "model-*-of-*.safetensors"
-# The files to read from a backbone's hub repository. sentence-transformers keeps its pooling in the last one.
+# The files to read from a backbone's hub repository. sentence-transformers keeps its pooling in the last two.
 _BACKBONE_FILES = (
     "config.json",
     WEIGHTS_NAME,
     _INDEX_NAME,
     _SHARDS,
     *TOKENIZER_FILES,
+    *TEXT_SETTINGS_FILES,
     "modules.json",
     "[0-9]_*/config.json",
 )

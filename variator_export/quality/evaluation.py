@@ -22,10 +22,10 @@ from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.data.examples import Examples
 from variator_export.engines.base import Runner
+from variator_export.engines.batches import run_rows
 from variator_export.model.plugin_file import load_plugin_config
 from variator_export.model.plugin_layout import CONFIG_NAME
 from variator_export.model.source import PACKAGE_PREFIX, resolve_source
-from variator_export.model.tokenizer import TokenRow, pad_rows
 from variator_export.quality.metrics import (
     classification_metrics,
     embedding_metrics,
@@ -34,13 +34,13 @@ from variator_export.quality.metrics import (
 )
 from variator_export.recipe.recipe import BackboneRecipe, PluginRecipe, Recipe
 from variator_export.sessions import Bundle
+from variator_export.text.tokenizer import TokenRow
 from variator_export.verification.compare import deviation
 from variator_export.verification.eager_bundle import load_bundle_backbone
 
 EvaluationRuntime = Literal["eager", "onnxruntime"]
 # Output arrays by variant and runtime.
 Outputs = dict[tuple[str, str], np.ndarray]
-_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def evaluate(
     backbone: str | None = None,
     runtimes: Sequence[EvaluationRuntime] = ("eager", "onnxruntime"),
     max_tokens: int | None = None,
+    prompt_name: str | None = None,
     progress: Progress | None = None,
 ) -> Quality:
     """Measure the quality of every variant.
@@ -107,6 +108,7 @@ def evaluate(
         backbone: The backbone's source. None means the source that the bundle or the plugins name.
         runtimes: Runtimes to run. With both, their outputs must agree except for rounding.
         max_tokens: Maximum length of a text. Longer texts are truncated. None means the model's limit.
+        prompt_name: The model's prompt to put before each text. None means the model's default prompt.
         progress: Receives progress reports.
 
     Raises:
@@ -127,9 +129,9 @@ def evaluate(
         chosen, output = _task_and_output(task, entry.outputs, entry.token_outputs, examples, entry.source)
         labels = _labels(bundle, examples) if chosen == "classification" else []
         scores = examples.scores() if chosen == "similarity" else []
-        rows, order = _encode(bundle, examples, max_tokens)
+        rows = _encode(bundle, examples, max_tokens, prompt_name)
         found: Outputs = {
-            (name, runtime): _run(runner, output, rows, order, bundle, progress, f"{name} {runtime}")
+            (name, runtime): _run(runner, output, rows, bundle, progress, f"{name} {runtime}")
             for runtime in runtimes
             for name, runner in _runners(bundle, runtime, backbone)
         }
@@ -145,6 +147,8 @@ def evaluate(
             "columns": asdict(examples.columns),
             "examples": len(examples),
             "max_tokens": max_tokens,
+            "prompt_name": prompt_name,
+            "truncated": sum(row.truncated for row in rows),
         }
         graphs = bundle.graph_hashes()
         return Quality(chosen, data, tuple(result_rows), agreement, graphs)
@@ -239,23 +243,17 @@ def _check(task: Task, outputs: Sequence[str], examples: Examples, source: str) 
     return output
 
 
-def _encode(
-    bundle: Bundle, examples: Examples, max_tokens: int | None
-) -> tuple[list[TokenRow], list[list[int]]]:
-    """Encode all texts as token rows, and order them into batches of similar length.
+def _encode(bundle: Bundle, examples: Examples, max_tokens: int | None, prompt: str | None) -> list[TokenRow]:
+    """Encode all texts as token rows.
 
     For embeddings, the second texts of the pairs follow the first ones as rows of their own.
     """
-    limit = bundle.manifest.backbone.max_length
-    if max_tokens is not None:
-        limit = min(max_tokens, limit or max_tokens)
     encoder = bundle.text_encoder()
+    limits = [limit for limit in (max_tokens, encoder.max_length) if limit is not None]
+    limit = min(limits, default=None)
     if examples.pairs is None or "logits" in bundle.manifest.backbone.outputs:
-        rows = encoder.token_rows(examples.texts, limit, pairs=examples.pairs, truncate=True)
-    else:
-        rows = encoder.token_rows([*examples.texts, *examples.pairs], limit, truncate=True)
-    order = np.argsort([len(row.ids) for row in rows], kind="stable").tolist()
-    return rows, [order[i : i + _BATCH_SIZE] for i in range(0, len(order), _BATCH_SIZE)]
+        return encoder.token_rows(examples.texts, limit, pairs=examples.pairs, prompt_name=prompt)
+    return encoder.token_rows([*examples.texts, *examples.pairs], limit, prompt_name=prompt)
 
 
 def _runners(
@@ -275,21 +273,13 @@ def _runners(
 
 
 def _run(
-    runner: Runner,
-    output: str,
-    rows: Sequence[TokenRow],
-    batches: Sequence[Sequence[int]],
-    bundle: Bundle,
-    progress: Progress,
-    name: str,
+    runner: Runner, output: str, rows: Sequence[TokenRow], bundle: Bundle, progress: Progress, name: str
 ) -> np.ndarray:
     """Run all rows and return one output, (number of rows, size)."""
-    entry, pad = bundle.manifest.backbone, bundle.text_encoder().pad_token_id
-    found: dict[int, np.ndarray] = {}
-    with progress.bar(name, len(batches)) as advance:
-        for batch in batches:
-            values = runner.run(pad_rows([rows[i] for i in batch], entry.inputs, pad))[output]
-            found |= dict(zip(batch, values, strict=True))
+    entry, found = bundle.manifest.backbone, {}
+    with progress.bar(name, len(rows)) as advance:
+        for index, values in run_rows(runner.run, rows, entry.inputs, pad_token_id=entry.pad_token_id):
+            found[index] = values[output]
             advance()
     stacked = np.stack([found[index] for index in range(len(rows))])
     if not np.isfinite(stacked).all():

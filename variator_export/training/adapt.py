@@ -6,7 +6,7 @@ from pathlib import Path
 from variator_export.core.errors import UserError
 from variator_export.data.examples import Examples
 from variator_export.model.backbone import Backbone
-from variator_export.model.tokenizer import TextEncoder
+from variator_export.text.tokenizer import TextEncoder
 from variator_export.training.given_plugins import load_given
 from variator_export.training.plugin_run import TrainedPlugins, train_plugins
 from variator_export.training.run import Run

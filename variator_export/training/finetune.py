@@ -12,7 +12,7 @@ from variator_export.core.json_file import write_json
 from variator_export.data.examples import Examples
 from variator_export.model.backbone import Backbone, load_classifier, quiet_transformers
 from variator_export.model.source import BackboneSource
-from variator_export.model.tokenizer import TOKENIZER_FILES, TextEncoder
+from variator_export.text.tokenizer import TOKENIZER_FILES, TextEncoder
 from variator_export.training.checkpoints import History
 from variator_export.training.losses import label_loss
 from variator_export.training.processes import device, is_main_process, num_processes

@@ -14,7 +14,7 @@ import numpy as np
 
 from variator_export.core.errors import UserError
 from variator_export.data.texts import TextSource
-from variator_export.model.tokenizer import TextEncoder, TokenRow
+from variator_export.text.tokenizer import TextEncoder, TokenRow
 from variator_export.training.settings import PassageSettings
 
 # A match ends where a sentence starts. It covers the end of the previous sentence, including closing quotes

@@ -14,7 +14,7 @@ from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME, plugin_card
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin
-from variator_export.model.tokenizer import TokenRow, pad_rows
+from variator_export.text.tokenizer import TokenRow, pad_rows
 from variator_export.training.checkpoints import History
 from variator_export.training.distillation import Distillation
 from variator_export.training.loss_plot import save_loss_plot

@@ -10,7 +10,7 @@ from variator_export.data.texts import TextSource
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_layout import PluginConfig
-from variator_export.model.tokenizer import TextEncoder
+from variator_export.text.tokenizer import TextEncoder
 from variator_export.training.given_plugins import GivenPlugins, leave_out_decompression, load_given
 from variator_export.training.passages import Passages, describe_texts, tokenize_documents
 from variator_export.training.plugin_run import TrainedPlugins, collate_rows, train_plugins

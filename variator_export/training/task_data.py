@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from variator_export.core.errors import UserError
 from variator_export.data.examples import Examples
 from variator_export.model.backbone import Backbone
-from variator_export.model.tokenizer import TextEncoder, TokenRow
+from variator_export.text.tokenizer import TextEncoder, TokenRow
 from variator_export.training.plugin_run import collate_rows
 from variator_export.training.settings import Optimisation
 from variator_export.training.trainer import Batch

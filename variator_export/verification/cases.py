@@ -7,7 +7,7 @@ import numpy as np
 
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
-from variator_export.model.tokenizer import TextEncoder
+from variator_export.text.tokenizer import TextEncoder
 
 DEFAULT_TEXTS = (
     "Yes.",

@@ -28,7 +28,7 @@ def load(source: str | None) -> Any:
     """Load a backbone. None loads the default recipe's backbone."""
     from variator_export.model.backbone import load_backbone, read_backbone_info
     from variator_export.model.source import resolve_source
-    from variator_export.model.tokenizer import TextEncoder
+    from variator_export.text.tokenizer import TextEncoder
 
     found = resolve_source(source or options.default_backbone())
     return load_backbone(read_backbone_info(found), TextEncoder(found.folder).pad_token_id)

@@ -1,0 +1,1 @@
+"""Text to token ids, and outputs to predictions. Needs neither torch nor transformers."""
