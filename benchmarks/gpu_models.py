@@ -49,7 +49,7 @@ def make_model(name: str, precision: str, ratios: list[int], folder: Path) -> Mo
     pad = info.config.pad_token_id or 0
     backbone = load_in_precision(info, pad, precision)
     # In float64 every weight of the other types is exact.
-    exact = load_backbone(info, pad).converted(torch.float64)
+    exact = load_backbone(info, pad).to_dtype(torch.float64)
     exact.model.load_state_dict({key: value.double() for key, value in backbone.model.state_dict().items()})
     size = info.size
     plugins = {

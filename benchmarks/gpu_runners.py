@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
 from variator_export.engines.base import Arrays
-from variator_export.engines.onnxruntime.graph import DeviceGraph
+from variator_export.engines.onnxruntime.graph import IoBindingRunner
 from variator_export.engines.onnxruntime.providers import PROVIDERS
 from variator_export.graph.bind import bind, bind_baseline
 from variator_export.graph.trace import trace
@@ -115,7 +115,7 @@ class GraphWay:
     """Our graph on ONNX Runtime."""
 
     def __init__(self, graph: Path, target: str, device: str) -> None:
-        self._graph = DeviceGraph(graph, PROVIDERS[target])
+        self._graph = IoBindingRunner(graph, PROVIDERS[target])
         self._device = device
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -208,7 +208,7 @@ class Ways:
 
 def make_module(model: Model, plugin: Plugin | None, attention: str) -> AugmentedModel | PlainModel:
     """The model as a PyTorch module, on the CPU. The caller moves it, so weights are not shared."""
-    backbone = model.backbone.rounded(find_precision(model.precision))
+    backbone = model.backbone.in_precision(find_precision(model.precision))
     module: AugmentedModel | PlainModel
     if plugin is None:
         module = PlainModel(backbone)

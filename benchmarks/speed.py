@@ -17,7 +17,7 @@ from common import describe, make_t5_base, minilm_folder, write_result
 from variator_export.benchmark.speed_table import speed_inputs
 from variator_export.benchmark.timing import speedup, time_in_turns
 from variator_export.building.recipe_build import build
-from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
+from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.graph.macs import graph_macs
 from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.macs import analytic_macs
@@ -42,9 +42,9 @@ def measure(backbone: Path, name: str, shape: tuple[int, int], folder: Path, rou
     compressed, baseline = bundle.variant(RATIO), bundle.variant(1)
     inputs = speed_inputs(bundle.manifest.backbone.inputs, 30000, *shape)
     graphs = {
-        "k1": OnnxRuntimeGraph(bundle.graph(baseline.graph)),
-        "k4": OnnxRuntimeGraph(bundle.graph(compressed.graph)),
-        "any-ratio at k4": OnnxRuntimeGraph(
+        "k1": OnnxRuntimeRunner(bundle.graph(baseline.graph)),
+        "k4": OnnxRuntimeRunner(bundle.graph(compressed.graph)),
+        "any-ratio at k4": OnnxRuntimeRunner(
             bundle.graph(bundle.manifest.any_ratio_graph),
             method_of(compressed).inputs_of(bundle, compressed),
         ),

@@ -48,7 +48,7 @@ class HostGpu:
     def download(self, tensor: HostTensor) -> np.ndarray:
         return tensor.values.copy()
 
-    def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         recorded: list[Computes] = []
         self.recording = recorded
         enqueue()

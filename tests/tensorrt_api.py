@@ -29,7 +29,7 @@ import pytest
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.engines import choice
-from variator_export.engines.compatibility import Place
+from variator_export.engines.compatibility import TargetMachine
 from variator_export.engines.request import EngineRequest, Profile
 from variator_export.engines.tensorrt import builder as build
 from variator_export.engines.tensorrt import execution, log, plan, session, timing_cache
@@ -288,7 +288,7 @@ class HostDevice:
     def overwrite(self, tensor: Any, array: Any) -> None:
         tensor.values[...] = array
 
-    def record(self, enqueue: Any) -> Any:
+    def capture(self, enqueue: Any) -> Any:
         enqueue()
         return lambda: None
 
@@ -307,7 +307,7 @@ def run_sessions(recorder: Recorder, folder: Path, target: str) -> None:
     bundle = BundleFiles(folder)
     plan.load_tensorrt = lambda _: FakeModule(recorder)  # type: ignore[assignment]
     plan.plan_contradicts = lambda *_: None  # type: ignore[assignment]
-    choice.this_machine = lambda: Place("this machine", "sm89", {"tensorrt-rtx": "1.7"})
+    choice.this_machine = lambda: TargetMachine("this machine", "sm89", {"tensorrt-rtx": "1.7"})
     choose = session.choose_engine
     strips = target == "tensorrt"
 

@@ -34,14 +34,14 @@ from variator_export.core.precision import FLOAT16
 X = dataclasses.replace(FLOAT16, name="half", suffix="-half")
 """
 TARGET = '''
-from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
+from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.engines.target import EngineTarget
 
 class Kept:
     """A session on a graph that was kept."""
 
     def __init__(self, bundle, entry):
-        self.graph = OnnxRuntimeGraph(bundle.file(entry.engine).read_bytes(), weights=bundle.path)
+        self.graph = OnnxRuntimeRunner(bundle.file(entry.engine).read_bytes(), weights=bundle.path)
         self.names, self.ratios = (entry.variant,), (bundle.variant(entry.variant).ratio,)
 
     def run(self, inputs, ratio=None):

@@ -31,7 +31,7 @@ from variator_export.core.errors import TooSlowError, UsageError, UserError
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
-from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph, OperatorTime, optimize_transformer
+from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner, OperatorTime, optimize_transformer
 from variator_export.graph.torch_baseline import export_plain
 from variator_export.model.backbone import Backbone
 from variator_export.sessions import Bundle
@@ -187,7 +187,7 @@ def test_what_others_make_of_the_backbone_is_no_graph_of_ours_and_right(
         plain, tmp_path / "optimized.onnx", model_type="bert", num_heads=4, hidden_size=32
     )
     for graph in (plain, optimized):
-        found = OnnxRuntimeGraph(graph, as_it_comes=True).run(inputs)
+        found = OnnxRuntimeRunner(graph, as_it_comes=True).run(inputs)
         assert found.keys() == expected.keys()
         assert (np.abs(found["last_hidden_state"] - expected["last_hidden_state"])[mask > 0] < 1e-5).all()
     # Earlier optimizers leave the attention of this export as it is.
@@ -214,7 +214,7 @@ def test_the_optimizer_fuses_what_it_knows_of_t5(
         num_heads=config.num_heads,
         hidden_size=config.d_model,
     )
-    found = OnnxRuntimeGraph(optimized, as_it_comes=True).run(inputs)["last_hidden_state"]
+    found = OnnxRuntimeRunner(optimized, as_it_comes=True).run(inputs)["last_hidden_state"]
     assert (np.abs(found - expected)[mask > 0] < 1e-5).all()
     operators = [node.op_type for node in onnx.load(optimized).graph.node]
     assert operators.count("SkipSimplifiedLayerNormalization") == 2 * config.num_layers

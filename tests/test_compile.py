@@ -18,7 +18,7 @@ from variator_export.building.engine_steps import EngineOrder
 from variator_export.core.environment import Gpu
 from variator_export.core.errors import UsageError
 from variator_export.engines import compatibility
-from variator_export.engines.compatibility import Place, can_run, named_machine
+from variator_export.engines.compatibility import TargetMachine, can_run, parse_machine
 from variator_export.engines.request import EngineRequest, Profile, any_ratio_profiles
 from variator_export.engines.tensorrt import api, target
 from variator_export.engines.tensorrt.builder_process import build_engine
@@ -257,7 +257,7 @@ RTX = {"target": "tensorrt-rtx", "version": "1.7.1.116", "platform": "portable",
     ],
 )
 def test_which_machine_can_run_an_engine(sidecar: dict[str, Any], machine: str, words: str | None) -> None:
-    verdict = can_run(sidecar, named_machine(machine))
+    verdict = can_run(sidecar, parse_machine(machine))
     assert verdict.runs is (words is None), verdict
     if words is not None:
         assert words in verdict.why
@@ -265,12 +265,12 @@ def test_which_machine_can_run_an_engine(sidecar: dict[str, Any], machine: str, 
 
 
 def test_this_machine_and_machines_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not can_run(RTX, Place("this machine", None, {"tensorrt-rtx": "1.7.1.116"})).runs
+    assert not can_run(RTX, TargetMachine("this machine", None, {"tensorrt-rtx": "1.7.1.116"})).runs
     monkeypatch.setattr(compatibility, "first_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
     assert can_run(RTX, compatibility.this_machine()).runs
     for text in ("h100", "sm90", "tensorrt-11.4", "sm86,sm89,tensorrt-11.4", ""):
         with pytest.raises(UsageError, match="--for"):
-            named_machine(text)
+            parse_machine(text)
 
 
 def test_doctor_says_what_an_engine_needs_and_sees_a_plan_of_another_kind(bundle_copy: Path) -> None:

@@ -178,7 +178,7 @@ def test_what_is_recorded_runs_when_it_is_replayed(cuda: HostCuda) -> None:
         cuda.recording.append(lambda: runs.append(1))
         dropped.clear()  # is not freed while the stream records
 
-    replay = device.record(enqueue)
+    replay = device.capture(enqueue)
     assert not cuda.memory
     assert not runs
     replay()
@@ -191,7 +191,7 @@ def test_what_is_recorded_runs_when_it_is_replayed(cuda: HostCuda) -> None:
         raise UserError("The engine refuses.", "Try again.")
 
     with pytest.raises(UserError, match="The engine refuses"):
-        device.record(fail)
+        device.capture(fail)
     assert cuda.recording is None, "the stream is of use again"
     assert not cuda.graphs
 
@@ -208,7 +208,7 @@ def test_errors_are_in_cudas_words(cuda: HostCuda) -> None:
         assert "run smaller batches" in str(raised.value.hint)
     cuda.failing = "cudaStreamEndCapture"
     with pytest.raises(UserError, match="out of memory"):
-        device.record(lambda: None)
+        device.capture(lambda: None)
     cuda.failing, cuda.error = "cudaStreamSynchronize", runtime.cudaError_t.cudaErrorIllegalAddress
     with pytest.raises(UserError, match="illegal memory access") as raised:
         device.upload(ARRAYS[0])

@@ -22,7 +22,7 @@ from variator_export.building.compile_engines import compile_engines
 from variator_export.building.engine_steps import EngineOrder
 from variator_export.core.environment import Gpu
 from variator_export.engines import choice
-from variator_export.engines.compatibility import Place
+from variator_export.engines.compatibility import TargetMachine
 from variator_export.engines.request import Profile, any_ratio_profiles
 from variator_export.engines.tensorrt import plan as opening
 from variator_export.engines.tensorrt import session
@@ -49,7 +49,7 @@ def compiled(artefacts: Artefacts, small_bundle: Path) -> Path:
 
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place("this machine", "sm89", {"tensorrt-rtx": "1.7.1.116"})
+    place = TargetMachine("this machine", "sm89", {"tensorrt-rtx": "1.7.1.116"})
     monkeypatch.setattr(choice, "this_machine", lambda: place)
 
 
@@ -82,7 +82,7 @@ def test_an_engine_needs_neither_torch_nor_transformers(compiled: Path) -> None:
         "from variator_export import Bundle\n"
         "from variator_export.engines import choice\n"
         "from variator_export.engines.compatibility import Place\n"
-        "place = Place('this machine', 'sm89', {'tensorrt-rtx': '1.7.1.116'})\n"
+        "place = TargetMachine('this machine', 'sm89', {'tensorrt-rtx': '1.7.1.116'})\n"
         "choice.this_machine = lambda: place\n"
         f"Bundle.load({str(compiled)!r}).session('tensorrt-rtx', 2, allow_unverified=True)\n"
     )
@@ -166,7 +166,7 @@ class _Plan:
     outputs = ("last_hidden_state",)
     trt = mock.MagicMock()
 
-    def words(self) -> str:
+    def last_messages(self) -> str:
         return "out of memory"
 
     def __init__(self, gpu: HostGpu) -> None:
@@ -203,7 +203,7 @@ def test_each_call_has_its_own_inputs_and_holds_its_memory(
     gpu = HostGpu()
     plan = _Plan(gpu)
     monkeypatch.setattr(session, "open_engine", lambda *_, **__: plan)
-    flavour = dataclasses.replace(FLAVOURS["tensorrt-rtx"], records_graphs=records_itself)
+    flavour = dataclasses.replace(FLAVOURS["tensorrt-rtx"], captures_cuda_graphs=records_itself)
     monkeypatch.setitem(FLAVOURS, "tensorrt-rtx", flavour)
     bundle = Bundle.load(compiled)
 

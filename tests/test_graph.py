@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from stored_traces import Trace
 
 from variator_export.engines.eager import EagerModel
-from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
+from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.engines.request import EngineRequest, Profile
 from variator_export.engines.tensorrt.builder_process import build_engine
 from variator_export.graph.bind import bind, bind_baseline
@@ -39,7 +39,7 @@ class Traced:
     def __init__(self, backbone: Backbone, folder: Path, trace: Trace) -> None:
         self.backbone, self.folder = backbone, folder
         ir.save(trace(backbone, folder, "weights.safetensors"), folder / "any-ratio.onnx")
-        self.any_ratio = OnnxRuntimeGraph(folder / "any-ratio.onnx")
+        self.any_ratio = OnnxRuntimeRunner(folder / "any-ratio.onnx")
 
     def bind(self, plugin: Plugin | None) -> Path:
         if plugin is None:
@@ -52,7 +52,7 @@ class Traced:
         ir.save(model, self.folder / f"{name}.onnx")
         return self.folder / f"{name}.onnx"
 
-    def with_plugin(self, plugin: Plugin) -> OnnxRuntimeGraph:
+    def with_plugin(self, plugin: Plugin) -> OnnxRuntimeRunner:
         return self.any_ratio.with_plugin(stack_for_graph(plugin))
 
 
@@ -102,7 +102,7 @@ def test_bound_and_any_ratio_graphs_equal_eager_at_every_length(
     made = traced(model)
     plugin = plugin_for(made.backbone, ratio, masking=masking)
     eager = EagerModel(made.backbone, plugin)
-    bound = OnnxRuntimeGraph(made.bind(plugin))
+    bound = OnnxRuntimeRunner(made.bind(plugin))
     limit = made.backbone.max_length or 64
     for batch, length in (
         (1, 1), (2, ratio - 1), (1, ratio), (3, ratio + 1), (2, 37), (1, limit - 1), (2, limit)
@@ -118,7 +118,7 @@ def test_the_baseline_is_the_backbone_itself(traced: Callable[[str], Traced], mo
     made = traced(model)
     eager = EagerModel(made.backbone, None)
     path = made.bind(None)
-    baseline = OnnxRuntimeGraph(path)
+    baseline = OnnxRuntimeRunner(path)
     size = made.backbone.info.size
     null = made.with_plugin(null_plugin(size.num_layers, size.hidden_size))
     for batch, length in ((1, 1), (3, 37), (2, made.backbone.max_length or 64)):
@@ -134,7 +134,7 @@ def test_minilm_at_its_limit_with_a_ratio_that_does_not_divide_it(traced: Callab
     """512 tokens with k=3 need slot 513, which has no position embedding."""
     made = traced("minilm")
     plugin = plugin_for(made.backbone, 3)
-    bound, eager = OnnxRuntimeGraph(made.bind(plugin)), EagerModel(made.backbone, plugin)
+    bound, eager = OnnxRuntimeRunner(made.bind(plugin)), EagerModel(made.backbone, plugin)
     for length in (511, 512):
         inputs = random_inputs(made.backbone, 1, length)
         assert_equal(bound.run(inputs), eager.run(inputs))
@@ -170,7 +170,7 @@ def test_a_bound_graph_equals_a_direct_trace_at_ratio_4(
         output_names=["last_hidden_state"],
         verbose=False,
     )
-    direct, bound = OnnxRuntimeGraph(tmp_path / "direct.onnx"), OnnxRuntimeGraph(made.bind(plugin))
+    direct, bound = OnnxRuntimeRunner(tmp_path / "direct.onnx"), OnnxRuntimeRunner(made.bind(plugin))
     for batch_size, length in ((1, 4), (3, 36), (2, 64)):
         inputs = random_inputs(made.backbone, batch_size, length)
         assert_equal(bound.run(inputs), direct.run(inputs))
@@ -179,7 +179,7 @@ def test_a_bound_graph_equals_a_direct_trace_at_ratio_4(
 def test_padding_on_the_right_does_not_change_a_row(traced: Callable[[str], Traced]) -> None:
     made = traced("bert")
     for masking in ("none", "exclude-padding"):
-        graph = OnnxRuntimeGraph(made.bind(plugin_for(made.backbone, 4, masking=masking)))
+        graph = OnnxRuntimeRunner(made.bind(plugin_for(made.backbone, 4, masking=masking)))
         short = random_inputs(made.backbone, 1, 10)
         long = {name: np.pad(array, ((0, 0), (0, 27))) for name, array in short.items()}
         found, expected = graph.run(long)["last_hidden_state"][:, :10], graph.run(short)["last_hidden_state"]
@@ -275,7 +275,7 @@ def test_plugin_tensors_in_half_precision_are_widened_in_the_graph(traced: Calla
     made = traced("bert")
     wide = plugin_for(made.backbone, 2)
     half = Plugin(wide.config, {name: array.astype(np.float16) for name, array in wide.tensors.items()})
-    bound = OnnxRuntimeGraph(made.bind(half))
+    bound = OnnxRuntimeRunner(made.bind(half))
     with safe_open(made.folder / "plugins/ratio-2-none/plugin.safetensors", "np") as file:
         assert file.get_slice("layers.0.compress.weight").get_dtype() == "F16"
     inputs = random_inputs(made.backbone, 2, 9)

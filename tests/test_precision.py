@@ -80,7 +80,7 @@ def test_an_engine_can_be_built_of_every_family_in_half_precision(
     load_model: Callable[..., Backbone], trace: Trace, tmp_path: Path, model: str, precision: str
 ) -> None:
     # The builder sees every operator of the family in one layer.
-    backbone = load_model(model, layers=1).rounded(find_precision(precision))
+    backbone = load_model(model, layers=1).in_precision(find_precision(precision))
     ir.save(trace(backbone, tmp_path, "weights.safetensors"), tmp_path / "any-ratio.onnx")
     plugin = plugin_for(backbone, 2)
     save_plugin(plugin, tmp_path / "plugin")
@@ -219,7 +219,7 @@ def test_float32_modules_keep_their_unrounded_weights(load_model: Callable[[str]
     backbone = load_model("t5-v1.0")
     before = backbone.state
     for precision, stays in (("float16", True), ("bfloat16", False)):
-        after = backbone.rounded(find_precision(precision)).state
+        after = backbone.in_precision(find_precision(precision)).state
         wo = next(name for name in before if f".{WO}." in name)
         assert (after[wo].dtype == torch.float32) is stays
         assert torch.equal(after[wo], before[wo]) is stays

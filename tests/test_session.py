@@ -13,7 +13,7 @@ import pytest
 from conftest import BLOCK, plugin_for
 
 from variator_export import Bundle, UserError, build
-from variator_export.engines.onnxruntime.graph import DeviceGraph
+from variator_export.engines.onnxruntime.graph import IoBindingRunner
 from variator_export.engines.onnxruntime.providers import PROVIDERS
 from variator_export.model.backbone import load_backbone, read_backbone_info
 from variator_export.model.methods import method_of
@@ -237,7 +237,7 @@ def test_bound_inputs_and_outputs_give_the_same(small_bundle: Path) -> None:
     """As on a GPU, whose tensors are bound; the CPU can bind too."""
     bundle = Bundle.load(small_bundle)
     inputs = _inputs(bundle, "The ferry leaves at seven.", "Yes.")
-    graph = DeviceGraph(bundle.graph("any-ratio.onnx"), PROVIDERS["onnxruntime"], bind=True)
+    graph = IoBindingRunner(bundle.graph("any-ratio.onnx"), PROVIDERS["onnxruntime"], bind=True)
     session = bundle.session()
     for ratio in (4, 1, 2):
         uploaded = graph.upload(method_of(bundle.variant(ratio)).inputs_of(bundle, bundle.variant(ratio)))

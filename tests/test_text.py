@@ -203,7 +203,7 @@ def test_threads_share_an_encoder_and_a_bundle(prompted_bundle: Path) -> None:
                 except UserError:
                     pass
             elif kind == 2:
-                if len(encoder.plain([long])[0][0]) != 100:
+                if len(encoder.encode_plain([long])[0][0]) != 100:
                     wrong.append("cut silently")
             elif np.abs(bundle.embed([long, "short"], 4) - wanted).max() > 1e-6:
                 wrong.append("embedding")

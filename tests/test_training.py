@@ -539,11 +539,14 @@ def test_tokens_are_those_of_the_whole_text(tmp_path: Path, embedding_model: Pat
     train, held_out = tokenize_documents(read_texts([str(tmp_path / "a.txt")]), encoder, PASSAGES)
     documents = [train[0].documents[0], held_out[0].documents[0]]
     joined = [i for document in documents for i in document.ids.tolist()]
-    assert joined == encoder.plain([text * 40])[0][0]
+    assert joined == encoder.encode_plain([text * 40])[0][0]
     first = documents[0]
     ends = {int(first.ids[start - 1]) for start in first.starts[1:]}
-    marks = {encoder.plain([mark])[0][0][0] for mark in '".);:!'}
-    assert ends <= marks | {encoder.plain(["then"])[0][0][0], encoder.plain(["heading"])[0][0][0]}
+    marks = {encoder.encode_plain([mark])[0][0][0] for mark in '".);:!'}
+    assert ends <= marks | {
+        encoder.encode_plain(["then"])[0][0][0],
+        encoder.encode_plain(["heading"])[0][0][0],
+    }
     assert len(first.starts) > 100
 
 
@@ -551,7 +554,7 @@ def test_text_is_mixed_by_shares(tmp_path: Path, embedding_model: Path, texts: s
     short = tmp_path / "short.jsonl"
     short.write_text("".join(json.dumps({"text": f"Number {i}."}) + "\n" for i in range(200)))
     encoder = TextEncoder(embedding_model)
-    number = encoder.plain(["number"])[0][0][0]
+    number = encoder.encode_plain(["number"])[0][0][0]
     train, held_out = tokenize_documents(read_texts([texts, f"{short}@0.75"]), encoder, PASSAGES)
     # Of many short documents some are held out whole.
     assert [len(pool.documents) for pool in (train[1], held_out[1])] == [180, 20]

@@ -33,7 +33,7 @@ from variator_export.model.backbone import Backbone
 from variator_export.model.plugin_file import load_plugin, save_plugin
 from variator_export.recipe.recipe import Recipe
 from variator_export.sessions import Bundle
-from variator_export.verification.bisect import Bisection, BisectTarget
+from variator_export.verification.bisect import Bisection, BisectSubject
 from variator_export.verification.bundle_verification import STORED, Verification, verify
 from variator_export.verification.cases import REAL_TEXT
 from variator_export.verification.compare import argmax_agreement, deviation, rank_correlation
@@ -100,7 +100,7 @@ def test_a_correct_bundle_passes(embedding_bundle: Path, reference: Any) -> None
     assert len(checks) == 2 * 5 * 2  # both graphs, five checks, two outputs
     assert result.left_out == {}
     # The limit is no loose one: eager's own rounding and the graph's are of one size.
-    worst = max(f.badness for found in result.findings.values() for f in found)
+    worst = max(f.severity for found in result.findings.values() for f in found)
     assert 0.3 < worst <= 4
 
 
@@ -204,7 +204,7 @@ def test_rows_are_brought_into_a_shape_that_is_taken(
         pad_token_id=bundle.manifest.backbone.pad_token_id,
         token_outputs=bundle.manifest.backbone.token_outputs,
         max_length=64,
-        takes=lambda batch, length: batch in batches and length in lengths,
+        supports_shape=lambda batch, length: batch in batches and length in lengths,
     )
     assert all(finding.passed for finding in found)
     assert left.keys() == left_out
@@ -320,7 +320,7 @@ class FusesWrongly(Graphs):
     refuses_from = 1000
     off = ""
 
-    def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> BisectTarget:
+    def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> BisectSubject:
         target = super().bisect_target(variant, file, progress)
         values = module_outputs(target.load())
         inside = {value for module, value in values.items() if module.startswith(self.prefix)}
@@ -553,7 +553,7 @@ def test_values_of_different_kinds_do_not_lend_each_other_their_scale() -> None:
 
 def test_the_reference_is_finite_where_a_row_is_masked_whole(load_model: Callable[[str], Backbone]) -> None:
     """ModernBERT asks for a softmax in float32, in which the lowest float64 is -inf."""
-    backbone = load_model("modernbert").converted(torch.float64)
+    backbone = load_model("modernbert").to_dtype(torch.float64)
     mask = (np.arange(60) < 3).astype(np.int64)[None]
     inputs = {"input_ids": np.where(mask, 2000, 0), "attention_mask": mask}
     outputs = EagerModel(backbone, None).run(inputs)

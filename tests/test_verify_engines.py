@@ -32,7 +32,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.cli.verification_files import junit_xml, markdown
 from variator_export.core.environment import Gpu
 from variator_export.engines import choice
-from variator_export.engines.compatibility import Place
+from variator_export.engines.compatibility import TargetMachine
 from variator_export.engines.layers import EnginePrecision, precision_in_engine
 from variator_export.engines.onnxruntime.session import OnnxRuntimeSession
 from variator_export.engines.request import EngineRequest, Profile
@@ -101,7 +101,7 @@ def bundle(compiled: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     found = Gpu("NVIDIA of the test", "sm89")
-    place = Place("this machine", "sm89", {TARGET: "1.7.1.116"})
+    place = TargetMachine("this machine", "sm89", {TARGET: "1.7.1.116"})
     for module in (session, verify_targets):
         monkeypatch.setattr(module, "first_gpu", lambda: found)
     monkeypatch.setattr(choice, "this_machine", lambda: place)

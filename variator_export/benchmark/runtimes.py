@@ -155,19 +155,19 @@ class Subjects:
             return self._plain(runtime)
         graph = self._files.graph(variant.graph)
         if runtime == "openvino":
-            from variator_export.engines.openvino import OpenVinoGraph
+            from variator_export.engines.openvino import OpenVinoRunner
 
-            return OpenVinoGraph(graph, threads=self._threads)
-        from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
+            return OpenVinoRunner(graph, threads=self._threads)
+        from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 
         if runtime == "any-ratio":
             shared = self._files.graph(self._files.manifest.any_ratio_graph)
             extra = method_of(variant).inputs_of(self._files, variant)
-            return OnnxRuntimeGraph(shared, extra, threads=self._threads)
-        return OnnxRuntimeGraph(graph, threads=self._threads)
+            return OnnxRuntimeRunner(shared, extra, threads=self._threads)
+        return OnnxRuntimeRunner(graph, threads=self._threads)
 
     def _plain(self, runtime: str) -> Runner:
-        from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph, optimize_transformer
+        from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner, optimize_transformer
         from variator_export.graph.torch_baseline import export_plain
 
         # The graphs are exported once: each opening reads the same files.
@@ -184,7 +184,7 @@ class Subjects:
                 hidden_size=self._files.manifest.backbone.hidden_size,
             )
         graph = optimized if runtime == "onnxruntime-optimizer" else plain
-        return OnnxRuntimeGraph(graph, threads=self._threads, as_it_comes=True)
+        return OnnxRuntimeRunner(graph, threads=self._threads, as_it_comes=True)
 
     @cached_property
     def _eager(self) -> "Backbone":

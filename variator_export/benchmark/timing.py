@@ -65,7 +65,7 @@ class Timings:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class Speedup:
     """Speed-up with its 95 % confidence interval.
 
     Attributes:
@@ -159,7 +159,7 @@ def join(openings: Sequence[Mapping[str, Timings]]) -> dict[str, Timings]:
     }
 
 
-def speedup(slow: Timings, fast: Timings, *, seed: int = 0) -> Ratio:
+def speedup(slow: Timings, fast: Timings, *, seed: int = 0) -> Speedup:
     """Compute the speed-up: the median, over openings, of the ratio of the medians.
 
     The interval is a bootstrap over openings, and over the rounds within each opening. Both keep runs paired
@@ -182,7 +182,7 @@ def speedup(slow: Timings, fast: Timings, *, seed: int = 0) -> Ratio:
     )
     low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])
     found = np.median(slow_medians, axis=1) / np.median(fast_medians, axis=1)
-    return Ratio(float(np.median(found)), float(low), float(high), tuple(found.tolist()))
+    return Speedup(float(np.median(found)), float(low), float(high), tuple(found.tolist()))
 
 
 def _medians(blocks: Sequence[Sequence[float]]) -> np.ndarray:

@@ -160,7 +160,7 @@ def _take(staged: StagedBundle, source: BundleFiles, entry: EngineEntry) -> None
     step = engine_step(entry)
     depends_on = source.manifest.steps.get(step, {})
     if staged.old is not None and source.path == staged.old.path:
-        staged.keep(step, entry.files, depends_on)
+        staged.reuse_if_valid(step, entry.files, depends_on)
         return
 
     def copy() -> None:

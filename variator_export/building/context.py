@@ -80,7 +80,7 @@ class BuildContext:
             "files": {n: sha256_file(p) for n in decisive if (p := source.folder / n).is_file()},
         }
 
-    def made_by_code(self, *parts: str) -> dict[str, str | None]:
+    def code_fingerprint(self, *parts: str) -> dict[str, str | None]:
         """Return the versions and the digest of the code that determine a step's result."""
         return {**self.made_by, "code": code_digest(*parts)}
 
@@ -133,7 +133,7 @@ class BuildContext:
         method = METHODS.find(plan.method)
         return EagerModel(chosen, self._read(plan, lambda folder: method.eager(chosen, folder)))
 
-    def sources_of_graph(self, plan: VariantPlan) -> dict[str, str | None]:
+    def graph_input_hashes(self, plan: VariantPlan) -> dict[str, str | None]:
         """Return the hashes of all files that a variant's graph is made from or refers to."""
         tensors = f"{self.plugin_folder(plan)}/plugin.safetensors"
         config = f"{self.plugin_folder(plan)}/plugin_config.json"

@@ -233,7 +233,7 @@ def _keep(staged: StagedBundle, sources: EngineSources, entry: EngineEntry) -> b
     # Only the files are compared: the engine may come from another machine, and its TensorRT version need
     # not be installed here.
     now = {**before, **_sources(staged, graph, _tensors(variant) if variant else None)}
-    return staged.keep(engine_step(entry), entry.files, now)
+    return staged.reuse_if_valid(engine_step(entry), entry.files, now)
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
             "backbone": context.source.label,
             "config": context.backbone_key["files"]["config.json"],
             "weights_sha256": context.source.weights_sha256,
-            "made_by": context.made_by_code(*INITIALISED_BY),
+            "made_by": context.code_fingerprint(*INITIALISED_BY),
         }
 
     def make() -> None:
@@ -143,7 +143,7 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
     depends_on = {
         "backbone": context.backbone_key,
         "precision": context.recipe.precision,
-        "made_by": context.made_by_code(*TRACED_BY),
+        "made_by": context.code_fingerprint(*TRACED_BY),
     }
     staged.step("trace", depends_on, [ANY_RATIO_NAME, BACKBONE_WEIGHTS], make)
 
@@ -160,7 +160,7 @@ def bind_variant(context: BuildContext, plan: VariantPlan) -> None:
         model = method.bind(staged.folder / ANY_RATIO_NAME, context.plugin_folder(plan))
         ir.save(model, staged.folder / output)
 
-    depends_on = {**context.sources_of_graph(plan), "made_by": context.made_by_code(*BOUND_BY)}
+    depends_on = {**context.graph_input_hashes(plan), "made_by": context.code_fingerprint(*BOUND_BY)}
     staged.step(f"bind/{plan.name}", depends_on, [output], make)
 
 
@@ -195,13 +195,13 @@ def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
     """Run all checks on both graphs of a variant, store the reference and write the report."""
     staged, recipe = context.staged, context.recipe
     depends_on = {
-        **context.sources_of_graph(plan),
+        **context.graph_input_hashes(plan),
         "graph": staged.sha256(f"{plan.name}.onnx"),
         "backbone": context.backbone_key,
         "cases": recipe.verify.model_dump(mode="json"),
         "allowed": MULTIPLE,
         "onnxruntime": versions(require_onnxruntime()),
-        "made_by": context.made_by_code(*VERIFIED_BY),
+        "made_by": context.code_fingerprint(*VERIFIED_BY),
     }
     output = reference_path(plan)
     staged.step(f"verify/{plan.name}", depends_on, [output], lambda: _verify(context, plan, output))
@@ -215,7 +215,7 @@ def check_texts_of_baseline(context: BuildContext, plan: VariantPlan, backbone: 
         "files": context.staged.steps["backbone"]["files"],
         "texts": list(context.recipe.verify.texts),
         "versions": versions(*DISTRIBUTIONS, require_onnxruntime()),
-        "made_by": context.made_by_code(*TEXT_CHECKED_BY),
+        "made_by": context.code_fingerprint(*TEXT_CHECKED_BY),
     }
 
     def make() -> None:
@@ -285,5 +285,5 @@ def _reference(
 
     from variator_export.verification.reference import eager_reference
 
-    exact = context.eager(plan, context.backbone.converted(torch.float64))
+    exact = context.eager(plan, context.backbone.to_dtype(torch.float64))
     return eager_reference(exact, context.eager(plan), cases, context.recipe.precision, progress)

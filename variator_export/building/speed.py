@@ -24,7 +24,7 @@ def speed_of_bundle(
     """Return the bundle's speed measurement if it covers these graphs on this machine; otherwise measure."""
     depends_on = {
         "graphs": {plan.name: context.staged.sha256(f"{plan.name}.onnx") for plan in variants},
-        "plugins": {plan.name: context.sources_of_graph(plan)["plugin"] for plan in variants},
+        "plugins": {plan.name: context.graph_input_hashes(plan)["plugin"] for plan in variants},
         "recipe": recipe.model_dump(mode="json"),
         "onnxruntime": versions(require_onnxruntime()),
         "made_by": context.made_by,

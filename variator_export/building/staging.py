@@ -162,7 +162,7 @@ class StagedBundle:
             if not files and not subfolders:
                 (self.folder / inside).mkdir(parents=True, exist_ok=True)
 
-    def keep(self, name: str, outputs: Sequence[str], depends_on: Mapping[str, Any]) -> bool:
+    def reuse_if_valid(self, name: str, outputs: Sequence[str], depends_on: Mapping[str, Any]) -> bool:
         """Reuse a result that was not requested if it is still valid; otherwise drop it."""
         why = self._why_not_reused(name, depends_on, outputs)
         if why is None:

@@ -73,7 +73,7 @@ class BackboneEntry(_Part):
         """The outputs with one row per token."""
         return self.part.token_outputs
 
-    def within_limit(self, length: int) -> int:
+    def clamp_length(self, length: int) -> int:
         """A length in tokens, capped at the model's limit if the model has one."""
         return length if self.max_length is None else min(length, self.max_length)
 

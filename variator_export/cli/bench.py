@@ -180,7 +180,7 @@ def default_shapes(bundle: Path) -> list[tuple[int, int]]:
 
     backbone = read_manifest(bundle).backbone
     shapes = [_parse(text) for text in _DEFAULT_SHAPES]
-    return list(dict.fromkeys((b, backbone.within_limit(s)) for b, s in shapes))
+    return list(dict.fromkeys((b, backbone.clamp_length(s)) for b, s in shapes))
 
 
 def _print(printer: Output, result: Benchmark) -> None:

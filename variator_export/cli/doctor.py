@@ -11,7 +11,7 @@ from rich.text import Text
 from variator_export.cli.output import Format, Output
 from variator_export.core.errors import UsageError
 from variator_export.core.extras import Extra
-from variator_export.engines.compatibility import named_machine
+from variator_export.engines.compatibility import parse_machine
 from variator_export.reporting.diagnosis import Diagnosis, diagnose
 
 
@@ -49,7 +49,7 @@ def doctor_command(
             "--for checks the engines of a bundle, and no bundle was given.",
             f"variator-export doctor BUNDLE --for {machine}",
         )
-    found = diagnose(bundle, named_machine(machine) if machine is not None else None)
+    found = diagnose(bundle, parse_machine(machine) if machine is not None else None)
     if printer.is_json:
         extras = [{**asdict(extra), "state": extra.state} for extra in found.extras]
         printer.document({**asdict(found), "extras": extras})

@@ -72,7 +72,7 @@ def parse_hub_source(source: str) -> HubSource:
     return HubSource(match["repo"], match["sub"].removeprefix("/"), match["revision"])
 
 
-def pin(source: HubSource, *, cached: bool = False) -> HubSource:
+def pin_revision(source: HubSource, *, cached: bool = False) -> HubSource:
     """The source at the current commit of its revision, so that every later step reads the same files.
 
     Without `HF_HUB_OFFLINE` the hub is always asked, because a branch may have moved since it was cached.
@@ -119,7 +119,7 @@ def download(
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
-    pinned = pin(source, cached=cached)
+    pinned = pin_revision(source, cached=cached)
     prefix = f"{source.subfolder}/" if source.subfolder else ""
     files = {"revision": pinned.revision, "allow_patterns": [prefix + pattern for pattern in patterns]}
     with _errors(source, cached=cached), _bars():

@@ -15,7 +15,7 @@ _VERSION = re.compile(r"(?P<target>[a-z-]+)-(?P<version>\d+(\.\d+)*)")
 
 
 @dataclass(frozen=True)
-class Place:
+class TargetMachine:
     """A machine that might run an engine.
 
     Attributes:
@@ -44,17 +44,17 @@ class Verdict:
     remedy: str | None = None
 
 
-def this_machine() -> Place:
+def this_machine() -> TargetMachine:
     """The machine that this process runs on."""
     from variator_export.engines.targets import engine_targets
 
     gpu = first_gpu()
     found = {name: next(iter(target.versions().values())) for name, target in engine_targets().items()}
     versions = {name: version for name, version in found.items() if version is not None}
-    return Place("this machine", gpu.capability if gpu else None, versions)
+    return TargetMachine("this machine", gpu.capability if gpu else None, versions)
 
 
-def named_machine(text: str) -> Place:
+def parse_machine(text: str) -> TargetMachine:
     """Parse a machine as a user writes it: `sm90,tensorrt-11.4`.
 
     Raises:
@@ -75,10 +75,10 @@ def named_machine(text: str) -> Place:
             raise UsageError(f"{part!r} in --for {text} is not a machine.", "--for sm90,tensorrt-11.4")
     if capability is None or not versions:
         raise UsageError(f"--for {text} does not name a GPU and a TensorRT.", "--for sm90,tensorrt-11.4")
-    return Place("that machine", capability, versions)
+    return TargetMachine("that machine", capability, versions)
 
 
-def can_run(sidecar: Mapping[str, Any], place: Place) -> Verdict:
+def can_run(sidecar: Mapping[str, Any], place: TargetMachine) -> Verdict:
     """Check whether a machine can run an engine.
 
     Args:

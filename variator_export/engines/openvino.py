@@ -11,7 +11,7 @@ from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 
 
-class OpenVinoGraph:
+class OpenVinoRunner:
     """A graph of one ratio.
 
     Args:

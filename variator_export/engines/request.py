@@ -137,7 +137,7 @@ def _token_shapes(name: str, shapes: ShapeSet, backbone: BackboneEntry, part: Pa
             f"The profile {name} starts at {lengths[0]} tokens; the model's limit is {limit}.",
             f"Correct engine.profiles.{name}.sequence_length in the recipe.",
         )
-    sizes = {BATCH: shapes.batch_size, LENGTH: tuple(map(backbone.within_limit, lengths))}
+    sizes = {BATCH: shapes.batch_size, LENGTH: tuple(map(backbone.clamp_length, lengths))}
     found = {}
     for tensor in part.inputs:
         axes = [sizes[axis] if isinstance(axis, str) else (axis,) * 3 for axis in tensor.axes]

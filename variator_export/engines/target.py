@@ -83,7 +83,7 @@ class Session(Protocol):
 class EngineSession(Session, Protocol):
     """A session on an engine. An engine runs the shapes of its profiles only."""
 
-    def takes(self, batch_size: int, sequence_length: int) -> bool:
+    def supports_shape(self, batch_size: int, sequence_length: int) -> bool:
         """Whether a profile covers inputs of this shape."""
         ...
 

@@ -7,8 +7,8 @@ import numpy as np
 import onnx_ir as ir
 
 from variator_export.graph.constants import add_constant
-from variator_export.graph.masking import keep_everything
-from variator_export.graph.padding import remove_padding
+from variator_export.graph.masking import remove_padding_mask
+from variator_export.graph.padding import remove_window_padding
 from variator_export.graph.simplify import module_of, name_nodes, simplify
 from variator_export.graph.weights import attach_weights, detach_weights, external_tensors
 from variator_export.model.plugin_layout import (
@@ -42,7 +42,7 @@ def bind(any_ratio: Path, config: PluginConfig, plugin_location: str) -> ir.Mode
         name = str(value.name)
         if name == EXCLUDE_PADDING_INPUT:
             if config.masking == "none":
-                keep_everything(graph, value)
+                remove_padding_mask(graph, value)
             _make_constant(graph, value, np.array(config.masking == "exclude-padding"))
         elif name.startswith(GRAPH_INPUT_PREFIX):
             held |= _bind_kind(graph, value, name.removeprefix(GRAPH_INPUT_PREFIX), config, tensors)
@@ -69,7 +69,7 @@ def bind_baseline(any_ratio: Path) -> ir.Model:
         _remove_plugin(graph, site)
     ratio_inputs = [v for v in graph.inputs if str(v.name).startswith(GRAPH_INPUT_PREFIX)]
     _set_dimensions(graph, {"ratio": 1, "bottleneck_size": 1})
-    remove_padding(graph)
+    remove_window_padding(graph)
     simplify(model, fuse_norms=not _is_half(held))
     # Only the shapes of the plugin inputs were still in use, and they are constant now.
     for value in ratio_inputs:

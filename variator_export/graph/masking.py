@@ -6,7 +6,7 @@ import onnx_ir as ir
 _PRESERVING = ("Unsqueeze", "Expand", "Reshape", "Identity", "Squeeze", "Cast")
 
 
-def keep_everything(graph: ir.Graph, exclude_padding: ir.Value) -> None:
+def remove_padding_mask(graph: ir.Graph, exclude_padding: ir.Value) -> None:
     """Remove the selections and products that depend on `exclude_padding`, assuming that it is false.
 
     Args:

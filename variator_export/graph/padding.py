@@ -18,7 +18,7 @@ _PADDED = ".padded"
 RATIO_SOURCE = GRAPH_INPUT_PREFIX + "compress.bias"  # (L, k)
 
 
-def add_padding(
+def add_window_padding(
     graph: ir.Graph, inputs: Collection[str], token_outputs: Collection[str], pad_id: int
 ) -> None:
     """Give a windowed graph the interface (batch_size, sequence_length).
@@ -69,8 +69,8 @@ def add_padding(
         graph.outputs[position] = sliced
 
 
-def remove_padding(graph: ir.Graph) -> None:
-    """Undo `add_padding` for ratio 1, where no length needs padding."""
+def remove_window_padding(graph: ir.Graph) -> None:
+    """Undo `add_window_padding` for ratio 1, where no length needs padding."""
     for node in list(graph):
         source = node.inputs[0] if node.inputs else None
         if node.op_type == "Pad" and source is not None and source.is_graph_input():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from variator_export.core.axes import BATCH
 from variator_export.graph.attention import fuse_attention
-from variator_export.graph.padding import add_padding
+from variator_export.graph.padding import add_window_padding
 from variator_export.graph.simplify import name_modules, name_nodes, simplify
 from variator_export.graph.weights import attach_weights, detach, external_tensors, write_weights
 from variator_export.model.augmented import CompressedFeedForward, WindowedModel
@@ -88,7 +88,7 @@ def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
     graph = model.graph
     name_modules(model, prefix="windowed.model.")
     used = _detach_parameters(graph, traced, backbone)
-    add_padding(graph, backbone.spec.family.inputs, backbone.spec.token_outputs, backbone.pad_token_id)
+    add_window_padding(graph, backbone.spec.family.inputs, backbone.spec.token_outputs, backbone.pad_token_id)
     simplify(model, fuse_norms=backbone.dtype == torch.float32)
     fuse_attention(model)
     _check_inline(graph)

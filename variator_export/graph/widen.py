@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 
-def widen(model: ir.Model) -> None:
+def bfloat16_to_float32(model: ir.Model) -> None:
     """Convert all bfloat16 tensors of a graph to float32; converted values are held in memory."""
     for value in model.graph.initializers.values():
         stored = value.const_value

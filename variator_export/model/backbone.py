@@ -69,7 +69,7 @@ class BackboneInfo:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded backbone: frozen, with eager attention, in float32 unless it was `converted`."""
+    """A loaded backbone: frozen, with eager attention, in float32 unless it was `to_dtype`."""
 
     info: BackboneInfo
     model: nn.Module
@@ -100,7 +100,7 @@ class Backbone:
         """Type of the weights, except those in the family's float32 modules."""
         return next(self.model.parameters()).dtype
 
-    def converted(self, dtype: torch.dtype, *, keeps_float32_modules: bool = False) -> "Backbone":
+    def to_dtype(self, dtype: torch.dtype, *, keeps_float32_modules: bool = False) -> "Backbone":
         """A copy whose weights have another type.
 
         Args:
@@ -117,10 +117,10 @@ class Backbone:
                     module.float().load_state_dict(originals[name].state_dict())
         return dataclasses.replace(self, model=model.requires_grad_(False))
 
-    def rounded(self, precision: Precision) -> "Backbone":
+    def in_precision(self, precision: Precision) -> "Backbone":
         """A copy in one of the precisions of recipes."""
         dtype: torch.dtype = getattr(torch, precision.dtype)
-        return self.converted(dtype, keeps_float32_modules=precision.keeps_float32_modules)
+        return self.to_dtype(dtype, keeps_float32_modules=precision.keeps_float32_modules)
 
 
 def read_backbone_info(
@@ -189,7 +189,7 @@ def load_in_precision(info: BackboneInfo, pad_token_id: int, precision: str) -> 
     loaded, wanted = load_backbone(info, pad_token_id), find_precision(precision)
     if not wanted.is_half:
         return loaded
-    converted = loaded.rounded(wanted)
+    converted = loaded.in_precision(wanted)
     for name, tensor in converted.state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(

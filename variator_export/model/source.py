@@ -12,7 +12,7 @@ from variator_export.core.hub import (
     download,
     looks_like_repository,
     parse_hub_source,
-    pin,
+    pin_revision,
 )
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 from variator_export.recipe.recipes_folder import RECIPES_PREFIX, recipes_folder
@@ -68,10 +68,10 @@ def pin_source(source: str) -> str:
         UserError: The hub does not have the repository or revision, or cannot be reached.
     """
     if source.startswith(HUB_PREFIX):
-        return str(pin(parse_hub_source(source)))
+        return str(pin_revision(parse_hub_source(source)))
     if looks_like_repository(source) and not Path(source).exists():
         try:
-            return str(pin(parse_hub_source(source)))
+            return str(pin_revision(parse_hub_source(source)))
         except UserError as error:
             raise UserError(f"There is no folder {source}, and: {error.message}", error.hint) from error
     return source

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from variator_export.recipe.part import RecipePart
+from variator_export.recipe.part import RecipeModel
 
 
-class BuilderOptions(RecipePart):
+class BuilderOptions(RecipeModel):
     """Options of an engine builder, besides the graph, its shapes and the GPU."""
 
     tf32: bool = False

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from variator_export.core.nearest import nearest
 
 
-class RecipePart(BaseModel):
+class RecipeModel(BaseModel):
     """Base of all recipe parts: frozen, refuses unknown keys, and describes each field by its docstring."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

@@ -13,7 +13,7 @@ from pydantic import (
 
 from variator_export.core.precision import PRECISIONS
 from variator_export.recipe.builder_options import BuilderOptions
-from variator_export.recipe.part import RecipePart as _Part
+from variator_export.recipe.part import RecipeModel as _Part
 from variator_export.recipe.part import known
 
 DEFAULT_RECIPE = "minilm"

@@ -11,7 +11,7 @@ from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import conditions, is_importable, machine, require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.extras import Extra, extras
-from variator_export.engines.compatibility import Place, Verdict, can_run, this_machine
+from variator_export.engines.compatibility import TargetMachine, Verdict, can_run, this_machine
 from variator_export.engines.targets import TARGETS, engine_targets, find_engine_target
 from variator_export.model.source import resolve_source
 from variator_export.sessions import Bundle
@@ -65,7 +65,7 @@ class Diagnosis:
     problems: list[str]
 
 
-def diagnose(bundle: Path | None = None, place: Place | None = None) -> Diagnosis:
+def diagnose(bundle: Path | None = None, place: TargetMachine | None = None) -> Diagnosis:
     """Inspect this machine, and a bundle on it.
 
     Args:
@@ -114,7 +114,7 @@ def _probe(module: str) -> Probe:
     return Probe(module, True, ended.stdout.strip())
 
 
-def _look_at(bundle: Bundle, probes: list[Probe], place: Place) -> dict[str, Any]:
+def _look_at(bundle: Bundle, probes: list[Probe], place: TargetMachine) -> dict[str, Any]:
     answer = " ".join(p.answer for p in probes if p.works and p.module == "onnxruntime")
     return {
         "path": str(bundle.path),
@@ -126,7 +126,7 @@ def _look_at(bundle: Bundle, probes: list[Probe], place: Place) -> dict[str, Any
     }
 
 
-def _engine(bundle: Bundle, entry: EngineEntry, place: Place) -> dict[str, Any]:
+def _engine(bundle: Bundle, entry: EngineEntry, place: TargetMachine) -> dict[str, Any]:
     """Describe an engine and whether a machine can run it. Only the header of the plan is read."""
     sidecar = bundle.sidecar(entry)
     wrong = find_engine_target(entry.target).contradiction(bundle.file(entry.engine), entry.version)

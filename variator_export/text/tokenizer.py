@@ -214,7 +214,7 @@ class TextEncoder:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
-    def plain(self, texts: Iterable[str]) -> list[tuple[list[int], list[int]]]:
+    def encode_plain(self, texts: Iterable[str]) -> list[tuple[list[int], list[int]]]:
         """Encode texts without special tokens; returns token ids and their start offsets in characters.
 
         Raises:
@@ -223,7 +223,7 @@ class TextEncoder:
         encodings = self._tokenizer.encode_batch(as_texts(texts), add_special_tokens=False)
         return [(encoding.ids, [start for start, _ in encoding.offsets]) for encoding in encodings]
 
-    def frame(self) -> tuple[list[int], list[int]]:
+    def special_tokens_around_text(self) -> tuple[list[int], list[int]]:
         """The special tokens before and after a text."""
         encoding = self._tokenizer.encode("a")
         own = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]

@@ -98,7 +98,7 @@ def _hold_out(
     """Divide one source into the documents to train on and the held-out documents."""
     found = [
         _document(text, *tokens)
-        for text, tokens in zip(source.documents, encoder.plain(source.documents), strict=True)
+        for text, tokens in zip(source.documents, encoder.encode_plain(source.documents), strict=True)
         if tokens[0]
     ]
     step = max(2, round(1 / share))
@@ -173,7 +173,7 @@ class Passages:
         self._drawers = [_Drawer(pool) for pool in pools]
         left = 1 - sum(pool.share or 0 for pool in pools)
         self._shares = np.cumsum([left if pool.share is None else pool.share for pool in pools])
-        self._before, self._after = encoder.frame()
+        self._before, self._after = encoder.special_tokens_around_text()
         self._vocabulary = encoder.word_ids()
         self._settings = settings
         self._batch_size = batch_size

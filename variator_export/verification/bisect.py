@@ -25,7 +25,7 @@ from variator_export.verification.judge import Finding, judge
 
 
 @dataclass(frozen=True)
-class BisectTarget:
+class BisectSubject:
     """A graph, or an engine that was built from one.
 
     Attributes:
@@ -175,7 +175,7 @@ class Bisection:
 
 
 def bisect(
-    target: BisectTarget,
+    target: BisectSubject,
     exact: EagerModel,
     rounded: EagerModel,
     case: Case,

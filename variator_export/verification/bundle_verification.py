@@ -106,7 +106,7 @@ class Verification:
     def failures(self) -> list[Finding]:
         """The findings outside their limit, the worst first."""
         failed = [f for findings in self.findings.values() for f in findings if not f.passed]
-        return sorted(failed, key=lambda finding: finding.badness, reverse=True)
+        return sorted(failed, key=lambda finding: finding.severity, reverse=True)
 
     @property
     def imprecise(self) -> dict[str, str]:
@@ -130,7 +130,7 @@ class Verification:
                 groups.setdefault((variant, f.question.graph, f.question.check), []).append(f)
         rows = []
         for group, members in groups.items():
-            worst = max(members, key=lambda finding: finding.badness)
+            worst = max(members, key=lambda finding: finding.severity)
             failed = sum(not finding.passed for finding in members)
             rows.append(SummaryRow(*group, len(members), worst.used, worst.allowed, failed))
         return rows
@@ -151,7 +151,7 @@ class Verification:
             if passed and variant == ANY_RATIO and len(self.findings) < num_variants:
                 continue
             precision = self.precisions.get(variant)
-            worst = max(own, key=lambda finding: finding.badness)
+            worst = max(own, key=lambda finding: finding.severity)
             batch_size, length = max((finding.question.input_shape for finding in own), key=math.prod)
             records.append(
                 EngineRecord(
@@ -313,7 +313,9 @@ def _verify_variant(
     )
     with progress.bar(f"verify {variant.name}", len(runners) * (len(reference) + 1)) as advance:
         openers = {file: functools.partial(_as_it_is, runner) for file, runner in runners.items()}
-        return check_variant(openers, reference, subject, takes=runs.takes, progress=advance)
+        return check_variant(
+            openers, reference, subject, supports_shape=runs.supports_shape, progress=advance
+        )
 
 
 def _as_it_is(runner: Runner) -> Runner:

@@ -52,7 +52,7 @@ def check_variant(
     reference: Sequence[Expected],
     subject: CheckedVariant,
     *,
-    takes: Callable[[str, int, int], bool] = lambda *_: True,
+    supports_shape: Callable[[str, int, int], bool] = lambda *_: True,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[list[Finding], list[LeftOut]]:
     """Compare each graph or engine of a variant with its reference, and with itself in other batches.
@@ -62,8 +62,8 @@ def check_variant(
             because a session holds memory.
         reference: The cases and the expected outputs.
         subject: The variant.
-        takes: Function (file, batch_size, sequence_length) that returns whether a file accepts a shape.
-            Engines accept only some shapes.
+        supports_shape: Function (file, batch_size, sequence_length) that returns whether a file accepts a
+            shape. Engines accept only some shapes.
         progress: Called after each case of each file, and after the file's other checks.
 
     Returns:
@@ -76,7 +76,7 @@ def check_variant(
     findings: list[Finding] = []
     left_out: list[LeftOut] = []
     for file, open_ in openers.items():
-        taken = [expected for expected in reference if takes(file, *expected.case.shape)]
+        taken = [expected for expected in reference if supports_shape(file, *expected.case.shape)]
         if not taken:
             raise UserError(
                 f"None of the {len(reference)} cases is within the profiles of {file}.",
@@ -98,7 +98,7 @@ def check_variant(
             pad_token_id=subject.pad_token_id,
             token_outputs=subject.token_outputs,
             max_length=subject.max_length,
-            takes=functools.partial(takes, file),
+            supports_shape=functools.partial(supports_shape, file),
         )
         findings += found
         left_out += [LeftOut(file, check, tuple(shapes)) for check, shapes in left_of.items()]

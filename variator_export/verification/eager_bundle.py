@@ -69,7 +69,7 @@ class EagerBundle:
         self._backbone: Backbone = load_bundle_backbone(bundle, source, "--reference stored")
         import torch  # only now: the line before has checked that it is installed
 
-        self._exact = self._backbone.converted(torch.float64)
+        self._exact = self._backbone.to_dtype(torch.float64)
 
     def reference(self, variant: Variant, progress: Progress) -> list[Expected]:
         """Compute the reference for all cases of a variant."""
@@ -150,7 +150,7 @@ def _case_to_bisect(findings: Sequence[Finding], cases: Mapping[str, Case], rati
     wrong = [finding for finding in failed if finding.question.check == REFERENCE] or failed
     chosen = [cases[finding.question.case] for finding in wrong]
 
-    def badness(case: Case) -> tuple[bool, bool, int]:
+    def severity(case: Case) -> tuple[bool, bool, int]:
         return not case.judged_rows.all(), case.shape[1] % ratio != 0, math.prod(case.shape)
 
-    return min(chosen, key=badness)
+    return min(chosen, key=severity)

@@ -25,7 +25,7 @@ CHECKS = (EQUAL_ROWS, ROW_ORDER, ROW_ALONE, PADDING)
 # Pairs of found and expected arrays, each by output.
 _Pairs = Iterator[tuple[Arrays, Arrays]]
 # Function that returns whether a graph accepts a shape (batch_size, sequence_length).
-Takes = Callable[[int, int], bool]
+SupportsShape = Callable[[int, int], bool]
 # Bounds of the search for a shape that an engine accepts, and the batch size that replaces a single row.
 _MOST_ROWS = 128
 _SEVERAL_ROWS = 4
@@ -41,7 +41,7 @@ def check_invariances(
     pad_token_id: int,
     token_outputs: Sequence[str],
     max_length: int | None,
-    takes: Takes = lambda *_: True,
+    supports_shape: SupportsShape = lambda *_: True,
 ) -> tuple[list[Finding], dict[str, list[str]]]:
     """Run the same rows in other batches, other orders and with other padding, and compare the outputs.
 
@@ -57,17 +57,17 @@ def check_invariances(
         pad_token_id: The tokenizer's padding token.
         token_outputs: Names of the outputs with one row per token. They are compared at tokens only.
         max_length: The model's limit in tokens. None if there is none.
-        takes: Function (batch_size, sequence_length) that returns whether the graph accepts a shape.
+        supports_shape: Function (batch_size, sequence_length) that returns whether the graph accepts a shape.
 
     Returns:
         The worst finding for each check and output; and for each incomplete check, the shapes that were left
         out or the reason.
     """
     case = expected.case
-    shape = _nearest_shape(case.shape, takes, max_length)
+    shape = _nearest_shape(case.shape, supports_shape, max_length)
     if shape is None:
         return [], {check: ["no shape near the text's shape is within its profiles"] for check in CHECKS}
-    rows = _Rows(runner, _in_shape(case.inputs, shape, pad_token_id), tuple(token_outputs), takes)
+    rows = _Rows(runner, _in_shape(case.inputs, shape, pad_token_id), tuple(token_outputs), supports_shape)
     checks = {
         EQUAL_ROWS: rows.equal,
         ROW_ORDER: rows.in_other_order,
@@ -87,7 +87,7 @@ def check_invariances(
                 for output, question in questions.items():
                     budget = expected.budgets[output]
                     finding = _judge_pair(question, found.get(output), wanted.get(output), budget)
-                    if output not in worst or finding.badness > worst[output].badness:
+                    if output not in worst or finding.severity > worst[output].severity:
                         worst[output] = finding
         except UserError as error:
             worst = {
@@ -110,16 +110,18 @@ def _judge_pair(
     return judge(question, found, wanted, budget)
 
 
-def _nearest_shape(shape: tuple[int, int], takes: Takes, max_length: int | None) -> tuple[int, int] | None:
+def _nearest_shape(
+    shape: tuple[int, int], supports_shape: SupportsShape, max_length: int | None
+) -> tuple[int, int] | None:
     """Return the nearest shape that a graph accepts, with several rows if possible. None if there is none."""
     batch, length = shape
     if batch == 1:  # a recipe with one text; a single row cannot show that rows are independent
         batch = _SEVERAL_ROWS
-    if takes(batch, length):
+    if supports_shape(batch, length):
         return batch, length
     batches = [*sorted(range(2, _MOST_ROWS + 1), key=lambda n: abs(n - batch)), 1]
     lengths = sorted(range(1, (max_length or _MOST_TOKENS) + 1), key=lambda n: abs(n - length))
-    return next(((b, n) for b in batches for n in lengths if takes(b, n)), None)
+    return next(((b, n) for b in batches for n in lengths if supports_shape(b, n)), None)
 
 
 def _in_shape(inputs: Mapping[str, np.ndarray], shape: tuple[int, int], pad_token_id: int) -> Arrays:
@@ -160,10 +162,14 @@ class _Rows:
     """
 
     def __init__(
-        self, runner: Runner, inputs: Mapping[str, np.ndarray], token_outputs: tuple[str, ...], takes: Takes
+        self,
+        runner: Runner,
+        inputs: Mapping[str, np.ndarray],
+        token_outputs: tuple[str, ...],
+        supports_shape: SupportsShape,
     ) -> None:
         self.left_out: set[tuple[int, int]] = set()
-        self._takes = takes
+        self._supports_shape = supports_shape
         self._runner = runner
         self._inputs = inputs
         self._token_outputs = token_outputs
@@ -209,7 +215,7 @@ class _Rows:
 
     def _can_run(self, batch_size: int, length: int) -> bool:
         """Return whether the graph accepts a shape. If not, record the shape as left out."""
-        taken = self._takes(batch_size, length)
+        taken = self._supports_shape(batch_size, length)
         if not taken:
             self.left_out.add((batch_size, length))
         return taken

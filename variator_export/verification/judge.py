@@ -72,7 +72,7 @@ class Finding:
         return self.problem is None and self.used is not None and self.used <= self.allowed
 
     @property
-    def badness(self) -> float:
+    def severity(self) -> float:
         """Sort key for finding the worst of several findings."""
         return math.inf if self.used is None else self.used
 
@@ -179,7 +179,7 @@ def refuse_failures(findings: Sequence[Finding], variant: str, ratio: int) -> No
     """
     failed = [finding for finding in findings if not finding.passed]
     if failed:
-        worst = max(failed, key=lambda finding: finding.badness)
+        worst = max(failed, key=lambda finding: finding.severity)
         raise NumbersDisagreeError(
             f"{variant} (ratio {ratio}): {worst}. {len(failed)} of {len(findings)} checks failed; nothing "
             "was published.",

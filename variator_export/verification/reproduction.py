@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from variator_export.engines.eager import EagerModel
 from variator_export.graph.modules import extract_module, mark_outputs, module_inputs
-from variator_export.verification.bisect import BisectTarget, ModuleFinding, run_by_module
+from variator_export.verification.bisect import BisectSubject, ModuleFinding, run_by_module
 from variator_export.verification.cases import Case
 from variator_export.verification.error_budget import MULTIPLE
 
@@ -38,7 +38,7 @@ ONNXRUNTIME_SCRIPT = _ONNXRUNTIME
 
 
 def write_reproduction(
-    target: BisectTarget, exact: EagerModel, case: Case, finding: ModuleFinding, folder: Path
+    target: BisectSubject, exact: EagerModel, case: Case, finding: ModuleFinding, folder: Path
 ) -> None:
     """Write the reproduction of one module's fault.
 

@@ -28,7 +28,7 @@ from variator_export.verification.verified_graph import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from variator_export.verification.bisect import BisectTarget
+    from variator_export.verification.bisect import BisectSubject
 
 
 class Runs(Protocol):
@@ -54,11 +54,11 @@ class Runs(Protocol):
         """Return the smallest, the usual and the largest shapes of the profiles."""
         ...
 
-    def takes(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
+    def supports_shape(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
         """Return whether a file accepts inputs of a shape."""
         ...
 
-    def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> "BisectTarget":
+    def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> "BisectSubject":
         """Return a target that runs changed copies of a file's graph, with a variant's plugin."""
         ...
 
@@ -91,19 +91,19 @@ class Graphs:
         """Return the shapes of the recipe's profiles, cut to the model's limit as for engines."""
         manifest = self._bundle.manifest
         found = [
-            (batch_size, manifest.backbone.within_limit(length))
+            (batch_size, manifest.backbone.clamp_length(length))
             for profile in manifest.recipe["engine"]["profiles"].values()
             for batch_size, length in zip(profile["batch_size"], profile["sequence_length"], strict=True)
         ]
         return list(dict.fromkeys(found))
 
-    def takes(self, _file: str, _batch_size: int, _sequence_length: int, /) -> bool:
+    def supports_shape(self, _file: str, _batch_size: int, _sequence_length: int, /) -> bool:
         """Return True: a graph accepts every shape."""
         return True
 
-    def bisect_target(self, variant: Variant, file: str, _progress: Progress, /) -> "BisectTarget":
+    def bisect_target(self, variant: Variant, file: str, _progress: Progress, /) -> "BisectSubject":
         """Return a target on ONNX Runtime, opened the same way as the graph itself."""
-        from variator_export.verification.bisect import BisectTarget
+        from variator_export.verification.bisect import BisectSubject
         from variator_export.verification.reproduction import ONNXRUNTIME_SCRIPT
 
         bundle, precision = self._bundle, self._bundle.manifest.precision
@@ -114,7 +114,7 @@ class Graphs:
             return functools.partial(open_changed(model, bundle.path, extra, precision).run, inputs)
 
         load = functools.partial(load_for_verification, graph, precision)
-        return BisectTarget(file, "opened again", load, open_, extra, ONNXRUNTIME_SCRIPT)
+        return BisectSubject(file, "opened again", load, open_, extra, ONNXRUNTIME_SCRIPT)
 
 
 class _AtRatio:
@@ -201,15 +201,15 @@ class Engines:
         macs = macs_by_node(graph, variant.precision_proof.float32_modules, variant.ratio)
         return precision_in_engine(self._sessions[file].layers(), macs, precision)
 
-    def takes(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
+    def supports_shape(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
         """Return whether one of the engine's profiles covers a shape."""
-        return self._sessions[file].takes(batch_size, sequence_length)
+        return self._sessions[file].supports_shape(batch_size, sequence_length)
 
-    def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> "BisectTarget":
+    def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> "BisectSubject":
         """Return a target that builds engines on this machine, with the settings in the engine's sidecar."""
         import onnx_ir as ir
 
-        from variator_export.verification.bisect import BisectTarget
+        from variator_export.verification.bisect import BisectSubject
 
         bundle, (entry, sidecar) = self._bundle, self._built[file]
         any_ratio = entry.variant == ANY_RATIO
@@ -223,4 +223,4 @@ class Engines:
 
         script = self._target.reproduction(sidecar)
         again = f"built again, by {entry.target} {self._target.version()}"
-        return BisectTarget(file, again, functools.partial(ir.load, graph), open_, extra, script)
+        return BisectSubject(file, again, functools.partial(ir.load, graph), open_, extra, script)

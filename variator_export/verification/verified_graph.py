@@ -9,7 +9,7 @@ import numpy as np
 
 from variator_export.core.environment import require
 from variator_export.core.precision import find_precision
-from variator_export.engines.onnxruntime.graph import OnnxRuntimeGraph
+from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,14 +24,14 @@ def how_it_runs(precision: str) -> str:
     return AS_IT_IS if find_precision(precision).on_a_cpu else WIDENED
 
 
-def open_for_verification(graph: Path, extra: Mapping[str, np.ndarray], precision: str) -> OnnxRuntimeGraph:
+def open_for_verification(graph: Path, extra: Mapping[str, np.ndarray], precision: str) -> OnnxRuntimeRunner:
     """Open a graph on ONNX Runtime's CPU provider. A bfloat16 graph runs as a copy widened to float32.
 
     Raises:
         UserError: The graph cannot be loaded.
     """
     if how_it_runs(precision) == AS_IT_IS:
-        return OnnxRuntimeGraph(graph, extra)
+        return OnnxRuntimeRunner(graph, extra)
     return open_changed(load_for_verification(graph, precision), graph.parent, extra, precision)
 
 
@@ -40,17 +40,17 @@ def load_for_verification(graph: Path, precision: str) -> "ir.Model":
     require("onnx_ir", "export", "Verifying a bfloat16 graph on a CPU")
     import onnx_ir as ir
 
-    from variator_export.graph.widen import widen
+    from variator_export.graph.widen import bfloat16_to_float32
 
     model = ir.load(graph)
     if how_it_runs(precision) == WIDENED:
-        widen(model)
+        bfloat16_to_float32(model)
     return model
 
 
 def open_changed(
     model: "ir.Model", weights: Path, extra: Mapping[str, np.ndarray], precision: str
-) -> OnnxRuntimeGraph:
+) -> OnnxRuntimeRunner:
     """Open a graph from `load_for_verification` on ONNX Runtime's CPU provider.
 
     Args:
@@ -62,8 +62,8 @@ def open_changed(
     import onnx_ir as ir
 
     if how_it_runs(precision) == AS_IT_IS:
-        return OnnxRuntimeGraph(ir.to_proto(model).SerializeToString(), extra, weights=weights)
+        return OnnxRuntimeRunner(ir.to_proto(model).SerializeToString(), extra, weights=weights)
     with TemporaryDirectory() as folder:  # widened weights are not in any file yet
         path = Path(folder) / "widened.onnx"
         ir.save(model, path, external_data="widened.data")
-        return OnnxRuntimeGraph(path, extra)
+        return OnnxRuntimeRunner(path, extra)

@@ -171,7 +171,7 @@ def optimize_transformer(
     return output
 
 
-class OnnxRuntimeGraph:
+class OnnxRuntimeRunner:
     """A graph of one ratio, or an any-ratio graph together with the plugin to run, on the CPU.
 
     Args:
@@ -199,14 +199,14 @@ class OnnxRuntimeGraph:
         """Run the graph once; int64 inputs (B, S)."""
         return _call(self._session, {**inputs, **self._extra})
 
-    def with_plugin(self, extra: Mapping[str, np.ndarray]) -> "OnnxRuntimeGraph":
+    def with_plugin(self, extra: Mapping[str, np.ndarray]) -> "OnnxRuntimeRunner":
         """Reuse the session with another plugin, without loading anything again."""
-        other = object.__new__(OnnxRuntimeGraph)
+        other = object.__new__(OnnxRuntimeRunner)
         other._session, other._extra = self._session, dict(extra)
         return other
 
 
-class DeviceGraph:
+class IoBindingRunner:
     """A graph on a device: plugins are copied to it once, outputs back after each run (IO binding).
 
     Args:

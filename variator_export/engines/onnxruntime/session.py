@@ -11,7 +11,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.core.errors import UserError
 from variator_export.engines.added_plugin import load_added_plugin, refuse_added_plugin
 from variator_export.engines.base import Arrays, check_inputs
-from variator_export.engines.onnxruntime.graph import DeviceGraph
+from variator_export.engines.onnxruntime.graph import IoBindingRunner
 from variator_export.engines.onnxruntime.providers import CPU, Provider
 from variator_export.model.methods import method_of
 from variator_export.model.plugin_layout import stack_for_graph
@@ -35,7 +35,7 @@ class OnnxRuntimeSession:
     def __init__(self, bundle: BundleFiles, *, threads: int | None = None, provider: Provider = CPU) -> None:
         self._bundle, self._backbone = bundle, bundle.manifest.backbone
         graph = bundle.graph(bundle.manifest.any_ratio_graph)
-        self._graph = DeviceGraph(graph, provider, threads=threads)
+        self._graph = IoBindingRunner(graph, provider, threads=threads)
         # Load all plugins now, so that publishing the bundle again later changes nothing here. The table is
         # only ever replaced as a whole: calls in other threads see either the old or the new table.
         self._plugins = {
@@ -119,7 +119,7 @@ class OnnxRuntimeVariantSession:
     ) -> None:
         self._bundle, self._backbone = bundle, bundle.manifest.backbone
         self._variant = bundle.variant(variant)
-        self._graph = DeviceGraph(bundle.graph(self._variant.graph), provider, threads=threads)
+        self._graph = IoBindingRunner(bundle.graph(self._variant.graph), provider, threads=threads)
         bundle.check_unchanged()
 
     @property

@@ -29,8 +29,8 @@ class Flavour:
         compute_capabilities: Compute capabilities that it can build for without the GPU. None if it builds
             only for the GPU of the machine.
         portable: Compute capabilities on which an engine runs if none was named.
-        records_graphs: Whether execution contexts record CUDA graphs themselves. Otherwise their stream is
-            recorded.
+        captures_cuda_graphs: Whether execution contexts capture CUDA graphs themselves. If not, their stream
+            is captured.
     """
 
     module: str
@@ -39,7 +39,7 @@ class Flavour:
     cannot: Mapping[str, str] = field(default_factory=dict)
     compute_capabilities: tuple[str, ...] | None = None
     portable: tuple[str, ...] = ()
-    records_graphs: bool = False
+    captures_cuda_graphs: bool = False
 
 
 FLAVOURS = {
@@ -59,7 +59,7 @@ FLAVOURS = {
         # sm75 must be named. It has no kernels for float32 products and none for bfloat16.
         ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
         portable=("sm80", "sm86", "sm89", "sm120", "sm121"),
-        records_graphs=True,
+        captures_cuda_graphs=True,
     ),
     "tensorrt": Flavour(
         "tensorrt",

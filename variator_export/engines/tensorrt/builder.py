@@ -12,7 +12,7 @@ from variator_export.core.errors import UserError
 from variator_export.engines.request import EngineRequest, Profile
 from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.api import load_tensorrt
-from variator_export.engines.tensorrt.log import last_words, make_log
+from variator_export.engines.tensorrt.log import last_messages, make_log
 from variator_export.engines.tensorrt.timing_cache import TimingCache
 
 
@@ -166,6 +166,6 @@ def _failed(request: EngineRequest, what: str, log: Any, detail: str = "") -> Us
     profiles = "; ".join(f"{index}: {profile}" for index, profile in enumerate(request.profiles))
     return UserError(
         f"{request.target} {what} for {request.what}. Its profiles: {profiles}. In its own words:\n  "
-        f"{last_words(log, detail)}",
+        f"{last_messages(log, detail)}",
         "Other targets and engines are not affected.",
     )

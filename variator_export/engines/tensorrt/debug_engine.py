@@ -18,7 +18,7 @@ from variator_export.engines.request import Profile, request_of
 from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.builder_process import build_engine
 from variator_export.engines.tensorrt.device import CudaDevice, Device
-from variator_export.engines.tensorrt.execution import Execution, choose_profile
+from variator_export.engines.tensorrt.execution import EngineContexts, choose_profile
 from variator_export.engines.tensorrt.plan import OpenPlan
 
 _GRAPH = "changed.onnx"
@@ -75,7 +75,7 @@ class Rebuilder:
             request = request_of(self._sidecar, _GRAPH, what, (profile,))
             content = build_engine(request, Path(folder), on_progress)
         plan = OpenPlan(self._entry.target, content, what, "Verify it without --bisect.")
-        execution = Execution(plan, [profile], self._device, self._entry.target, what)
+        execution = EngineContexts(plan, [profile], self._device, self._entry.target, what)
 
         def run() -> Arrays:
             tensors = {name: self._device.upload(array) for name, array in arrays.items()}

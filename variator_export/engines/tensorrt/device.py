@@ -33,7 +33,7 @@ class Device(Protocol):
         """The values of a tensor, after all work on the stream is done."""
         ...
 
-    def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Record the work that a function enqueues on the stream, without running it; returns its replay."""
         ...
 
@@ -132,7 +132,7 @@ class CudaDevice:
         self._copy(array.ctypes.data, tensor.data_ptr(), array.nbytes, kind)
         return array
 
-    def record(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Record the stream while the function enqueues."""
         cuda = self._cuda
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal

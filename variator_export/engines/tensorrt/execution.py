@@ -23,7 +23,7 @@ TYPES = {
 
 
 @dataclass(frozen=True)
-class Bound:
+class BoundContext:
     """An execution context with the shapes and addresses of one call; the object keeps them alive.
 
     Attributes:
@@ -42,7 +42,7 @@ class Bound:
         self.enqueue()
 
 
-class Execution:
+class EngineContexts:
     """An open engine, and the device that holds its tensors.
 
     Args:
@@ -59,16 +59,16 @@ class Execution:
         self._plan, self._profiles, self._device = plan, profiles, device
         self._refuser, self._what = refuser, what
 
-    def new_context(self, *, records_graphs: bool = False) -> Any:
+    def new_context(self, *, captures_cuda_graphs: bool = False) -> Any:
         """Create a context on profile 0. Memory is allocated for the profile in use, not for the largest one.
 
         Args:
-            records_graphs: Whether the context records CUDA graphs itself, as contexts of TensorRT for RTX
-                can.
+            captures_cuda_graphs: Whether the context captures CUDA graphs itself, as contexts of TensorRT for
+                RTX can.
         """
         trt, engine = self._plan.trt, self._plan.engine
         strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        if records_graphs:
+        if captures_cuda_graphs:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -86,7 +86,7 @@ class Execution:
             self._require(done, f"the profile {self._profiles[index].name}")
         return index
 
-    def bind(self, context: Any, inputs: Mapping[str, Any], shapes: InputShapes) -> Bound:
+    def bind(self, context: Any, inputs: Mapping[str, Any], shapes: InputShapes) -> BoundContext:
         """Set the shapes and addresses of a context.
 
         Args:
@@ -108,13 +108,14 @@ class Execution:
         def enqueue() -> None:
             self._require(context.execute_async_v3(self._device.stream), f"a run on {dict(shapes)}")
 
-        return Bound(context, inputs, outputs, enqueue)
+        return BoundContext(context, inputs, outputs, enqueue)
 
     def _require(self, done: object, what: str) -> None:
         """Raise an error if a call failed: TensorRT returns False or None if it refuses."""
         if done is False or done is None:
             raise UserError(
-                f"{self._refuser} refused {what} of {self._what}. In its own words:\n  {self._plan.words()}",
+                f"{self._refuser} refused {what} of {self._what}. In its own words:\n  "
+                f"{self._plan.last_messages()}",
                 "Usually the GPU's memory is full: run smaller batches, or end other programs that use it.",
             )
 

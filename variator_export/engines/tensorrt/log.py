@@ -20,7 +20,7 @@ def make_log(trt: Any) -> Any:
     return Log()
 
 
-def last_words(log: Any, detail: str = "") -> str:
+def last_messages(log: Any, detail: str = "") -> str:
     """The last messages of a log, one per line.
 
     Args:

@@ -9,7 +9,7 @@ from variator_export.bundle.files import BACKBONE_WEIGHTS, BundleFiles
 from variator_export.bundle.manifest import EngineEntry, Variant
 from variator_export.core.errors import UserError
 from variator_export.engines.tensorrt.api import load_tensorrt
-from variator_export.engines.tensorrt.log import last_words, make_log
+from variator_export.engines.tensorrt.log import last_messages, make_log
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
 from variator_export.model.plugin_layout import TENSORS_NAME
 
@@ -44,14 +44,16 @@ class OpenPlan:
             runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise UserError(f"{target} cannot open {what}. In its own words:\n  {self.words()}", remedy)
+            raise UserError(
+                f"{target} cannot open {what}. In its own words:\n  {self.last_messages()}", remedy
+            )
         self.engine = engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self.outputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
 
-    def words(self) -> str:
+    def last_messages(self) -> str:
         """The last errors that TensorRT reported."""
-        return last_words(self._log)
+        return last_messages(self._log)
 
     def layers(self) -> list[Any]:
         """The engine's layers, as TensorRT's inspector lists them (`layers.precision_in_engine`)."""
@@ -60,16 +62,16 @@ class OpenPlan:
         found: list[Any] = told.get("Layers", [])
         return found
 
-    def put_weights_in(self, graph: Path) -> str | None:
+    def refit(self, graph: Path) -> str | None:
         """Put the weights of a graph into an engine that has none; returns the reason if that fails."""
         refitter = self.trt.Refitter(self.engine, self._log)
         parser = self.trt.OnnxParserRefitter(refitter, self._log)
         if not parser.refit_from_file(str(graph)):
             errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-            return last_words(self._log, "\n  ".join(errors))
+            return last_messages(self._log, "\n  ".join(errors))
         if missing := refitter.get_missing_weights():
             return f"the graph has none for {', '.join(missing[:3])}"
-        return None if refitter.refit_cuda_engine() else self.words()
+        return None if refitter.refit_cuda_engine() else self.last_messages()
 
 
 def open_engine(
@@ -104,7 +106,7 @@ def open_engine(
     plan = OpenPlan(entry.target, content, str(path), remedy, trust_host_code=trust_host_code)
     if sidecar["options"]["strip_weights"]:
         graph = _graph_of_weights(bundle, entry, sidecar["made_from"], variant)
-        if wrong := plan.put_weights_in(graph):
+        if wrong := plan.refit(graph):
             raise UserError(
                 f"{entry.target} cannot put the bundle's weights into {path}. In its own words:\n  {wrong}",
                 f"Compile it with its weights: variator-export compile {bundle.path} --target "

@@ -20,7 +20,7 @@ from variator_export.engines.choice import choose_engine, require_verified
 from variator_export.engines.request import Profile
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.device import CudaDevice, Device
-from variator_export.engines.tensorrt.execution import Bound, Execution
+from variator_export.engines.tensorrt.execution import BoundContext, EngineContexts
 from variator_export.engines.tensorrt.plan import open_engine
 from variator_export.model.methods import method_of
 from variator_export.model.plugin_layout import plugin_input_shapes, stack_for_graph
@@ -75,12 +75,12 @@ class TensorRtSession:
         for own in variants:
             self._take(own.name, own.ratio, method_of(own).inputs_of(bundle, own))
         self._plan = open_engine(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
-        self._execution = Execution(self._plan, self._profiles, self._device, target, self._entry.engine)
+        self._execution = EngineContexts(self._plan, self._profiles, self._device, target, self._entry.engine)
         # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.
-        self._records_graphs = FLAVOURS[target].records_graphs
+        self._records_graphs = FLAVOURS[target].captures_cuda_graphs
         self._context = None if cuda_graphs else self._execution.new_context()
         self._profile = 0
-        self._graphs: dict[Any, Bound] = {}
+        self._graphs: dict[Any, BoundContext] = {}
         bundle.check_unchanged()
 
     @property
@@ -131,7 +131,7 @@ class TensorRtSession:
         name = self._bundle.manifest.backbone.inputs[0]
         return [(shape[0], shape[1]) for profile in self._profiles for shape in profile.shapes[name]]
 
-    def takes(self, batch_size: int, sequence_length: int) -> bool:
+    def supports_shape(self, batch_size: int, sequence_length: int) -> bool:
         """Whether a profile covers inputs of this shape, at every ratio that the session runs."""
         names = self._bundle.manifest.backbone.inputs
         shapes = dict.fromkeys(names, (batch_size, sequence_length))
@@ -162,7 +162,7 @@ class TensorRtSession:
         """
         return self._bound(inputs, ratio)
 
-    def _bound(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> Bound:
+    def _bound(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> BoundContext:
         name = self._find(ratio)
         arrays = check_inputs(inputs, self._backbone.part, self._backbone.max_length)
         shapes = {name: array.shape for name, array in arrays.items()} | self._shapes.get(name, {})
@@ -192,7 +192,7 @@ class TensorRtSession:
 
     def _recorded(
         self, variant: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
-    ) -> Bound:
+    ) -> BoundContext:
         """The recording for a variant and these shapes, with these inputs; created if it does not exist."""
         key = variant, tuple(tuple(shapes[name]) for name in arrays)
         bound = self._graphs.pop(key, None)
@@ -208,16 +208,16 @@ class TensorRtSession:
 
     def _record(
         self, variant: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
-    ) -> Bound:
+    ) -> BoundContext:
         """Record in a new context, because a recording keeps the addresses of its tensors."""
-        context = self._execution.new_context(records_graphs=self._records_graphs)
+        context = self._execution.new_context(captures_cuda_graphs=self._records_graphs)
         self._execution.use_profile(context, 0, shapes)
         bound = self._execution.bind(context, self._upload(variant, arrays), shapes)
         if self._records_graphs:
             return bound
         # The first call after new shapes does work in TensorRT that cannot be recorded.
         bound()
-        return replace(bound, enqueue=self._device.record(bound.enqueue))
+        return replace(bound, enqueue=self._device.capture(bound.enqueue))
 
 
 def _require_same_gpu(device: Device, gpu: Gpu | None) -> None:

@@ -37,7 +37,7 @@ def absolute_positions(input_ids: Tensor, config: Any) -> Tensor:
     return positions.clamp(max=config.max_position_embeddings - 1).unsqueeze(0)
 
 
-def positions_beside_padding(input_ids: Tensor, config: Any, padding_idx: int) -> Tensor:
+def padding_aware_positions(input_ids: Tensor, config: Any, padding_idx: int) -> Tensor:
     """Position ids as in fairseq, (B, N): `padding_idx` for padding, other tokens count up from there."""
     keep = (input_ids != padding_idx).to(torch.int64)
     positions = torch.cumsum(keep, dim=1) * keep + padding_idx
