@@ -427,5 +427,5 @@ def test_texts_longer_than_the_model_are_refused_before_the_trace(
     small_recipe: Recipe, tmp_path: Path
 ) -> None:
     recipe = _with(small_recipe, verify=small_recipe.verify.model_copy(update={"texts": ("word " * 80,)}))
-    with pytest.raises(UserError, match="has 82 tokens; the model's limit is 64"):
+    with pytest.raises(UserError, match="has 82 tokens; the limit is 64"):
         build(recipe, tmp_path / "b")

@@ -320,7 +320,7 @@ def test_run_refuses(small_bundle: Path, tmp_path: Path) -> None:
         ((str(tmp_path), "--text", "x"), "has no file manifest.json"),
         ((str(small_bundle), "--text", "x", "--ratio", "9"), "has no variant 9"),
         ((str(small_bundle), "--text", "x", "--variant", "fast"), "has no variant 'fast'"),
-        ((str(small_bundle), "--text", "word " * 90), "has 92 tokens; the model's limit is 64"),
+        ((str(small_bundle), "--text", "word " * 90, "--no-truncate"), "has 92 tokens; the limit is 64"),
         ((str(small_bundle), "--text", "x", "--target", "openvino"), "There is no target 'openvino'"),
         ((str(small_bundle), "--text", "x", "--target", "tensorrt-rtx"), "has no engine of ratio-1 for"),
     ):

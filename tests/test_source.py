@@ -112,6 +112,27 @@ def test_weights_of_more_layers_than_the_configuration_has(folder: Path) -> None
         load_backbone(read_backbone_info(resolve_source(str(folder))), 0)
 
 
+def test_weights_that_the_model_does_not_use(folder: Path) -> None:
+    """BERT with relative positions, which transformers 5 ignores; and heads, which may be left out."""
+    tensors = load_file(folder / "model.safetensors")
+    relative = {
+        f"bert.encoder.layer.{n}.attention.self.distance_embedding.weight": torch.zeros(127, 8)
+        for n in (0, 1)
+    }
+    heads = {"cls.predictions.bias": torch.zeros(9), "bert.pooler.dense.weight": torch.zeros(32, 32)}
+    prefixed = {f"bert.{name}": tensor for name, tensor in tensors.items()}
+    buffers = {"bert.embeddings.position_ids": torch.arange(64)[None]}
+    for names in (prefixed, tensors):
+        save_file({**names, **heads, **buffers}, folder / "model.safetensors", metadata={"format": "pt"})
+        backbone = load_backbone(read_backbone_info(resolve_source(str(folder))), 0)
+        assert backbone.left_out == ("cls", "pooler")
+        save_file({**names, **relative}, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(
+            UserError, match=r"hold 2 tensors that BertModel .* does not use: .*distance_embedding"
+        ):
+            load_backbone(read_backbone_info(resolve_source(str(folder))), 0)
+
+
 @pytest.mark.parametrize("change", [{"hidden_act": "foo"}, {"num_attention_heads": 3}])
 def test_configurations_that_no_model_can_be_made_of(folder: Path, change: dict[str, object]) -> None:
     _edit_config(folder, **change)
@@ -172,20 +193,20 @@ def test_the_tokenizer_is_that_of_transformers(minilm_folder: Path) -> None:
 
 
 def test_text_beyond_the_limit(minilm_folder: Path) -> None:
-    encoder = TextEncoder(minilm_folder)
+    encoder, inputs = TextEncoder(minilm_folder), ("input_ids", "attention_mask")
     long = "word " * 600
-    with pytest.raises(UserError, match="Text 2 has 602 tokens; the model's limit is 512"):
-        encoder.encode(["short", long], ("input_ids", "attention_mask"), 512)
-    cut = encoder.encode(["short", long], ("input_ids", "attention_mask"), 512, truncate=True)
-    assert cut["input_ids"].shape == (2, 512)
-    with pytest.raises(UserError, match="602 tokens"):
-        encoder.encode([long], ("input_ids", "attention_mask"), 512)
+    with pytest.raises(UserError, match="Text 2 has 602 tokens; the limit is 512"):
+        encoder.encode(["short", long], inputs, 512, truncate=False)
+    for limit, length in ((512, 512), (None, 256)):
+        assert encoder.encode(["short", long], inputs, limit)["input_ids"].shape == (2, length)
+    with pytest.raises(UserError, match="602 tokens; the limit is 256"):
+        encoder.encode([long], inputs, truncate=False)
     with pytest.raises(UserError, match="Text 1 is not valid Unicode"):
-        encoder.encode(["\udcff"], ("input_ids", "attention_mask"), 512)
+        encoder.encode(["\udcff"], inputs)
     with pytest.raises(UserError, match="One text was given"):
-        encoder.encode("Yes.", ("input_ids", "attention_mask"), 512)
+        encoder.encode("Yes.", inputs)
     with pytest.raises(UserError, match="no text to encode"):
-        encoder.encode([], ("input_ids", "attention_mask"), 512)
+        encoder.encode([], inputs)
 
 
 def test_the_pad_token_is_the_tokenizers_own(minilm_folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from command_line import call
+from conftest import copy_tokenizer
 from torch import Tensor
 
 from variator_export.cli.app import make_app
@@ -204,3 +207,36 @@ def test_the_command_writes_a_plugin_folder_and_keeps_what_is_there(
         [*arguments, "--output", str(output), "--replace", "--dtype", "float32"], standalone_mode=False
     )
     assert (output / "plugin.safetensors").read_bytes() != before
+
+
+@pytest.fixture
+def whole_t5(minilm_folder: Path, tmp_path: Path) -> Path:
+    """A checkpoint with a decoder, as the hub has T5."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 6, "num_heads": 4, "d_ff": 48, "num_layers": 2}
+    config = transformers.T5Config(vocab_size=30522, pad_token_id=0, **sizes)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    copy_tokenizer(minilm_folder, tmp_path / "t5")
+    return tmp_path / "t5"
+
+
+@pytest.mark.parametrize("choice", [["--architecture", "T5EncoderModel"], ["--task", "feature-extraction"]])
+def test_whole_checkpoints_are_taken_with_a_class_or_a_task(
+    whole_t5: Path, tmp_path: Path, choice: list[str]
+) -> None:
+    (tmp_path / "texts.txt").write_text("The ferry leaves at seven.\n\n" * 40)
+    upstream = str(_save(tmp_path / "k4.pkl", _upstream_state()))
+    training = "--text texts.txt --ratio 2 --bottleneck-size 4 --steps 1 --batch-size 2 --held-out-passages 2"
+    for command in (
+        ["import", upstream],
+        ["train", "pretrain", *training.split(), "--max-tokens", "8"],
+    ):
+        arguments = [*command, "--backbone", str(whole_t5), "--output", command[0]]
+        refused = call(*arguments, cwd=tmp_path)
+        assert (refused.returncode, "T5ForConditionalGeneration" in refused.stderr) == (1, True), (
+            refused.stderr
+        )
+        found = call(*arguments, *choice, cwd=tmp_path)
+        assert found.returncode == 0, found.stderr
+    both = call(*arguments, "--replace", "--task", "a", "--architecture", "b", cwd=tmp_path)
+    assert (both.returncode, "--task and --architecture were both given" in both.stderr) == (2, True)

@@ -115,7 +115,13 @@ class BuildContext:
         """The backbone with its weights, in the recipe's precision."""
         from variator_export.model.backbone import load_in_precision
 
-        return load_in_precision(self.info, self.encoder.pad_token_id, self.recipe.precision)
+        found = load_in_precision(self.info, self.encoder.pad_token_id, self.recipe.precision)
+        if found.left_out:
+            self.staged.progress.note(
+                f"left out of {self.source.name}, because {self.info.spec.name} does not have them: "
+                f"{', '.join(found.left_out)}"
+            )
+        return found
 
     def plugin_folder(self, plan: VariantPlan) -> str:
         """Return the folder of a variant's plugin, relative to the bundle."""

@@ -9,6 +9,7 @@ import typer
 
 from variator_export.building.parallel import Order, Outcome, build_all
 from variator_export.building.recipe_build import BuildResult, build, default_bundle
+from variator_export.cli import options
 from variator_export.cli.build_tables import outcomes_table, speed_table, verification_table
 from variator_export.cli.output import ConsoleProgress, Format, Output, error_document
 from variator_export.cli.push import PushOption, check_push, push_result
@@ -49,14 +50,8 @@ def build_command(
             "package:DISTRIBUTION/PATH.",
         ),
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T",
-            help="The model's task, as Optimum names it: feature-extraction, text-classification, "
-            "token-classification, question-answering, fill-mask. Default: the task in its config.json.",
-        ),
-    ] = None,
+    task: options.TaskOption = None,
+    architecture: options.ArchitectureOption = None,
     plugin: Annotated[
         list[str] | None,
         typer.Option(
@@ -159,6 +154,7 @@ def build_command(
             ratios=ratio,
             backbone=backbone,
             task=task,
+            architecture=architecture,
             plugins=plugin,
             untrained=untrained,
             targets=target,

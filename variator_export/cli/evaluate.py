@@ -45,6 +45,7 @@ def evaluate_command(
             metavar="SRC", help="The backbone. Default: the backbone that the bundle or plugin names."
         ),
     ] = None,
+    architecture: options.ArchitectureOption = None,
     runtime: Annotated[
         str, typer.Option(metavar="R", help="eager, onnxruntime, or both (their outputs must then agree).")
     ] = "both",
@@ -103,6 +104,7 @@ def evaluate_command(
             examples,
             task=cast(Any, task),
             backbone=backbone,
+            architecture=architecture,
             runtimes=cast(Any, ("eager", "onnxruntime") if runtime == "both" else (runtime,)),
             max_tokens=max_tokens,
             prompt_name=prompt,

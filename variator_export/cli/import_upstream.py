@@ -6,7 +6,15 @@ from typing import Annotated, Any, cast
 import typer
 
 from variator_export.bundle.publishing import exclusive, publish
-from variator_export.cli.options import BackboneOption, OutputOption, choose, default_backbone
+from variator_export.cli.options import (
+    ArchitectureOption,
+    BackboneOption,
+    OutputOption,
+    TaskOption,
+    check_architecture,
+    choose,
+    default_backbone,
+)
 from variator_export.cli.output import Format, Output
 from variator_export.cli.push import PushOption, check_push, push_result
 from variator_export.core.environment import require
@@ -19,6 +27,8 @@ def import_command(
     ],
     output: OutputOption,
     backbone: BackboneOption = None,
+    task: TaskOption = None,
+    architecture: ArchitectureOption = None,
     dtype: Annotated[
         str, typer.Option(metavar="T", help="Data type of the plugin file: as-is, float16 or float32.")
     ] = "as-is",
@@ -36,6 +46,7 @@ def import_command(
 
     `variator-export import t5-base-k4.pkl --backbone ./t5-base --output plugins/t5-base-4`
     """
+    check_architecture(task, architecture)
     choose("--dtype", dtype, ("as-is", "float16", "float32"))
     for module in ("torch", "transformers"):
         require(module, "export", "Importing a checkpoint")
@@ -54,7 +65,7 @@ def import_command(
                 "Replace the plugin with --replace." if is_plugin else "Choose another folder with --output.",
             )
     source = resolve_source(backbone or default_backbone())
-    info = read_backbone_info(source)
+    info = read_backbone_info(source, architecture, task)
     plugin = read_upstream(upstream, info.size, info.identity, cast(Any, dtype))
     with exclusive(output) as staging:
         save_plugin(plugin, staging)

@@ -35,6 +35,23 @@ BackboneOption = Annotated[
         help="The model: a folder, or package:DISTRIBUTION/PATH. Default: the default recipe's backbone.",
     ),
 ]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="T",
+        help="The model's task, as Optimum names it: feature-extraction, text-classification, "
+        "token-classification, question-answering, fill-mask. Default: the task in its config.json.",
+    ),
+]
+ArchitectureOption = Annotated[
+    str | None,
+    typer.Option(
+        "--architecture",
+        metavar="CLASS",
+        help="The class of transformers to load, for example T5EncoderModel, instead of --task.",
+    ),
+]
 PluginsOption = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="[NAME=]DIR", help="A plugin to train further; may be repeated."),
@@ -151,6 +168,16 @@ HeaderOption = Annotated[
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def check_architecture(task: str | None, architecture: str | None) -> None:
+    """Refuse a task and an architecture together.
+
+    Raises:
+        UsageError: Both were given.
+    """
+    if task is not None and architecture is not None:
+        raise UsageError("--task and --architecture were both given.", "Give one of them.")
 
 
 def require_training() -> None:

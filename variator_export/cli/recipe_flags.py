@@ -19,6 +19,7 @@ def with_flags(
     ratios: Sequence[str] | None = None,
     backbone: str | None = None,
     task: str | None = None,
+    architecture: str | None = None,
     plugins: Sequence[str] | None = None,
     untrained: bool = False,
     targets: Sequence[str] | None = None,
@@ -42,6 +43,9 @@ def with_flags(
         layers.append(Layer("--backbone", {"backbone": {"source": backbone}}))
     if task is not None:
         layers.append(Layer("--task", {"backbone": {"task": task, "architecture": None}}))
+    options.check_architecture(task, architecture)
+    if architecture is not None:
+        layers.append(Layer("--architecture", {"backbone": {"task": None, "architecture": architecture}}))
     if plugins:
         layers.append(Layer("--plugin", {"plugins": [_plugin(text) for text in plugins], "ratios": None}))
     asked = sorted({parse_ratio(text) for text in ratios or ()})

@@ -24,6 +24,8 @@ from variator_export.model.plugin_layout import BackboneIdentity
 from variator_export.model.pooling import PoolingSpec, read_pooling
 from variator_export.model.source import BackboneSource
 
+# Constants that older versions of transformers stored with the weights.
+_POSITION_BUFFERS = ("position_ids", "token_type_ids")
 _INDEX = re.compile(r"\b\d+\b")
 
 
@@ -69,11 +71,20 @@ class BackboneInfo:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded backbone: frozen, with eager attention, in float32 unless it was `to_dtype`."""
+    """A loaded backbone: frozen, with eager attention, in float32 unless `to_dtype` made it.
+
+    Attributes:
+        info: What was read without the weights.
+        model: The model.
+        pad_token_id: The tokenizer's padding token.
+        left_out: Modules whose tensors the weights hold and the architecture does not have: other heads, a
+            pooler, a decoder.
+    """
 
     info: BackboneInfo
     model: nn.Module
     pad_token_id: int
+    left_out: tuple[str, ...] = ()
 
     @property
     def spec(self) -> Architecture:
@@ -258,7 +269,7 @@ def _refuse_missing(info: BackboneInfo, missing: Iterable[str]) -> None:
     if lacking:
         raise UserError(
             f"The weights of {info.source.name} lack {len(lacking)} tensors that {info.spec.name} needs, "
-            f"for example {', '.join(lacking[:3])}; transformers would fill them with random numbers.",
+            f"{_some(lacking)}; transformers would fill them with random numbers.",
             "Use the weights of the whole model, or another architecture (backbone.architecture).",
         )
 
@@ -273,7 +284,46 @@ def _checked(info: BackboneInfo, model: Any, loading: Mapping[str, Any], pad_tok
             f"not have, for example {surplus[0]}.",
             "Correct the number of layers in config.json, or use the weights that belong to it.",
         )
-    return Backbone(info, model.eval().requires_grad_(False), pad_token_id)
+    unused, left_out = _unused(model, loading["unexpected_keys"])
+    if unused:
+        raise UserError(
+            f"The weights of {info.source.name} hold {len(unused)} tensors that {info.spec.name} of "
+            f"transformers {transformers.__version__} does not use: {_some(unused)}. Without them it would "
+            "compute something else.",
+            "config.json asks for something that this version of transformers does not have, or the weights "
+            "belong to another architecture (--architecture).",
+        )
+    return Backbone(info, model.eval().requires_grad_(False), pad_token_id, left_out)
+
+
+def _unused(model: Any, unexpected: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Split the tensors that a model does not use.
+
+    A tensor inside a module that the model has, such as its encoder, changes what the module computes. A
+    tensor elsewhere belongs to another head, a pooler or a decoder.
+
+    Returns:
+        The names of tensors inside the model's modules, and the modules that were left out.
+    """
+    prefix = f"{model.base_model_prefix}."
+    base = getattr(model, model.base_model_prefix, model)
+    own = {name for part in (model, base) for name, _ in part.named_children()}
+    inside, outside = [], set()
+    for name in sorted(unexpected):
+        if name.rpartition(".")[2] in _POSITION_BUFFERS:
+            continue
+        module = name.removeprefix(prefix).partition(".")[0]
+        if module in own:
+            inside.append(name)
+        else:
+            outside.add(module)
+    return inside, tuple(sorted(outside))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many there are besides."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 @contextlib.contextmanager

@@ -93,6 +93,7 @@ def evaluate(
     *,
     task: Task | None = None,
     backbone: str | None = None,
+    architecture: str | None = None,
     runtimes: Sequence[EvaluationRuntime] = ("eager", "onnxruntime"),
     max_tokens: int | None = None,
     prompt_name: str | None = None,
@@ -106,6 +107,8 @@ def evaluate(
         task: The task. None means classification if the model has logits, else similarity if the examples
             have pairs and scores, else embedding.
         backbone: The backbone's source. None means the source that the bundle or the plugins name.
+        architecture: The class of transformers to load, for plugin folders. None means the class that
+            config.json names.
         runtimes: Runtimes to run. With both, their outputs must agree except for rounding.
         max_tokens: Maximum length of a text. Longer texts are truncated. None means the model's limit.
         prompt_name: The model's prompt to put before each text. None means the model's default prompt.
@@ -124,7 +127,7 @@ def evaluate(
             "A bundle's graphs contain their backbone, so --backbone would not be used.", "Leave it out."
         )
     progress = progress or Progress()
-    with _bundle(paths, task, examples, backbone, progress) as bundle:
+    with _bundle(paths, task, examples, (backbone, architecture), progress) as bundle:
         entry = bundle.manifest.backbone
         chosen, output = _task_and_output(task, entry.outputs, entry.token_outputs, examples, entry.source)
         labels = _labels(bundle, examples) if chosen == "classification" else []
@@ -156,7 +159,11 @@ def evaluate(
 
 @contextmanager
 def _bundle(
-    paths: Sequence[Path], task: Task | None, examples: Examples, backbone: str | None, progress: Progress
+    paths: Sequence[Path],
+    task: Task | None,
+    examples: Examples,
+    backbone: tuple[str | None, str | None],
+    progress: Progress,
 ) -> Iterator[Bundle]:
     if len(paths) == 1 and is_bundle(paths[0]):
         yield Bundle.load(paths[0])
@@ -171,8 +178,8 @@ def _bundle(
                 f"{path} is neither a bundle nor a plugin folder.",
                 "Pass one bundle (from `build`), or plugin folders (from `train` or `import`).",
             )
-    source = backbone or _backbone_of(paths)
-    _check_backbone(source, task, examples)
+    source, architecture = backbone[0] or _backbone_of(paths), backbone[1]
+    _check_backbone(source, architecture, task, examples)
     plugins = tuple(PluginRecipe(source=str(path)) for path in paths)
     ratios = [load_plugin_config(path).ratio for path in paths]
     if len(set(ratios)) < len(ratios):
@@ -181,7 +188,11 @@ def _bundle(
             for index, path in enumerate(paths)
         )
     recipe = Recipe(
-        name="evaluated", backbone=BackboneRecipe(source=source), plugins=plugins, speed=None, ratios=None
+        name="evaluated",
+        backbone=BackboneRecipe(source=source, architecture=architecture),
+        plugins=plugins,
+        speed=None,
+        ratios=None,
     )
     with tempfile.TemporaryDirectory() as folder:
         yield Bundle.load(build(recipe, Path(folder) / "bundle", progress=progress).bundle)
@@ -199,12 +210,12 @@ def _backbone_of(paths: Sequence[Path]) -> str:
     return name
 
 
-def _check_backbone(source: str, task: Task | None, examples: Examples) -> None:
+def _check_backbone(source: str, architecture: str | None, task: Task | None, examples: Examples) -> None:
     """Refuse a backbone before the export if the task could not be measured after it."""
     require_export()
     from variator_export.model.backbone import read_backbone_info
 
-    info = read_backbone_info(resolve_source(source))
+    info = read_backbone_info(resolve_source(source), architecture)
     _task_and_output(task, info.outputs, info.spec.token_outputs, examples, source)
 
 

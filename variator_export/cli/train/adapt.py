@@ -17,6 +17,8 @@ def adapt_command(
     backbone: Annotated[
         str, typer.Option(metavar="SRC", help="The task's model, for example from `train finetune`.")
     ],
+    task: options.TaskOption = None,
+    architecture: options.ArchitectureOption = None,
     plugin: options.PluginsOption = None,
     text_column: options.TextColumnOption = "text",
     pair_column: options.PairColumnOption = None,
@@ -83,7 +85,7 @@ def adapt_command(
     printer = Output(format)
     with common.running(printer, output, replace=replace, restart=restart, terms=terms, dtype=dtype) as run:
         result = adapt(
-            common.load(backbone),
+            common.load(backbone, task, architecture),
             folders,
             *common.examples_of(data, validation, held_out, seed, columns),
             run,

@@ -24,14 +24,21 @@ def optimisation_of(**values: Any) -> Any:
     return options.checked(Optimisation, {**values, "precision": choose_precision(values["precision"])})
 
 
-def load(source: str | None) -> Any:
-    """Load a backbone. None loads the default recipe's backbone."""
+def load(source: str | None, task: str | None, architecture: str | None) -> Any:
+    """Load a backbone. None loads the default recipe's backbone.
+
+    Raises:
+        UsageError: Both a task and an architecture were given.
+    """
+    options.check_architecture(task, architecture)
     from variator_export.model.backbone import load_backbone, read_backbone_info
     from variator_export.model.source import resolve_source
     from variator_export.text.tokenizer import TextEncoder
 
     found = resolve_source(source or options.default_backbone())
-    return load_backbone(read_backbone_info(found), TextEncoder(found.folder).pad_token_id)
+    return load_backbone(
+        read_backbone_info(found, architecture, task), TextEncoder(found.folder).pad_token_id
+    )
 
 
 def plugin_folders(plugins: Sequence[str]) -> dict[str, Path]:

@@ -28,6 +28,8 @@ def pretrain_command(
     ] = None,
     plugin: options.PluginsOption = None,
     backbone: options.BackboneOption = None,
+    task: options.TaskOption = None,
+    architecture: options.ArchitectureOption = None,
     preset: Annotated[
         str,
         typer.Option(
@@ -171,7 +173,7 @@ def pretrain_command(
     )
     printer = Output(format)
     with common.running(printer, output, replace=replace, restart=restart, terms=terms, dtype=dtype) as run:
-        loaded = common.load(backbone)
+        loaded = common.load(backbone, task, architecture)
         if not loss and losses.embedding and loaded.pooling is None:
             losses = losses.model_copy(
                 update={"embedding": 0.0}
