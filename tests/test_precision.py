@@ -18,11 +18,11 @@ from command_line import call
 from conftest import MODELS, plugin_for
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from signed import sign
 from stored_traces import Trace
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
 from variator_export.building.recipe_build import default_bundle
-from variator_export.core.hashing import sha256_file
 from variator_export.core.precision import find_precision
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.request import EngineRequest, Profile
@@ -167,12 +167,7 @@ def test_a_fault_in_half_precision_is_found_and_named(
     )
     first.const_value, second.const_value = second.const_value, first.const_value
     ir.save(graph, folder / "ratio-2.onnx")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["ratio-2.onnx"] = {
-        "sha256": sha256_file(folder / "ratio-2.onnx"),
-        "size_bytes": (folder / "ratio-2.onnx").stat().st_size,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    sign(folder)
     assert verify(folder, [2], reference="stored", profile_shapes=False).failures
     (bisection,) = verify(folder, [2], profile_shapes=False, reproduction=tmp_path / "fault").bisections
     assert bisection.first is not None

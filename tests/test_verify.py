@@ -18,12 +18,12 @@ import torch
 from artefacts import Artefacts
 from conftest import BLOCK
 from planted_faults import FAULTS, plant
+from signed import sign
 
 from variator_export.building.recipe_build import build
 from variator_export.bundle.manifest import MANIFEST_NAME, Variant
 from variator_export.cli.app import make_app
 from variator_export.core.errors import NumbersDisagreeError, UserError
-from variator_export.core.hashing import sha256_file
 from variator_export.core.precision import FLOAT32
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays, Runner
@@ -75,16 +75,6 @@ def masked_bundle(artefacts: Artefacts, embedding_model: Path, embedding_plugins
         build(Recipe.model_validate({**recipe, "plugins": plugins}), folder / "bundle")
 
     return artefacts.folder("bundles/masked", make) / "bundle"
-
-
-def _sign(bundle: Path) -> None:
-    """Write hashes of the files as they are now, as a faulty export would."""
-    path = bundle / MANIFEST_NAME
-    manifest = json.loads(path.read_text())
-    for name, entry in manifest["files"].items():
-        entry["sha256"] = sha256_file(bundle / name)
-        entry["size_bytes"] = (bundle / name).stat().st_size
-    path.write_text(json.dumps(manifest))
 
 
 def _failed_checks(result: Verification) -> set[str]:
@@ -230,7 +220,7 @@ def test_a_planted_fault_is_caught_and_found(
         shutil.copyfile(faulty / "ratio-2.onnx", faulty / "ratio-4.onnx")
     else:
         plant(FAULTS[name], faulty / "ratio-4.onnx")
-    _sign(faulty)
+    sign(faulty)
     checks, module = _published()[name]
     stored = verify(faulty, [4], reference="stored")
     folder = tmp_path / "reproduction"
@@ -260,16 +250,128 @@ def test_a_planted_fault_is_caught_and_found(
 
 
 def test_changed_weights_are_caught_in_every_graph(faulty: Path) -> None:
+    weight = "encoder.layer.0.intermediate.dense.weight"
+    _change_weight(faulty, weight, lambda array: array * np.float32(1.01))
+    sign(faulty)
+    result = verify(faulty, reference="stored", profile_shapes=False)
+    graphs = {finding.question.graph for finding in result.failures}
+    assert graphs == {"ratio-1.onnx", "ratio-2.onnx", "ratio-4.onnx", "any-ratio.onnx"}
+    with pytest.raises(NumbersDisagreeError, match=f"{re.escape(weight)} in weights"):
+        verify(faulty, reference="eager")
+
+
+def _change_weight(folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     from safetensors.numpy import load_file, save_file
 
-    tensors = load_file(faulty / "weights.safetensors")
-    tensors["encoder.layer.0.intermediate.dense.weight"] *= np.float32(1.01)
-    save_file(tensors, faulty / "weights.safetensors")
-    _sign(faulty)
-    for reference in ("eager", "stored"):
-        result = verify(faulty, reference=reference, profile_shapes=False)
-        graphs = {finding.question.graph for finding in result.failures}
-        assert graphs == {"ratio-1.onnx", "ratio-2.onnx", "ratio-4.onnx", "any-ratio.onnx"}
+    tensors = load_file(folder / "weights.safetensors")
+    tensors[name] = change(tensors[name])
+    save_file(tensors, folder / "weights.safetensors")
+
+
+def _without_unused_tokens(folder: Path) -> None:
+    """Zero the embeddings that no case reads."""
+    stored = load_reference(folder / "reference" / "ratio-1.safetensors")
+    used = np.unique(np.concatenate([expected.case.inputs["input_ids"].ravel() for expected in stored]))
+
+    def change(array: np.ndarray) -> np.ndarray:
+        changed = np.zeros_like(array)
+        changed[used] = array[used]
+        return changed
+
+    _change_weight(folder, "embeddings.word_embeddings.weight", change)
+
+
+def _edit(name: str, **changes: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | changes))
+
+    return edit
+
+
+def _other_vocabulary(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["ferry"], vocabulary["boat"] = vocabulary["boat"], vocabulary["ferry"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def _noisy_plugin(folder: Path) -> None:
+    path = folder / "plugins" / "ratio-4"
+    plugin = load_plugin(path)
+    noise = np.random.default_rng(0)
+    tensors = {name: noise.normal(size=t.shape).astype(t.dtype) for name, t in plugin.tensors.items()}
+    save_plugin(dataclasses.replace(plugin, tensors=tensors), path)
+
+
+def _manifest(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / MANIFEST_NAME).read_text())
+        edit(content)
+        (folder / MANIFEST_NAME).write_text(json.dumps(content))
+
+    return change
+
+
+# What no case of the numerical checks reads. Those that only the steps tell are in docs/verification.md.
+CONTENT: dict[str, tuple[Callable[[Path], None], bool]] = {
+    "embeddings of tokens that no case reads": (_without_unused_tokens, True),
+    "lower-casing switched off": (_edit("tokenizer.json", normalizer=None), True),
+    "two words of the vocabulary swapped": (_other_vocabulary, True),
+    "no special tokens": (_edit("tokenizer.json", post_processor=None), True),
+    "another pooling for other programs": (_edit("1_Pooling/config.json", pooling_mode_cls_token=True), True),
+    "another activation in config.json": (_edit("config.json", hidden_act="relu"), True),
+    "other labels in config.json": (_edit("config.json", id2label={"0": "b", "1": "a"}), True),
+    "another longest text": (_manifest(lambda m: m["backbone"].update(max_length=63)), True),
+    "another task": (_manifest(lambda m: m["backbone"].update(task="fill-mask")), True),
+    "another pad token": (_manifest(lambda m: m["backbone"].update(pad_token_id=7)), False),
+    "another precision": (_manifest(lambda m: m.update(precision="float16")), False),
+    "a variant less": (_manifest(lambda m: m["variants"].pop(1)), False),
+    "a plugin of noise": (_noisy_plugin, False),
+    "another hash of the backbone": (
+        _manifest(lambda m: m["backbone"].update(weights_sha256="0" * 64)),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", [f for f in CONTENT if f not in ("another longest text", "another task")])
+def test_the_steps_tell_content_that_no_case_reads(faulty: Path, fault: str) -> None:
+    """The hashes of the files are right; those that the build recorded are as they were."""
+    CONTENT[fault][0](faulty)
+    sign(faulty, steps=False)
+    for reference in ("stored", "eager"):
+        with pytest.raises(NumbersDisagreeError, match="but the build recorded"):
+            verify(faulty, [4], reference=reference)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fault", [fault for fault, (_, of_backbone) in CONTENT.items() if of_backbone])
+def test_the_backbone_tells_content_that_no_case_reads(faulty: Path, fault: str) -> None:
+    """All hashes are right."""
+    CONTENT[fault][0](faulty)
+    sign(faulty)
+    with pytest.raises(NumbersDisagreeError, match=r"is not the backbone's"):
+        verify(faulty, [4], reference="eager", profile_shapes=False)
+
+
+@pytest.mark.parametrize(
+    ("drop", "words"),
+    [
+        (lambda name: "outputs/sentence_embedding" in name, "has the outputs last_hidden_state"),
+        (lambda name: name.startswith(REAL_TEXT), "it lacks the case 'real text'"),
+        (lambda name: "base_error" in name, "is not a stored reference"),
+    ],
+)
+def test_a_reference_that_lacks_something_is_refused(
+    faulty: Path, drop: Callable[[str], bool], words: str
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    path = faulty / "reference" / "ratio-4.safetensors"
+    save_file({name: array for name, array in load_file(path).items() if not drop(name)}, path)
+    sign(faulty)
+    with pytest.raises(UserError, match=words):
+        verify(faulty, [4], reference="stored")
 
 
 def _published() -> dict[str, tuple[set[str], str]]:
@@ -424,7 +526,7 @@ def test_what_was_found_stays_where_bisecting_fails(
     progress = Progress()
     monkeypatch.setattr(progress, "note", notes.append)
     plant(FAULTS["a transposed window"], faulty / "ratio-4.onnx")
-    _sign(faulty)
+    sign(faulty)
     monkeypatch.setattr(f"variator_export.{where}", fail)
     folder = tmp_path / "reproduction"
     result = verify(faulty, [4], profile_shapes=False, reproduction=folder, progress=progress)
@@ -438,7 +540,7 @@ def test_the_command_says_what_failed_and_ends_with_3(
     faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plant(FAULTS["swapped halves of the decompression matrix"], faulty / "ratio-4.onnx")
-    _sign(faulty)
+    sign(faulty)
     junit, summary = tmp_path / "out" / "junit.xml", tmp_path / "summary.md"
     command = ["verify", str(faulty), "--reference", "stored", "--ratio", "4"]
     command += ["--junit", str(junit), "--summary", str(summary), "--format", "json"]
@@ -494,7 +596,7 @@ def test_a_bundle_that_cannot_be_written_is_verified_all_the_same(
 
 def test_a_reference_of_another_kind_is_refused(faulty: Path) -> None:
     (faulty / "reference" / "ratio-4.safetensors").write_bytes(b"12345678" * 4)
-    _sign(faulty)
+    sign(faulty)
     with pytest.raises(UserError, match="is not a stored reference"):
         verify(faulty, [4], reference="stored")
     with pytest.raises(UserError, match="does not use a backbone"):

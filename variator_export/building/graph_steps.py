@@ -143,6 +143,7 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
     depends_on = {
         "backbone": context.backbone_key,
         "precision": context.recipe.precision,
+        "pad_token_id": context.encoder.pad_token_id,
         "made_by": context.code_fingerprint(*TRACED_BY),
     }
     staged.step("trace", depends_on, [ANY_RATIO_NAME, BACKBONE_WEIGHTS], make)

@@ -31,6 +31,7 @@ from variator_export.engines.layers import EnginePrecision
 from variator_export.engines.targets import distributions, engine_targets
 from variator_export.sessions import Bundle
 from variator_export.verification.checks import CheckedVariant, LeftOut, check_variant
+from variator_export.verification.consistency import check_steps
 from variator_export.verification.eager_bundle import EagerBundle
 from variator_export.verification.judge import Finding
 from variator_export.verification.reference import EAGER, load_reference
@@ -220,6 +221,7 @@ def verify(
         progress: Receives progress reports.
 
     Raises:
+        NumbersDisagreeError: A stored file is not the one that the build verified, or not the backbone's.
         UserError: The bundle is damaged, something that the reference needs is missing, or the reproduction
             folder is not empty.
     """
@@ -229,6 +231,7 @@ def verify(
         )
     progress = progress or Progress()
     opened = Bundle.load(bundle)
+    check_steps(opened)
     builder = engine_targets().get(target)
     if builder is None:
         require_onnxruntime()
@@ -302,7 +305,7 @@ def _verify_variant(
     progress: Progress,
 ) -> tuple[list[Finding], list[LeftOut]]:
     reference = (
-        load_reference(bundle.file(variant.reference))
+        load_reference(bundle.file(variant.reference), bundle.manifest.backbone.outputs)
         if eager is None
         else eager.reference(variant, progress)
     )

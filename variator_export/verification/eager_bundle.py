@@ -14,6 +14,7 @@ from variator_export.model.plugin_file import load_variant_plugin
 from variator_export.model.source import resolve_source
 from variator_export.sessions import Bundle
 from variator_export.verification.cases import Case, make_cases
+from variator_export.verification.consistency import check_backbone
 from variator_export.verification.judge import REFERENCE, Finding
 from variator_export.verification.reference import Expected, eager_reference
 from variator_export.verification.runs import Runs
@@ -67,6 +68,7 @@ class EagerBundle:
         self._bundle = bundle
         self._shapes = shapes
         self._backbone: Backbone = load_bundle_backbone(bundle, source, "--reference stored")
+        check_backbone(bundle, self._backbone)
         import torch  # only now: the line before has checked that it is installed
 
         self._exact = self._backbone.to_dtype(torch.float64)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save
 
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, Runner
-from variator_export.verification.cases import Case
+from variator_export.verification.cases import REAL_TEXT, Case
 from variator_export.verification.compare import deviation
 from variator_export.verification.error_budget import Budget, make_budgets
 
@@ -107,17 +107,29 @@ def save_reference(reference: Sequence[Expected], path: Path) -> None:
     path.write_bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}))
 
 
-def load_reference(path: Path) -> list[Expected]:
+def load_reference(path: Path, outputs: Sequence[str] | None = None) -> list[Expected]:
     """Read a reference that `save_reference` wrote.
 
+    Args:
+        path: The file.
+        outputs: Names of the outputs that every case must have. None means that they are not checked.
+
     Raises:
-        UserError: The file is not a stored reference.
+        UserError: The file is not a stored reference, or lacks an output or the real text.
     """
     try:
         parts: dict[str, dict[str, Arrays]] = {}
         for key, array in load_file(path).items():
             case, part, name = key.split("/")
             parts.setdefault(case, {}).setdefault(part, {})[name] = array
+        if REAL_TEXT not in parts:
+            raise ValueError(f"it lacks the case {REAL_TEXT!r}")
+        for case, part in parts.items():
+            if outputs is not None and part["outputs"].keys() != set(outputs):
+                raise ValueError(f"the case {case!r} has the outputs {', '.join(sorted(part['outputs']))}")
+            for name, array in (*part["outputs"].items(), *part["base_error"].items()):
+                if array.dtype.kind != "f":
+                    raise TypeError(f"{name} of the case {case!r} has the type {array.dtype}")
         return [
             Expected(
                 Case(case, part["inputs"], stored=True),
