@@ -1,10 +1,9 @@
 """Export, verify and measure transformers with Variator compression plugins.
 
-    from variator_export import Bundle, build, load_recipe
+    from variator_export import Bundle, build
 
-    build(load_recipe("minilm"))
-    session = Bundle.load("artifacts/minilm").session()
-    outputs = session.run(inputs, ratio=4)
+    build("minilm")
+    vectors = Bundle.load("artifacts/minilm").embed(["The ferry leaves at seven."], ratio=4)
 
 Heavy dependencies are imported only when they are used.
 """
@@ -15,31 +14,48 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from variator_export.benchmark.bundle_benchmark import bench
     from variator_export.building.recipe_build import BuildResult, build
     from variator_export.core.errors import NumbersDisagreeError, UserError
+    from variator_export.data.examples import Columns, read_examples
+    from variator_export.quality.evaluation import evaluate
     from variator_export.recipe.recipe import Recipe
     from variator_export.recipe.recipe_file import load_recipe
+    from variator_export.reporting.bundle_report import report
     from variator_export.sessions import Bundle
+    from variator_export.verification.bundle_verification import verify
 
 _HOMES = {
     "Bundle": "variator_export.sessions",
+    "Columns": "variator_export.data.examples",
     "BuildResult": "variator_export.building.recipe_build",
     "NumbersDisagreeError": "variator_export.core.errors",
     "Recipe": "variator_export.recipe.recipe",
     "UserError": "variator_export.core.errors",
+    "bench": "variator_export.benchmark.bundle_benchmark",
     "build": "variator_export.building.recipe_build",
+    "evaluate": "variator_export.quality.evaluation",
     "load_recipe": "variator_export.recipe.recipe_file",
+    "read_examples": "variator_export.data.examples",
+    "report": "variator_export.reporting.bundle_report",
+    "verify": "variator_export.verification.bundle_verification",
 }
 
 __all__ = [
     "BuildResult",
     "Bundle",
+    "Columns",
     "NumbersDisagreeError",
     "Recipe",
     "UserError",
     "__version__",
+    "bench",
     "build",
+    "evaluate",
     "load_recipe",
+    "read_examples",
+    "report",
+    "verify",
 ]
 
 

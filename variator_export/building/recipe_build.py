@@ -32,6 +32,7 @@ from variator_export.engines.targets import GRAPHS
 from variator_export.model.methods import METHODS
 from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Recipe
+from variator_export.recipe.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import BackboneInfo
@@ -63,7 +64,7 @@ class BuildResult:
 
 
 def build(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     output: str | Path | None = None,
     *,
     replace: bool = False,
@@ -72,7 +73,8 @@ def build(
     """Build a bundle, or extend an existing bundle.
 
     Args:
-        recipe: The recipe to build. Its `ratios` select among its plugins; the baseline is always included.
+        recipe: The recipe to build, or the name or file of one, as `load_recipe` takes it. Its `ratios`
+            select among its plugins; the baseline is always included.
         output: The bundle's folder; None for `default_bundle`.
         replace: Start from scratch: the folder's contents are removed once the new bundle is complete.
         progress: Receives progress reports.
@@ -85,6 +87,8 @@ def build(
         NumbersDisagreeError: A graph does not compute the same as eager PyTorch. It was not published.
     """
     progress = progress or Progress()
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
     bundle = Path(output if output is not None else default_bundle(recipe)).resolve()
     recipe = pin_sources(recipe)
     asked = select_plugins(recipe)  # rejects a wrong ratio before anything slow starts

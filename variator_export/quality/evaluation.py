@@ -88,7 +88,7 @@ class Quality:
 
 
 def evaluate(
-    paths: Sequence[Path],
+    paths: str | Path | Sequence[str | Path],
     examples: Examples,
     *,
     task: Task | None = None,
@@ -118,16 +118,17 @@ def evaluate(
         UserError: A path is neither a bundle nor a plugin folder, or the data does not fit the task.
         NumbersDisagreeError: The exported graph does not compute what eager PyTorch computes.
     """
+    folders = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     for module in ("scipy", "sklearn"):
         require(module, "evaluate", "Evaluating quality")
     if "eager" in runtimes:
         require_export()
-    elif backbone is not None and is_bundle(paths[0]):
+    elif backbone is not None and is_bundle(folders[0]):
         raise UserError(
             "A bundle's graphs contain their backbone, so --backbone would not be used.", "Leave it out."
         )
     progress = progress or Progress()
-    with _bundle(paths, task, examples, (backbone, architecture), progress) as bundle:
+    with _bundle(folders, task, examples, (backbone, architecture), progress) as bundle:
         entry = bundle.manifest.backbone
         chosen, output = _task_and_output(task, entry.outputs, entry.token_outputs, examples, entry.source)
         labels = _labels(bundle, examples) if chosen == "classification" else []
