@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from artefacts import Artefacts
 from conftest import BLOCK
 from typer.main import get_command
 
+from variator_export.benchmark.stored import stored_benchmark
 from variator_export.cli.app import make_app
 from variator_export.core.errors import UserError
 from variator_export.reporting.bundle_report import report
+from variator_export.sessions import Bundle
 
 MEASURED = "small <&> model"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -108,26 +111,86 @@ def test_equal_reports_give_equal_pages(measured: Path, tmp_path: Path) -> None:
     assert first == second
 
 
+def _edit_reports(bundle: Path, edit: Callable[[Any], Any], *names: str) -> None:
+    for name in names:
+        for path in (bundle / "reports").glob(name):
+            path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+
+
 def test_what_is_of_other_graphs_does_not_count(measured: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(measured, bundle)
-    for name, change in (
-        ("benchmark.json", lambda r: {**r, "graphs": {**r["graphs"], "ratio-4": "other"}}),
-        ("verification.json", lambda r: {**r, "graphs": {**r["graphs"], "ratio-4.onnx": "other"}}),
-        ("quality.json", lambda r: {k: {**v, "graphs": {}} for k, v in r.items()}),
-    ):
-        path = bundle / "reports" / name
-        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    benchmarks = ("benchmark.json", "benchmarks/*.json")
+    _edit_reports(bundle, lambda r: {**r, "graphs": {**r["graphs"], "ratio-4": "other"}}, *benchmarks)
+    _edit_reports(
+        bundle, lambda r: {**r, "graphs": {**r["graphs"], "ratio-4.onnx": "other"}}, "verification.json"
+    )
+    _edit_reports(
+        bundle,
+        lambda r: {k: {**v, "graphs": {**v["graphs"], "ratio-4": "other"}} for k, v in r.items()},
+        "quality.json",
+    )
     result = report(bundle)
     assert result.page == bundle / "reports" / "report.html"
     assert [command.split()[1] for command in result.missing] == ["verify", "bench", "evaluate"]
     text = page_text(result.page.read_text(encoding="utf-8"))
     assert "verified at the build only" in text
-    assert "Speed" not in text
     assert "agrees with eager PyTorch" in text  # the build's own
+    # What was measured on the other graphs, which are the same, is still there.
+    assert re.search(r"onnxruntime ratio-2 \d", text)
+    assert not re.search(r"onnxruntime ratio-4 \d", text)
+    (quality,) = _report(bundle, "quality.json").values()
+    shown = {
+        row["variant"]: f"{row['variant']} {row['metrics']['spearman']:.4f}" in text
+        for row in quality["rows"]
+    }
+    assert shown == {"ratio-1": True, "ratio-2": True, "ratio-4": False}
+    # Of another backbone, nothing is.
+    other = {"ratio-1": "other"}
+    _edit_reports(bundle, lambda r: {**r, "graphs": {**r["graphs"], **other}}, *benchmarks)
+    _edit_reports(bundle, lambda r: {k: {**v, "graphs": other} for k, v in r.items()}, "quality.json")
+    text = page_text(report(bundle).page.read_text(encoding="utf-8"))
+    assert "Speed" not in text
+    assert "spearman" not in text
     for name in ("benchmark.json", "verification.json", "quality.json", "verification/ratio-4.json"):
         (bundle / "reports" / name).write_text("{")
     assert len(report(bundle).missing) == 3
+
+
+def test_a_short_run_does_not_replace_a_long_one(measured: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(measured, bundle)
+    long = _report(bundle, "benchmark.json")
+    shape = "{batch_size}x{sequence_length}".format(**long["shapes"][0])
+    command = ["bench", str(bundle), "--runtime", "onnxruntime", "--openings", "1", "--block-seconds", "0.01"]
+    command += ["--max-rounds", "4", "--shape", shape, "--shape", "1x4", "--ratio", "4"]
+    make_app()(command, standalone_mode=False)
+    found = stored_benchmark(Bundle.load(bundle))
+    assert found is not None
+    rows = {
+        (s["batch_size"], s["sequence_length"], row["runtime"], row["variant"]): row["median_ms"]
+        for s in found["shapes"]
+        for row in s["rows"]
+    }
+    for s in long["shapes"]:
+        for row in s["rows"]:
+            key = (s["batch_size"], s["sequence_length"], row["runtime"], row["variant"])
+            assert rows[key] == row["median_ms"], "the run with more openings counts"
+    assert (1, 4, "onnxruntime", "ratio-4") in rows
+    assert (1, 4, "onnxruntime", "ratio-2") not in rows
+
+
+@pytest.mark.parametrize("broken", [[], {"graphs": 3}, {"shapes": [{}]}, {"settings": []}, {"machine": None}])
+def test_runs_of_another_form_are_passed_over(measured: Path, tmp_path: Path, broken: Any) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(measured, bundle)
+
+    def edit(run: Any) -> Any:
+        return broken if isinstance(broken, list) else {**run, **broken}
+
+    _edit_reports(bundle, edit, "benchmark.json", "benchmarks/*.json")
+    assert stored_benchmark(Bundle.load(bundle)) is None
+    assert [command.split()[1] for command in report(bundle).missing] == ["bench"]
 
 
 def test_a_failed_verification_is_not_hidden(measured: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from variator_export.model.backbone import Backbone
 from variator_export.model.plugin_file import load_plugin, save_plugin
 from variator_export.recipe.recipe import Recipe
 from variator_export.sessions import Bundle
-from variator_export.verification.bisect import Bisection, BisectSubject
+from variator_export.verification.bisection.bisect import Bisection, BisectSubject
 from variator_export.verification.bundle_verification import STORED, Verification, verify
 from variator_export.verification.cases import REAL_TEXT
 from variator_export.verification.compare import argmax_agreement, deviation, rank_correlation
@@ -509,7 +509,7 @@ def test_a_fault_that_goes_away_with_any_value_is_told_as_that(
         ("verification.runs.open_changed", UserError("No engine.", "Try."), "bisected: No engine."),
         ("verification.runs.open_changed", KeyError("a bug"), "bisected: Traceback"),
         (
-            "verification.reproduction.write_reproduction",
+            "verification.bisection.reproduction.write_reproduction",
             OSError(28, "No space left on device"),
             "reproduced in a folder: [Errno 28] No space left on device",
         ),

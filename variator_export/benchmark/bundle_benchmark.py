@@ -26,7 +26,6 @@ from variator_export.benchmark.schedule import (
 from variator_export.benchmark.speed_table import Subject, break_even, speed_inputs, speed_rows
 from variator_export.bundle.manifest import Variant
 from variator_export.bundle.quality_report import quality_of_graphs
-from variator_export.bundle.reports import BENCHMARK_REPORT, store_report
 from variator_export.core.environment import (
     conditions,
     is_importable,
@@ -200,7 +199,7 @@ def bench(
         bundle=opened.path,
         shapes=results,
         break_even=break_even(by_shape),
-        quality=quality_of_graphs(opened.path, graphs),
+        quality=quality_of_graphs(opened.path, graphs, opened.manifest.baseline.name),
         graphs=graphs,
         settings=settings,
         torch_threads=torch_threads,
@@ -209,16 +208,6 @@ def bench(
         conditions={"before": before, "after": conditions()},
         versions=versions(*("variator-export", "torch", "transformers", "openvino"), *distributions()),
     )
-
-
-def store_benchmark(benchmark: Benchmark) -> Path:
-    """Store a result in its bundle.
-
-    Raises:
-        UserError: The bundle cannot be written.
-    """
-    state = "The bundle was timed; the benchmark report is not stored."
-    return store_report(benchmark.bundle, BENCHMARK_REPORT, benchmark.as_dict(), state)
 
 
 def _result(

@@ -15,12 +15,21 @@ MAIN_METRIC: Mapping[Task, str] = {
 }
 
 
-def quality_of_graphs(bundle: Path, graphs: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Results that `evaluate` stored for these graphs; a broken report counts as empty."""
+def quality_of_graphs(bundle: Path, graphs: Mapping[str, str], baseline: str) -> list[dict[str, Any]]:
+    """Results that `evaluate` stored for these graphs; a broken report counts as empty.
+
+    A variant's result holds as long as its graph and the baseline's, which it is compared with, are the same.
+
+    Args:
+        bundle: The bundle's folder.
+        graphs: The sha256 of each variant's graph.
+        baseline: The name of the baseline.
+    """
     found = []
     try:
         for report in (read_report(bundle, QUALITY_REPORT) or {}).values():
-            if report["graphs"] != graphs:
+            valid = {name for name, sha256 in report["graphs"].items() if graphs.get(name) == sha256}
+            if baseline not in valid:
                 continue
             metric = MAIN_METRIC[report["task"]]
             rows = {row["variant"]: row for row in report["rows"]}  # the last runtime wins: the graphs
@@ -31,9 +40,11 @@ def quality_of_graphs(bundle: Path, graphs: Mapping[str, str]) -> list[dict[str,
                     "columns": report["data"].get("columns", {}),
                     "max_tokens": report["data"].get("max_tokens"),
                     "metric": metric,
+                    "examples": report["data"].get("examples"),
                     "variants": {
                         name: {"value": row["metrics"][metric], "lost": row["relative_loss"]}
                         for name, row in rows.items()
+                        if name in valid
                     },
                 }
             )

@@ -14,6 +14,8 @@ SPEED_REPORT = "reports/speed.json"
 QUALITY_REPORT = "reports/quality.json"
 VERIFICATION_REPORT = "reports/verification.json"
 BENCHMARK_REPORT = "reports/benchmark.json"
+# Every run of `bench`, one file each.
+BENCHMARKS = "reports/benchmarks"
 ENGINES_REPORT = "reports/engines.json"
 PAGE = "reports/report.html"
 

@@ -44,7 +44,7 @@ COMMANDS = {
         "report:report_command",
         "Write a one-page report on a bundle: its contents, verification, speed and quality.",
     ),
-    "run": Command("run:run_command", "Run texts through a bundle, without torch or transformers."),
+    "run": Command("run.command:run_command", "Run texts through a bundle, without torch or transformers."),
     "inspect": Command(
         "inspect:inspect_command", "Show the contents of a bundle, and check every file against its hash."
     ),

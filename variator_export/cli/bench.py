@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from variator_export.benchmark.bundle_benchmark import Benchmark, ShapeResult, bench, store_benchmark
+from variator_export.benchmark.bundle_benchmark import Benchmark, ShapeResult, bench
 from variator_export.benchmark.runtimes import OWN_RUNTIMES, RUNTIMES
 from variator_export.benchmark.schedule import DEFAULT_WINDOW, TimingSettings
 from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
+from variator_export.benchmark.stored import store_benchmark
 from variator_export.building.plan import parse_ratio
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output

@@ -17,6 +17,7 @@ PURPOSES = {
     "openvino": "time bundles on OpenVINO",
     "train": "train plugins (in addition to export)",
     "evaluate": "measure quality",
+    "parquet": "write Parquet with run",
     "report": "write the report",
     "demo": "the backbone of the default recipe",
 }

@@ -357,8 +357,7 @@ def _distinct(texts: Sequence[str]) -> list[int]:
 def store_quality(bundle: Path, quality: Quality) -> None:
     """Store a result in its bundle. The manifest's hashes do not cover reports.
 
-    The bundle keeps one result for each task, data set and setting. Results for graphs that the bundle no
-    longer contains are removed.
+    The bundle keeps one result for each task, data set and setting. Results for another backbone are removed.
 
     Raises:
         UserError: The bundle cannot be written, or its report is broken.
@@ -366,10 +365,14 @@ def store_quality(bundle: Path, quality: Quality) -> None:
     path = bundle / QUALITY_REPORT
     reports = read_json_object(path, f"Remove the broken report: rm '{path}'") if path.exists() else {}
     kept = {
-        key: report
-        for key, report in reports.items()
-        if isinstance(report, dict) and report.get("graphs") == quality.graphs
+        key: report for key, report in reports.items() if isinstance(report, dict) and _is_of(report, quality)
     }
     key = sha256_json([quality.task, quality.data])
     state = "The quality was measured; the quality report is not stored."
     store_report(bundle, QUALITY_REPORT, {**kept, key: quality.as_dict()}, state)
+
+
+def _is_of(report: Mapping[str, Any], quality: Quality) -> bool:
+    """Whether a stored result has the same uncompressed model, with which each variant is compared."""
+    graphs = report.get("graphs")
+    return isinstance(graphs, Mapping) and graphs.get(BASELINE) == quality.graphs.get(BASELINE)

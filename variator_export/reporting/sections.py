@@ -166,7 +166,10 @@ def _at(shape: Mapping[str, Any]) -> str:
 
 
 def _quality_columns(sources: Sources) -> list[Column]:
-    names = [(f"{quality['metric']}, {quality['data']}", "lost") for quality in sources.qualities]
+    names = [
+        (f"{quality['metric']}, {quality['data']} ({quality['examples']} examples)", "lost")
+        for quality in sources.qualities
+    ]
     return [Column(name) for pair in names for name in pair]
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from variator_export.benchmark.runtimes import RUNTIMES
 from variator_export.benchmark.schedule import TimingSettings
+from variator_export.benchmark.stored import stored_benchmark
 from variator_export.bundle.quality_report import quality_of_graphs
 from variator_export.bundle.reports import (
-    BENCHMARK_REPORT,
     VERIFICATION_REPORT,
     build_verification_report,
     engine_verification_report,
@@ -26,7 +26,7 @@ class Sources:
     Attributes:
         variants: Variants of the bundle, sorted by ratio.
         graphs: The sha256 of each variant's graph.
-        benchmark: Report of `bench`; None if there is none.
+        benchmark: What `bench` measured on these graphs; None if there is nothing.
         qualities: Reports of `evaluate`, one for each task and data set.
         verified: Report of `verify` on the graphs; None if there is none.
         verified_engines: Reports of `verify` on engines, by target.
@@ -38,11 +38,8 @@ class Sources:
         manifest = bundle.manifest
         self.variants = sorted(manifest.variants, key=lambda v: (v.ratio, v.name))
         self.graphs = bundle.graph_hashes()
-        benchmark = read_report(
-            bundle.path, BENCHMARK_REPORT, "graphs", "shapes", "break_even", "conditions", "settings"
-        )
-        self.benchmark = benchmark if benchmark and benchmark["graphs"] == self.graphs else None
-        self.qualities = quality_of_graphs(bundle.path, self.graphs)
+        self.benchmark = stored_benchmark(bundle)
+        self.qualities = quality_of_graphs(bundle.path, self.graphs, manifest.baseline.name)
         self.verified = self._of_now(VERIFICATION_REPORT)
         engines = {target: self._of_now(engine_verification_report(target)) for target in engine_targets()}
         self.verified_engines = {target: found for target, found in engines.items() if found is not None}
@@ -85,9 +82,16 @@ class Sources:
         path = shlex.quote(str(self.bundle.path))
         return [
             *([] if self._graphs_verdict in ("passed", "failed") else [f"variator-export verify {path}"]),
-            *([] if self.benchmark else [f"variator-export bench {path}"]),
-            *([] if self.qualities else [f"variator-export evaluate {path} --data FILE"]),
+            *([] if self._all_timed() else [f"variator-export bench {path}"]),
+            *([] if self._all_evaluated() else [f"variator-export evaluate {path} --data FILE"]),
         ]
+
+    def _all_timed(self) -> bool:
+        rows = [row for shape in (self.benchmark or {"shapes": []})["shapes"] for row in shape["rows"]]
+        return self.graphs.keys() <= {row["variant"] for row in rows}
+
+    def _all_evaluated(self) -> bool:
+        return any(self.graphs.keys() <= quality["variants"].keys() for quality in self.qualities)
 
     def findings(self) -> dict[str, list[Mapping[str, Any]]]:
         """Return the findings by variant, and those on engines by variant and target.

@@ -39,7 +39,7 @@ from variator_export.verification.runs import Engines, Graphs, Runs
 from variator_export.verification.verified_graph import AS_IT_IS
 
 if TYPE_CHECKING:
-    from variator_export.verification.bisect import Bisection
+    from variator_export.verification.bisection.bisect import Bisection
 
 STORED = "the outputs of eager PyTorch, float64, CPU, stored when the bundle was built"
 ReferenceChoice = Literal["auto", "eager", "stored"]

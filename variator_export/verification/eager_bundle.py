@@ -21,7 +21,7 @@ from variator_export.verification.runs import Runs
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
-    from variator_export.verification.bisect import Bisection
+    from variator_export.verification.bisection.bisect import Bisection
 
 
 def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "Backbone":
@@ -96,8 +96,8 @@ class EagerBundle:
             progress: Receives progress reports and notes.
         """
         from variator_export.engines.eager import EagerModel
-        from variator_export.verification.bisect import bisect
-        from variator_export.verification.reproduction import write_reproduction
+        from variator_export.verification.bisection.bisect import bisect
+        from variator_export.verification.bisection.reproduction import write_reproduction
 
         plugin = load_variant_plugin(self._bundle, variant)
         # With its plugin of zeros, ratio 1 has the same modules that its graph was traced from.

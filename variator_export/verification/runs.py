@@ -28,7 +28,7 @@ from variator_export.verification.verified_graph import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from variator_export.verification.bisect import BisectSubject
+    from variator_export.verification.bisection.bisect import BisectSubject
 
 
 class Runs(Protocol):
@@ -103,8 +103,8 @@ class Graphs:
 
     def bisect_target(self, variant: Variant, file: str, _progress: Progress, /) -> "BisectSubject":
         """Return a target on ONNX Runtime, opened the same way as the graph itself."""
-        from variator_export.verification.bisect import BisectSubject
-        from variator_export.verification.reproduction import ONNXRUNTIME_SCRIPT
+        from variator_export.verification.bisection.bisect import BisectSubject
+        from variator_export.verification.bisection.reproduction import ONNXRUNTIME_SCRIPT
 
         bundle, precision = self._bundle, self._bundle.manifest.precision
         graph = bundle.graph(file)
@@ -209,7 +209,7 @@ class Engines:
         """Return a target that builds engines on this machine, with the settings in the engine's sidecar."""
         import onnx_ir as ir
 
-        from variator_export.verification.bisect import BisectSubject
+        from variator_export.verification.bisection.bisect import BisectSubject
 
         bundle, (entry, sidecar) = self._bundle, self._built[file]
         any_ratio = entry.variant == ANY_RATIO

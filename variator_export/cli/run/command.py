@@ -10,7 +10,7 @@ from rich.text import Text
 from variator_export.building.plan import parse_ratio
 from variator_export.cli import options
 from variator_export.cli.output import Format, Output
-from variator_export.cli.run_files import SUFFIXES, numbers, read_texts, write_results
+from variator_export.cli.run.files import SUFFIXES, numbers, read_texts, write_results
 from variator_export.core.errors import UsageError
 from variator_export.engines.targets import TARGETS
 from variator_export.sessions import Bundle
