@@ -29,10 +29,13 @@ EXTRAS := export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,parquet,report
 # Python compiles what is imported; pip would compile everything, and that takes as long as the installation.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: build test test-oldest lint types docs check clean
+.PHONY: build wheel test test-oldest lint types docs check clean
 
 build: $(VENV)/.installed  ## The default recipe: artifacts/minilm
 	$(BIN)/variator-export build
+
+wheel: $(VENV)/.installed  ## dist/variator_export-VERSION-py3-none-any.whl
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 test: $(VENV)/.installed  ## The tests, on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal

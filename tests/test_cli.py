@@ -18,6 +18,7 @@ from command_line import call, process_environment
 
 from variator_export.cli.app import make_app
 from variator_export.cli.train import train_app
+from variator_export.core.environment import install_command
 from variator_export.recipe.recipe import Recipe
 
 COMMANDS = {
@@ -199,7 +200,7 @@ def test_wrong_usage_is_2() -> None:
         (["--plugin", "nowhere"], "The plugin folder nowhere does not exist"),
         (["--plugin", "a/b=nowhere"], "'plugins.0.name' is 'a/b'"),
         (["--backbone", "nowhere"], "The backbone nowhere is not a folder"),
-        (["--target", "tensorrt"], "pip install 'variator-export[tensorrt]'"),
+        (["--target", "tensorrt"], install_command("tensorrt")),
     ],
 )
 def test_bad_input_is_1_with_one_message(

@@ -15,6 +15,7 @@ from command_line import call
 from documented import REPOSITORY, Mention, arguments_of, blocks, lines_of, mentions, pages, problems
 from typer.main import get_command
 
+from variator_export import __version__
 from variator_export.cli.app import make_app
 from variator_export.recipe.recipe import Recipe
 
@@ -198,3 +199,9 @@ def test_the_commands_of_the_example_workflow_exist() -> None:
         arguments = arguments_of(" ".join(run.split()))
         assert arguments is not None
         assert problems(command_line, Mention(tuple(arguments), whole=True)) == []
+
+
+def test_the_wheel_of_the_pages_is_the_one_that_is_made() -> None:
+    for page in pages():
+        for name in re.findall(r"variator_export-[\w.]+\.whl", page.read_text(encoding="utf-8")):
+            assert name == f"variator_export-{__version__}-py3-none-any.whl", page

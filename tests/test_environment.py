@@ -1,5 +1,7 @@
 """What is missing is named with the command that installs it."""
 
+import importlib.metadata
+
 import pytest
 
 from variator_export.core import environment
@@ -26,7 +28,7 @@ def test_a_missing_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="needs the Python package onnxruntime") as raised:
         environment.require_onnxruntime()
-    assert "pip install 'variator-export[onnxruntime]'" in str(raised.value.hint)
+    assert environment.install_command("onnxruntime") in str(raised.value.hint)
 
 
 def test_missing_packages_to_make_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +36,7 @@ def test_missing_packages_to_make_graphs(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(environment, "find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(UserError, match="Exporting graphs needs the Python package onnxscript") as raised:
         environment.require_export()
-    assert "pip install 'variator-export[export]'" in str(raised.value.hint)
+    assert environment.install_command("export") in str(raised.value.hint)
 
 
 def test_a_machine_is_described_without_guessing() -> None:
@@ -42,3 +44,39 @@ def test_a_machine_is_described_without_guessing() -> None:
     assert found["cpu_cores"] >= 1
     assert found["memory_bytes"] > 1e8
     assert set(environment.versions("not-installed-here").values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("record", "command"),
+    [
+        (None, "pip install 'variator-export[export]'"),
+        ("not JSON", "pip install 'variator-export[export]'"),
+        (
+            '{"url": "file:///a%20b/clone", "dir_info": {"editable": true}}',
+            "pip install --editable '/a b/clone[export]'",
+        ),
+        ('{"url": "file:///clone", "dir_info": {}}', "pip install '/clone[export]'"),
+        (
+            '{"url": "file:///d/variator_export-1-py3-none-any.whl", "archive_info": {}}',
+            "pip install '/d/variator_export-1-py3-none-any.whl[export]'",
+        ),
+        (
+            '{"url": "https://x.org/v.whl", "archive_info": {}}',
+            "pip install 'variator-export[export] @ https://x.org/v.whl'",
+        ),
+        (
+            '{"url": "https://x.org/v.git", "vcs_info": {"vcs": "git", "commit_id": "0a1b"}}',
+            "pip install 'variator-export[export] @ git+https://x.org/v.git@0a1b'",
+        ),
+    ],
+)
+def test_an_extra_is_installed_from_where_the_package_came(
+    monkeypatch: pytest.MonkeyPatch, record: str | None, command: str
+) -> None:
+    class Distribution:
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return record
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Distribution())
+    assert environment.install_command("export") == command

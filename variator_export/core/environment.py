@@ -1,6 +1,7 @@
 """Installed packages, this machine, and how to install missing packages. Imports none of the packages."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from variator_export.core.errors import UserError
 
@@ -46,8 +48,30 @@ def platform_tag() -> str:
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra of this package."""
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
+    """The command that installs an extra of this package, from where the package itself was installed."""
+    return f"pip install {_requirement(extra)}"
+
+
+def _requirement(extra: str) -> str:
+    """This package with an extra, as pip recorded its origin (PEP 610): a folder, a file, a repository.
+
+    Without a record, the package came from an index.
+    """
+    named = f"{DISTRIBUTION}[{extra}]"
+    try:
+        origin = json.loads(
+            importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}"
+        )
+        url, version_control = str(origin["url"]), origin.get("vcs_info")
+    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
+        return f"'{named}'"
+    if version_control is not None:
+        return f"'{named} @ {version_control['vcs']}+{url}@{version_control['commit_id']}'"
+    path = unquote(urlsplit(url).path) if url.startswith("file:") else None
+    if path is None:
+        return f"'{named} @ {url}'"
+    editable = "--editable " if (origin.get("dir_info") or {}).get("editable") else ""
+    return f"{editable}'{path}[{extra}]'"
 
 
 def is_importable(module: str) -> bool:
