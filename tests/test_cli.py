@@ -14,7 +14,7 @@ import pytest
 import typer
 import typer.core
 import typer.main
-from command_line import call, process_environment
+from command_line import call, call_process, process_environment
 
 from variator_export.cli.app import make_app
 from variator_export.cli.train import train_app
@@ -339,3 +339,72 @@ def test_inspect(small_bundle: Path) -> None:
         assert word in result.stdout
     document = json.loads(call("inspect", str(small_bundle), "--format", "json").stdout)
     assert document["backbone"]["pad_token_id"] == 0
+
+
+def test_a_short_form_of_help() -> None:
+    for command in ([], ["build"], ["train"], ["train", "pretrain"]):
+        assert call(*command, "-h").stdout == call(*command, "--help").stdout != ""
+
+
+def test_output_that_is_not_utf_8(embedding_bundle: Path) -> None:
+    """On a terminal or a pipe that is not UTF-8, nothing ends in a traceback, and JSON stays JSON."""
+    environment = {"PYTHONIOENCODING": "ascii"}
+    text = "Ça coûte 12 € 👩"
+    command = ["run", str(embedding_bundle), "--text", text]
+    shown = call_process(*command, environment=environment)
+    assert (shown.returncode, "Traceback" in shown.stderr) == (0, False), shown.stderr
+    document = call_process(*command, "--format", "json", environment=environment)
+    assert json.loads(document.stdout)["results"][0]["text"] == text
+
+
+def test_a_refused_build_leaves_no_lock(small_model: Callable[[str], Path], tmp_path: Path) -> None:
+    command = ["build", "--backbone", str(small_model("bert")), "--output", "b", "--target", "onnxruntime"]
+    result = call(*command, "--ratio", "4", cwd=tmp_path)
+    assert result.returncode == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_is_named_after_its_folder(small_model: Callable[[str], Path], tmp_path: Path) -> None:
+    command = ["build", "--backbone", str(small_model("bert")), "--ratio", "1", "--show-recipe"]
+    shown = call(*command, "--output", "my bundle!", cwd=tmp_path)
+    assert "name: my-bundle" in shown.stdout, shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["bench", "b", "--runtime", "onnxruntim"], "--runtime onnxruntime"),
+        (["bench", "b", "--runtime", "xyz"], "Choose one of"),
+        (["build", "--target", "CUDA"], "Choose one of"),
+        (["build", "--target", "TensorRT-RTX"], "--target tensorrt-rtx"),
+    ],
+)
+def test_a_hint_names_what_is_near_or_everything(arguments: list[str], hint: str) -> None:
+    result = call(*arguments)
+    assert result.returncode != 0
+    assert hint in result.stderr.split("hint:")[1]
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("variator_export.cli.app.import_module", interrupted)
+    result = call("build")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_a_checkpoint_in_half_precision_is_said_to_become_float32(
+    small_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(small_model("bert"), tmp_path / "half")
+    weights = load_file(folder / "model.safetensors")
+    half = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
+    command = ["build", "--backbone", "half", "--ratio", "1", "--target", "onnxruntime", "--no-speed"]
+    result = call(*command, "--output", "b", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "half is stored in BF16; the bundle is in float32, twice the size" in result.stderr

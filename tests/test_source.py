@@ -60,11 +60,12 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
 
 
 def test_an_architecture_that_is_not_in_the_table(folder: Path) -> None:
-    _edit_config(folder, architectures=["GPT2LMHeadModel"])
-    with pytest.raises(UserError, match="GPT2LMHeadModel is not supported") as raised:
-        read_backbone_info(resolve_source(str(folder)))
-    assert "bert" in raised.value.message
-    assert "docs/families.md" in str(raised.value.hint)
+    for name, hint in (("LongformerModel", "docs/families.md"), ("GPT2LMHeadModel", "Only encoders of text")):
+        _edit_config(folder, architectures=[name])
+        with pytest.raises(UserError, match=f"{name} is not supported") as raised:
+            read_backbone_info(resolve_source(str(folder)))
+        assert "bert" in raised.value.message
+        assert hint in str(raised.value.hint)
 
 
 def test_a_relative_of_a_supported_architecture_says_how_to_take_it(folder: Path) -> None:
@@ -131,6 +132,14 @@ def test_weights_that_the_model_does_not_use(folder: Path) -> None:
             UserError, match=r"hold 2 tensors that BertModel .* does not use: .*distance_embedding"
         ):
             load_backbone(read_backbone_info(resolve_source(str(folder))), 0)
+
+
+def test_the_hint_for_a_pickle_keeps_the_head(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    _edit_config(folder, architectures=["BertForSequenceClassification"])
+    with pytest.raises(UserError, match=r"only pytorch_model\.bin") as raised:
+        resolve_source(str(folder))
+    assert "transformers.BertForSequenceClassification.from_pretrained" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "foo"}, {"num_attention_heads": 3}])

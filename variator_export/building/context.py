@@ -14,7 +14,7 @@ from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import PluginHost, load_plugin_config
 from variator_export.model.plugin_layout import PluginConfig
-from variator_export.model.source import BackboneSource
+from variator_export.model.source import BackboneSource, stored_dtypes
 from variator_export.recipe.recipe import Recipe
 from variator_export.text.settings import TEXT_SETTINGS_FILES
 from variator_export.text.tokenizer import TOKENIZER_FILES, TextEncoder
@@ -116,6 +116,12 @@ class BuildContext:
         from variator_export.model.backbone import load_in_precision
 
         found = load_in_precision(self.info, self.encoder.pad_token_id, self.recipe.precision)
+        stored = stored_dtypes(self.source.folder) - {"F32"}
+        if stored and self.recipe.precision == "float32":
+            self.staged.progress.note(
+                f"{self.source.name} is stored in {', '.join(sorted(stored))}; the bundle is in float32, "
+                "twice the size (--precision float16 or bfloat16)."
+            )
         if found.left_out:
             self.staged.progress.note(
                 f"left out of {self.source.name}, because {self.info.spec.name} does not have them: "

@@ -4,6 +4,7 @@ A build writes into a hidden folder beside the bundle (`.NAME.staging`) and fina
 system call. Readers ignore the leftovers of a killed build, and the next build removes them.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -42,16 +43,8 @@ def exclusive(bundle: Path) -> Iterator[Path]:
                 f"{bundle} is a mount point, which cannot be swapped for a new bundle.",
                 f"Choose a folder below it: --output {bundle / 'bundle'}",
             )
-        lock = os.open(_beside(bundle, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = _lock(bundle)
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-                raise UserError(
-                    f"Another build is writing to {bundle} (process {owner}).",
-                    "Wait until it finishes, or choose another folder with --output.",
-                ) from None
             os.truncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
             _finish_swap(bundle)
@@ -62,7 +55,37 @@ def exclusive(bundle: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
         finally:
+            if not bundle.exists():  # a build that was refused leaves nothing
+                _beside(bundle, "lock").unlink(missing_ok=True)
             os.close(lock)
+
+
+def _lock(bundle: Path, *, wait: bool = False) -> int:
+    """Lock a bundle and return the descriptor of its lock file.
+
+    Raises:
+        UserError: Another build holds the lock, unless the call waits for it.
+    """
+    path = _beside(bundle, "lock")
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(lock)
+            raise UserError(
+                f"Another build is writing to {bundle} (process {owner}).",
+                "Wait until it finishes, or choose another folder with --output.",
+            ) from None
+        except BaseException:
+            os.close(lock)
+            raise
+        # The file may have been removed, with its lock, after this process opened it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(lock)):
+                return lock
+        os.close(lock)
 
 
 def publish(staging: Path, bundle: Path) -> None:
@@ -92,9 +115,8 @@ def recover(bundle: Path) -> None:
     bundle = bundle.absolute()
     if bundle.exists() or not _beside(bundle, "previous").exists():
         return
-    lock = os.open(_beside(bundle, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = _lock(bundle, wait=True)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         _finish_swap(bundle)
     finally:
         os.close(lock)

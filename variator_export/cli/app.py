@@ -77,6 +77,7 @@ def make_app(loaded: Collection[str] = tuple(COMMANDS)) -> typer.Typer:
     """
     app = typer.Typer(
         name=DISTRIBUTION,
+        context_settings={"help_option_names": ["--help", "-h"]},
         no_args_is_help=True,
         add_completion=True,
         pretty_exceptions_enable=False,

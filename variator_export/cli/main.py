@@ -1,6 +1,7 @@
 """Entry point of the `variator-export` command."""
 
 import errno
+import io
 import itertools
 import os
 import sys
@@ -25,9 +26,15 @@ _REFUSALS = {
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     interrupts.install()
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a pipe that is not UTF-8 gets \\u2026 instead of a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         # An argument that happens to be a command's name only loads one command more than needed.
         make_app(COMMANDS if _COMPLETE in os.environ else COMMANDS.keys() & set(sys.argv[1:]))()
+    except KeyboardInterrupt:  # while a command is imported; Typer handles it later
+        sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         # A library may have turned the interrupt into an error of its own.
         if interrupts.was_interrupted():

@@ -251,5 +251,7 @@ def choose(option: str, value: str, choices: tuple[str, ...]) -> str:
         UsageError: The value is not one of the choices.
     """
     if value not in choices:
-        raise UsageError(f"{option} {value!r} is not one of {', '.join(choices)}.", f"{option} {choices[0]}")
+        guess = nearest(value, list(choices))
+        hint = f"Did you mean {option} {guess}?" if guess else f"Choose one of: {', '.join(choices)}."
+        raise UsageError(f"{option} {value!r} is not one of {', '.join(choices)}.", hint)
     return value

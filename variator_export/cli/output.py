@@ -50,7 +50,8 @@ class Output:
 
     def document(self, content: Any) -> None:
         """Print the JSON document."""
-        sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+        sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=not is_utf8, allow_nan=False) + "\n")
 
     def text(self, line: str = "") -> None:
         """Print a line of data."""

@@ -1,5 +1,6 @@
 """Recipes of a `build`, overridden by its flags."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from variator_export.core.nearest import nearest
 from variator_export.engines.targets import build_targets
 from variator_export.recipe.recipe import DEFAULT_RECIPE
 from variator_export.recipe.recipe_file import Layer, ResolvedRecipe, resolve_recipe
+
+# Characters that a recipe's name cannot have.
+_NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def with_flags(
@@ -40,7 +44,10 @@ def with_flags(
                 "--backbone needs --output: the default recipe's folder is for the default backbone.",
                 f"variator-export build --backbone {backbone} --output artifacts/NAME",
             )
-        layers.append(Layer("--backbone", {"backbone": {"source": backbone}}))
+        change: dict[str, Any] = {"backbone": {"source": backbone}}
+        if output is not None:  # the bundle is no longer the recipe's
+            change["name"] = _NO_NAME.sub("-", output.resolve().name).strip("-._") or "bundle"
+        layers.append(Layer("--backbone", change))
     if task is not None:
         layers.append(Layer("--task", {"backbone": {"task": task, "architecture": None}}))
     options.check_architecture(task, architecture)
@@ -82,6 +89,6 @@ def _target(text: str) -> str:
         guess = nearest(text, list(known))
         raise UserError(
             f"There is no target {text!r}; the targets are {', '.join(known)}.",
-            f"--target {guess or known[0]}",
+            f"--target {guess}" if guess else f"Choose one of: {', '.join(known)}.",
         )
     return text

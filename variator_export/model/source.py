@@ -1,6 +1,7 @@
 """Sources of backbones and plugins: a folder, the hub, an installed distribution, the package's recipes."""
 
 import importlib.metadata
+import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -157,8 +158,29 @@ def weights_files(folder: Path) -> dict[str, Path]:
     found = f"only {', '.join(pickles)}, which can run code when it is read" if pickles else "none"
     raise UserError(
         f"The backbone folder {folder} has no {WEIGHTS_NAME}: found {found}.",
-        "Save it as safetensors: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
+        f"Save it as safetensors: transformers.{_class_of(folder)}.from_pretrained(FOLDER)"
+        ".save_pretrained(NEW_FOLDER)",
     )
+
+
+def stored_dtypes(folder: Path) -> set[str]:
+    """The floating-point types of a model folder's weights, as safetensors names them: F32, F16, BF16."""
+    from safetensors import safe_open
+
+    found = set()
+    for path in weights_files(folder).values():
+        with safe_open(path, framework="np") as file:
+            found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return {dtype for dtype in found if dtype.startswith(("F", "BF"))}
+
+
+def _class_of(folder: Path) -> str:
+    """The class of the folder's model, which has its head."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return "AutoModel"
+    return named if isinstance(named, str) and named.isidentifier() else "AutoModel"
 
 
 def _plain_folder(source: str) -> Path:

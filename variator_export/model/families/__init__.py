@@ -7,6 +7,9 @@ from variator_export.core.nearest import nearest
 from variator_export.core.registry import Registry, remedy
 from variator_export.model.families.base import Architecture, Family
 
+# Ends of the class names of models that a family file cannot describe.
+_NOT_ENCODERS = ("ForCausalLM", "LMHeadModel", "ForImageClassification", "ForConditionalGeneration")
+
 FAMILIES = Registry(
     kind="family",
     group="variator_export.families",
@@ -65,7 +68,9 @@ def find_architecture(name: str) -> Architecture:
         return known[name]
     nearest = _nearest_family(name, known)
     same_family = [other for other, found in known.items() if found.family.name == nearest]
-    hint = "A family is one file, and can be added from outside this package (see docs/families.md)."
+    hint = "A family of encoders is one file; others can add it from outside (see docs/families.md)."
+    if name.endswith(_NOT_ENCODERS):
+        hint = "Only encoders of text can be compressed."
     if same_family:
         hint = f"Use {' or '.join(same_family)} from its family (--task or backbone.architecture). {hint}"
     raise UserError(
@@ -90,7 +95,7 @@ def find_task(name: str, task: str) -> Architecture:
     if task not in there:
         raise UserError(
             f"The family {family} does not support the task {task!r}, only {', '.join(sorted(there))}.",
-            f"--task {nearest(task, sorted(there)) or 'feature-extraction'}",
+            f"--task {nearest(task, sorted(there)) or sorted(there)[0]}",
         )
     return there[task]
 
