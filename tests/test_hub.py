@@ -248,6 +248,34 @@ def test_a_bundle_is_pushed_whole_and_runs_from_there(
     assert call("run", str(tmp_path / "got"), "--ratio", "4", "--text", "Seven.").returncode == 0
 
 
+def test_a_bundle_of_the_hub_is_opened_by_its_name(
+    hub: StandInHub, bundle_copy: Path, tmp_path: Path
+) -> None:
+    hub.writers = {"hf_writer"}
+    environment = hub.environment(tmp_path / "c", HF_TOKEN="hf_writer")
+    assert call("push", str(bundle_copy), "acme/bundle", environment=environment).returncode == 0
+    commit = hub.repositories["acme/bundle"].refs["main"]
+    command = ["--ratio", "4", "--text", "Seven.", "--format", "json"]
+    wanted = call("run", str(bundle_copy), *command).stdout
+    for name in ("acme/bundle", "hub:acme/bundle", f"acme/bundle@{commit}"):
+        result = call("run", name, *command, cwd=tmp_path, environment=environment)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == wanted
+    copies = [path for path in (tmp_path / "c").rglob("manifest.json") if not path.is_symlink()]
+    assert [path.parent.name for path in copies] == [commit], "one copy for each commit"
+    offline = environment | {"HF_HUB_OFFLINE": "1"}
+    assert call("run", "acme/bundle", *command, cwd=tmp_path, environment=offline).stdout == wanted
+    # The folder of that name comes first; what is no bundle is refused.
+    shutil.copytree(bundle_copy, tmp_path / "acme" / "bundle")
+    hub.broken = 503
+    assert call("run", "acme/bundle", *command, cwd=tmp_path, environment=environment).stdout == wanted
+    hub.broken = None
+    hub.put_folder("acme/other", bundle_copy / "plugins" / "ratio-2")
+    for name, words in (("acme/other", "has no manifest.json"), ("acme/none", "The hub has no repository")):
+        refused = call("run", name, *command, cwd=tmp_path, environment=environment)
+        assert (refused.returncode, words in refused.stderr) == (1, True), refused.stderr
+
+
 def test_a_push_takes_files_of_the_bundle_before_away_and_nothing_else(
     hub: StandInHub, bundle_copy: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.hub_bundle import bundle_folder
 from variator_export.core.json_file import read_json_object
 from variator_export.engines.target import Session, SessionOptions
 from variator_export.engines.targets import TARGETS
@@ -34,11 +35,16 @@ class Bundle(BundleFiles):
     def load(cls, path: str | Path) -> "Bundle":
         """Open a bundle.
 
+        Args:
+            path: The bundle's folder; or `ORGANISATION/NAME[@REVISION]` on the Hugging Face Hub, which is
+                copied once for each commit.
+
         Raises:
             UserError: A file is missing, is a link, or differs in size from the manifest. Hashes are
-                checked when a file is used; `check_all` checks all of them.
+                checked when a file is used; `check_all` checks all of them. Or the hub does not have the
+                repository, or cannot be reached.
         """
-        return cls(path)
+        return cls(bundle_folder(path))
 
     def session(
         self,
