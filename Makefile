@@ -29,7 +29,7 @@ EXTRAS := export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,parquet,report
 # Python compiles what is imported; pip would compile everything, and that takes as long as the installation.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: build wheel test test-oldest lint types docs check clean
+.PHONY: build wheel fuzz test test-oldest lint types docs check clean
 
 build: $(VENV)/.installed  ## The default recipe: artifacts/minilm
 	$(BIN)/variator-export build
@@ -42,6 +42,9 @@ test: $(VENV)/.installed  ## The tests, on all cores
 
 test-oldest: $(OLDEST)/.installed  ## A telling part of the tests, with the oldest versions that pyproject.toml allows
 	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist worksteal $(OLDEST_TESTS)
+
+fuzz: $(VENV)/.installed  ## Thousands of damaged files, for about an hour
+	VARIATOR_FUZZ_CASES=600 $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/test_fuzz.py
 
 lint: $(VENV)/.installed  ## ruff: rules and format
 	$(BIN)/ruff check .

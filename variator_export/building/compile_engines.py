@@ -24,6 +24,7 @@ from variator_export.bundle.reports import store_report
 from variator_export.core.errors import UserError
 from variator_export.core.progress import Progress, StepReport
 from variator_export.recipe.recipe import EngineRecipe
+from variator_export.verification.stored_recipe import recipe_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class CompileResult:
 
 def recipe_of_engines(bundle: Path) -> EngineRecipe:
     """Return the engine options that a bundle was built with."""
-    return EngineRecipe.model_validate(BundleFiles(bundle).manifest.recipe["engine"])
+    return recipe_of(BundleFiles(bundle)).engine
 
 
 def compile_engines(bundle: Path, order: EngineOrder, progress: Progress | None = None) -> CompileResult:

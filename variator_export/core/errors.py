@@ -17,12 +17,24 @@ class UserError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _shortened(message)
+        self.hint = None if hint is None else _shortened(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+# Longest message in characters. A builder's own words may take pages; a hostile name takes megabytes.
+_LONGEST = 6000
+
+
+def _shortened(text: str) -> str:
+    """A text without its middle if it is too long to be read."""
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]} … ({len(text) - 2 * half} characters) … {text[-half:]}"
 
 
 def first_line(error: Exception) -> str:

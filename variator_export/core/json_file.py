@@ -18,11 +18,19 @@ def read_json(path: Path, hint: str) -> Any:
         UserError: The file is missing, may not be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        # Escapes may spell half a character, which no text holds and nothing can print.
+        json.dumps(content, ensure_ascii=False).encode()
+        return content
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.", hint) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # JSON, UTF-8, and half characters
         raise UserError(f"{path} is not valid JSON: {error}.", hint) from error
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"it holds {name}")
 
 
 def read_json_object(path: Path, hint: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from variator_export.verification.consistency import check_backbone
 from variator_export.verification.judge import REFERENCE, Finding
 from variator_export.verification.reference import Expected, eager_reference
 from variator_export.verification.runs import Runs
+from variator_export.verification.stored_recipe import recipe_of
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
@@ -127,16 +128,16 @@ class EagerBundle:
         return found
 
     def _cases(self, variant: Variant) -> list[Case]:
-        manifest = self._bundle.manifest
+        manifest, recipe = self._bundle.manifest, recipe_of(self._bundle)
         return make_cases(
             self._bundle.text_encoder(),
             manifest.backbone.inputs,
             ratio=variant.ratio,
             vocab_size=self._backbone.info.config.vocab_size,
             max_length=manifest.backbone.max_length,
-            texts=manifest.recipe["verify"]["texts"],
+            texts=recipe.verify.texts,
             shapes=self._shapes,
-            seed=manifest.recipe["verify"]["seed"],
+            seed=recipe.verify.seed,
         )
 
 

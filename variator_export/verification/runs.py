@@ -18,6 +18,7 @@ from variator_export.engines.layers import EnginePrecision, precision_in_engine
 from variator_export.engines.target import EngineSession, EngineTarget, SessionOptions
 from variator_export.model.methods import method_of
 from variator_export.sessions import Bundle
+from variator_export.verification.stored_recipe import recipe_of
 from variator_export.verification.verified_graph import (
     how_it_runs,
     load_for_verification,
@@ -92,8 +93,8 @@ class Graphs:
         manifest = self._bundle.manifest
         found = [
             (batch_size, manifest.backbone.clamp_length(length))
-            for profile in manifest.recipe["engine"]["profiles"].values()
-            for batch_size, length in zip(profile["batch_size"], profile["sequence_length"], strict=True)
+            for profile in recipe_of(self._bundle).engine.profiles.values()
+            for batch_size, length in zip(profile.batch_size, profile.sequence_length, strict=True)
         ]
         return list(dict.fromkeys(found))
 
