@@ -81,7 +81,7 @@ def test_an_engine_needs_neither_torch_nor_transformers(compiled: Path) -> None:
     code = BLOCK + (
         "from variator_export import Bundle\n"
         "from variator_export.engines import choice\n"
-        "from variator_export.engines.compatibility import Place\n"
+        "from variator_export.engines.compatibility import TargetMachine\n"
         "place = TargetMachine('this machine', 'sm89', {'tensorrt-rtx': '1.7.1.116'})\n"
         "choice.this_machine = lambda: place\n"
         f"Bundle.load({str(compiled)!r}).session('tensorrt-rtx', 2, allow_unverified=True)\n"

@@ -17,7 +17,7 @@ import pytest
 from command_line import call
 from signed import sign
 
-CASES = int(os.environ.get("VARIATOR_FUZZ_CASES", "12"))
+CASES = int(os.environ.get("VARIATOR_FUZZ_CASES", "6"))
 SEED = int(os.environ.get("VARIATOR_FUZZ_SEED", "0"))
 LONGEST_SECONDS = 5.0
 LONGEST_OUTPUT = 20_000

@@ -150,7 +150,7 @@ def test_the_limit_is_that_of_the_users_libraries(minilm_folder: Path, tmp_path:
         assert read_text_settings(_with(folder, minilm_folder, **files)).max_length == limit, files
     folder = tmp_path / "wrong"
     folder.mkdir()
-    for value in (0, -5, "many", True, [], float("nan")):
+    for value in (0, -5, "many", True, []):
         _with(folder, minilm_folder, sentence_bert_config={"max_seq_length": value})
         with pytest.raises(UserError, match=r"sentence_bert_config\.json limits texts to"):
             read_text_settings(folder)
