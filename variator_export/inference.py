@@ -10,13 +10,12 @@ from tokenizers import Encoding
 from variator_export.bundle.manifest import BackboneEntry
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
-from variator_export.engines.batches import run_rows
+from variator_export.engines.batches import BATCH_SIZE, run_rows
 from variator_export.text.predictions import TASKS, Labels, Prediction, answer, classify, entities, fill
 from variator_export.text.tokenizer import TextEncoder, TokenRow, token_row
 
 # A text, or a pair: a question and its context, a query and a passage.
 TextOrPair = str | Sequence[str]
-BATCH_SIZE = 32
 EMBEDDING = "sentence_embedding"
 
 
@@ -72,28 +71,23 @@ class TextModel:
             UserError: The task has no predictions, or a text cannot be encoded.
         """
         first, second = split_pairs(texts)
-        self.require_predictions(second is not None)
+        if (missing := self.no_predictions(pairs=second is not None)) is not None:
+            raise missing
         encodings = self.encode(first, second, prompt_name=prompt_name, prompt=prompt)
         outputs = self.outputs([token_row(encoding) for encoding in encodings], batch_size)
         return self.predictions(encodings, outputs, first, second)
 
-    def require_predictions(self, pairs: bool) -> None:
-        """Check that the model's task has predictions.
-
-        Args:
-            pairs: Whether pairs of texts were given.
-
-        Raises:
-            UserError: It has none, or none for single texts.
-        """
+    def no_predictions(self, *, pairs: bool) -> UserError | None:
+        """The reason why there are no predictions for texts, or for pairs of texts; None if there are."""
         task = self.backbone.task
         if task not in TASKS:
-            raise UserError(
+            return UserError(
                 f"The model's task is {task}, which has no predictions.",
                 "Use embed for sentence embeddings, or session().run for the outputs themselves.",
             )
         if task == "question-answering" and not pairs:
-            raise UserError("Question answering needs pairs of texts.", "Give [(question, context), …].")
+            return UserError("Question answering needs pairs of texts.", "Give [(question, context), …].")
+        return None
 
     def encode(
         self,

@@ -11,9 +11,10 @@ import numpy as np
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.hub_bundle import bundle_folder
 from variator_export.core.json_file import read_json_object
+from variator_export.engines.batches import BATCH_SIZE
 from variator_export.engines.target import Session, SessionOptions
 from variator_export.engines.targets import TARGETS
-from variator_export.inference import BATCH_SIZE, TextModel, TextOrPair
+from variator_export.inference import TextModel, TextOrPair
 from variator_export.text.tokenizer import TextEncoder
 
 
@@ -29,6 +30,7 @@ class Bundle(BundleFiles):
         super().__init__(path)
         self._sessions: dict[str, Session] = {}
         self._encoder: TextEncoder | None = None
+        self._config: dict[str, Any] | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -183,7 +185,9 @@ class Bundle(BundleFiles):
 
     def config(self) -> dict[str, Any]:
         """The content of the model's config.json."""
-        return read_json_object(self.file("config.json"), "Build the bundle again.")
+        if self._config is None:
+            self._config = read_json_object(self.file("config.json"), "Build the bundle again.")
+        return self._config
 
     def text_encoder(self) -> TextEncoder:
         """The backbone's tokenizer."""

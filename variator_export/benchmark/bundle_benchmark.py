@@ -35,7 +35,6 @@ from variator_export.core.environment import (
     versions,
 )
 from variator_export.core.errors import UserError
-from variator_export.core.json_file import read_json_object
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
@@ -224,7 +223,7 @@ def _result(
 
 
 def _inputs(bundle: Bundle, shape: Shape) -> Arrays:
-    config = read_json_object(bundle.file("config.json"), "Build the bundle again.")
+    config = bundle.config()
     return speed_inputs(bundle.manifest.backbone.inputs, int(config["vocab_size"]), *shape)
 
 

@@ -55,14 +55,7 @@ def evaluate_command(
             min=3, metavar="N", help="Truncate longer texts to N tokens. Default: the model's limit."
         ),
     ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt",
-            metavar="NAME",
-            help="The model's prompt to put before each text, by name. Default: the model's default prompt.",
-        ),
-    ] = None,
+    prompt: options.PromptOption = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the result into the model cards of the plugin folders.")
     ] = False,

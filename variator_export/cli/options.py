@@ -52,6 +52,14 @@ ArchitectureOption = Annotated[
         help="The class of transformers to load, for example T5EncoderModel, instead of --task.",
     ),
 ]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        metavar="NAME",
+        help="The model's prompt to put before each text, by name. Default: the model's default prompt.",
+    ),
+]
 PluginsOption = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="[NAME=]DIR", help="A plugin to train further; may be repeated."),

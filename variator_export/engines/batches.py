@@ -7,6 +7,7 @@ import numpy as np
 from variator_export.engines.base import Arrays
 from variator_export.text.tokenizer import TokenRow, pad_rows
 
+BATCH_SIZE = 32
 # A batch ends before a row whose length would make more than a quarter of the first row padding. A few tokens
 # more do no harm.
 _LONGEST_TO_SHORTEST = 1.25
@@ -37,7 +38,7 @@ def run_rows(
     *,
     pad_token_id: int,
     token_outputs: Sequence[str] = (),
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[tuple[int, Arrays]]:
     """Run rows of tokens in batches by length.
 

@@ -313,7 +313,7 @@ def _agree(variant: str, output: str, found: Outputs, precision: str) -> dict[st
 
 
 def _labels(bundle: Bundle, examples: Examples) -> list[int]:
-    config = read_json_object(bundle.file("config.json"), "Build the bundle again.")
+    config = bundle.config()
     return examples.class_indices(config.get("label2id") or {})
 
 

@@ -43,13 +43,10 @@ def _records(bundle: BundleFiles) -> Iterator[tuple[str, Any, Any]]:
     """Yield what is compared: its name, its value in the manifest, and its value in a step."""
     manifest, steps = bundle.manifest, bundle.manifest.steps
 
-    def sha256(name: str) -> str | None:
-        return manifest.files[name].sha256 if name in manifest.files else None
-
     backbone, trace = steps.get("backbone", {}), steps.get("trace", {})
     yield "the backbone's hash", manifest.backbone.weights_sha256, backbone.get("weights_sha256")
     for name, expected in (backbone.get("files") or {}).items():
-        yield name, sha256(name), expected
+        yield name, _sha256(bundle, name), expected
     yield "the precision", manifest.precision, trace.get("precision")
     yield "the recipe's precision", manifest.recipe.get("precision"), trace.get("precision")
     yield "the pad token", manifest.backbone.pad_token_id, trace.get("pad_token_id")
@@ -62,24 +59,27 @@ def _records(bundle: BundleFiles) -> Iterator[tuple[str, Any, Any]]:
         yield f"the precision of {entry.engine}", entry.precision, manifest.precision
 
 
+def _sha256(bundle: BundleFiles, name: str) -> str | None:
+    """A file's hash in the manifest. None if the manifest does not list the file."""
+    entry = bundle.manifest.files.get(name)
+    return None if entry is None else entry.sha256
+
+
 def _records_of(
     bundle: BundleFiles, variant: Variant, verified: dict[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
     manifest = bundle.manifest
 
-    def sha256(name: str) -> str | None:
-        return manifest.files[name].sha256 if name in manifest.files else None
-
-    yield variant.graph, sha256(variant.graph), verified.get("graph")
-    yield manifest.any_ratio_graph, sha256(manifest.any_ratio_graph), verified.get("any_ratio")
-    yield BACKBONE_WEIGHTS, sha256(BACKBONE_WEIGHTS), verified.get("weights")
+    yield variant.graph, _sha256(bundle, variant.graph), verified.get("graph")
+    yield manifest.any_ratio_graph, _sha256(bundle, manifest.any_ratio_graph), verified.get("any_ratio")
+    yield BACKBONE_WEIGHTS, _sha256(bundle, BACKBONE_WEIGHTS), verified.get("weights")
     plugin = variant.plugin
     if plugin is None:
         yield f"the ratio of {variant.name}", variant.ratio, 1
         return
     tensors, config = f"{plugin.folder}/{TENSORS_NAME}", f"{plugin.folder}/{CONFIG_NAME}"
-    yield tensors, sha256(tensors), verified.get("plugin")
-    yield config, sha256(config), verified.get("plugin_config")
+    yield tensors, _sha256(bundle, tensors), verified.get("plugin")
+    yield config, _sha256(bundle, config), verified.get("plugin_config")
     yield f"the hash of the plugin of {variant.name}", plugin.sha256, verified.get("plugin")
     content = load_plugin_config(bundle.variant_folder(variant))
     yield f"the ratio of {variant.name}", variant.ratio, content.ratio

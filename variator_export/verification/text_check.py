@@ -5,8 +5,8 @@ another prompt or another order of labels. This one starts from text, and compar
 or with a pipeline of transformers on the backbone's own files.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,9 @@ from variator_export.verification.cases import DEFAULT_TEXTS, UNUSUAL_TEXTS
 DISTRIBUTIONS = ("sentence-transformers", "transformers", "tokenizers", "torch")
 
 
-@dataclass(frozen=True)
-class TextCheck:
-    """Result of an end-to-end check.
-
-    Attributes:
-        against: The library.
-        texts: The number of texts, each once for every prompt.
-        prompts: The prompts, by name. None stands for no name, so for the default prompt.
-        error: The largest relative error of a result.
-        allowed: The limit for it.
-    """
-
-    against: str
-    texts: int
-    prompts: tuple[str | None, ...]
-    error: float
-    allowed: float
-
-
 def check_texts(
     model: TextModel, source: Path, texts: Sequence[str] = (), precision: str = "float32"
-) -> TextCheck:
+) -> None:
     """Compare a model's results for texts with those of the library that its users run.
 
     The texts are those given or the package's own, unusual ones, and one that is longer than the limit.
@@ -63,21 +44,19 @@ def check_texts(
     chosen = [*(texts or DEFAULT_TEXTS), *UNUSUAL_TEXTS, *([longest] if limit is not None else [])]
     allowed = find_precision(precision).agreement
     library = _library(model, source)
-    error = 0.0
     for prompt in library.prompts:
         where = f" with the prompt {prompt!r}" if prompt is not None else ""
         for text, (found, expected) in zip(chosen, library.pairs(chosen, prompt), strict=True):
-            error = max(error, _compare(found, expected, allowed, f"{_start(text)}{where}", library.name))
-    return TextCheck(library.name, len(chosen), library.prompts, error, allowed)
+            _compare(found, expected, allowed, f"{_start(text)}{where}", library.name)
 
 
-def _compare(found: np.ndarray, expected: np.ndarray, allowed: float, what: str, library: str) -> float:
+def _compare(found: np.ndarray, expected: np.ndarray, allowed: float, what: str, library: str) -> None:
     if found.shape != expected.shape:
         detail = f"it has the shape {found.shape}, not {expected.shape}"
     else:
         error = float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-12))
         if error <= allowed:  # false for NaN
-            return error
+            return
         detail = f"its relative error is {error:.1e}, and {allowed:.0e} is allowed"
     raise NumbersDisagreeError(
         f"The bundle's result for the text {what} is not the one of {library}: {detail}.",
@@ -90,7 +69,7 @@ def _start(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
-class _Library:
+class _Library(ABC):
     """How the users of a backbone run it.
 
     Attributes:
@@ -101,9 +80,9 @@ class _Library:
     name: str
     prompts: tuple[str | None, ...] = (None,)
 
+    @abstractmethod
     def pairs(self, texts: Sequence[str], prompt: str | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the bundle's result and the library's for each text."""
-        raise NotImplementedError
 
 
 def _library(model: TextModel, source: Path) -> _Library:

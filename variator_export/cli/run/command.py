@@ -12,9 +12,9 @@ from variator_export.cli import options
 from variator_export.cli.output import Format, Output
 from variator_export.cli.run.files import SUFFIXES, numbers, read_texts, write_results
 from variator_export.core.errors import UsageError
+from variator_export.engines.batches import BATCH_SIZE
 from variator_export.engines.targets import TARGETS
 from variator_export.sessions import Bundle
-from variator_export.text.predictions import TASKS
 from variator_export.text.tokenizer import token_row
 
 _SHOWN_ENTITIES = 5
@@ -56,17 +56,10 @@ def run_command(
             help="Whether to truncate texts to the model's limit, as its users do, or refuse longer ones."
         ),
     ] = True,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt",
-            metavar="NAME",
-            help="The model's prompt to put before each text, by name. Default: the model's default prompt.",
-        ),
-    ] = None,
+    prompt: options.PromptOption = None,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="The largest number of texts to run at once.")
-    ] = 32,
+    ] = BATCH_SIZE,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,8 +115,7 @@ def run_command(
             f"warning: the plugin of {entry.name} was only initialised; its outputs are meaningless."
         )
     found = model.outputs(rows, batch_size)
-    task = model.backbone.task
-    predicts = task in TASKS and (task != "question-answering" or second is not None)
+    predicts = model.no_predictions(pairs=second is not None) is None
     predictions = model.predictions(encodings, found, first, second) if predicts else [None] * len(first)
     results: list[dict[str, Any]] = [
         {
