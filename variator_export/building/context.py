@@ -35,6 +35,7 @@ VERIFIED_BY = (
     "engines/onnxruntime",
     "graph/widen.py",
     "model",
+    "text",
     "core/precision.py",
 )
 TEXT_CHECKED_BY = (
@@ -42,7 +43,9 @@ TEXT_CHECKED_BY = (
     "inference.py",
     "engines/batches.py",
     "engines/onnxruntime",
-    "verification/text_check.py",
+    "graph/widen.py",
+    "verification",
+    "core/precision.py",
 )
 INITIALISED_BY = ("model/plugin.py", "model/plugin_file.py", "model/plugin_layout.py")
 
