@@ -13,7 +13,8 @@ from pathlib import Path
 
 import typer
 
-from variator_export.data.examples import Columns, read_examples
+from variator_export.data.example_files import read_examples
+from variator_export.data.examples import Columns
 
 NUM_SELECT = 1000
 

@@ -3,6 +3,7 @@
 Shapes in these tests: B batch, S tokens, k ratio, d hidden size, m bottleneck size.
 """
 
+import functools
 import gc
 import json
 import os
@@ -36,6 +37,7 @@ from variator_export.model.plugin_layout import BackboneIdentity, Plugin, Plugin
 from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import EngineRecipe, Recipe
 from variator_export.recipe.recipe_file import load_recipe
+from variator_export.sessions import Bundle
 from variator_export.text.tokenizer import TextEncoder
 
 VOCAB_SIZE = 30522
@@ -279,6 +281,24 @@ def small_recipe(small_model: Callable[[str], Path]) -> Recipe:
 def small_bundle(artefacts: Artefacts, small_recipe: Recipe) -> Path:
     """A bundle of the small BERT, not to be changed."""
     return artefacts.folder("bundles/small", lambda folder: build(small_recipe, folder))
+
+
+@pytest.fixture(scope="session")
+def bundle_of(artefacts: Artefacts, small_model: Callable[[str], Path]) -> Callable[[str], Bundle]:
+    """A bundle of a small model with a head, at ratios 1 and 4, by the model's name. Not to be changed."""
+
+    def find(name: str) -> Bundle:
+        recipe = {
+            "name": "small",
+            "backbone": {"source": str(small_model(name))},
+            "plugins": [{"ratio": 4, "initialise": {}}],
+            "targets": ["onnxruntime"],
+            "speed": None,
+        }
+        make = functools.partial(build, Recipe.model_validate(recipe))
+        return Bundle.load(artefacts.folder(f"bundles/heads/{name}", make))
+
+    return find
 
 
 def ratio_2_and_any_ratio(artefacts: Artefacts, small_bundle: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The axes are open: a method, a precision and a target of another distribution take part by an entry point.
+"""The axes are open: methods, precisions, targets and evaluation tasks of another distribution take part.
 
 Families have a page of their own, and a test of it (test_families.py).
 """
@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from command_line import call
 
-from variator_export import Bundle, UserError, build
+from variator_export import Bundle, Columns, UserError, build, evaluate, read_examples
 from variator_export.core.precision import PRECISIONS
 from variator_export.engines.targets import TARGETS
 from variator_export.model.methods import METHODS
+from variator_export.quality.tasks import TASKS
 from variator_export.recipe.recipe import Recipe
 from variator_export.verification.bundle_verification import verify
 
@@ -70,6 +71,26 @@ class Keeper(EngineTarget):
 
 X = Keeper()
 '''
+TASK = """
+import numpy as np
+from variator_export.quality.samples import mean
+from variator_export.quality.tasks.embeddings import HiddenStates, _HiddenStates
+
+class Drift(_HiddenStates):
+    metric = "stays"
+
+    def measure(self, kept, uncompressed):
+        near = [np.abs(a - b).max() < 1 for a, b in zip(kept, uncompressed)]
+        return {"stays": mean(np.array(near))}
+
+class Task(HiddenStates):
+    name = "drift"
+
+    def measurement(self, model, examples, encode):
+        return Drift(super().measurement(model, examples, encode).rows)
+
+X = Task()
+"""
 
 
 @pytest.fixture
@@ -144,3 +165,11 @@ def test_a_broken_entry_names_its_distribution(
     with pytest.raises(UserError, match=words) as raised:
         registry.find("broken")  # type: ignore[attr-defined]
     assert "mine" in str(raised.value.hint)
+
+
+def test_an_evaluation_task_from_outside(small_bundle: Path, tmp_path: Path, install: Install) -> None:
+    install(TASKS.group, "drift", TASK)
+    (tmp_path / "texts.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n')
+    examples = read_examples(str(tmp_path / "texts.jsonl"), Columns("text", None, None))
+    quality = evaluate(small_bundle, examples, task="drift", runtimes=("onnxruntime",))
+    assert (quality.task, quality.metric, quality.rows[0].metrics) == ("drift", "stays", {"stays": 1.0})

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from variator_export.core.errors import UserError
-from variator_export.data.examples import Columns, read_examples
+from variator_export.data.example_files import read_examples
+from variator_export.data.examples import Columns
 from variator_export.data.texts import read_texts
 
 
@@ -132,7 +133,11 @@ def test_classes_are_in_the_order_of_numbers_or_of_the_alphabet(tmp_path: Path) 
         ("a.tsv", "texts\tlabel\na\tx\n", "--text-column 'texts'"),
         ("a.csv", 'text,label\n"a,x\n', "unexpected end of data"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2 has no column 'label'"),
-        ("a.jsonl", '{"text": ["a"], "label": 1}\n', "does not hold a single value"),
+        ("a.jsonl", '{"text": {"a": 1}, "label": 1}\n', "does not hold a single value"),
+        ("a.jsonl", '{"text": ["a b"], "label": 1}\n', "is not a list of words: it holds 'a b'"),
+        ("a.jsonl", '{"text": "a", "label": [1, ""]}\n', "the column 'label' is empty"),
+        ("a.conll", "a O\nb\n", "line 2 has a word and no tag"),
+        ("a.conll", "-DOCSTART- O\n", "no rows"),
         ("a.jsonl", '["a"]\n', "line 1 is not a JSON object"),
         ("a.json", "{}", "has the suffix .json"),
     ],

@@ -16,7 +16,8 @@ from conftest import copy_tokenizer, small_config
 from variator_export.building.recipe_build import build
 from variator_export.cli.recipe_flags import with_flags
 from variator_export.core.errors import UserError
-from variator_export.data.examples import Columns, read_examples
+from variator_export.data.example_files import read_examples
+from variator_export.data.examples import Columns
 from variator_export.model.backbone import Backbone, read_backbone_info
 from variator_export.model.families import (
     FAMILIES,

@@ -16,19 +16,23 @@ from conftest import BLOCK, plugin_for
 from variator_export.building.recipe_build import build
 from variator_export.cli.app import make_app
 from variator_export.core.errors import NumbersDisagreeError, UsageError, UserError
-from variator_export.data.examples import Columns, Examples, read_examples
+from variator_export.data.example_files import read_examples
+from variator_export.data.examples import Columns, Examples
 from variator_export.engines.eager import EagerModel
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.quality.evaluation import evaluate, store_quality
 from variator_export.quality.metrics import (
+    Metrics,
     classification_metrics,
+    correlation_metrics,
     embedding_metrics,
     relative_loss,
     retrieval_recall,
     similarity_metrics,
 )
+from variator_export.quality.samples import interval, loss_interval, mean
 from variator_export.recipe.recipe import Recipe
 from variator_export.text.tokenizer import TextEncoder
 
@@ -42,32 +46,36 @@ def pairs() -> Examples:
     return read_examples(str(PAIRS), COLUMNS)
 
 
+def _values(metrics: Metrics) -> dict[str, float | None]:
+    return {name: samples.value for name, samples in metrics.items()}
+
+
 def test_classification_metrics_by_hand() -> None:
     logits = np.array([[2.0, 1.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
     plain = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
-    found = classification_metrics(logits, plain, [0, 1, 1, 1])
+    found = _values(classification_metrics(logits, plain, [0, 1, 1, 1]))
     assert found == pytest.approx({"accuracy": 0.75, "f1": 0.8, "agreement": 0.75})
     three = classification_metrics(np.eye(3), np.eye(3), [0, 1, 1])
-    assert three["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert three["f1"].value == pytest.approx((1 + 2 / 3 + 0) / 3)
 
 
 def test_similarity_is_a_rank_correlation() -> None:
     first = np.tile([1.0, 0.0], (4, 1))
     second = np.array([[1.0, 0.1], [1.0, 0.5], [1.0, 1.0], [1.0, 9.0]])
-    assert similarity_metrics(first, second * 7, [5, 3, 2, 0])["spearman"] == pytest.approx(1)
-    assert similarity_metrics(first, second, [0, 2, 3, 5])["spearman"] == pytest.approx(-1)
+    assert similarity_metrics(first, second * 7, [5, 3, 2, 0])["spearman"].value == pytest.approx(1)
+    assert similarity_metrics(first, second, [0, 2, 3, 5])["spearman"].value == pytest.approx(-1)
 
 
 def test_recall_counts_the_neighbours_that_stay() -> None:
     angles = np.linspace(0, np.pi / 2, 40)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    assert retrieval_recall(circle, circle) == 1.0
+    assert (retrieval_recall(circle, circle) == np.ones(40)).all()
     shuffled = circle[np.random.default_rng(0).permutation(40)]
     found = retrieval_recall(shuffled, circle)
     assert found is not None
-    assert found < 0.5
+    assert found.mean() < 0.5
     assert retrieval_recall(circle[:10], circle[:10]) is None
-    metrics = embedding_metrics(-circle * 3, circle)
+    metrics = _values(embedding_metrics(-circle * 3, circle))
     assert metrics["cosine"] == pytest.approx(-1)
     assert metrics["recall_at_10"] == 1.0
 
@@ -75,6 +83,33 @@ def test_recall_counts_the_neighbours_that_stay() -> None:
 def test_a_loss_relative_to_nothing_is_none() -> None:
     assert relative_loss({"accuracy": 0.6}, {"accuracy": 0.8}, "accuracy") == pytest.approx(0.25)
     assert relative_loss({"accuracy": 0.6}, {"accuracy": 0.0}, "accuracy") is None
+
+
+def test_intervals_hold_what_they_promise() -> None:
+    """The interval holds the true mean about 95 times in 100, and a loss of nothing is 0."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        low, high = interval(mean(rng.random(80) < 0.7)) or (1.0, 0.0)
+        held += low <= 0.7 <= high
+    assert 180 <= held <= 199
+    same = mean(rng.random(50))
+    assert loss_interval(same, same) == (0.0, 0.0)
+    half = mean(same.values[:, 0] / 2)
+    assert loss_interval(half, same) == (pytest.approx(0.5), pytest.approx(0.5))
+    ones = correlation_metrics(np.ones(4), [1.0, 2.0, 3.0, 4.0])["spearman"]
+    assert interval(ones) is None
+
+
+def test_resampled_correlations_are_those_of_scipy() -> None:
+    from scipy.stats import pearsonr, spearmanr
+
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 6, (5, 40, 2)).astype(float)
+    found = correlation_metrics(rows[0, :, 0], rows[0, :, 1].tolist())
+    for name, of_scipy in (("spearman", spearmanr), ("pearson", pearsonr)):
+        expected = [of_scipy(r[:, 0], r[:, 1]).statistic for r in rows]
+        assert found[name].reduce(rows) == pytest.approx(expected)
 
 
 def test_every_ratio_is_measured_eager_and_exported_and_they_agree(
@@ -101,7 +136,7 @@ def test_every_ratio_is_measured_eager_and_exported_and_they_agree(
         for text in (*pairs.texts, *pairs.pairs)
     ]
     expected = similarity_metrics(np.array(embeddings[:30]), np.array(embeddings[30:]), pairs.scores())
-    assert quality.rows[0].metrics["spearman"] == pytest.approx(expected["spearman"], abs=1e-6)
+    assert quality.rows[0].metrics["spearman"] == pytest.approx(expected["spearman"].value, abs=1e-6)
 
 
 def test_results_are_kept_in_the_bundle_as_long_as_they_are_of_its_graphs(
@@ -129,7 +164,7 @@ def test_results_are_kept_in_the_bundle_as_long_as_they_are_of_its_graphs(
 
 def test_equal_texts_have_no_rank_correlation() -> None:
     ones = np.ones((3, 2))
-    assert similarity_metrics(ones, ones, [1, 2, 3]) == {"spearman": None}
+    assert _values(similarity_metrics(ones, ones, [1, 2, 3])) == {"spearman": None, "pearson": None}
     assert relative_loss({"spearman": None}, {"spearman": 0.8}, "spearman") is None
 
 
@@ -155,8 +190,11 @@ def test_what_cannot_be_measured_is_refused_before_the_export(
     backbone = load_model("roberta")
     save_plugin(plugin_for(backbone, 2), tmp_path / "plugin")
     monkeypatch.setattr("variator_export.quality.evaluation.build", None)  # would fail if it were called
+    source = str(backbone.info.source.folder)
+    with pytest.raises(UserError, match="line 2 has 8 words and 1 tags"):
+        evaluate([tmp_path / "plugin"], pairs, backbone=source)
     with pytest.raises(UserError, match="The task similarity needs the output sentence_embedding"):
-        evaluate([tmp_path / "plugin"], pairs, backbone=str(backbone.info.source.folder))
+        evaluate([tmp_path / "plugin"], pairs, backbone=source, task="similarity")
 
 
 def test_two_plugins_of_one_ratio_are_told_apart(
@@ -181,9 +219,7 @@ def test_a_graph_that_computes_something_else_fails(
         return {name: values * 1.001 for name, values in run(self, inputs).items()}
 
     monkeypatch.setattr(EagerModel, "run", slightly_off)
-    with pytest.raises(
-        NumbersDisagreeError, match="the graph's sentence_embedding differs from eager PyTorch's"
-    ):
+    with pytest.raises(NumbersDisagreeError, match="the graph's outputs differ from eager PyTorch's"):
         evaluate([embedding_bundle], pairs)
 
 
@@ -214,8 +250,10 @@ def test_the_task_follows_model_and_data(embedding_bundle: Path, small_bundle: P
     assert quality.task == "embedding"
     # 15 different texts, each twice.
     assert quality.rows[1].metrics["recall_at_10"] != 1.0
+    plain = evaluate([small_bundle], texts, runtimes=("onnxruntime",))
+    assert (plain.task, plain.metric) == ("hidden-states", "cosine")
     with pytest.raises(UserError, match="needs the output sentence_embedding"):
-        evaluate([small_bundle], texts, runtimes=("onnxruntime",))
+        evaluate([small_bundle], texts, task="embedding", runtimes=("onnxruntime",))
     with pytest.raises(UserError, match="needs the output logits"):
         evaluate([embedding_bundle], pairs, task="classification", runtimes=("onnxruntime",))
     with pytest.raises(UserError, match="needs labels or scores"):

@@ -16,7 +16,8 @@ from stand_in_hub import serve
 from variator_export.building.plan import select_plugins
 from variator_export.bundle.manifest import read_manifest
 from variator_export.core.errors import UserError
-from variator_export.data.examples import Columns, read_examples
+from variator_export.data.example_files import read_examples
+from variator_export.data.examples import Columns
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin_file import load_plugin
 from variator_export.model.source import plugin_folder

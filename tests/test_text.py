@@ -72,19 +72,6 @@ def prompted_bundle(artefacts: Artefacts, prompted_model: Path) -> Path:
     return artefacts.folder("bundles/prompted", lambda folder: build(_recipe(prompted_model), folder))
 
 
-@pytest.fixture(scope="module")
-def bundle_of(artefacts: Artefacts, small_model: Callable[[str], Path]) -> Callable[[str], Bundle]:
-    """A bundle of a small model with a head, by the model's name."""
-
-    def find(name: str) -> Bundle:
-        folder = artefacts.folder(
-            f"bundles/text/{name}", lambda folder: build(_recipe(small_model(name)), folder)
-        )
-        return Bundle.load(folder)
-
-    return find
-
-
 def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content))
 

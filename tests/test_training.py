@@ -19,7 +19,8 @@ from small_disk import run_on_small_disk
 
 from variator_export.cli.app import make_app
 from variator_export.core.errors import UserError
-from variator_export.data.examples import Columns, read_examples
+from variator_export.data.example_files import read_examples
+from variator_export.data.examples import Columns
 from variator_export.data.texts import read_texts
 from variator_export.model.augmented import PlainModel
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info

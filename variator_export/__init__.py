@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from variator_export.benchmark.bundle_benchmark import bench
     from variator_export.building.recipe_build import BuildResult, build
     from variator_export.core.errors import NumbersDisagreeError, UserError
-    from variator_export.data.examples import Columns, read_examples
+    from variator_export.data.example_files import read_examples
+    from variator_export.data.examples import Columns
     from variator_export.quality.evaluation import evaluate
     from variator_export.recipe.recipe import Recipe
     from variator_export.recipe.recipe_file import load_recipe
@@ -36,7 +37,7 @@ _HOMES = {
     "build": "variator_export.building.recipe_build",
     "evaluate": "variator_export.quality.evaluation",
     "load_recipe": "variator_export.recipe.recipe_file",
-    "read_examples": "variator_export.data.examples",
+    "read_examples": "variator_export.data.example_files",
     "report": "variator_export.reporting.bundle_report",
     "verify": "variator_export.verification.bundle_verification",
 }

@@ -2,17 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from variator_export.bundle.reports import QUALITY_REPORT, read_report
-
-Task = Literal["classification", "similarity", "embedding"]
-# The metric that quality losses are measured in.
-MAIN_METRIC: Mapping[Task, str] = {
-    "classification": "accuracy",
-    "similarity": "spearman",
-    "embedding": "cosine",
-}
 
 
 def quality_of_graphs(bundle: Path, graphs: Mapping[str, str], baseline: str) -> list[dict[str, Any]]:
@@ -31,7 +23,7 @@ def quality_of_graphs(bundle: Path, graphs: Mapping[str, str], baseline: str) ->
             valid = {name for name, sha256 in report["graphs"].items() if graphs.get(name) == sha256}
             if baseline not in valid:
                 continue
-            metric = MAIN_METRIC[report["task"]]
+            metric = report["metric"]
             rows = {row["variant"]: row for row in report["rows"]}  # the last runtime wins: the graphs
             found.append(
                 {
@@ -41,8 +33,15 @@ def quality_of_graphs(bundle: Path, graphs: Mapping[str, str], baseline: str) ->
                     "max_tokens": report["data"].get("max_tokens"),
                     "metric": metric,
                     "examples": report["data"].get("examples"),
+                    "warnings": [str(warning) for warning in report["warnings"]],
                     "variants": {
-                        name: {"value": row["metrics"][metric], "lost": row["relative_loss"]}
+                        name: {
+                            "value": row["metrics"][metric],
+                            "interval": row["interval"],
+                            "lost": row["relative_loss"],
+                            "loss_interval": row["loss_interval"],
+                            "metrics": row["metrics"],
+                        }
                         for name, row in rows.items()
                         if name in valid
                     },

@@ -6,12 +6,13 @@ import typer
 from rich.table import Table
 
 from variator_export.bundle.manifest import is_bundle
-from variator_export.bundle.quality_report import MAIN_METRIC
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError
 from variator_export.model.source import plugin_folder
 from variator_export.quality.evaluation import Quality, QualityRow, evaluate, store_quality
+from variator_export.quality.samples import Interval
+from variator_export.quality.tasks import TASKS
 
 _RUNTIMES = ("both", "eager", "onnxruntime")
 
@@ -27,16 +28,19 @@ def evaluate_command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Column of the label or score: its name, or with --no-header its number from 1.",
+            help="Column of the label, score, tags or answers: its name, or with --no-header its number from "
+            "1.",
         ),
     ] = None,
+    label_map: options.LabelMapOption = None,
     header: options.HeaderOption = True,
     task: Annotated[
         str | None,
         typer.Option(
             metavar="T",
-            help="classification, similarity (Spearman correlation of pairs) or embedding. Default: the "
-            "first of them that model and data allow.",
+            help="What to measure: classification, multi-label, regression, token-classification, "
+            "question-answering, fill-mask, similarity (Spearman correlation of pairs), embedding or "
+            "hidden-states. Default: the first of them that model and data allow.",
         ),
     ] = None,
     backbone: Annotated[
@@ -78,24 +82,26 @@ def evaluate_command(
     options.choose("--runtime", runtime, _RUNTIMES)
     folders = [plugin_folder(path) for path in paths]
     if task is not None:
-        options.choose("--task", task, tuple(MAIN_METRIC))
+        options.choose("--task", task, TASKS.names())
     if card and not all((path / "plugin_config.json").is_file() for path in folders):
         raise UsageError(
             "--card writes into plugin folders; a bundle has no model cards.", "Leave --card out."
         )
-    from variator_export.data.examples import Columns, read_examples
+    from variator_export.data.example_files import read_examples
+    from variator_export.data.examples import Columns
     from variator_export.model.plugin_card import check_card, write_quality
 
     if card:
         for path in folders:
             check_card(path)
-    examples = read_examples(data, Columns(text_column, pair_column, label_column, header))
+    names = options.parse_label_map(label_map)
+    examples = read_examples(data, Columns(text_column, pair_column, label_column, header)).relabelled(names)
     printer = Output(format)
     with ConsoleProgress(printer) as progress:
         quality = evaluate(
             folders,
             examples,
-            task=cast(Any, task),
+            task=task,
             backbone=backbone,
             architecture=architecture,
             runtimes=cast(Any, ("eager", "onnxruntime") if runtime == "both" else (runtime,)),
@@ -118,6 +124,8 @@ def evaluate_command(
 
 def _print(printer: Output, quality: Quality) -> None:
     printer.table(_table(quality))
+    for warning in quality.warnings:
+        printer.hint(f"warning: {warning}")
     if quality.data["truncated"]:
         printer.hint(f"{quality.data['truncated']} texts were longer than the limit and were truncated.")
     for variant, deviation in quality.agreement.items():
@@ -128,17 +136,18 @@ def _print(printer: Output, quality: Quality) -> None:
 
 
 def _table(quality: Quality) -> Table:
-    data = quality.data
-    table = Table(
-        title=f"{quality.task} on {data['name']} ({data['examples']} examples)", title_justify="left"
-    )
+    table = Table(title=f"{_title(quality)}; in brackets 95 % intervals", title_justify="left")
     for name in ("variant", "runtime"):
         table.add_column(name)
     for name in _columns(quality):
         table.add_column(name, justify="right")
     for row in quality.rows:
-        table.add_row(row.variant, row.runtime, *_cells(row))
+        table.add_row(row.variant, row.runtime, *_cells(row, quality))
     return table
+
+
+def _title(quality: Quality) -> str:
+    return f"{quality.task} on {quality.data['name']} ({quality.data['examples']} examples)"
 
 
 def quality_markdown(quality: Quality) -> str:
@@ -147,24 +156,36 @@ def quality_markdown(quality: Quality) -> str:
     runtime = quality.rows[-1].runtime
     lines = [
         f"{quality.task.capitalize()} on `{data['name']}` ({data['examples']} examples, sha256 "
-        f"`{data['sha256'][:16]}…`), on {runtime}; `lost` is the relative loss in "
-        f"{MAIN_METRIC[quality.task]}.",
+        f"`{data['sha256'][:16]}…`), on {runtime}; `lost` is the relative loss in {quality.metric}, in "
+        "brackets its 95 % interval from resampling the examples.",
         "",
         "| variant | " + " | ".join(_columns(quality)) + " |",
         "|---|" + "---:|" * len(_columns(quality)),
     ]
     lines += [
-        f"| {row.variant} | " + " | ".join(_cells(row)) + " |"
+        f"| {row.variant} | " + " | ".join(_cells(row, quality)) + " |"
         for row in quality.rows
         if row.runtime == runtime
     ]
+    lines += [f"\nWarning: {warning}" for warning in quality.warnings]
     return "\n".join(lines)
 
 
 def _columns(quality: Quality) -> list[str]:
-    return [*quality.rows[0].metrics, "lost"]
+    """The main metric comes first."""
+    others = [name for name in quality.rows[0].metrics if name != quality.metric]
+    return [quality.metric, *others, "lost"]
 
 
-def _cells(row: QualityRow) -> list[str]:
-    cells = ["" if value is None else f"{value:.4f}" for value in row.metrics.values()]
-    return [*cells, "" if row.relative_loss is None else f"{row.relative_loss:.2%}"]
+def _cells(row: QualityRow, quality: Quality) -> list[str]:
+    cells = []
+    for name in _columns(quality)[:-1]:
+        value = row.metrics[name]
+        within = row.interval if name == quality.metric else None
+        cells.append("" if value is None else f"{value:.4f}{_between(within, '.4f')}")
+    lost = row.relative_loss
+    return [*cells, "" if lost is None else f"{lost:.2%}{_between(row.loss_interval, '.2%')}"]
+
+
+def _between(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f" ({interval[0]:{form}} to {interval[1]:{form}})"

@@ -148,7 +148,9 @@ MaxTokensOption = Annotated[
 
 DataOption = Annotated[
     str,
-    typer.Option("--data", metavar="SRC", help="A .tsv, .csv or .jsonl file, or datasets:NAME,CONFIG,SPLIT."),
+    typer.Option(
+        "--data", metavar="SRC", help="A .tsv, .csv, .jsonl or .conll file, or datasets:NAME,CONFIG,SPLIT."
+    ),
 ]
 ValidationOption = Annotated[
     str | None,
@@ -167,6 +169,14 @@ TextColumnOption = Annotated[
 PairColumnOption = Annotated[
     str | None,
     typer.Option("--pair-column", metavar="NAME", help="Column of the second text, if the data has pairs."),
+]
+LabelMapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label-map",
+        metavar="DATA=MODEL",
+        help="A label in the data and the model's name for it, for example 1=positive; may be repeated.",
+    ),
 ]
 HeaderOption = Annotated[
     bool,
@@ -244,6 +254,26 @@ def parse_losses(texts: list[str] | None) -> dict[str, float]:
         except ValueError:
             raise UsageError(f"The weight of --loss {text} is not a number.", f"--loss {term}=1") from None
     return weights
+
+
+def parse_label_map(texts: list[str] | None) -> dict[str, str]:
+    """Parse `--label-map DATA=MODEL` into the model's labels by the labels in the data.
+
+    Raises:
+        UsageError: A value has no `=`, or a label was given twice.
+    """
+    names: dict[str, str] = {}
+    for text in texts or ():
+        label, separator, name = text.rpartition("=")
+        if not separator or not label or not name:
+            raise UsageError(
+                f"--label-map {text!r} is not a label in the data and one of the model, with = between them.",
+                "For example: --label-map 1=positive",
+            )
+        if label in names:
+            raise UsageError(f"--label-map has the label {label!r} twice.", "Give it once.")
+        names[label] = name
+    return names
 
 
 def named_plugin(text: str) -> tuple[str | None, str]:

@@ -17,7 +17,7 @@ def is_dataset(source: str) -> bool:
 def read_dataset(source: str, columns: Sequence[str], option: str) -> list[dict[str, Any]]:
     """The rows of `datasets:NAME[,CONFIG],SPLIT`, by column; the split defaults to `train`.
 
-    Class labels are returned by name.
+    Class labels are returned by name, also in lists of them.
 
     Args:
         source: The data set to read.
@@ -54,9 +54,9 @@ def read_dataset(source: str, columns: Sequence[str], option: str) -> list[dict[
                 f"Name the right one with {option}.",
             )
     chosen = found.select_columns(list(dict.fromkeys(columns)))
-    labels = {
-        n: feature for n, feature in chosen.features.items() if isinstance(feature, datasets.ClassLabel)
-    }
+    # A list's feature is that of its items.
+    features = {n: getattr(feature, "feature", feature) for n, feature in chosen.features.items()}
+    labels = {n: feature for n, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
     rows = [{n: _value(value, labels.get(n)) for n, value in row.items()} for row in chosen]
     if not rows:
         raise UserError(f"{source} has no rows.", "Choose another split.")
@@ -67,4 +67,6 @@ def _value(value: Any, label: Any) -> Any:
     """A value with class labels by name; test splits use -1 for an undisclosed class."""
     if label is None or value is None:
         return value
+    if isinstance(value, list):
+        return [_value(item, label) for item in value]
     return label.int2str(value) if value >= 0 else None

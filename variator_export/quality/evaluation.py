@@ -9,10 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from variator_export.building.plan import BASELINE
 from variator_export.building.recipe_build import build
-from variator_export.bundle.manifest import is_bundle
-from variator_export.bundle.quality_report import MAIN_METRIC, Task
+from variator_export.bundle.manifest import Variant, is_bundle
 from variator_export.bundle.reports import QUALITY_REPORT, store_report
 from variator_export.core.environment import require, require_export
 from variator_export.core.errors import NumbersDisagreeError, UserError
@@ -26,21 +24,17 @@ from variator_export.engines.batches import run_rows
 from variator_export.model.plugin_file import load_plugin_config
 from variator_export.model.plugin_layout import CONFIG_NAME
 from variator_export.model.source import PACKAGE_PREFIX, resolve_source
-from variator_export.quality.metrics import (
-    classification_metrics,
-    embedding_metrics,
-    relative_loss,
-    similarity_metrics,
-)
+from variator_export.quality.metrics import Metrics, relative_loss
+from variator_export.quality.samples import Interval, interval, loss_interval
+from variator_export.quality.tasks import choose_task
+from variator_export.quality.tasks.base import Encode, EvaluatedModel, Kept, Measurement
 from variator_export.recipe.recipe import BackboneRecipe, PluginRecipe, Recipe
 from variator_export.sessions import Bundle
-from variator_export.text.tokenizer import TokenRow
+from variator_export.text.tokenizer import TextEncoder
 from variator_export.verification.compare import deviation
 from variator_export.verification.eager_bundle import load_bundle_backbone
 
 EvaluationRuntime = Literal["eager", "onnxruntime"]
-# Output arrays by variant and runtime.
-Outputs = dict[tuple[str, str], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -51,9 +45,11 @@ class QualityRow:
         variant: The variant's name.
         ratio: The ratio k.
         runtime: The runtime's name.
-        metrics: Metrics by name (`quality.metrics`).
-        relative_loss: The share of the task's main metric that is lost against ratio 1 on the same runtime.
-            None if it is undefined.
+        metrics: Metrics by name (`quality.metrics`). None where one is undefined.
+        relative_loss: The share of the main metric that is lost against ratio 1 on the same runtime. None if
+            it is undefined.
+        interval: The 95 % interval of the main metric, from resampling the examples. None if it is undefined.
+        loss_interval: The 95 % interval of the relative loss, with the same examples at both ratios.
     """
 
     variant: str
@@ -61,6 +57,8 @@ class QualityRow:
     runtime: EvaluationRuntime
     metrics: Mapping[str, float | None]
     relative_loss: float | None
+    interval: Interval | None
+    loss_interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -69,18 +67,22 @@ class Quality:
 
     Attributes:
         task: The task that was evaluated.
+        metric: The task's main metric, in which losses are counted.
         data: Name, sha256, columns and number of the examples, and the limit on tokens.
         rows: Rows by runtime and ratio, ratio 1 first.
         agreement: The deviation of the exported graph's outputs from those of eager PyTorch, by variant.
             Empty unless both ran.
         graphs: The sha256 of each variant's graph.
+        warnings: Reasons to doubt the result.
     """
 
-    task: Task
+    task: str
+    metric: str
     data: Mapping[str, Any]
     rows: tuple[QualityRow, ...]
     agreement: Mapping[str, Mapping[str, Any]]
     graphs: Mapping[str, str]
+    warnings: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as JSON data."""
@@ -91,7 +93,7 @@ def evaluate(
     paths: str | Path | Sequence[str | Path],
     examples: Examples,
     *,
-    task: Task | None = None,
+    task: str | None = None,
     backbone: str | None = None,
     architecture: str | None = None,
     runtimes: Sequence[EvaluationRuntime] = ("eager", "onnxruntime"),
@@ -104,8 +106,7 @@ def evaluate(
     Args:
         paths: One bundle, or plugin folders of one backbone. Plugin folders are exported first.
         examples: Texts, with the pairs and targets that the task needs.
-        task: The task. None means classification if the model has logits, else similarity if the examples
-            have pairs and scores, else embedding.
+        task: The task (docs/evaluation.md). None means the first task that the model and the examples allow.
         backbone: The backbone's source. None means the source that the bundle or the plugins name.
         architecture: The class of transformers to load, for plugin folders. None means the class that
             config.json names.
@@ -130,21 +131,14 @@ def evaluate(
     progress = progress or Progress()
     with _bundle(folders, task, examples, (backbone, architecture), progress) as bundle:
         entry = bundle.manifest.backbone
-        chosen, output = _task_and_output(task, entry.outputs, entry.token_outputs, examples, entry.source)
-        labels = _labels(bundle, examples) if chosen == "classification" else []
-        scores = examples.scores() if chosen == "similarity" else []
-        rows = _encode(bundle, examples, max_tokens, prompt_name)
-        found: Outputs = {
-            (name, runtime): _run(runner, output, rows, bundle, progress, f"{name} {runtime}")
-            for runtime in runtimes
-            for name, runner in _runners(bundle, runtime, backbone)
-        }
-        agreement = {
-            variant.name: _agree(variant.name, output, found, bundle.manifest.precision)
-            for variant in bundle.manifest.variants
-            if len(runtimes) > 1
-        }
-        result_rows = _rows(bundle, chosen, runtimes, found, examples, labels, scores)
+        model = EvaluatedModel(entry.source, entry.task, entry.outputs, entry.token_outputs, bundle.config())
+        chosen = choose_task(task, model, examples)
+        encoder = bundle.text_encoder()
+        limits = [limit for limit in (max_tokens, encoder.max_length) if limit is not None]
+        encode = Encode(encoder, min(limits, default=None), prompt_name)
+        measurement = chosen.measurement(model, examples, encode)
+        evaluation = _Evaluation(bundle, measurement, tuple(runtimes), progress)
+        evaluation.run(backbone)
         data = {
             "name": examples.name,
             "sha256": examples.sha256,
@@ -152,16 +146,111 @@ def evaluate(
             "examples": len(examples),
             "max_tokens": max_tokens,
             "prompt_name": prompt_name,
-            "truncated": sum(row.truncated for row in rows),
+            "truncated": sum(row.truncated for row in measurement.rows),
         }
-        graphs = bundle.graph_hashes()
-        return Quality(chosen, data, tuple(result_rows), agreement, graphs)
+        return Quality(
+            chosen.name,
+            measurement.metric,
+            data,
+            tuple(sorted(evaluation.rows, key=lambda row: runtimes.index(row.runtime))),
+            evaluation.agreement,
+            bundle.graph_hashes(),
+            tuple(dict.fromkeys(evaluation.warnings)),
+        )
+
+
+class _Evaluation:
+    """A measurement of a bundle's variants, one after the other because outputs and sessions hold memory.
+
+    Attributes:
+        rows: The result of each variant on each runtime, in the order in which they ran.
+        agreement: The deviation between the runtimes, by variant.
+        warnings: Reasons to doubt the result.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        measurement: Measurement,
+        runtimes: tuple[EvaluationRuntime, ...],
+        progress: Progress,
+    ) -> None:
+        self._bundle = bundle
+        self._measurement = measurement
+        self._runtimes = runtimes
+        self._progress = progress
+        # The uncompressed model's outputs and metrics, by runtime.
+        self._plain: dict[EvaluationRuntime, tuple[Kept, Metrics]] = {}
+        self.rows: list[QualityRow] = []
+        self.agreement: dict[str, dict[str, Any]] = {}
+        self.warnings: list[str] = []
+
+    def run(self, backbone: str | None) -> None:
+        """Run every variant on every runtime, the uncompressed one first."""
+        first = self._bundle.manifest.baseline
+        others = [variant for variant in self._bundle.manifest.variants if variant is not first]
+        variants = [first, *sorted(others, key=lambda v: (v.ratio, v.name))]
+        runners = {r: _runners(self._bundle, variants, r, backbone) for r in self._runtimes}
+        for variant in variants:
+            found = {runtime: self._outputs(variant, runtime, runners[runtime]) for runtime in self._runtimes}
+            for runtime, kept in found.items():
+                self._measure(variant, runtime, kept)
+            if len(found) > 1:
+                self.agreement[variant.name] = self._agree(variant.name, found)
+
+    def _outputs(self, variant: Variant, runtime: EvaluationRuntime, runners: Iterator[Runner]) -> Kept:
+        """Run all rows, and keep what the task needs."""
+        entry, name = self._bundle.manifest.backbone, f"{variant.name} {runtime}"
+        measurement, runner = self._measurement, next(runners)
+        found: dict[int, np.ndarray] = {}
+        with self._progress.bar(name, len(measurement.rows)) as advance:
+            for index, outputs in run_rows(
+                runner.run,
+                measurement.rows,
+                entry.inputs,
+                pad_token_id=entry.pad_token_id,
+                token_outputs=entry.token_outputs,
+            ):
+                # A copy, because a view would keep the whole batch in memory.
+                found[index] = np.array(measurement.keep(index, outputs))
+                advance()
+        kept = [found[index] for index in range(len(measurement.rows))]
+        if not all(np.isfinite(values).all() for values in kept):
+            raise UserError(
+                f"{name}: the outputs hold values that are NaN or infinite.",
+                "Train or import the plugin again.",
+            )
+        return kept
+
+    def _measure(self, variant: Variant, runtime: EvaluationRuntime, kept: Kept) -> None:
+        if runtime not in self._plain:  # the uncompressed model, which runs first
+            self._plain[runtime] = kept, self._measurement.measure(kept, kept)
+        plain, whole = self._plain[runtime]
+        metrics = whole if kept is plain else self._measurement.measure(kept, plain)
+        values = {name: samples.value for name, samples in metrics.items()}
+        main = self._measurement.metric
+        lost = relative_loss(values, {name: samples.value for name, samples in whole.items()}, main)
+        within = None if lost is None else loss_interval(metrics[main], whole[main])
+        around = interval(metrics[main])
+        self.rows.append(QualityRow(variant.name, variant.ratio, runtime, values, lost, around, within))
+        self.warnings += [f"{variant.name} {reason}." for reason in self._measurement.warnings(kept)]
+
+    def _agree(self, variant: str, found: Mapping[EvaluationRuntime, Kept]) -> dict[str, Any]:
+        compared = [self._measurement.compared(found[runtime]) for runtime in ("onnxruntime", "eager")]
+        result = deviation(*compared)
+        # Negated so that NaN is refused too.
+        if not result.relative_frobenius <= find_precision(self._bundle.manifest.precision).agreement:
+            raise NumbersDisagreeError(
+                f"{variant}: the graph's outputs differ from eager PyTorch's: {result}.",
+                "This is a fault of the export: please report it with the bundle's manifest.",
+            )
+        return result.as_dict()
 
 
 @contextmanager
 def _bundle(
     paths: Sequence[Path],
-    task: Task | None,
+    task: str | None,
     examples: Examples,
     backbone: tuple[str | None, str | None],
     progress: Progress,
@@ -211,147 +300,31 @@ def _backbone_of(paths: Sequence[Path]) -> str:
     return name
 
 
-def _check_backbone(source: str, architecture: str | None, task: Task | None, examples: Examples) -> None:
+def _check_backbone(source: str, architecture: str | None, task: str | None, examples: Examples) -> None:
     """Refuse a backbone before the export if the task could not be measured after it."""
     require_export()
     from variator_export.model.backbone import read_backbone_info
 
     info = read_backbone_info(resolve_source(source), architecture)
-    _task_and_output(task, info.outputs, info.spec.token_outputs, examples, source)
-
-
-def _task_and_output(
-    task: Task | None, outputs: Sequence[str], token_outputs: Sequence[str], examples: Examples, source: str
-) -> tuple[Task, str]:
-    """Return the task and the output that it evaluates."""
-    # Outputs with one row per token do not describe a text as a whole.
-    of_texts = [name for name in outputs if name not in token_outputs]
-    chosen = task or _task(of_texts, examples)
-    return chosen, _check(chosen, of_texts, examples, source)
-
-
-def _task(outputs: Sequence[str], examples: Examples) -> Task:
-    if "logits" in outputs:
-        return "classification"
-    return "similarity" if examples.pairs is not None and examples.targets is not None else "embedding"
-
-
-def _check(task: Task, outputs: Sequence[str], examples: Examples, source: str) -> str:
-    """Check that the model and the examples fit a task, and return the output that it evaluates."""
-    output = "logits" if task == "classification" else "sentence_embedding"
-    if output not in outputs:
-        raise UserError(
-            f"The task {task} needs the output {output} for each text; {source} returns "
-            f"{', '.join(outputs) or 'only outputs for each token'}.",
-            "Choose another --task"
-            + ("." if output == "logits" else ", or add the sentence-transformers files to the folder."),
-        )
-    if task != "embedding" and examples.targets is None:
-        raise UserError(f"The task {task} needs labels or scores.", "Name their column: --label-column NAME")
-    if task == "similarity" and examples.pairs is None:
-        raise UserError(
-            "The task similarity needs pairs of texts.", "Name the second column: --pair-column NAME"
-        )
-    return output
-
-
-def _encode(bundle: Bundle, examples: Examples, max_tokens: int | None, prompt: str | None) -> list[TokenRow]:
-    """Encode all texts as token rows.
-
-    For embeddings, the second texts of the pairs follow the first ones as rows of their own.
-    """
-    encoder = bundle.text_encoder()
-    limits = [limit for limit in (max_tokens, encoder.max_length) if limit is not None]
-    limit = min(limits, default=None)
-    if examples.pairs is None or "logits" in bundle.manifest.backbone.outputs:
-        return encoder.token_rows(examples.texts, limit, pairs=examples.pairs, prompt_name=prompt)
-    return encoder.token_rows([*examples.texts, *examples.pairs], limit, prompt_name=prompt)
+    config = info.config.to_dict()
+    model = EvaluatedModel(source, info.spec.head.task, info.outputs, info.spec.token_outputs, config)
+    encoder = TextEncoder(info.source.folder, info.max_length)
+    choose_task(task, model, examples).measurement(model, examples, Encode(encoder, encoder.max_length, None))
 
 
 def _runners(
-    bundle: Bundle, runtime: EvaluationRuntime, backbone: str | None
-) -> Iterator[tuple[str, Runner]]:
-    """Yield the runner of each variant, one after the other because a session holds memory."""
-    variants = sorted(bundle.manifest.variants, key=lambda v: (v.ratio, v.name))
+    bundle: Bundle, variants: Sequence[Variant], runtime: EvaluationRuntime, backbone: str | None
+) -> Iterator[Runner]:
+    """Yield the runner of each variant."""
     if runtime == "onnxruntime":
         for variant in variants:
-            yield variant.name, bundle.session("onnxruntime", variant.name)
+            yield bundle.session("onnxruntime", variant.name)
         return
     from variator_export.engines.eager import EagerModel
 
     loaded = load_bundle_backbone(bundle, backbone, "--runtime onnxruntime")
     for variant in variants:
-        yield variant.name, EagerModel.of_variant(loaded, bundle, variant)
-
-
-def _run(
-    runner: Runner, output: str, rows: Sequence[TokenRow], bundle: Bundle, progress: Progress, name: str
-) -> np.ndarray:
-    """Run all rows and return one output, (number of rows, size)."""
-    entry, found = bundle.manifest.backbone, {}
-    with progress.bar(name, len(rows)) as advance:
-        for index, values in run_rows(runner.run, rows, entry.inputs, pad_token_id=entry.pad_token_id):
-            found[index] = values[output]
-            advance()
-    stacked = np.stack([found[index] for index in range(len(rows))])
-    if not np.isfinite(stacked).all():
-        raise UserError(
-            f"{name}: {output} holds values that are NaN or infinite.", "Train or import the plugin again."
-        )
-    return stacked
-
-
-def _agree(variant: str, output: str, found: Outputs, precision: str) -> dict[str, Any]:
-    result = deviation(found[variant, "onnxruntime"], found[variant, "eager"])
-    # Negated so that NaN is refused too.
-    if not result.relative_frobenius <= find_precision(precision).agreement:
-        raise NumbersDisagreeError(
-            f"{variant}: the graph's {output} differs from eager PyTorch's: {result}.",
-            "This is a fault of the export: please report it with the bundle's manifest.",
-        )
-    return result.as_dict()
-
-
-def _labels(bundle: Bundle, examples: Examples) -> list[int]:
-    config = bundle.config()
-    return examples.class_indices(config.get("label2id") or {})
-
-
-def _rows(
-    bundle: Bundle,
-    task: Task,
-    runtimes: Sequence[EvaluationRuntime],
-    found: Outputs,
-    examples: Examples,
-    labels: Sequence[int],
-    scores: Sequence[float],
-) -> Iterator[QualityRow]:
-    variants = sorted(bundle.manifest.variants, key=lambda v: (v.ratio, v.name))
-    count = len(examples)
-    # Duplicates are removed: a copy of a text would always stay among the text's nearest neighbours.
-    distinct = _distinct((*examples.texts, *(examples.pairs or ())))
-    for runtime in runtimes:
-        plain = found[BASELINE, runtime]
-        whole: Mapping[str, Any] | None = None
-        for variant in variants:
-            values = found[variant.name, runtime]
-            metrics: dict[str, float | None]
-            if task == "classification":
-                metrics = dict(classification_metrics(values, plain, labels))
-            else:
-                metrics = embedding_metrics(values[distinct], plain[distinct])
-                if task == "similarity":
-                    metrics = {**similarity_metrics(values[:count], values[count:], scores), **metrics}
-            whole = whole or metrics
-            lost = relative_loss(metrics, whole, MAIN_METRIC[task])
-            yield QualityRow(variant.name, variant.ratio, runtime, metrics, lost)
-
-
-def _distinct(texts: Sequence[str]) -> list[int]:
-    first: dict[str, int] = {}
-    for index, text in enumerate(texts):
-        first.setdefault(text, index)
-    return list(first.values())
+        yield EagerModel.of_variant(loaded, bundle, variant)
 
 
 def store_quality(bundle: Path, quality: Quality) -> None:
@@ -374,5 +347,5 @@ def store_quality(bundle: Path, quality: Quality) -> None:
 
 def _is_of(report: Mapping[str, Any], quality: Quality) -> bool:
     """Whether a stored result has the same uncompressed model, with which each variant is compared."""
-    graphs = report.get("graphs")
-    return isinstance(graphs, Mapping) and graphs.get(BASELINE) == quality.graphs.get(BASELINE)
+    graphs, uncompressed = report.get("graphs"), quality.rows[0].variant
+    return isinstance(graphs, Mapping) and graphs.get(uncompressed) == quality.graphs.get(uncompressed)

@@ -1,7 +1,7 @@
 """The sections of a report's page, built from a bundle's reports."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
@@ -175,7 +175,13 @@ def _quality_columns(sources: Sources) -> list[Column]:
 
 def _quality_cells(sources: Sources, variant: str) -> list[str]:
     found = [quality["variants"].get(variant, {}) for quality in sources.qualities]
-    pairs = [(number(entry.get("value"), ".4f"), number(entry.get("lost"), ".2%")) for entry in found]
+    pairs = [
+        (
+            _with_interval(entry.get("value"), entry.get("interval"), ".4f"),
+            _with_interval(entry.get("lost"), entry.get("loss_interval"), ".2%"),
+        )
+        for entry in found
+    ]
     return [cell for pair in pairs for cell in pair]
 
 
@@ -203,3 +209,8 @@ def _profile_table(shape: Mapping[str, Any], variant: str, found: list[Mapping[s
     ]
     columns = [Column("module", text=True), Column("ms"), Column("share"), Column("operators", text=True)]
     return TableOf(columns, rows, f"Where {variant} spends its time at {_at(shape)} tokens")
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None, form: str) -> str:
+    text = number(value, form)
+    return text if interval is None else f"{text} ({interval[0]:{form}} to {interval[1]:{form}})"

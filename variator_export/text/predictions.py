@@ -14,6 +14,8 @@ Prediction = dict[str, Any]
 TASKS = ("text-classification", "token-classification", "question-answering", "fill-mask")
 # The label of tokens outside any entity, in the BIO scheme.
 _OUTSIDE = "O"
+# The number of classes of a config.json that does not say it, as transformers has it.
+_NUM_LABELS = 2
 # Longest answer in tokens, and the number of tokens to fill a mask with, as transformers has them.
 _LONGEST_ANSWER = 15
 _MOST_TOKENS = 5
@@ -53,6 +55,20 @@ class Labels:
                 _RESTORE,
             )
         return cls(tuple(names[index] for index in range(num_labels)), _activation(config, num_labels))
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "Labels":
+        """Read the classes from the content of a config.json, which also says how many there are.
+
+        Raises:
+            UserError: The labels are not labels by index, or the activation is unknown.
+        """
+        named = config.get("id2label")
+        return cls.read(config, len(named) if named else int(config.get("num_labels") or _NUM_LABELS))
+
+    def ids(self) -> dict[str, int]:
+        """Class indices by name."""
+        return {name: index for index, name in enumerate(self.names)}
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Scores of logits (..., C), float64 (..., C)."""

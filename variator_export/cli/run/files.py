@@ -30,7 +30,8 @@ def read_texts(
         UserError: The file cannot be read, holds no text, or is not UTF-8.
     """
     if source != "-" and Path(source).suffix != ".txt":
-        from variator_export.data.examples import Columns, read_examples
+        from variator_export.data.example_files import read_examples
+        from variator_export.data.examples import Columns
 
         examples = read_examples(source, Columns(text_column, pair_column, None, header))
         return list(examples.texts), None if examples.pairs is None else list(examples.pairs)

@@ -26,6 +26,7 @@ def adapt_command(
         str | None,
         typer.Option(metavar="NAME", help="Column of the label; needed only for --loss label=WEIGHT."),
     ] = None,
+    label_map: options.LabelMapOption = None,
     header: options.HeaderOption = True,
     validation: options.ValidationOption = None,
     held_out: options.HeldOutOption = 0.05,
@@ -81,13 +82,14 @@ def adapt_command(
     folders = common.plugin_folders(plugin)
     if losses.label and label_column is None:
         raise UsageError("--loss label needs labels.", "Give --label-column NAME.")
+    names = options.parse_label_map(label_map)
     columns = {"text": text_column, "pair": pair_column, "target": label_column, "header": header}
     printer = Output(format)
     with common.running(printer, output, replace=replace, restart=restart, terms=terms, dtype=dtype) as run:
         result = adapt(
             common.load(backbone, task, architecture),
             folders,
-            *common.examples_of(data, validation, held_out, seed, columns),
+            *common.examples_of(data, validation, held_out, seed, columns, names),
             run,
             losses=losses,
             optimisation=optimisation,

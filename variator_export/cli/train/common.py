@@ -1,6 +1,6 @@
 """Functions that the commands of `train` share, apart from their options."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -65,17 +65,26 @@ def plugin_folders(plugins: Sequence[str]) -> dict[str, Path]:
 
 
 def examples_of(
-    data: str, validation: str | None, held_out: float, seed: int, columns: dict[str, Any]
+    data: str,
+    validation: str | None,
+    held_out: float,
+    seed: int,
+    columns: dict[str, Any],
+    label_map: Mapping[str, str] | None = None,
 ) -> tuple[Any, Any]:
     """Return the examples to train on and the held-out examples to measure the loss on."""
-    from variator_export.data.examples import Columns, read_examples
+    from variator_export.data.example_files import read_examples
+    from variator_export.data.examples import Columns
     from variator_export.training.task_data import divide
 
-    read = read_examples(data, Columns(**columns))
+    names = label_map or {}
+    read = read_examples(data, Columns(**columns)).relabelled(names)
     if read.targets is not None:
         read.classes()  # refuses a single class
     if validation is not None:
-        return read, read_examples(validation, Columns(**columns))
+        other = read_examples(validation, Columns(**columns))
+        there = set(other.labels())  # a small file may lack a class
+        return read, other.relabelled({label: name for label, name in names.items() if label in there})
     return divide(read, held_out, seed)
 
 
