@@ -386,8 +386,16 @@ def test_the_gate_compares_the_lower_bound(
 
 def test_quality_stands_beside_speed(embedding_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     graphs = bench(embedding_bundle, [(1, 8)], runtimes=["onnxruntime"], settings=ONCE).graphs
-    row = {"variant": "ratio-4", "metrics": {"spearman": 0.75}, "relative_loss": 0.031}
-    report = {"task": "similarity", "data": {"name": "sts"}, "rows": [row], "graphs": dict(graphs)}
+    row: dict[str, Any] = {"variant": "ratio-4", "relative_loss": 0.031, "loss_interval": None}
+    row |= {"metrics": {"spearman": 0.75, "recall_at_10": 0.25}, "interval": [0.7, 0.8]}
+    report = {
+        "task": "similarity",
+        "metric": "spearman",
+        "warnings": [],
+        "data": {"name": "sts"},
+        "rows": [row],
+        "graphs": dict(graphs),
+    }
     path = embedding_bundle / "reports" / "quality.json"
     kept = path.read_bytes() if path.exists() else None
     try:
@@ -397,6 +405,7 @@ def test_quality_stands_beside_speed(embedding_bundle: Path, capsys: pytest.Capt
         )
         shown = capsys.readouterr().out
         assert "3.10%" in shown
+        assert "75.00%" in shown, "neighbours lost"
         path.write_text("{")
         make_app()(
             ["bench", str(embedding_bundle), *QUICK, "--runtime", "onnxruntime"], standalone_mode=False

@@ -18,8 +18,9 @@ from typer.main import get_command
 
 from variator_export.benchmark.stored import stored_benchmark
 from variator_export.cli.app import make_app
-from variator_export.core.errors import UserError
+from variator_export.core.errors import UsageError, UserError
 from variator_export.reporting.bundle_report import report
+from variator_export.reporting.recommendation import Goals, recommend
 from variator_export.sessions import Bundle
 
 MEASURED = "small <&> model"
@@ -75,9 +76,14 @@ def test_the_page_tells_what_was_measured(measured: Path, tmp_path: Path) -> Non
             assert f"{row['runtime']} {row['variant']} {row['p50_ms']:.2f}" in text
             assert interval in text
     (quality,) = _report(measured, "quality.json").values()
+    assert "spearman, sentence_pairs.tsv (30 examples)" in text
     for row in quality["rows"]:
-        assert f"{row['variant']} {row['metrics']['spearman']:.4f} {row['relative_loss']:.2%}" in text
-        name, lost = row["variant"], f"{row['metrics']['spearman']:.4f} {row['relative_loss']:.2%}"
+        name, (low, high) = row["variant"], row["interval"]
+        lost = f"{row['metrics']['spearman']:.4f} ({low:.4f} to {high:.4f}) {row['relative_loss']:.2%}"
+        low, high = row["loss_interval"]
+        lost += f" ({low:.2%} to {high:.2%})" if row["ratio"] > 1 else ""
+        lost += "".join(f" {row['metrics'][metric]:.4f}" for metric in ("cosine", "recall_at_10"))
+        assert f"{name} {lost}" in text
         gained = " ".join(
             f"{found['speedup']:.2f}x"
             for shape in _report(measured, "benchmark.json")["shapes"]
@@ -141,7 +147,7 @@ def test_what_is_of_other_graphs_does_not_count(measured: Path, tmp_path: Path) 
     assert not re.search(r"onnxruntime ratio-4 \d", text)
     (quality,) = _report(bundle, "quality.json").values()
     shown = {
-        row["variant"]: f"{row['variant']} {row['metrics']['spearman']:.4f}" in text
+        row["variant"]: f"{row['variant']} {row['metrics']['spearman']:.4f} (" in text
         for row in quality["rows"]
     }
     assert shown == {"ratio-1": True, "ratio-2": True, "ratio-4": False}
@@ -243,12 +249,110 @@ def test_verified_in_part_is_not_verified(measured: Path, tmp_path: Path) -> Non
 
 
 def test_the_command(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "new" / "page.html"
-    make_app()(["report", str(measured), "--output", str(page), "--format", "json"], standalone_mode=False)
-    assert json.loads(capsys.readouterr().out) == {"page": str(page), "plots": [], "missing": []}
+    page = tmp_path / "page.html"
+    command = ["report", str(measured), "--output", str(page), "--format", "json"]
+    make_app()([*command, "--max-loss", "1%", "--metric", "spearman"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["page"], found["plots"], found["missing"]) == (str(page), [], [])
+    (recommendation,) = found["recommendations"]
+    assert recommendation["goals"]["max_loss"] == pytest.approx(0.01)
+    assert {candidate["variant"] for candidate in recommendation["candidates"]} >= {"ratio-1", "ratio-4"}
     assert page.is_file()
+    for wrong in (["--shape", "1x8"], ["--max-loss", "200"], ["--max-latency", "0"], ["--metric", "f1"]):
+        with pytest.raises(UsageError, match=wrong[0]):
+            make_app()([*command, *wrong], standalone_mode=False)
+    with pytest.raises(UserError, match=r"There is no folder .*new to write the report to"):
+        make_app()(
+            ["report", str(measured), "--output", str(tmp_path / "new" / "p.html")], standalone_mode=False
+        )
+    assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="There is no bundle"):
         make_app()(["report", str(tmp_path / "nowhere")], standalone_mode=False)
+
+
+def _quality(lost: dict[str, float], recall: dict[str, float]) -> dict[str, Any]:
+    return {
+        "metric": "spearman",
+        "data": "sts",
+        "variants": {
+            name: {"lost": lost[name], "metrics": {"spearman": 0.8, "recall_at_10": recall[name]}}
+            for name in lost
+        },
+    }
+
+
+def _timed(**latencies: float) -> dict[str, Any]:
+    rows = [
+        {"runtime": "onnxruntime", "variant": name.replace("_", "-"), "median_ms": ms, "speedup": 10 / ms}
+        for name, ms in latencies.items()
+    ]
+    return {"shapes": [{"batch_size": 8, "sequence_length": 128, "rows": rows}]}
+
+
+def test_recommendations() -> None:
+    names = ["ratio-1", "ratio-2", "ratio-4"]
+    quality = _quality(
+        {"ratio-1": 0.0, "ratio-2": 0.004, "ratio-4": 0.02}, {"ratio-1": 1.0, "ratio-2": 0.9, "ratio-4": 0.7}
+    )
+    timed = _timed(ratio_1=10, ratio_2=8, ratio_4=5)
+
+    def best(**goals: Any) -> str | None:
+        return recommend(Goals(**goals), names, [quality], timed).variant
+
+    spearman = {"metrics": ("spearman",)}
+    assert best(max_loss=0.01, **spearman) == "ratio-2"
+    assert best(max_loss=0.05, **spearman) == "ratio-4"
+    assert best(max_loss=0.05) == "ratio-1", "neighbours count too"
+    assert best(max_loss=0.1 + 1e-9) == "ratio-2"
+    assert best(max_latency_ms=9) == "ratio-2", "within the latency, the least loss"
+    assert best(max_latency_ms=20) == "ratio-1"
+    assert best(max_latency_ms=6, max_loss=0.01) is None
+    none = recommend(Goals(max_loss=0.01, max_latency_ms=6), names, [quality], timed).text()
+    assert none == (
+        "For at most 1 % lost and at most 6 ms (onnxruntime, 8 x 128 tokens): none. ratio-1 takes 10.0 ms; "
+        "ratio-2 loses 10.00% (recall_at_10, sts), takes 8.0 ms; ratio-4 loses 30.00% (recall_at_10, sts)."
+    )
+    unknown = _quality({"ratio-1": 0.0}, {"ratio-1": 1.0})
+    assert recommend(Goals(max_loss=0.5), names, [unknown], timed).variant == "ratio-1", "others are unknown"
+    assert recommend(Goals(max_loss=0.05, metrics=("spearman",)), names, [quality], None).variant == "ratio-4"
+    with pytest.raises(UserError, match="No quality was measured"):
+        recommend(Goals(max_loss=0.5), names, [], timed)
+    with pytest.raises(UserError, match="was not timed at 1x8, only at 8x128"):
+        recommend(Goals(max_latency_ms=5, shape=(1, 8)), names, [quality], timed)
+    with pytest.raises(UserError, match="onnxruntime was not timed"):
+        recommend(Goals(max_latency_ms=5), names, [quality], None)
+
+
+def test_warnings_stand_on_the_page(measured: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(measured, bundle)
+    _edit_reports(
+        bundle,
+        lambda r: {k: {**v, "warnings": ["ratio-4 says yes for every text."]} for k, v in r.items()},
+        "quality.json",
+    )
+    _edit_reports(
+        bundle,
+        lambda r: {**r, "shapes": [{**shape, "settled": False} for shape in r["shapes"]]},
+        "benchmarks/*.json",
+        "benchmark.json",
+    )
+    result = report(bundle)
+    text = page_text(result.page.read_text(encoding="utf-8"))
+    assert "Warning: similarity on sentence_pairs.tsv: ratio-4 says yes for every text." in text
+    assert "Warning: The speed did not settle" in text
+    assert "Warning: The plugins of ratio-2, ratio-4 were only initialised" in text
+    assert len(result.warnings) == 3
+
+
+def test_a_damaged_bundle_has_no_report(measured: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(measured, bundle)
+    with (bundle / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        report(bundle, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_it_needs_neither_torch_nor_transformers(measured: Path, tmp_path: Path) -> None:

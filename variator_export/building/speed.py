@@ -1,5 +1,6 @@
 """Measuring the speed of a published bundle at the end of its build, and reusing earlier measurements."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,9 @@ from variator_export.core.environment import machine, require_onnxruntime, versi
 from variator_export.core.hashing import sha256_json
 from variator_export.core.progress import Progress
 from variator_export.recipe.recipe import SpeedRecipe
+
+# Timing ends after this many times the rounds that count, settled or not.
+_MOST_ROUNDS = 3
 
 
 def speed_of_bundle(
@@ -54,15 +58,21 @@ def _measure(
             for plan in variants
         ]
         inputs = speed_inputs(context.info.spec.family.inputs, context.info.config.vocab_size, *shape)
+        window = math.ceil(recipe.rounds / 2)
         settings = TimingSettings(
-            openings=1, block_seconds=recipe.block_seconds, window=None, max_rounds=recipe.rounds
+            openings=1,
+            block_seconds=recipe.block_seconds,
+            window=window,
+            max_rounds=_MOST_ROUNDS * 2 * window,
         )
-        timings = time_everything(opener, subjects, {shape: inputs}, settings, progress)[shape].timings
+        timed = time_everything(opener, subjects, {shape: inputs}, settings, progress)[shape]
+        timings = timed.timings
         macs = {s.key: opener.macs(s, *shape) for s in subjects}
     return {
         "batch_size": shape[0],
         "sequence_length": shape[1],
-        "rounds": recipe.rounds,
+        "rounds": 2 * window,
+        "settled": all(timed.settled),
         "machine": machine(),
         "versions": versions("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "variator-export"),
         "rows": speed_rows(subjects, timings, macs, shape[0] * shape[1]),

@@ -1,10 +1,14 @@
 """Quality results that `evaluate` stored in a bundle, for reports that show quality beside speed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from variator_export.bundle.reports import QUALITY_REPORT, read_report
+
+# Embeddings lose neighbours long before they lose Spearman's correlation, and search needs the neighbours.
+# These metrics are 1 for the uncompressed model.
+_FIDELITY = ("cosine", "recall_at_10")
 
 
 def quality_of_graphs(bundle: Path, graphs: Mapping[str, str], baseline: str) -> list[dict[str, Any]]:
@@ -36,17 +40,59 @@ def quality_of_graphs(bundle: Path, graphs: Mapping[str, str], baseline: str) ->
                     "warnings": [str(warning) for warning in report["warnings"]],
                     "variants": {
                         name: {
-                            "value": row["metrics"][metric],
-                            "interval": row["interval"],
-                            "lost": row["relative_loss"],
-                            "loss_interval": row["loss_interval"],
-                            "metrics": row["metrics"],
+                            "value": _number(row["metrics"][metric]),
+                            "interval": _interval(row["interval"]),
+                            "lost": _number(row["relative_loss"]),
+                            "loss_interval": _interval(row["loss_interval"]),
+                            "metrics": {key: _number(value) for key, value in row["metrics"].items()},
                         }
                         for name, row in rows.items()
                         if name in valid
                     },
                 }
             )
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return []
     return found
+
+
+def counted_metrics(quality: Mapping[str, Any]) -> list[str]:
+    """The metrics whose losses decide: the task's main one, and for embeddings also their cosine and recall.
+
+    Args:
+        quality: A result as `quality_of_graphs` returns it.
+    """
+    there = {name for found in quality["variants"].values() for name in found["metrics"]}
+    return [quality["metric"], *(n for n in _FIDELITY if n in there and n != quality["metric"])]
+
+
+def counted_losses(quality: Mapping[str, Any], variant: str, metrics: Sequence[str] = ()) -> dict[str, float]:
+    """Return a variant's relative losses on one data set, by metric.
+
+    Args:
+        quality: A result as `quality_of_graphs` returns it.
+        variant: The variant's name.
+        metrics: The metrics to return. Empty for all that count.
+    """
+    found = quality["variants"].get(variant)
+    losses: dict[str, float] = {}
+    for name in counted_metrics(quality) if found is not None else ():
+        lost = found["lost"] if name == quality["metric"] else _lost_of_one(found["metrics"].get(name))
+        if lost is not None and (not metrics or name in metrics):
+            losses[name] = float(lost)
+    return losses
+
+
+def _lost_of_one(value: float | None) -> float | None:
+    return None if value is None else 1 - value
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _interval(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = value
+    return float(low), float(high)

@@ -1,7 +1,6 @@
 """`variator-export bench`."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from variator_export.benchmark.schedule import DEFAULT_WINDOW, TimingSettings
 from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
 from variator_export.benchmark.stored import store_benchmark
 from variator_export.building.plan import parse_ratio
+from variator_export.bundle.quality_report import counted_losses, counted_metrics
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import TooSlowError, UsageError
@@ -23,7 +23,6 @@ from variator_export.core.json_file import write_json
 _DEFAULT_SHAPES = ("1x32", "1x128", "8x128", "32x128")
 # Number of modules shown in the table of a profile.
 _PROFILE_ROWS = 16
-_SHAPE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
 
 
 def bench_command(
@@ -121,7 +120,7 @@ def bench_command(
     with ConsoleProgress(printer) as progress:
         result = bench(
             bundle,
-            [_parse(text) for text in shape] if shape else default_shapes(bundle),
+            [options.parse_shape(text) for text in shape] if shape else default_shapes(bundle),
             chosen,
             runtimes=runtime,
             backbone=backbone,
@@ -166,21 +165,12 @@ def _check_gate(
         )
 
 
-def _parse(text: str) -> tuple[int, int]:
-    match = _SHAPE.fullmatch(text)
-    if match is None:
-        raise UsageError(
-            f"--shape {text!r} is not a shape.", "Give rows x tokens, for example --shape 8x128."
-        )
-    return int(match[1]), int(match[2])
-
-
 def default_shapes(bundle: Path) -> list[tuple[int, int]]:
     """Return the default shapes, with longer sequences cut to the limit of the bundle's model."""
     from variator_export.bundle.manifest import read_manifest
 
     backbone = read_manifest(bundle).backbone
-    shapes = [_parse(text) for text in _DEFAULT_SHAPES]
+    shapes = [options.parse_shape(text) for text in _DEFAULT_SHAPES]
     return list(dict.fromkeys((b, backbone.clamp_length(s)) for b, s in shapes))
 
 
@@ -207,11 +197,20 @@ def _print(printer: Output, result: Benchmark) -> None:
         )
 
 
-def _quality_columns(result: Benchmark) -> dict[str, Mapping[str, Any]]:
-    return {f"{quality['metric']} lost, {quality['data']}": quality["variants"] for quality in result.quality}
+def _quality_columns(result: Benchmark) -> dict[str, dict[str, float | None]]:
+    """The losses by column and variant."""
+    columns: dict[str, dict[str, float | None]] = {}
+    for quality in result.quality:
+        columns |= {
+            f"{name} lost, {quality['data']}": {
+                variant: counted_losses(quality, variant).get(name) for variant in quality["variants"]
+            }
+            for name in counted_metrics(quality)
+        }
+    return columns
 
 
-def _table(shape: ShapeResult, quality: Mapping[str, Mapping[str, Any]]) -> Table:
+def _table(shape: ShapeResult, quality: Mapping[str, Mapping[str, float | None]]) -> Table:
     state = "" if shape.settled else f" (only {shape.settled_openings} openings settled)"
     table = Table(title=f"{shape.batch_size} x {shape.sequence_length} tokens{state}", title_justify="left")
     table.add_column("runtime")
@@ -219,7 +218,7 @@ def _table(shape: ShapeResult, quality: Mapping[str, Mapping[str, Any]]) -> Tabl
     for name in (*SPEED_COLUMNS, *quality):
         table.add_column(name, justify="right")
     for row in shape.rows:
-        lost = [found.get(row["variant"], {}).get("lost") for found in quality.values()]
+        lost = [found.get(row["variant"]) for found in quality.values()]
         cells = [*speed_cells(row), *("" if value is None else f"{value:.2%}" for value in lost)]
         table.add_row(row["runtime"], row["variant"], *cells)
     return table

@@ -1,5 +1,6 @@
 """`variator-export build`."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -247,6 +248,11 @@ def _print(output: Output, result: BuildResult) -> None:
     if result.speed is not None:
         output.text()
         output.table(speed_table(result.speed))
+        if not result.speed["settled"]:
+            output.hint(
+                "warning: the speed did not settle: other programs are running, or the clock speed changes. "
+                f"Measure it again: variator-export bench {shlex.quote(str(result.bundle))}"
+            )
     if result.untrained:
         output.hint("")
         output.hint(

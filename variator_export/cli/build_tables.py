@@ -30,7 +30,8 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
             str(outcome.bundle),
             ", ".join(sorted({str(ratio) for ratio in result.ratios}, key=int)),
             "" if worst is None else f"{worst:.2f}",
-            ", ".join(f"{row['speedup']:.2f}x" for row in rows if not row["is_baseline"]),
+            ", ".join(f"{row['speedup']:.2f}x" for row in rows if not row["is_baseline"])
+            + ("" if (result.speed or {}).get("settled", True) else " (not settled)"),
         )
     return table
 
@@ -67,6 +68,7 @@ def speed_table(speed: Any) -> Table:
     title = (
         f"Speed at {shape}, medians of {speed['rounds']} alternating rounds on {speed['machine']['cpu']}, "
         f"{speed['machine']['cpu_cores']} cores; eager is PyTorch with SDPA; `bench` times several openings"
+        + ("" if speed["settled"] else "; NOT SETTLED")
     )
     table = Table(title=title, title_justify="left")
     table.add_column("runtime")

@@ -188,4 +188,8 @@ def _cells(row: QualityRow, quality: Quality) -> list[str]:
 
 
 def _between(interval: Interval | None, form: str) -> str:
-    return "" if interval is None else f" ({interval[0]:{form}} to {interval[1]:{form}})"
+    return (
+        ""
+        if interval is None or interval[0] == interval[1]
+        else f" ({interval[0]:{form}} to {interval[1]:{form}})"
+    )

@@ -20,6 +20,8 @@ from variator_export.recipe.recipe_file import load_recipe
 # The fields of training.settings.Losses, which is not imported here because --help does not need it.
 LOSS_TERMS = ("hidden", "layers", "embedding", "logits", "label")
 
+_SHAPE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
+
 
 def _share(value: float) -> float:
     if not 0 < value <= 0.5:
@@ -254,6 +256,20 @@ def parse_losses(texts: list[str] | None) -> dict[str, float]:
         except ValueError:
             raise UsageError(f"The weight of --loss {text} is not a number.", f"--loss {term}=1") from None
     return weights
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """Parse `--shape BxS` into the batch size and the sequence length.
+
+    Raises:
+        UsageError: The text is not a shape.
+    """
+    match = _SHAPE.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"--shape {text!r} is not a shape.", "Give rows x tokens, for example --shape 8x128."
+        )
+    return int(match[1]), int(match[2])
 
 
 def parse_label_map(texts: list[str] | None) -> dict[str, str]:

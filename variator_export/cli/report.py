@@ -1,12 +1,16 @@
 """`variator-export report`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from variator_export.cli import options
 from variator_export.cli.output import Format, Output
+from variator_export.core.errors import UsageError
 from variator_export.reporting.bundle_report import report
+from variator_export.reporting.recommendation import Goals
 
 
 def report_command(
@@ -17,6 +21,31 @@ def report_command(
     ] = None,
     plots: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write the plots to this folder, as PNG and SVG.")
+    ] = None,
+    max_loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Recommend a variant that loses at most this share of every metric that counts: 1% or 0.01.",
+        ),
+    ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS", help="Recommend a variant whose median call takes at most this many milliseconds."
+        ),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(metavar="BxS", help="The shape of --max-latency. Default: the largest that was timed."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A metric that counts; may be repeated. Default: each task's main metric, and for "
+            "embeddings also cosine and recall_at_10.",
+        ),
     ] = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
@@ -30,20 +59,56 @@ def report_command(
     `variator-export report artifacts/minilm`
 
     `variator-export report artifacts/minilm --output minilm.html --plots plots/`
+
+    `variator-export report artifacts/minilm --max-loss 2% --max-latency 40 --shape 8x128 --metric spearman`
     """
     printer = Output(format)
-    result = report(bundle, output, plots=plots)
+    result = report(bundle, output, plots=plots, goals=_goals(max_loss, max_latency, shape, metric))
     if printer.is_json:
         printer.document(
             {
                 "page": str(result.page),
                 "plots": [str(path) for path in result.plots],
                 "missing": list(result.missing),
+                "recommendations": [asdict(found) for found in result.recommendations],
+                "warnings": list(result.warnings),
             }
         )
         return
     printer.text(f"written: {result.page}")
     for path in result.plots:
         printer.text(f"written: {path}")
+    for line in result.recommended:
+        printer.text(line)
+    for warning in result.warnings:
+        printer.hint(f"warning: {warning}")
     for command in result.missing:
         printer.hint(f"to add to the report, run: {command}")
+
+
+def _goals(
+    max_loss: str | None, max_latency: float | None, shape: str | None, metrics: list[str] | None
+) -> Goals | None:
+    """Return what the options ask for. None if they ask for nothing."""
+    if max_loss is None and max_latency is None:
+        for option, value in (("--shape", shape), ("--metric", metrics)):
+            if value:
+                raise UsageError(f"{option} needs a goal.", "Give --max-loss or --max-latency.")
+        return None
+    if max_latency is not None and not max_latency > 0:
+        raise UsageError(
+            f"--max-latency {max_latency:g} is not above 0.", "Give milliseconds, for example 40."
+        )
+    at = None if shape is None else options.parse_shape(shape)
+    return Goals(None if max_loss is None else _share(max_loss), max_latency, at, tuple(metrics or ()))
+
+
+def _share(text: str) -> float:
+    """Parse `1%` or `0.01`."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UsageError(f"--max-loss {text} is not a share from 0 to 1.", "For example: --max-loss 1%")
+    return value

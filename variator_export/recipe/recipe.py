@@ -100,8 +100,10 @@ class SpeedRecipe(_Part):
     """Rows per batch."""
     sequence_length: int = Field(default=128, ge=1)
     """Tokens per row."""
-    rounds: int = Field(default=5, ge=2)
-    """The number of rounds; each subject, a variant on a runtime, is timed once per round."""
+    rounds: int = Field(default=6, ge=2)
+    """The number of rounds that count, rounded up to an even number; each subject, a variant on a runtime, is
+    timed once per round. Timing goes on until the medians of both halves agree, for at most three times as
+    many rounds."""
     block_seconds: float = Field(default=0.4, gt=0)
     """The time that one subject runs per round, in seconds, without its warm-up."""
 

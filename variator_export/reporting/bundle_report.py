@@ -10,8 +10,10 @@ from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import Variant
 from variator_export.bundle.reports import PAGE
 from variator_export.core.environment import require
+from variator_export.core.errors import UserError
 from variator_export.core.json_file import write_text
 from variator_export.reporting.page import Section, number, render
+from variator_export.reporting.recommendation import Goals, Recommendation, overview
 from variator_export.reporting.sections import (
     quality_section,
     speed_section,
@@ -30,33 +32,55 @@ class Report:
         page: The HTML file.
         plots: Files of the plots; empty if no folder for plots was given.
         missing: Commands that would add the missing parts to the page.
+        recommendations: The recommended variant for the goals, or for the usual losses by metric.
+        recommended: The recommendations in words.
+        warnings: Reasons to doubt the page's numbers.
     """
 
     page: Path
     plots: Sequence[Path]
     missing: Sequence[str]
+    recommendations: Sequence[Recommendation]
+    recommended: Sequence[str]
+    warnings: Sequence[str]
 
 
-def report(bundle: str | Path, output: str | Path | None = None, *, plots: Path | None = None) -> Report:
+def report(
+    bundle: str | Path,
+    output: str | Path | None = None,
+    *,
+    plots: Path | None = None,
+    goals: Goals | None = None,
+) -> Report:
     """Write the report as one self-contained HTML page, which needs no network.
 
     Args:
         bundle: The bundle's folder.
         output: The file to write; None for reports/report.html in the bundle.
         plots: A folder to write the plots to, as PNG and SVG; None to write none.
+        goals: What the deployment allows, to recommend a variant for; None for losses of 1, 2 and 5 %.
 
     Raises:
-        UserError: The bundle is damaged, or a package that draws the report is not installed.
+        UserError: The bundle is damaged, a package that draws the report is not installed, or what the goals
+            are about was not measured; or the output's folder does not exist.
     """
     for module in ("jinja2", "matplotlib"):
         require(module, "report", "Writing a report")
+    if output is not None and not Path(output).absolute().parent.is_dir():
+        raise UserError(
+            f"There is no folder {Path(output).parent} to write the report to.",
+            "Create it, or choose another --output.",
+        )
     opened = Bundle.load(bundle)
+    opened.check_all()
     sources = Sources(opened)
+    recommended = sources.recommendations(goals)
+    in_words = overview(recommended) if goals is None else [found.text() for found in recommended]
     gains = trade_off_section(sources)
     makers = (speed_section, quality_section, verification_section)
     sections = [section for make in makers if (section := make(sources)) is not None]
     page = Path(output) if output is not None else opened.path / PAGE
-    write_text(page, _render(sources, gains, sections))
+    write_text(page, _render(sources, gains, sections, in_words))
     written = []
     if plots is not None:
         from variator_export.reporting.plots import save
@@ -65,10 +89,15 @@ def report(bundle: str | Path, output: str | Path | None = None, *, plots: Path 
             for suffix in (".png", ".svg"):
                 written.append(plots / f"{plot.name}{suffix}")
                 save(plot.figure, written[-1])
-    return Report(page, written, sources.missing())
+    return Report(page, written, sources.missing(), recommended, in_words, sources.warnings())
 
 
-def _render(sources: Sources, gains: Section | None, sections: Sequence[Section]) -> str:
+def _render(
+    sources: Sources,
+    gains: Section | None,
+    sections: Sequence[Section],
+    recommended: Sequence[str],
+) -> str:
     bundle = sources.bundle
     manifest = bundle.manifest
     total = sum(entry.size_bytes for entry in manifest.files.values())
@@ -80,6 +109,8 @@ def _render(sources: Sources, gains: Section | None, sections: Sequence[Section]
         "backbone": manifest.backbone,
         "precision": manifest.precision,
         "gains": gains,
+        "warnings": sources.warnings(),
+        "recommended": recommended,
         "variants": [
             *(_variant_row(bundle, variant) for variant in sources.variants),
             _any_ratio_row(bundle),

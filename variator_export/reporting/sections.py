@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
+from variator_export.bundle.quality_report import counted_metrics
 from variator_export.reporting.page import Column, Plot, Section, TableOf, number
 from variator_export.reporting.sources import Sources
 from variator_export.verification.error_budget import MULTIPLE
@@ -166,23 +167,22 @@ def _at(shape: Mapping[str, Any]) -> str:
 
 
 def _quality_columns(sources: Sources) -> list[Column]:
-    names = [
-        (f"{quality['metric']}, {quality['data']} ({quality['examples']} examples)", "lost")
-        for quality in sources.qualities
-    ]
-    return [Column(name) for pair in names for name in pair]
+    names = []
+    for quality in sources.qualities:
+        names += [f"{quality['metric']}, {quality['data']} ({quality['examples']} examples)", "lost"]
+        names += counted_metrics(quality)[1:]
+    return [Column(name) for name in names]
 
 
 def _quality_cells(sources: Sources, variant: str) -> list[str]:
-    found = [quality["variants"].get(variant, {}) for quality in sources.qualities]
-    pairs = [
-        (
-            _with_interval(entry.get("value"), entry.get("interval"), ".4f"),
-            _with_interval(entry.get("lost"), entry.get("loss_interval"), ".2%"),
-        )
-        for entry in found
-    ]
-    return [cell for pair in pairs for cell in pair]
+    cells = []
+    for quality in sources.qualities:
+        entry = quality["variants"].get(variant, {})
+        cells.append(_with_interval(entry.get("value"), entry.get("interval"), ".4f"))
+        cells.append(_with_interval(entry.get("lost"), entry.get("loss_interval"), ".2%"))
+        others = counted_metrics(quality)[1:]
+        cells += [number(entry.get("metrics", {}).get(name), ".4f") for name in others]
+    return cells
 
 
 def _speed_table(shape: Mapping[str, Any]) -> TableOf:
@@ -213,4 +213,6 @@ def _profile_table(shape: Mapping[str, Any], variant: str, found: list[Mapping[s
 
 def _with_interval(value: float | None, interval: Sequence[float] | None, form: str) -> str:
     text = number(value, form)
-    return text if interval is None else f"{text} ({interval[0]:{form}} to {interval[1]:{form}})"
+    if interval is None or interval[0] == interval[1]:  # the uncompressed model loses nothing
+        return text
+    return f"{text} ({interval[0]:{form}} to {interval[1]:{form}})"

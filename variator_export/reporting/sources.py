@@ -7,7 +7,7 @@ from typing import Any
 from variator_export.benchmark.runtimes import RUNTIMES
 from variator_export.benchmark.schedule import TimingSettings
 from variator_export.benchmark.stored import stored_benchmark
-from variator_export.bundle.quality_report import quality_of_graphs
+from variator_export.bundle.quality_report import counted_metrics, quality_of_graphs
 from variator_export.bundle.reports import (
     VERIFICATION_REPORT,
     build_verification_report,
@@ -15,6 +15,7 @@ from variator_export.bundle.reports import (
     read_report,
 )
 from variator_export.engines.targets import engine_targets
+from variator_export.reporting.recommendation import USUAL_LOSSES, Goals, Recommendation, recommend
 from variator_export.sessions import Bundle
 
 _VERIFICATION_KEYS = ("graphs", "findings", "passed", "reference", "verified_at", "machine")
@@ -76,6 +77,34 @@ class Sources:
         built = "Every graph agreed with eager PyTorch when it was built; `verify` has not been run since."
         of_all = [*([self.verified] if self.verified else []), *self.verified_engines.values()]
         return " ".join([*([] if self.verified else [built]), *map(_outcome, of_all)])
+
+    def warnings(self) -> list[str]:
+        """Return the reasons to doubt the page's numbers."""
+        untrained = [v.name for v in self.variants if v.plugin is not None and not v.plugin.trained]
+        found = []
+        if untrained:
+            names = ", ".join(untrained)
+            found.append(f"The plugins of {names} were only initialised: their outputs are not useful.")
+        for quality in self.qualities:
+            found += [f"{quality['task']} on {quality['data']}: {text}" for text in quality["warnings"]]
+        if self.benchmark is not None and not self.benchmark["settled"]:
+            found.append(
+                "The speed did not settle in every opening: other programs were running, or the clock speed "
+                "changed."
+            )
+        return found
+
+    def recommendations(self, goals: Goals | None) -> list[Recommendation]:
+        """Return the recommended variant for the goals, or for the usual losses if quality is known.
+
+        Raises:
+            UserError: What the goals are about was not measured.
+        """
+        metrics = dict.fromkeys(name for quality in self.qualities for name in counted_metrics(quality))
+        usual = [Goals(max_loss=lost, metrics=(name,)) for name in metrics for lost in USUAL_LOSSES]
+        wanted = usual if goals is None else [goals]
+        names = [variant.name for variant in self.variants]
+        return [recommend(goal, names, self.qualities, self.benchmark) for goal in wanted]
 
     def missing(self) -> list[str]:
         """Return the commands that would add to the page."""
