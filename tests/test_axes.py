@@ -116,7 +116,7 @@ def test_a_method_from_outside(small_recipe: Recipe, tmp_path: Path, install: In
     bundle = build(small_recipe.model_copy(update={"plugins": plugins}), tmp_path / "b").bundle
     variant = Bundle.load(bundle).variant(2)
     assert (variant.method, variant.baseline) == ("mirror", False)
-    assert verify(bundle, [2], profile_shapes=False).passed
+    assert verify(bundle, [2], profile_shapes="none").passed
 
 
 def test_a_method_that_is_not_installed_is_named(small_recipe: Recipe, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_precision_from_outside(small_recipe: Recipe, tmp_path: Path, install:
     bundle = Bundle.load(build(recipe, tmp_path / "b").bundle)
     assert bundle.manifest.precision == "half"
     assert {variant.precision_proof.macs for variant in bundle.manifest.variants} == {1.0}
-    assert verify(bundle.path, [2], profile_shapes=False).passed
+    assert verify(bundle.path, [2], profile_shapes="none").passed
 
 
 def test_a_target_from_outside(bundle_copy: Path, install: Install) -> None:

@@ -145,7 +145,7 @@ def test_a_bfloat16_graph_is_verified_widened_and_says_so(half: Callable[[str, s
     folder = half("modernbert", "bfloat16")
     report = json.loads((folder / "reports" / "verification" / "ratio-2.json").read_text())
     assert report["ran"] == WIDENED
-    result = verify(folder, [2], profile_shapes=False)
+    result = verify(folder, [2], profile_shapes="none")
     assert (result.failures, result.ran) == ([], WIDENED)
     stored = call("verify", str(folder), "--reference", "stored", "--ratio", "2")
     assert stored.returncode == 0, stored.stderr
@@ -168,8 +168,8 @@ def test_a_fault_in_half_precision_is_found_and_named(
     first.const_value, second.const_value = second.const_value, first.const_value
     ir.save(graph, folder / "ratio-2.onnx")
     sign(folder)
-    assert verify(folder, [2], reference="stored", profile_shapes=False).failures
-    (bisection,) = verify(folder, [2], profile_shapes=False, reproduction=tmp_path / "fault").bisections
+    assert verify(folder, [2], reference="stored", profile_shapes="none").failures
+    (bisection,) = verify(folder, [2], profile_shapes="none", reproduction=tmp_path / "fault").bisections
     assert bisection.first is not None
     layer = "encoder.layer.0.intermediate" if model == "bert" else "layers.0.mlp"
     assert bisection.first.module == f"{layer}.plugin.decompress"

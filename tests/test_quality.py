@@ -184,6 +184,29 @@ def test_plugin_folders_are_exported_and_measured_the_same(
         evaluate([embedding_bundle], pairs, backbone="x", runtimes=("onnxruntime",))
 
 
+def test_an_exported_bundle_is_kept_for_the_build(
+    embedding_model: Path, embedding_plugins: dict[int, Path], tmp_path: Path
+) -> None:
+    kept, backbone = tmp_path / "kept", str(embedding_model)
+    command = ["evaluate", str(embedding_plugins[2]), "--backbone", backbone, "--output", str(kept)]
+    command += ["--data", str(PAIRS), "--text-column", "first", "--runtime", "onnxruntime"]
+    make_app()(command, standalone_mode=False)
+    (stored,) = json.loads((kept / "reports" / "quality.json").read_text()).values()
+    assert stored["task"] == "embedding"
+    recipe = Recipe.model_validate(
+        {
+            "name": "kept",
+            "backbone": {"source": backbone},
+            "plugins": [{"source": str(path)} for path in embedding_plugins.values()],
+            "speed": None,
+        }
+    )
+    steps = {step.name: step.action for step in build(recipe, kept).steps}
+    assert (steps["trace"], steps["bind/ratio-4"]) == ("reused", "made")
+    with pytest.raises(UserError, match="is a bundle already"):
+        evaluate(kept, read_examples(str(PAIRS), COLUMNS), output=tmp_path / "other")
+
+
 def test_what_cannot_be_measured_is_refused_before_the_export(
     load_model: Callable[[str], Backbone], pairs: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

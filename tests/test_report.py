@@ -37,6 +37,7 @@ def _measure(embedding_bundle: Path, bundle: Path) -> None:
     shutil.copytree(embedding_bundle, bundle)
     for path in (bundle / "reports").glob("*.json"):
         path.unlink()
+    shutil.rmtree(bundle / "reports" / "benchmarks", ignore_errors=True)
     make_app()(["verify", str(bundle), "--reference", "stored"], standalone_mode=False)
     timed = ["--openings", "2", "--block-seconds", "0.001", "--window", "2", "--max-rounds", "4"]
     timed += ["--profile", "--threads", "1"]
@@ -184,6 +185,10 @@ def test_a_short_run_does_not_replace_a_long_one(measured: Path, tmp_path: Path)
             assert rows[key] == row["median_ms"], "the run with more openings counts"
     assert (1, 4, "onnxruntime", "ratio-4") in rows
     assert (1, 4, "onnxruntime", "ratio-2") not in rows
+    # The page shows what there is at each shape.
+    text = page_text(report(bundle).page.read_text(encoding="utf-8"))
+    assert "1 x 4 tokens" in text
+    assert "ratio-4 onnxruntime" in text
 
 
 @pytest.mark.parametrize("broken", [[], {"graphs": 3}, {"shapes": [{}]}, {"settings": []}, {"machine": None}])

@@ -83,7 +83,7 @@ def _failed_checks(result: Verification) -> set[str]:
 
 @pytest.mark.parametrize("reference", ["eager", "stored"])
 def test_a_correct_bundle_passes(embedding_bundle: Path, reference: Any) -> None:
-    result = verify(embedding_bundle, reference=reference, profile_shapes=False)
+    result = verify(embedding_bundle, reference=reference, profile_shapes="none")
     assert result.failures == []
     assert set(result.findings) == {"ratio-1", "ratio-2", "ratio-4"}
     checks = {(f.question.graph, f.question.check, f.question.output) for f in result.findings["ratio-4"]}
@@ -95,16 +95,22 @@ def test_a_correct_bundle_passes(embedding_bundle: Path, reference: Any) -> None
 
 
 def test_the_profile_of_the_engines_is_verified_too(embedding_bundle: Path) -> None:
-    result = verify(embedding_bundle, [4], reference="eager")
-    shapes = {f.question.input_shape for f in result.findings["ratio-4"]}
-    # (8, 128) and (32, 512) are cut to the model's limit, as engines are.
-    assert {(1, 1), (8, 64), (32, 64)} <= shapes
-    assert max(length for _, length in shapes) == 64
+    """(8, 128) and (32, 512) are cut to the model's limit, as engines are."""
+
+    def shapes(choice: Any) -> set[tuple[int, int]]:
+        result = verify(embedding_bundle, [4], reference="eager", profile_shapes=choice)
+        return {f.question.input_shape for f in result.findings["ratio-4"]}
+
+    everything, usual, none = shapes("all"), shapes(None), shapes("none")
+    assert everything - usual == {(32, 64)}
+    assert {(1, 1), (8, 64)} <= usual
+    assert usual - none >= {(8, 64)}
+    assert max(length for _, length in everything) == 64
 
 
 def test_rows_are_independent_where_a_plugin_excludes_padding(masked_bundle: Path) -> None:
     assert Bundle.load(masked_bundle).variant(4).plugin.masking == "exclude-padding"  # type: ignore[union-attr]
-    result = verify(masked_bundle, [4], profile_shapes=False)
+    result = verify(masked_bundle, [4], profile_shapes="none")
     assert result.failures == []
     assert {f.question.check for f in result.findings["ratio-4"]} == {REFERENCE, *CHECKS}
 
@@ -224,7 +230,7 @@ def test_a_planted_fault_is_caught_and_found(
     checks, module = _published()[name]
     stored = verify(faulty, [4], reference="stored")
     folder = tmp_path / "reproduction"
-    result = verify(faulty, [4], reference="eager", profile_shapes=False, reproduction=folder)
+    result = verify(faulty, [4], reference="eager", profile_shapes="none", reproduction=folder)
     for verification in (stored, result):
         assert {finding.question.graph for finding in verification.failures} == {"ratio-4.onnx"}
         assert _failed_checks(verification) == checks
@@ -253,7 +259,7 @@ def test_changed_weights_are_caught_in_every_graph(faulty: Path) -> None:
     weight = "encoder.layer.0.intermediate.dense.weight"
     _change_weight(faulty, weight, lambda array: array * np.float32(1.01))
     sign(faulty)
-    result = verify(faulty, reference="stored", profile_shapes=False)
+    result = verify(faulty, reference="stored", profile_shapes="none")
     graphs = {finding.question.graph for finding in result.failures}
     assert graphs == {"ratio-1.onnx", "ratio-2.onnx", "ratio-4.onnx", "any-ratio.onnx"}
     with pytest.raises(NumbersDisagreeError, match=f"{re.escape(weight)} in weights"):
@@ -351,7 +357,7 @@ def test_the_backbone_tells_content_that_no_case_reads(faulty: Path, fault: str)
     CONTENT[fault][0](faulty)
     sign(faulty)
     with pytest.raises(NumbersDisagreeError, match=r"is not the backbone's"):
-        verify(faulty, [4], reference="eager", profile_shapes=False)
+        verify(faulty, [4], reference="eager", profile_shapes="none")
 
 
 @pytest.mark.parametrize(
@@ -529,7 +535,7 @@ def test_what_was_found_stays_where_bisecting_fails(
     sign(faulty)
     monkeypatch.setattr(f"variator_export.{where}", fail)
     folder = tmp_path / "reproduction"
-    result = verify(faulty, [4], profile_shapes=False, reproduction=folder, progress=progress)
+    result = verify(faulty, [4], profile_shapes="none", reproduction=folder, progress=progress)
     assert result.failures
     assert bool(result.bisections) is where.endswith("write_reproduction")
     assert [note.startswith(f"ratio-4.onnx could not be {words}") for note in notes] == [True]
@@ -612,6 +618,43 @@ def test_the_weights_of_the_backbone_must_be_those_of_the_bundle(
     with pytest.raises(UserError, match="The backbone was not found") as error:
         verify(embedding_bundle, backbone="nowhere")
     assert "--reference stored" in str(error.value.hint)
+
+
+def test_a_backbone_is_found_from_any_folder(
+    small_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that looks like a repository, typed in a folder that is not the current one any more."""
+    (tmp_path / "work" / "my").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(small_model("bert"), tmp_path / "work" / "my" / "bert")
+    monkeypatch.chdir(tmp_path / "work")
+    recipe = Recipe.model_validate(
+        {
+            "name": "x",
+            "backbone": {"source": "my/bert"},
+            "plugins": [{"ratio": 2, "initialise": {}}],
+            "speed": None,
+        }
+    )
+    bundle = build(recipe, tmp_path / "bundle").bundle
+    assert Bundle.load(bundle).manifest.backbone.source == "my/bert"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr("variator_export.core.hub.pin_revision", None)  # would fail if it were called
+    assert verify(bundle, [2], reference="eager", profile_shapes="none").passed
+    assert str(tmp_path / "work") not in (bundle / "manifest.json").read_text()
+    (tmp_path / "work" / "my").rename(tmp_path / "work" / "yours")
+    with pytest.raises(UserError, match=r"was built from the folder .*/work/my/bert, which is not") as error:
+        verify(bundle, reference="eager")
+    assert "--backbone" in error.value.hint
+    moved = str(tmp_path / "work" / "yours" / "bert")
+    assert verify(bundle, [2], backbone=moved, profile_shapes="none").passed
+    # Without the record, the path holds in the folder where it was typed.
+    (bundle / "reports" / "backbone.json").write_text("{")
+    (tmp_path / "work" / "yours").rename(tmp_path / "work" / "my")
+    with pytest.raises(UserError, match="was built from the folder my/bert"):
+        verify(bundle, reference="eager")
+    monkeypatch.chdir(tmp_path / "work")
+    assert verify(bundle, [2], reference="eager", profile_shapes="none").passed
 
 
 def test_the_stored_reference_is_what_was_computed(embedding_bundle: Path) -> None:

@@ -327,7 +327,7 @@ def test_the_module_is_named_at_which_an_engine_goes_wrong(
 ) -> None:
     requests = planted(_scale(bundle, module))
     folder = tmp_path / "fault"
-    result = verify(bundle, [2], target=TARGET, profile_shapes=False, reproduction=folder)
+    result = verify(bundle, [2], target=TARGET, profile_shapes="none", reproduction=folder)
     assert f"the first module that exceeds its budget is {module}" in markdown(result)
     assert [Path(b.graph).name for b in result.bisections] == ["ratio-2.engine", "any-ratio.engine"]
     for bisection in result.bisections:
@@ -357,7 +357,7 @@ def test_an_engine_that_is_right_when_it_is_built_again_is_said_to_be_the_fault(
     bundle: Path, tmp_path: Path, planted: Callable[[Plant], list[EngineRequest]]
 ) -> None:
     requests = planted(lambda _: None)
-    result = verify(bundle, [2], target=TARGET, profile_shapes=False, reproduction=tmp_path / "fault")
+    result = verify(bundle, [2], target=TARGET, profile_shapes="none", reproduction=tmp_path / "fault")
     for bisection in result.bisections:
         assert bisection.first is None
         version = re.escape(f"built again, by {TARGET} 1.7.1")

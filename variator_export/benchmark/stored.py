@@ -27,7 +27,8 @@ def store_benchmark(benchmark: Benchmark) -> Path:
     Raises:
         UserError: The bundle cannot be written.
     """
-    content = benchmark.as_dict()
+    # Without a path of this machine.
+    content = {key: value for key, value in benchmark.as_dict().items() if key != "bundle"}
     # A run that repeats another one replaces it.
     shapes = [[s["batch_size"], s["sequence_length"]] for s in content["shapes"]]
     timed = sorted({(row["runtime"], row["variant"]) for s in content["shapes"] for row in s["rows"]})

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import MANIFEST_NAME, Manifest, is_bundle
+from variator_export.bundle.origin import ORIGIN_REPORT
 from variator_export.core.errors import UserError
 from variator_export.core.hub import HUB_PREFIX, HubSource, commit, download, files_of, parse_hub_source
 from variator_export.core.json_file import read_json_object
@@ -91,8 +92,9 @@ def _bundle(folder: Path) -> tuple[dict[str, Path], str]:
     bundle.check_all()
     files = {name: folder / name for name in (MANIFEST_NAME, *bundle.manifest.files)}
     for path in (folder / _REPORTS).rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            files[path.relative_to(folder).as_posix()] = path
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not path.is_symlink() and name != ORIGIN_REPORT:  # a path of this machine
+            files[name] = path
     return files, _bundle_card(bundle.manifest, folder.resolve().name)
 
 

@@ -21,6 +21,7 @@ from variator_export.bundle.manifest import (
     Variant,
     is_bundle,
 )
+from variator_export.bundle.origin import store_origin
 from variator_export.bundle.parts import MODEL, PartEntry, graph_name
 from variator_export.bundle.publishing import exclusive
 from variator_export.bundle.reports import build_verification_report
@@ -30,7 +31,7 @@ from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress, StepReport
 from variator_export.engines.targets import GRAPHS
 from variator_export.model.methods import METHODS
-from variator_export.model.source import resolve_source
+from variator_export.model.source import is_plain_folder, resolve_source
 from variator_export.recipe.recipe import Recipe
 from variator_export.recipe.recipe_file import load_recipe
 
@@ -103,6 +104,8 @@ def build(
         context = BuildContext(staged, resolved, source)
         manifest = _make(context, variants, order, versions)
         published = staged.finish(manifest, bundle)
+        if is_plain_folder(recipe.backbone.source):
+            store_origin(bundle, source.folder)
         speed: Mapping[str, Any] | None = None
         if recipe.speed is not None and find_precision(recipe.precision).is_half:
             progress.note(f"speed: not measured: {recipe.precision} is not representative on a CPU")

@@ -1,5 +1,6 @@
 """`variator-export evaluate`."""
 
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -60,6 +61,14 @@ def evaluate_command(
         ),
     ] = None,
     prompt: options.PromptOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the bundle that plugin folders are exported to. `build --output DIR` goes on from it "
+            "and traces nothing again.",
+        ),
+    ] = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the result into the model cards of the plugin folders.")
     ] = False,
@@ -107,6 +116,7 @@ def evaluate_command(
             runtimes=cast(Any, ("eager", "onnxruntime") if runtime == "both" else (runtime,)),
             max_tokens=max_tokens,
             prompt_name=prompt,
+            output=output,
             progress=progress,
         )
     if card:
@@ -117,9 +127,11 @@ def evaluate_command(
         printer.document(quality.as_dict())
     else:
         _print(printer, quality)
-    if is_bundle(folders[0]):
+    if (bundle := folders[0] if is_bundle(folders[0]) else output) is not None:
         # After printing, so that a bundle that cannot be written to costs no results.
-        store_quality(folders[0], quality)
+        store_quality(bundle, quality)
+    elif not printer.is_json:
+        printer.hint("The exported bundle was discarded; --output DIR keeps it for `build --output DIR`.")
 
 
 def _print(printer: Output, quality: Quality) -> None:

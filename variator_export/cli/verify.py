@@ -44,7 +44,15 @@ def verify_command(
         typer.Option(metavar="SRC", help="The backbone. Default: its source at build time."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Skip the large shapes of the engines' optimization profile.")
+        bool, typer.Option("--quick", help="Skip the shapes of the engines' optimization profiles.")
+    ] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Also verify graphs at the largest shape of each optimization profile, which takes most of "
+            "the time. Engines are always verified there, unless --quick is given.",
+        ),
     ] = False,
     bisect: Annotated[
         bool,
@@ -90,6 +98,8 @@ def verify_command(
         raise UsageError("--bisect runs eager PyTorch.", "Leave out --reference stored.")
     if reference == "stored" and backbone is not None:
         raise UsageError("--reference stored does not use a backbone.", "Leave out one of the two.")
+    if quick and full:
+        raise UsageError("--quick and --full were both given.", "Give one of them.")
     chosen: list[int | str] = [*(parse_ratio(k) for k in ratio or ()), *(variant or ())]
     printer = Output(format)
     with ConsoleProgress(printer) as progress:
@@ -99,7 +109,7 @@ def verify_command(
             target=target,
             reference=cast(Any, reference),
             backbone=backbone,
-            profile_shapes=not quick,
+            profile_shapes="none" if quick else "all" if full else None,
             reproduction=reproduction if bisect else None,
             trust_host_code=trust_host_code,
             progress=progress,
@@ -131,6 +141,8 @@ def _print(printer: Output, result: Verification) -> None:
     if result.ran != AS_IT_IS:
         printer.hint(f"{'The engines' if result.gpu else 'The graphs'} ran {result.ran}.")
     printer.hint("Numbers are multiples of eager PyTorch's own rounding error.")
+    if result.profile_shapes == "usual":
+        printer.hint("The largest shape of each optimization profile was left out; --full verifies it too.")
     for left in (left for found in result.left_out.values() for left in found):
         printer.hint(f"LEFT OUT, outside the engine's profiles: {left}")
     failures = result.failures

@@ -78,6 +78,11 @@ def pin_source(source: str) -> str:
     return source
 
 
+def is_plain_folder(source: str) -> bool:
+    """Whether a pinned source is a folder: hub sources and distributions have a prefix."""
+    return not source.startswith((HUB_PREFIX, PACKAGE_PREFIX))
+
+
 def resolve_source(source: str, sha256: str | None = None, *, cached: bool = False) -> BackboneSource:
     """Find a backbone and check its weights against a pinned hash.
 

@@ -99,6 +99,7 @@ def evaluate(
     runtimes: Sequence[EvaluationRuntime] = ("eager", "onnxruntime"),
     max_tokens: int | None = None,
     prompt_name: str | None = None,
+    output: Path | None = None,
     progress: Progress | None = None,
 ) -> Quality:
     """Measure the quality of every variant.
@@ -113,6 +114,8 @@ def evaluate(
         runtimes: Runtimes to run. With both, their outputs must agree except for rounding.
         max_tokens: Maximum length of a text. Longer texts are truncated. None means the model's limit.
         prompt_name: The model's prompt to put before each text. None means the model's default prompt.
+        output: The folder of the bundle that plugin folders are exported to, a new one or one of the same
+            backbone. `build` goes on from there. None means a temporary folder.
         progress: Receives progress reports.
 
     Raises:
@@ -129,7 +132,7 @@ def evaluate(
             "A bundle's graphs contain their backbone, so --backbone would not be used.", "Leave it out."
         )
     progress = progress or Progress()
-    with _bundle(folders, task, examples, (backbone, architecture), progress) as bundle:
+    with _bundle(folders, task, examples, (backbone, architecture), output, progress) as bundle:
         entry = bundle.manifest.backbone
         model = EvaluatedModel(entry.source, entry.task, entry.outputs, entry.token_outputs, bundle.config())
         chosen = choose_task(task, model, examples)
@@ -253,9 +256,12 @@ def _bundle(
     task: str | None,
     examples: Examples,
     backbone: tuple[str | None, str | None],
+    output: Path | None,
     progress: Progress,
 ) -> Iterator[Bundle]:
     if len(paths) == 1 and is_bundle(paths[0]):
+        if output is not None:
+            raise UserError(f"{paths[0]} is a bundle already.", "Leave out --output.")
         yield Bundle.load(paths[0])
         return
     for path in paths:
@@ -285,7 +291,8 @@ def _bundle(
         ratios=None,
     )
     with tempfile.TemporaryDirectory() as folder:
-        yield Bundle.load(build(recipe, Path(folder) / "bundle", progress=progress).bundle)
+        built = build(recipe, output or Path(folder) / "bundle", progress=progress)
+        yield Bundle.load(built.bundle)
 
 
 def _backbone_of(paths: Sequence[Path]) -> str:

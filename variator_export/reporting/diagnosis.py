@@ -15,6 +15,7 @@ from variator_export.engines.compatibility import TargetMachine, Verdict, can_ru
 from variator_export.engines.targets import TARGETS, engine_targets, find_engine_target
 from variator_export.model.source import resolve_source
 from variator_export.sessions import Bundle
+from variator_export.verification.eager_bundle import backbone_of_bundle
 
 # The timeout of a probe is long, because an import can take half a minute on a cold disk.
 _TIMEOUT_SECONDS = 120
@@ -143,7 +144,7 @@ def _backbone(bundle: Bundle) -> str:
     """Report whether the backbone is here, so that `verify` could compare with eager PyTorch."""
     entry = bundle.manifest.backbone
     try:
-        resolve_source(entry.source, entry.weights_sha256, cached=True)
+        resolve_source(backbone_of_bundle(bundle), entry.weights_sha256, cached=True)
     except UserError as error:
         return f"not here: {error.message}"
     return "here, with the weights that the bundle was built from"

@@ -37,13 +37,14 @@ def latency_plot(shapes: Sequence[Mapping[str, Any]]) -> Figure:
     for shape in sorted(shapes, key=_tokens):
         for row in shape["rows"]:
             series.setdefault((row["runtime"], row["variant"]), []).append((_tokens(shape), row["median_ms"]))
+    plain = {row["variant"] for shape in shapes for row in shape["rows"] if row["is_baseline"]}
     runtimes, variants = ([*dict.fromkeys(key[i] for key in series)] for i in (0, 1))
     for (runtime, variant), points in series.items():
         place = variants.index(variant)
         axes.plot(
             *zip(*points, strict=True),
             color=f"C{runtimes.index(runtime)}",
-            linestyle="--" if place == 0 else "-",
+            linestyle="--" if variant in plain else "-",
             marker="os^Dv"[place % 5],
             markersize=4,
             label=f"{variant}, {runtime}",
@@ -65,8 +66,9 @@ def speedup_plot(shapes: Sequence[Mapping[str, Any]], runtime: str) -> Figure:
     variants = _compressed(shapes, runtime)
     for index, variant in enumerate(variants):
         offset = (index - (len(variants) - 1) / 2) * 0.8 / max(1, len(variants))
-        rows = [_find(shape, runtime, variant) for shape in shapes]
-        places = [place + offset for place in range(len(shapes))]
+        # A shape that was timed with other variants or runtimes has no row.
+        there = [(i, row) for i, s in enumerate(shapes) if (row := _find(s, runtime, variant)) is not None]
+        places, rows = [place + offset for place, _ in there], [row for _, row in there]
         values = [row["speedup"] for row in rows]
         below = [max(0.0, row["speedup"] - row["speedup_low"]) for row in rows]
         above = [max(0.0, row["speedup_high"] - row["speedup"]) for row in rows]
@@ -154,6 +156,6 @@ def _compressed(shapes: Sequence[Mapping[str, Any]], runtime: str) -> list[str]:
     return list(dict.fromkeys(r["variant"] for r in rows if r["runtime"] == runtime and not r["is_baseline"]))
 
 
-def _find(shape: Mapping[str, Any], runtime: str, variant: str) -> Row:
+def _find(shape: Mapping[str, Any], runtime: str, variant: str) -> Row | None:
     rows: Sequence[Row] = shape["rows"]
-    return next(row for row in rows if (row["runtime"], row["variant"]) == (runtime, variant))
+    return next((row for row in rows if (row["runtime"], row["variant"]) == (runtime, variant)), None)

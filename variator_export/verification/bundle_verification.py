@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 STORED = "the outputs of eager PyTorch, float64, CPU, stored when the bundle was built"
 ReferenceChoice = Literal["auto", "eager", "stored"]
+ProfileShapes = Literal["none", "usual", "all"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Verification:
         precisions: The types that the engines compute in, by variant.
         left_out: The shapes and cases that were not checked, by variant, because no profile of an engine
             covers them.
+        profile_shapes: The shapes of the engines' profiles that were verified, as in `verify`. `none` with a
+            stored reference.
     """
 
     bundle: Path
@@ -102,6 +105,7 @@ class Verification:
     gpu: str | None = None
     precisions: Mapping[str, EnginePrecision] = field(default_factory=dict)
     left_out: Mapping[str, tuple[LeftOut, ...]] = field(default_factory=dict)
+    profile_shapes: ProfileShapes = "none"
 
     @property
     def failures(self) -> list[Finding]:
@@ -183,6 +187,7 @@ class Verification:
             "verified_at": self.verified_at,
             "machine": self.machine,
             "versions": self.versions,
+            "profile_shapes": self.profile_shapes,
             "left_out": {name: [asdict(entry) for entry in left] for name, left in self.left_out.items()},
             "findings": {name: [f.as_dict() for f in found] for name, found in self.findings.items()},
             "bisections": [bisection.as_dict() for bisection in self.bisections],
@@ -196,7 +201,7 @@ def verify(
     target: str = "onnxruntime",
     reference: ReferenceChoice = "auto",
     backbone: str | None = None,
-    profile_shapes: bool = True,
+    profile_shapes: ProfileShapes | None = None,
     reproduction: Path | None = None,
     trust_host_code: bool = False,
     progress: Progress | None = None,
@@ -213,8 +218,10 @@ def verify(
         reference: `eager` for eager PyTorch, `stored` for its outputs on the small cases that the build
             stored, `auto` for `eager` if torch and transformers are installed and `stored` otherwise.
         backbone: The backbone's location. None means its location when the bundle was built.
-        profile_shapes: With eager PyTorch, also verify at the smallest, the usual and the largest shape of
-            the engines' profiles.
+        profile_shapes: With eager PyTorch, also verify at these shapes of the engines' profiles: `none`,
+            `usual` (the smallest and the usual one of each profile), or `all` (the largest one too, which
+            takes most of the time). None means `usual` for graphs, and `all` for engines, which may fail at
+            one shape only.
         reproduction: Bisect the graphs that fail and write a reproduction of each fault into this folder.
             Requires eager PyTorch.
         trust_host_code: Allow an engine to contain a program of its own (TensorRT's lean runtime).
@@ -251,7 +258,8 @@ def verify(
         runs = Engines(opened, builder, chosen, trust_host_code=trust_host_code)
     else:
         runs = Graphs(opened)
-    shapes = runs.shapes() if profile_shapes else []
+    profiles = profile_shapes or ("usual" if builder is None else "all")
+    shapes = [] if profiles == "none" else runs.shapes(largest=profiles == "all")
     eager = EagerBundle(opened, backbone, shapes) if is_eager else None
     opened.check_unchanged()
     precisions = {variant.name: runs.precision(variant) for variant in chosen}
@@ -276,6 +284,7 @@ def verify(
         versions=versions(*("variator-export", "torch", "transformers"), *distributions()),
         bisections=tuple(bisections),
         left_out={name: tuple(left) for name, (_, left) in looked_at.items() if left},
+        profile_shapes="none" if eager is None else profiles,
     )
 
 
@@ -294,7 +303,8 @@ def store_verification(verification: Verification) -> Path:
     state = "The bundle was verified; the verification report is not stored."
     target = verification.target
     name = engine_verification_report(target) if target in engine_targets() else VERIFICATION_REPORT
-    return store_report(verification.bundle, name, verification.as_dict(), state)
+    content = {key: value for key, value in verification.as_dict().items() if key != "bundle"}
+    return store_report(verification.bundle, name, content, state)  # without a path of this machine
 
 
 def _verify_variant(

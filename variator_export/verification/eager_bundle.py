@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import Variant
+from variator_export.bundle.origin import recorded_origin
 from variator_export.core.environment import require_export
 from variator_export.core.errors import UserError
 from variator_export.core.progress import Progress
 from variator_export.model.plugin_file import load_variant_plugin
-from variator_export.model.source import resolve_source
+from variator_export.model.source import is_plain_folder, resolve_source
 from variator_export.sessions import Bundle
 from variator_export.verification.cases import Case, make_cases
 from variator_export.verification.consistency import check_backbone
@@ -23,6 +25,28 @@ from variator_export.verification.stored_recipe import recipe_of
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
     from variator_export.verification.bisection.bisect import Bisection
+
+
+def backbone_of_bundle(bundle: BundleFiles) -> str:
+    """The source of a bundle's backbone on this machine.
+
+    A folder is looked for where the build found it, and then where the manifest says, relative to the current
+    folder. It is never taken for a repository of the hub.
+
+    Raises:
+        UserError: The bundle was built from a folder that is in neither place.
+    """
+    source = bundle.manifest.backbone.source
+    if not is_plain_folder(source):
+        return source
+    recorded = recorded_origin(bundle.path)
+    for folder in (recorded, Path(source).expanduser()):
+        if folder is not None and folder.is_dir():
+            return str(folder.resolve())
+    raise UserError(
+        f"The bundle was built from the folder {recorded or source}, which is not on this machine.",
+        "Copy it here, and give its new place with --backbone.",
+    )
 
 
 def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "Backbone":
@@ -41,7 +65,7 @@ def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "B
 
     entry = bundle.manifest.backbone
     try:
-        found = resolve_source(source or entry.source)
+        found = resolve_source(source or backbone_of_bundle(bundle))
     except UserError as error:
         raise UserError(
             f"The backbone was not found: {error.message}",

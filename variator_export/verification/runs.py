@@ -51,8 +51,8 @@ class Runs(Protocol):
         """Return the runners of a variant, by the file that each runs."""
         ...
 
-    def shapes(self) -> list[tuple[int, int]]:
-        """Return the smallest, the usual and the largest shapes of the profiles."""
+    def shapes(self, *, largest: bool) -> list[tuple[int, int]]:
+        """Return the smallest and the usual shapes of the profiles, and the largest ones if wanted."""
         ...
 
     def supports_shape(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
@@ -88,13 +88,14 @@ class Graphs:
         """Return None: the build has already counted the types of each graph."""
         return None
 
-    def shapes(self) -> list[tuple[int, int]]:
+    def shapes(self, *, largest: bool) -> list[tuple[int, int]]:
         """Return the shapes of the recipe's profiles, cut to the model's limit as for engines."""
         manifest = self._bundle.manifest
+        wanted = slice(None if largest else 2)
         found = [
             (batch_size, manifest.backbone.clamp_length(length))
             for profile in recipe_of(self._bundle).engine.profiles.values()
-            for batch_size, length in zip(profile.batch_size, profile.sequence_length, strict=True)
+            for batch_size, length in [*zip(profile.batch_size, profile.sequence_length, strict=True)][wanted]
         ]
         return list(dict.fromkeys(found))
 
@@ -174,9 +175,14 @@ class Engines:
             if name != ANY_RATIO and ANY_RATIO in missing:
                 raise reason
 
-    def shapes(self) -> list[tuple[int, int]]:
-        """Return the smallest, the usual and the largest shape of each profile of each engine."""
-        found = [shape for session in self._sessions.values() for shape in session.profile_shapes()]
+    def shapes(self, *, largest: bool) -> list[tuple[int, int]]:
+        """Return the smallest, the usual and, if wanted, the largest shape of each profile of each engine."""
+        found = [
+            shape
+            for session in self._sessions.values()
+            for index, shape in enumerate(session.profile_shapes())
+            if largest or index % 3 < 2
+        ]
         return list(dict.fromkeys(found))
 
     def runners(self, variant: Variant) -> dict[str, Runner]:
