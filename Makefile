@@ -29,7 +29,7 @@ EXTRAS := export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,parquet,report
 # Python compiles what is imported; pip would compile everything, and that takes as long as the installation.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: build wheel fuzz test test-oldest lint types docs check clean
+.PHONY: build wheel fuzz nightly test test-oldest lint types docs check clean
 
 build: $(VENV)/.installed  ## The default recipe: artifacts/minilm
 	$(BIN)/variator-export build
@@ -45,6 +45,13 @@ test-oldest: $(OLDEST)/.installed  ## A telling part of the tests, with the olde
 
 fuzz: $(VENV)/.installed  ## Thousands of damaged files, for about an hour
 	VARIATOR_FUZZ_CASES=600 $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/test_fuzz.py
+
+nightly: $(VENV)/.installed  ## Shapes and damaged files that no earlier night has seen: the date is their seed
+	$(BIN)/variator-export build --no-speed
+	for run in 1 2 3 4 5; do \
+	  $(BIN)/variator-export verify artifacts/minilm --full --seed $$(date +%y%m%d)$$run || exit 1; done
+	VARIATOR_FUZZ_SEED=$$(date +%y%m%d) VARIATOR_FUZZ_CASES=600 \
+	  $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/test_fuzz.py
 
 lint: $(VENV)/.installed  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from conftest import MINILM, MODELS, copy_tokenizer, plugin_for
@@ -40,7 +41,16 @@ from variator_export.text.tokenizer import TextEncoder
 from variator_export.verification.cases import DEFAULT_TEXTS, REAL_TEXT, UNUSUAL_TEXTS
 from variator_export.verification.error_budget import MULTIPLE
 
-REQUIREMENTS = ("optimum-onnx==0.1.*", "transformers==4.57.*", "torch==2.13.0")
+REQUIREMENTS = (
+    "optimum-onnx==0.1.*",
+    "transformers==4.57.*",
+    "sentence-transformers==5.*",
+    "torch==2.13.0",
+)
+# The largest difference allowed between embeddings of sentence-transformers and of Bundle.embed.
+EMBEDDING_TOLERANCE = 1e-5
+# One is longer than MiniLM's limit.
+EMBEDDED_TEXTS = (*DEFAULT_TEXTS, "word " * 600)
 RATIO = 4
 CLASSES = {
     "feature-extraction": "ORTModelForFeatureExtraction",
@@ -219,6 +229,7 @@ def describe(name: str, bundle: Bundle) -> dict[str, Any]:
         "max_length": backbone.max_length,
         "sentence_embedding": SENTENCE_EMBEDDING in backbone.outputs,
         "texts": {REAL_TEXT: DEFAULT_TEXTS, "unusual text": UNUSUAL_TEXTS},
+        "embedded_texts": EMBEDDED_TEXTS,
         "variants": [
             {"name": v.name, "file": v.graph, "reference": v.reference} for v in bundle.manifest.variants
         ],
@@ -246,6 +257,12 @@ def judge(
             control = wrong
             continue
         problems += wrong
+        embeddings = judge_embeddings(bundle, item["sentence_transformers"])
+        problems += [
+            f"{name}, {variant}: embeddings of sentence-transformers differ by {difference:.1e}"
+            for variant, difference in embeddings.items()
+            if not difference <= EMBEDDING_TOLERANCE
+        ]
         results.append(
             {
                 "name": name,
@@ -253,6 +270,7 @@ def judge(
                 "task": backbone.task,
                 "class": CLASSES[str(backbone.task)],
                 "limits": item["limits"],
+                "sentence_transformers": embeddings,
                 "variants": variants,
             }
         )
@@ -273,6 +291,14 @@ def judge(
         "control": {"changed": f"{SPOILT}[0] by 0.1", "found": control[:1]},
         "problems": problems,
         "bundles": results,
+    }
+
+
+def judge_embeddings(bundle: Bundle, found: dict[str, Any]) -> dict[str, float]:
+    """By variant, the largest difference between embeddings of sentence-transformers and `Bundle.embed`."""
+    return {
+        name: float(np.abs(np.array(embeddings) - bundle.embed(EMBEDDED_TEXTS, name)).max())
+        for name, embeddings in found.items()
     }
 
 

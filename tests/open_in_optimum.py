@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import optimum.onnxruntime as ort
+import sentence_transformers
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
@@ -32,6 +33,7 @@ from safetensors.numpy import load_file, save_file
 VERSIONS = (
     "optimum-onnx",
     "optimum",
+    "sentence-transformers",
     "transformers",
     "tokenizers",
     "onnxruntime",
@@ -138,7 +140,26 @@ def open_bundle(bundle: dict[str, Any], output: Path) -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(array) for name, array in calls.tensors.items()}, path)
         variants[variant["name"]] = {"printed": attempts.printed, "failed": attempts.failed}
-    return {"name": bundle["name"], "variants": variants, "limits": limits(bundle)}
+    return {
+        "name": bundle["name"],
+        "variants": variants,
+        "limits": limits(bundle),
+        "sentence_transformers": open_as_sentence_transformer(bundle),
+    }
+
+
+def open_as_sentence_transformer(bundle: dict[str, Any]) -> dict[str, Any]:
+    """Embeddings of the bundle's texts by variant, with sentence-transformers; empty if it has no modules."""
+    folder, found = Path(bundle["folder"]), {}
+    if not (folder / "modules.json").is_file():
+        return {}
+    for variant in bundle["variants"]:
+        options = {"file_name": variant["file"], "provider": "CPUExecutionProvider"}
+        model = sentence_transformers.SentenceTransformer(
+            str(folder), backend="onnx", model_kwargs=options, local_files_only=True
+        )
+        found[variant["name"]] = model.encode(bundle["embedded_texts"]).tolist()
+    return found
 
 
 def open_variant(

@@ -39,6 +39,27 @@ def ignored_mask(model: ModelProto) -> None:
     _replace(model, "attention_mask", "seen", helper.make_node("Max", ["attention_mask", "ones"], ["seen"]))
 
 
+def mask_as_length(model: ModelProto) -> None:
+    """The mask is taken for the number of tokens, which come first: no holes, no padding on the left."""
+    for name, value in (("axis1", [1]), ("first", 0), ("step", 1), ("axis0", [0])):
+        _constant(model, f"length.{name}", np.array(value, np.int64))
+    nodes = list(model.graph.node)
+    for node in nodes:
+        node.input[:] = ["seen" if name == "attention_mask" else name for name in node.input]
+    del model.graph.node[:]
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceSum", ["attention_mask", "length.axis1"], ["length.tokens"], keepdims=1),
+            helper.make_node("Shape", ["attention_mask"], ["length.shape"], start=1, end=2),
+            helper.make_node("Squeeze", ["length.shape", "length.axis0"], ["length.size"]),
+            helper.make_node("Range", ["length.first", "length.size", "length.step"], ["length.places"]),
+            helper.make_node("Less", ["length.places", "length.tokens"], ["length.kept"]),
+            helper.make_node("Cast", ["length.kept"], ["seen"], to=TensorProto.INT64),
+            *nodes,
+        ]
+    )
+
+
 def frozen_length(model: ModelProto) -> None:
     """The sequence length of the example that was traced has stayed in the graph."""
     for value in model.graph.input:
@@ -150,6 +171,7 @@ FAULTS: dict[str, Fault] = {
     "a swapped pair of plugin tensors": swapped_plugin_tensors,
     "swapped halves of the decompression matrix": swapped_halves,
     "an ignored mask": ignored_mask,
+    "a mask taken for a length": mask_as_length,
     "a frozen dimension": frozen_length,
     "a repeated row of the batch": repeated_row,
     "an overflow in half precision": overflow,

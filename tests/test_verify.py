@@ -23,7 +23,7 @@ from signed import sign
 from variator_export.building.recipe_build import build
 from variator_export.bundle.manifest import MANIFEST_NAME, Variant
 from variator_export.cli.app import make_app
-from variator_export.core.errors import NumbersDisagreeError, UserError
+from variator_export.core.errors import NumbersDisagreeError, UsageError, UserError
 from variator_export.core.precision import FLOAT32
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays, Runner
@@ -106,6 +106,24 @@ def test_the_profile_of_the_engines_is_verified_too(embedding_bundle: Path) -> N
     assert {(1, 1), (8, 64)} <= usual
     assert usual - none >= {(8, 64)}
     assert max(length for _, length in everything) == 64
+
+
+def test_shapes_are_drawn_from_a_seed(embedding_bundle: Path) -> None:
+    def drawn(seed: int | None) -> dict[str, tuple[int, int]]:
+        result = verify(embedding_bundle, [2], reference="eager", profile_shapes="none", seed=seed)
+        assert result.passed
+        found = {f.question.case: f.question.input_shape for f in result.findings["ratio-2"]}
+        return {case: shape for case, shape in found.items() if case.startswith("drawn ")}
+
+    assert drawn(None) == {}
+    first = drawn(7)
+    assert len(first) == 12
+    assert drawn(7) == first
+    assert drawn(8) != first
+    with pytest.raises(UserError, match="New shapes need eager PyTorch"):
+        verify(embedding_bundle, reference="stored", seed=1)
+    with pytest.raises(UsageError, match="--quick and --full were both given"):
+        make_app()(["verify", str(embedding_bundle), "--quick", "--full"], standalone_mode=False)
 
 
 def test_rows_are_independent_where_a_plugin_excludes_padding(masked_bundle: Path) -> None:

@@ -54,6 +54,16 @@ def verify_command(
             "the time. Engines are always verified there, unless --quick is given.",
         ),
     ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            metavar="N",
+            help="Draw the random tokens, and 12 more shapes, from this seed: another one every night. "
+            "Default: the recipe's seed, and the fixed shapes alone.",
+        ),
+    ] = None,
     bisect: Annotated[
         bool,
         typer.Option(
@@ -88,6 +98,8 @@ def verify_command(
 
     `variator-export verify artifacts/minilm --bisect --reproduction fault/`
 
+    `variator-export verify artifacts/minilm --full --seed 20261126` tries more shapes.
+
     `variator-export verify artifacts/minilm --target tensorrt` verifies engines, on a GPU.
 
     `variator-export verify artifacts/minilm --reference stored` needs neither torch nor the backbone.
@@ -109,6 +121,7 @@ def verify_command(
             target=target,
             reference=cast(Any, reference),
             backbone=backbone,
+            seed=seed,
             profile_shapes="none" if quick else "all" if full else None,
             reproduction=reproduction if bisect else None,
             trust_host_code=trust_host_code,

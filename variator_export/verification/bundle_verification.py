@@ -202,6 +202,7 @@ def verify(
     reference: ReferenceChoice = "auto",
     backbone: str | None = None,
     profile_shapes: ProfileShapes | None = None,
+    seed: int | None = None,
     reproduction: Path | None = None,
     trust_host_code: bool = False,
     progress: Progress | None = None,
@@ -222,6 +223,8 @@ def verify(
             `usual` (the smallest and the usual one of each profile), or `all` (the largest one too, which
             takes most of the time). None means `usual` for graphs, and `all` for engines, which may fail at
             one shape only.
+        seed: Draw the random tokens, and 12 more shapes, from this seed. Requires eager PyTorch. None means
+            the recipe's seed, and the fixed shapes alone.
         reproduction: Bisect the graphs that fail and write a reproduction of each fault into this folder.
             Requires eager PyTorch.
         trust_host_code: Allow an engine to contain a program of its own (TensorRT's lean runtime).
@@ -253,6 +256,11 @@ def verify(
             "Bisection runs eager PyTorch module by module.",
             f"Leave it out, or install what it needs: {install_command('export')}",
         )
+    if seed is not None and not is_eager:
+        raise UserError(
+            "New shapes need eager PyTorch; the stored reference has the build's.",
+            f"Leave out the seed, or install what it needs: {install_command('export')}",
+        )
     runs: Runs
     if builder is not None:
         runs = Engines(opened, builder, chosen, trust_host_code=trust_host_code)
@@ -260,7 +268,7 @@ def verify(
         runs = Graphs(opened)
     profiles = profile_shapes or ("usual" if builder is None else "all")
     shapes = [] if profiles == "none" else runs.shapes(largest=profiles == "all")
-    eager = EagerBundle(opened, backbone, shapes) if is_eager else None
+    eager = EagerBundle(opened, backbone, shapes, seed) if is_eager else None
     opened.check_unchanged()
     precisions = {variant.name: runs.precision(variant) for variant in chosen}
     looked_at = {v.name: _verify_variant(opened, v, runs, eager, progress) for v in chosen}

@@ -38,6 +38,11 @@ LONGEST_TEXT = "the longest text"
 _PRIMES = (5, 37, 127)
 # Longest sequence length of the cases that are stored in the bundle.
 _STORED_LENGTH = 37
+# The length of the cases with holes and with padding on the left; the share of a mask that is holes; and the
+# largest batch that is drawn at random.
+_ODD_LENGTH = 29
+_HOLES = 0.3
+_MOST_DRAWN_ROWS = 6
 # Substitute for the limit of a model without one, in tokens.
 _UNLIMITED = 512
 
@@ -105,12 +110,14 @@ def make_cases(
     texts: Sequence[str] = (),
     shapes: Sequence[tuple[int, int]] = (),
     seed: int = 0,
+    drawn: int = 0,
 ) -> list[Case]:
     """Create the cases of one ratio.
 
     The cases are real text, unusual text, and a text as long as the model accepts; random tokens of the
     lengths 1, k-1, k, k+1, primes, and one less than the model's limit, in batches of 1 to 4, most with rows
-    of different length; and a batch with a row that is all padding. Equal arguments create equal cases.
+    of different length; a batch with a row that is all padding; masks with holes; and padding on the left.
+    Equal arguments create equal cases.
 
     Args:
         encoder: The backbone's tokenizer.
@@ -121,6 +128,7 @@ def make_cases(
         texts: Real texts. If empty, the default texts of the package.
         shapes: Additional shapes (batch_size, sequence_length). Shapes over the model's limit are skipped.
         seed: Seed of the random tokens.
+        drawn: Number of additional shapes to draw at random, every other one with a mask with holes.
     """
     rng = np.random.default_rng([seed, ratio])
     real = encode_texts(encoder, inputs, texts, vocab_size=vocab_size, max_length=max_length)
@@ -132,10 +140,10 @@ def make_cases(
     primes = [(3, prime) for prime in _PRIMES]
     grid = [(1, 1), (4, ratio - 1), (1, ratio), (3, ratio + 1), *primes, (2, limit - 1), *shapes]
 
-    def random_case(name: str, lengths: np.ndarray, length: int) -> Case:
-        batch = len(lengths)
+    def random_case(name: str, keep: np.ndarray) -> Case:
+        """Random tokens where the mask (B, S) keeps them, and padding elsewhere."""
+        batch, length = keep.shape
         ids = rng.integers(0, vocab_size, (batch, length))
-        keep = np.arange(length) < lengths[:, None]
         arrays = {name: np.zeros((batch, length), np.int64) for name in inputs}
         arrays["input_ids"][:] = np.where(keep, ids, encoder.pad_token_id)
         arrays["attention_mask"][:] = keep
@@ -143,10 +151,29 @@ def make_cases(
             arrays["token_type_ids"][:] = keep & (np.arange(length) > length // 2)
         return Case(name, arrays, stored=length <= _STORED_LENGTH)
 
+    def up_to(lengths: np.ndarray, length: int) -> np.ndarray:
+        """The mask of rows that are padded on the right."""
+        return np.asarray(np.arange(length) < lengths[:, None])
+
+    def with_holes(batch: int, length: int) -> np.ndarray:
+        """A mask with holes. Each row keeps one token at least."""
+        mask = rng.random((batch, length)) > _HOLES
+        mask[np.arange(batch), rng.integers(0, length, batch)] = True
+        return mask
+
     for batch, length in dict.fromkeys((b, n) for b, n in grid if 1 <= n <= limit):
         lengths = rng.integers(1, length + 1, batch)
         lengths[0] = length
-        cases.append(random_case(f"{batch}x{length}", lengths, length))
+        cases.append(random_case(f"{batch}x{length}", up_to(lengths, length)))
     length = min(2 * ratio + 1, limit)
-    cases.append(random_case("a row of padding", np.array([length, 0, max(1, length - ratio)]), length))
+    lengths = np.array([length, 0, max(1, length - ratio)])
+    cases.append(random_case("a row of padding", up_to(lengths, length)))
+    length = min(_ODD_LENGTH, limit)
+    cases.append(random_case("a mask with holes", with_holes(3, length)))
+    lengths = np.array([length, max(1, length - ratio), max(1, length - ratio - 1), 1])
+    cases.append(random_case("padding on the left", up_to(lengths, length)[:, ::-1]))
+    for number in range(drawn):
+        batch, length = int(rng.integers(1, _MOST_DRAWN_ROWS + 1)), int(rng.integers(1, limit + 1))
+        mask = with_holes(batch, length) if number % 2 else up_to(rng.integers(1, length + 1, batch), length)
+        cases.append(random_case(f"drawn {number + 1}: {batch}x{length}", mask))
     return cases

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from variator_export.verification.bisection.bisect import Bisection
 
 
+# Number of shapes that `verify` draws for a seed.
+_DRAWN = 12
+
+
 def backbone_of_bundle(bundle: BundleFiles) -> str:
     """The source of a bundle's backbone on this machine.
 
@@ -87,11 +91,16 @@ class EagerBundle:
         bundle: The bundle.
         source: The backbone's location. None means its location when the bundle was built.
         shapes: Additional shapes (batch_size, sequence_length) that the references cover.
+        seed: Seed of random tokens and of shapes that are drawn in addition. None means the recipe's seed,
+            and no drawn shape.
     """
 
-    def __init__(self, bundle: Bundle, source: str | None, shapes: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, bundle: Bundle, source: str | None, shapes: Sequence[tuple[int, int]], seed: int | None = None
+    ) -> None:
         self._bundle = bundle
         self._shapes = shapes
+        self._seed = seed
         self._backbone: Backbone = load_bundle_backbone(bundle, source, "--reference stored")
         check_backbone(bundle, self._backbone)
         import torch  # only now: the line before has checked that it is installed
@@ -161,7 +170,8 @@ class EagerBundle:
             max_length=manifest.backbone.max_length,
             texts=recipe.verify.texts,
             shapes=self._shapes,
-            seed=recipe.verify.seed,
+            seed=recipe.verify.seed if self._seed is None else self._seed,
+            drawn=0 if self._seed is None else _DRAWN,
         )
 
 
