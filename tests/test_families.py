@@ -6,18 +6,21 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import copy_tokenizer, small_config
+from conftest import MODELS, copy_tokenizer, small_config
 
 from variator_export.building.recipe_build import build
 from variator_export.cli.recipe_flags import with_flags
 from variator_export.core.errors import UserError
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns
+from variator_export.engines.eager import EagerModel
 from variator_export.model.backbone import Backbone, read_backbone_info
 from variator_export.model.families import (
     FAMILIES,
@@ -31,6 +34,9 @@ from variator_export.recipe.recipe import Recipe
 from variator_export.sessions import Bundle
 from variator_export.training.distillation import check_losses
 from variator_export.training.settings import Losses
+from variator_export.verification.bundle_verification import verify
+from variator_export.verification.eager_bundle import load_bundle_backbone
+from variator_export.verification.invariances import PADDING
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 
@@ -92,6 +98,34 @@ def test_a_broken_entry_point_names_its_distribution(
     with pytest.raises(UserError, match=expected) as raised:
         find_architecture("BertModel")
     assert "my-families" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_builds_and_verifies_with_a_plugin(bundle_of: Callable[[str], Bundle], name: str) -> None:
+    """Its plugin reads padding, as plugins do by default."""
+    bundle = bundle_of(name)
+    varies = name.startswith("deberta")
+    assert bundle.manifest.backbone.padding_states_vary == varies
+    result = verify(bundle.path, [4], profile_shapes="none", seed=3)
+    assert result.passed
+    assert {f.question.case.split()[0] for f in result.findings["ratio-4"]} >= {"drawn", "a", "padding"}
+    checks = {f.question.check for f in result.findings["ratio-4"]}
+    left = {left.check for left in result.left_out.get("ratio-4", ())}
+    assert (PADDING in checks, left) == (not varies, {PADDING} if varies else set())
+
+
+def test_padding_changes_what_a_plugin_says_that_reads_it(bundle_of: Callable[[str], Bundle]) -> None:
+    """In DeBERTa, in eager PyTorch too: so the check is left out, and the build says so."""
+    bundle = bundle_of("deberta")
+    inputs = bundle.text_encoder().encode(["The ferry leaves now."], bundle.manifest.backbone.inputs)
+    padded = {key: np.pad(array, ((0, 0), (0, 9))) for key, array in inputs.items()}
+    tokens = inputs["input_ids"].shape[1]
+    eager = EagerModel.of_variant(load_bundle_backbone(bundle, None, ""), bundle, bundle.variant(4))
+    for run in (eager.run, partial(bundle.session().run, ratio=4)):
+        few, many = (run(arrays)["last_hidden_state"][:, :tokens] for arrays in (inputs, padded))
+        assert np.abs(few - many).max() > 1e-3
+    plain = [bundle.session().run(a)["last_hidden_state"][:, :tokens] for a in (inputs, padded)]
+    assert np.abs(plain[0] - plain[1]).max() < 1e-4
 
 
 def test_the_page_lists_every_family() -> None:
@@ -177,5 +211,5 @@ def test_logits_of_tokens_are_no_class_of_a_text(
     bundle = build(recipe, tmp_path / "tokens").bundle
     (tmp_path / "data.tsv").write_text("text\tlabel\nOne.\ta\nTwo.\tb\n")
     examples = read_examples(str(tmp_path / "data.tsv"), Columns("text", None, "label"))
-    with pytest.raises(UserError, match="returns only outputs for each token"):
+    with pytest.raises(UserError, match="the label 'a' is not one of the classifier's: LABEL_0"):
         evaluate([bundle], examples)

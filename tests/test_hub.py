@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -204,6 +205,16 @@ def test_a_download_that_breaks_off(filled: StandInHub, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
     filled.cut = None
     assert call(*command, cwd=tmp_path, environment=environment).returncode == 0
+
+
+def test_push_without_a_network_ends_at_once(bundle_copy: Path, tmp_path: Path) -> None:
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "c"), "HF_TOKEN": "hf_writer"}
+    started = time.monotonic()
+    result = call("push", str(bundle_copy), "acme/bundle", environment=nowhere)
+    assert result.returncode == 1
+    assert "The hub cannot be reached" in result.stderr
+    assert "Retry" not in result.stderr
+    assert time.monotonic() - started < 10
 
 
 def test_without_a_network_and_offline(tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ def _backbone_entry(context: BuildContext) -> BackboneEntry:
         pad_token_id=context.encoder.pad_token_id,
         max_length=info.max_length,
         encoder_size=asdict(info.size),
+        padding_states_vary=info.spec.family.padding_states_vary,
     )
 
 

@@ -39,6 +39,7 @@ class BackboneEntry(_Part):
         parts: The model's parts by name, with their inputs and outputs.
         max_length: The longest input in tokens. None if there is no limit.
         encoder_size: The dimensions needed for the analytic count of multiply-accumulates.
+        padding_states_vary: Whether the hidden states of padding depend on the amount of padding.
     """
 
     source: str
@@ -52,6 +53,7 @@ class BackboneEntry(_Part):
     pad_token_id: int
     max_length: int | None
     encoder_size: dict[str, int]
+    padding_states_vary: bool = False
 
     @property
     def part(self) -> PartEntry:

@@ -39,7 +39,7 @@ def junit_xml(result: Verification) -> str:
             case = ElementTree.SubElement(
                 suite, "testcase", classname=f"{variant}.{left.graph}", name=f"{left.check}: left out"
             )
-            why = f"outside its profiles: {', '.join(left.what)}"
+            why = f"left out: {', '.join(left.what)}"
             ElementTree.SubElement(case, "skipped", message=why)
         if has_precision:
             case = ElementTree.SubElement(
@@ -77,7 +77,7 @@ def markdown(result: Verification) -> str:
         lines += ["", "## Failures", "", *(f"- {words}" for words in failed)]
     left_out = [str(left) for found in result.left_out.values() for left in found]
     if left_out:
-        lines += ["", "## Left out: outside the engines' profiles", "", *(f"- {words}" for words in left_out)]
+        lines += ["", "## Left out", "", *(f"- {words}" for words in left_out)]
     if result.bisections:
         lines += ["", "## Where", "", *(f"- {bisection}" for bisection in result.bisections)]
     return "\n".join(lines) + "\n"

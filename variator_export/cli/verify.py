@@ -157,7 +157,7 @@ def _print(printer: Output, result: Verification) -> None:
     if result.profile_shapes == "usual":
         printer.hint("The largest shape of each optimization profile was left out; --full verifies it too.")
     for left in (left for found in result.left_out.values() for left in found):
-        printer.hint(f"LEFT OUT, outside the engine's profiles: {left}")
+        printer.hint(f"LEFT OUT: {left}")
     failures = result.failures
     for finding in failures[:_SHOWN_FAILURES]:
         printer.hint(f"FAILED: {finding}")

@@ -190,17 +190,22 @@ def files_of(repo: str, revision: str | None) -> set[str] | None:
 
     with _errors(HubSource(repo, revision=revision), writing=True):
         try:
-            return set(HfApi().list_repo_files(repo, revision=revision))
+            return set(_names(HfApi().model_info(repo, revision=revision)))
         except GatedRepoError:
             raise
         except (RepositoryNotFoundError, RevisionNotFoundError):
             return None
 
 
+def _names(info: Any) -> list[str]:
+    """The names of a repository's files. `list_repo_files` would retry for 25 s without a network."""
+    return [sibling.rfilename for sibling in info.siblings or ()]
+
+
 def _refuse_missing(source: HubSource, prefix: str, needed: Sequence[Sequence[str]]) -> None:
     from huggingface_hub import HfApi
 
-    there = sorted(HfApi().list_repo_files(source.repo, revision=source.revision))
+    there = sorted(_names(HfApi().model_info(source.repo, revision=source.revision)))
     inside = [name.removeprefix(prefix) for name in there if name.startswith(prefix)]
     pickles = [name for name in inside if _PICKLES.search(name)]
     for group in needed:

@@ -11,6 +11,8 @@ from variator_export.graph.constants import add_constant
 
 MODULE_KEY = "variator.module"
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+# What torch.fx writes where an operation has no module.
+_NO_MODULE = "_empty_nn_module_stack"
 
 
 def name_modules(model: ir.Model, prefix: str) -> None:
@@ -28,7 +30,8 @@ def name_modules(model: ir.Model, prefix: str) -> None:
         names = [part.strip().strip("'") for part in scopes.strip("[]").split(",")] if scopes else []
         node.metadata_props.clear()
         node.doc_string = None
-        if len(names) >= 2 and (module := names[-2].removeprefix(prefix)):
+        module = names[-2].removeprefix(prefix) if len(names) >= 2 else ""
+        if module and not module.startswith(_NO_MODULE):
             node.metadata_props[MODULE_KEY] = module
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()

@@ -148,7 +148,7 @@ def verification_section(sources: Sources) -> Section | None:
     ]
     if left_out:
         columns = [Column(name, text=True) for name in ("variant", "engine", "check", "what")]
-        tables.append(TableOf(columns, left_out, "Left out: outside the engines' profiles"))
+        tables.append(TableOf(columns, left_out, "Left out"))
     text = (
         f"Compared with {reference}. Worst is a multiple of the rounding error of eager PyTorch itself in "
         f"{precision}; up to {MULTIPLE:g} is allowed."

@@ -86,8 +86,8 @@ class Verification:
         ran: How the graphs or engines ran.
         gpu: The GPU they ran on. None if they ran on the CPU.
         precisions: The types that the engines compute in, by variant.
-        left_out: The shapes and cases that were not checked, by variant, because no profile of an engine
-            covers them.
+        left_out: The shapes and cases that were not checked, by variant: no profile of an engine covers them,
+            or the property does not hold for the model itself.
         profile_shapes: The shapes of the engines' profiles that were verified, as in `verify`. `none` with a
             stored reference.
     """
@@ -329,8 +329,15 @@ def _verify_variant(
     )
     backbone = bundle.manifest.backbone
     runners = runs.runners(variant)
+    plugin = variant.plugin
     subject = CheckedVariant(
-        variant.ratio, backbone.pad_token_id, backbone.token_outputs, backbone.max_length
+        variant.ratio,
+        backbone.pad_token_id,
+        backbone.token_outputs,
+        backbone.max_length,
+        reads_varying_padding=backbone.padding_states_vary
+        and plugin is not None
+        and plugin.masking == "none",
     )
     with progress.bar(f"verify {variant.name}", len(runners) * (len(reference) + 1)) as advance:
         openers = {file: functools.partial(_as_it_is, runner) for file, runner in runners.items()}

@@ -21,12 +21,15 @@ class CheckedVariant:
         pad_token_id: The tokenizer's padding token.
         token_outputs: Names of the outputs with one row per token.
         max_length: The model's limit in tokens. None if there is none.
+        reads_varying_padding: Whether the outputs depend on the amount of padding in eager PyTorch too: the
+            plugin reads the hidden states of padding, and they depend on it.
     """
 
     ratio: int
     pad_token_id: int
     token_outputs: Sequence[str]
     max_length: int | None
+    reads_varying_padding: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class LeftOut:
     """Part of a check that was left out.
 
     Attributes:
-        graph: The engine whose profiles do not cover it.
+        graph: The graph or engine.
         check: The check's name.
         what: Cases or shapes that were left out, or the reason.
     """
@@ -67,7 +70,8 @@ def check_variant(
         progress: Called after each case of each file, and after the file's other checks.
 
     Returns:
-        The findings, and the cases and shapes that were left out because no profile of an engine covers them.
+        The findings; and the cases and shapes that were left out, because no profile of an engine covers them
+        or because the property does not hold for the model itself.
 
     Raises:
         UserError: An engine accepts none of the cases.
@@ -98,6 +102,7 @@ def check_variant(
             pad_token_id=subject.pad_token_id,
             token_outputs=subject.token_outputs,
             max_length=subject.max_length,
+            reads_varying_padding=subject.reads_varying_padding,
             supports_shape=functools.partial(supports_shape, file),
         )
         findings += found

@@ -75,6 +75,8 @@ class Family:
             supported.
         float32_modules: Last name components of the modules that stay in float32 in a float16 model, as in
             transformers, because their results would overflow.
+        padding_states_vary: Whether the hidden states of padding depend on the amount of padding. A plugin
+            that does not exclude padding reads them, so its outputs depend on it too.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Family:
     max_length: Callable[[Any], int | None]
     refuse: Callable[[Any], str | None] = lambda _config: None
     float32_modules: tuple[str, ...] = ()
+    padding_states_vary: bool = False
 
 
 @dataclass(frozen=True)

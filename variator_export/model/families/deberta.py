@@ -41,6 +41,8 @@ def _family(name: str, prefix: str) -> Family:
         size=_size,
         max_length=lambda config: config.max_position_embeddings,
         refuse=_refuse,
+        # The mask covers the rows of padding as well, and attention over nothing is spread over all tokens.
+        padding_states_vary=True,
     )
 
 
