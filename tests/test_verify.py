@@ -33,6 +33,7 @@ from variator_export.model.backbone import Backbone
 from variator_export.model.plugin_file import load_plugin, save_plugin
 from variator_export.recipe.recipe import Recipe
 from variator_export.sessions import Bundle
+from variator_export.verification.averages import AVERAGE, BIAS
 from variator_export.verification.bisection.bisect import Bisection, BisectSubject
 from variator_export.verification.bundle_verification import STORED, Verification, verify
 from variator_export.verification.cases import REAL_TEXT
@@ -47,8 +48,9 @@ from variator_export.verification.invariances import (
     ROW_ORDER,
     check_invariances,
 )
-from variator_export.verification.judge import REFERENCE, verify_graph
+from variator_export.verification.judge import REFERENCE
 from variator_export.verification.reference import load_reference
+from variator_export.verification.reference_check import verify_graph
 from variator_export.verification.runs import Graphs
 
 WRONG_RATIO = "a plugin of the wrong ratio"
@@ -87,7 +89,7 @@ def test_a_correct_bundle_passes(embedding_bundle: Path, reference: Any) -> None
     assert result.failures == []
     assert set(result.findings) == {"ratio-1", "ratio-2", "ratio-4"}
     checks = {(f.question.graph, f.question.check, f.question.output) for f in result.findings["ratio-4"]}
-    assert len(checks) == 2 * 5 * 2  # both graphs, five checks, two outputs
+    assert len(checks) == 2 * 7 * 2  # both graphs, seven checks, two outputs
     assert result.left_out == {}
     # The limit is no loose one: eager's own rounding and the graph's are of one size.
     worst = max(f.severity for found in result.findings.values() for f in found)
@@ -130,7 +132,7 @@ def test_rows_are_independent_where_a_plugin_excludes_padding(masked_bundle: Pat
     assert Bundle.load(masked_bundle).variant(4).plugin.masking == "exclude-padding"  # type: ignore[union-attr]
     result = verify(masked_bundle, [4], profile_shapes="none")
     assert result.failures == []
-    assert {f.question.check for f in result.findings["ratio-4"]} == {REFERENCE, *CHECKS}
+    assert {f.question.check for f in result.findings["ratio-4"]} == {REFERENCE, AVERAGE, BIAS, *CHECKS}
 
 
 class _Lacks:
@@ -164,7 +166,8 @@ def test_a_missing_output_is_a_failure_of_every_check(embedding_bundle: Path) ->
         failed = [f for f in findings if not f.passed]
         assert {f.question.output for f in failed} == {"sentence_embedding"}
         assert {f.problem for f in failed} == {"the output is missing"}
-        assert {f.question.check for f in failed} == {f.question.check for f in findings}
+        # An output that failed has no average.
+        assert {f.question.check for f in failed} == {f.question.check for f in findings} - {AVERAGE, BIAS}
 
 
 def test_an_output_of_another_shape_is_a_failure(embedding_bundle: Path) -> None:
@@ -573,7 +576,8 @@ def test_the_command_says_what_failed_and_ends_with_3(
     document = json.loads(capsys.readouterr().out)
     assert document["passed"] is False
     assert document["reference"] == STORED
-    assert json.loads((faulty / "reports" / "verification.json").read_text()) == document
+    stored = json.loads((faulty / "reports" / "verification.json").read_text())
+    assert {**stored, "bundle": document["bundle"]} == document
     suites = ElementTree.parse(junit).getroot()
     failures = suites.findall(".//failure")
     assert int(suites.get("failures", "0")) == len(failures) > 0

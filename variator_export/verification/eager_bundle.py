@@ -15,7 +15,7 @@ from variator_export.core.progress import Progress
 from variator_export.model.plugin_file import load_variant_plugin
 from variator_export.model.source import is_plain_folder, resolve_source
 from variator_export.sessions import Bundle
-from variator_export.verification.cases import Case, make_cases
+from variator_export.verification.cases import REAL_TEXT, Case, make_cases
 from variator_export.verification.consistency import check_backbone
 from variator_export.verification.judge import REFERENCE, Finding
 from variator_export.verification.reference import Expected, eager_reference
@@ -185,7 +185,9 @@ def _case_to_bisect(findings: Sequence[Finding], cases: Mapping[str, Case], rati
     """
     failed = [finding for finding in findings if not finding.passed]
     wrong = [finding for finding in failed if finding.question.check == REFERENCE] or failed
-    chosen = [cases[finding.question.case] for finding in wrong]
+    # A finding on all cases has no case of its own.
+    names = [f.question.case for f in wrong if f.question.case in cases] or [REAL_TEXT]
+    chosen = [cases[name] for name in names]
 
     def severity(case: Case) -> tuple[bool, bool, int]:
         return not case.judged_rows.all(), case.shape[1] % ratio != 0, math.prod(case.shape)

@@ -1,17 +1,15 @@
 """Comparison of a graph or an engine with its reference, for every case and every output."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from variator_export.core.errors import NumbersDisagreeError, UserError
-from variator_export.engines.base import Runner
+from variator_export.core.errors import NumbersDisagreeError
 from variator_export.verification.compare import Deviation, argmax_agreement, deviation, rank_correlation
 from variator_export.verification.error_budget import MULTIPLE, Budget
-from variator_export.verification.reference import Expected
 
 REFERENCE = "agrees with eager PyTorch"
 
@@ -92,47 +90,16 @@ class Finding:
     def __str__(self) -> str:
         if self.problem is not None:
             return f"{self.question}: {self.problem}"
+        if self.deviation is None:
+            return (
+                f"{self.question}: {self.used:.3g} times the rounding error of eager PyTorch; the limit is "
+                f"{self.allowed:.3g} times"
+            )
         limit = self.allowed * self.base_error.relative_frobenius
         return (
             f"{self.question}: {self.deviation}: {self.used:.3g} times the rounding error of eager PyTorch; "
             f"the limit is {self.allowed:g} times (relative Frobenius error {limit:.1e})"
         )
-
-
-def verify_graph(
-    graph: str,
-    runner: Runner,
-    reference: Sequence[Expected],
-    progress: Callable[[], None] = lambda: None,
-) -> list[Finding]:
-    """Compare a graph with its reference.
-
-    Args:
-        graph: The graph's name.
-        runner: The runner of the graph.
-        reference: The cases and the expected outputs.
-        progress: Called after each case.
-
-    Returns:
-        One finding for each case and output.
-    """
-    findings: list[Finding] = []
-    for expected in reference:
-        case, budgets = expected.case, expected.budgets
-        questions = {
-            output: Question(graph, REFERENCE, case.name, case.shape, output) for output in expected.outputs
-        }
-        try:
-            found = runner.run(case.inputs)
-        except UserError as error:
-            findings += [failure(q, budgets[output], error.message) for output, q in questions.items()]
-        else:
-            findings += [
-                judge(q, found.get(output), expected.outputs[output], budgets[output], case.judged_rows)
-                for output, q in questions.items()
-            ]
-        progress()
-    return findings
 
 
 def failure(question: Question, budget: Budget, problem: str) -> Finding:
