@@ -2,8 +2,8 @@
 
     python tests/check_averages.py --output benchmarks/results/averages.json
 
-Builds a bundle of every small model of conftest.py and of MiniLM, at ratios 1, 2 and 4, and verifies each graph
-as `build` does; then each output again with every value off by 1e-7, 3e-7 and 1e-6. Takes ten minutes on two
+Builds a bundle of every small model of conftest.py and of MiniLM, at ratios 1, 2 and 4, verifies each graph
+as `build` does, and each output again with every value off by 1e-7, 3e-7 and 1e-6. Takes ten minutes on two
 cores. Exit code 1 if a correct graph is outside a limit.
 """
 

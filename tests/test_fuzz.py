@@ -3,10 +3,12 @@
 A few hundred cases by default; `make fuzz` tries thousands. Each case has a seed, which the failure shows.
 """
 
+import contextlib
 import copy
 import json
 import os
 import random
+import resource
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,13 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from artefacts import Artefacts
 from command_line import call
+from conftest import ratio_2_and_any_ratio
 from signed import sign
+
+from variator_export import Bundle
+from variator_export.verification.eager_bundle import backbone_of_bundle
 
 CASES = int(os.environ.get("VARIATOR_FUZZ_CASES", "6"))
 SEED = int(os.environ.get("VARIATOR_FUZZ_SEED", "0"))
 LONGEST_SECONDS = 5.0
 LONGEST_OUTPUT = 20_000
+# What a command may allocate beyond what the tests' own process has.
+MOST_BYTES = 1 << 30
 
 HOSTILE: list[Any] = [
     None, True, 0, -1, 1, 2, 7, 10**9, 10**30, 0.5, -0.0, float("nan"), float("inf"), "", "x", "\ud800",
@@ -36,9 +45,9 @@ JSON_FILES = {
     "sentence_bert_config.json": (["run"],),
     "config_sentence_transformers.json": (["run"],),
     "plugins/ratio-4/plugin_config.json": (["run"], ["verify"]),
-    "reports/verification.json": (["inspect"],),
-    "reports/benchmark.json": (["inspect"],),
-    "reports/quality.json": (["inspect"],),
+    "reports/verification.json": (["inspect"], ["report"]),
+    "reports/benchmark.json": (["inspect"], ["report"]),
+    "reports/quality.json": (["inspect"], ["report"]),
     "reports/engines.json": (["inspect"],),
 }
 BYTE_FILES = {
@@ -54,6 +63,8 @@ ARGUMENTS = {
     "inspect": ["{bundle}"],
     "run": ["{bundle}", "--ratio", "4", "--text", "The ferry leaves."],
     "verify": ["{bundle}", "--reference", "stored", "--ratio", "4"],
+    "report": ["{bundle}", "--output", "{bundle}/page.html"],
+    "engine": ["{bundle}", "--ratio", "2", "--text", "The ferry leaves.", "--target", "tensorrt-rtx"],
 }
 
 
@@ -104,13 +115,26 @@ def _damaged(content: bytes, rng: random.Random) -> bytes:
 def _check(command: list[str], bundle: Path, what: str) -> None:
     arguments = [part.format(bundle=bundle) for part in ARGUMENTS[command[0]]]
     started = time.monotonic()
-    result = call(*command, *arguments)
+    with _little_memory():
+        result = call("run" if command == ["engine"] else command[0], *arguments)
     seconds = time.monotonic() - started
     shown = result.stderr[-2000:]
     assert result.returncode in (0, 1, 2, 3), f"{what}: {command[0]} ended with {result.returncode}: {shown}"
     assert "Traceback" not in result.stderr, f"{what}: {shown}"
     assert len(result.stderr) < LONGEST_OUTPUT, f"{what}: {len(result.stderr)} characters of errors"
     assert seconds < LONGEST_SECONDS, f"{what}: {command[0]} took {seconds:.1f} s"
+
+
+@contextlib.contextmanager
+def _little_memory() -> Iterator[None]:
+    """Let this process map only `MOST_BYTES` more than it has: more ends in a MemoryError."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MOST_BYTES, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.fixture
@@ -182,3 +206,26 @@ def test_recipes_with_other_values(tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr, f"case {case}: {result.stderr[-2000:]}"
         assert len(result.stderr) < LONGEST_OUTPUT, f"case {case}: {len(result.stderr)} characters"
         assert time.monotonic() - started < LONGEST_SECONDS, f"case {case}"
+
+
+def test_sidecars_with_other_values(artefacts: Artefacts, small_bundle: Path, tmp_path: Path) -> None:
+    """The JSON file beside an engine, which says where and how it was built."""
+    bundle = shutil.copytree(ratio_2_and_any_ratio(artefacts, small_bundle), tmp_path / "bundle")
+    sidecar = next(bundle.glob("engines/**/ratio-2.json"))
+    original = {path: path.read_bytes() for path in (sidecar, bundle / "manifest.json")}
+    for case in range(SEED, SEED + CASES):
+        rng = random.Random(f"sidecar {case}")
+        document = _mutated(json.loads(original[sidecar]), rng)
+        sidecar.write_bytes(json.dumps(document).encode(errors="surrogatepass"))
+        sign(bundle)
+        for command in (["inspect"], ["engine"]):
+            _check(command, bundle, f"sidecar, case {case}")
+        for path, content in original.items():
+            path.write_bytes(content)
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:20])
+def test_a_recorded_folder_with_other_values(fuzzed: Path, value: Any) -> None:
+    for document in (value, {"folder": value}):
+        (fuzzed / "reports" / "backbone.json").write_text(json.dumps(document))
+        assert Path(backbone_of_bundle(Bundle.load(fuzzed))).is_dir()  # where the manifest says

@@ -10,6 +10,8 @@ from variator_export.bundle.reports import read_report, store_report
 
 ORIGIN_REPORT = "reports/backbone.json"
 _FOLDER = "folder"
+# PATH_MAX of Linux. Asking for a longer path is an error of its own.
+_LONGEST_PATH = 4096
 
 
 def store_origin(bundle: Path, backbone: Path) -> None:
@@ -27,4 +29,7 @@ def store_origin(bundle: Path, backbone: Path) -> None:
 def recorded_origin(bundle: Path) -> Path | None:
     """The recorded folder. None if nothing readable is recorded."""
     found = read_report(bundle, ORIGIN_REPORT, _FOLDER)
-    return Path(found[_FOLDER]) if found is not None and isinstance(found[_FOLDER], str) else None
+    folder = None if found is None else found[_FOLDER]
+    if not isinstance(folder, str) or len(folder) > _LONGEST_PATH or not Path(folder).is_absolute():
+        return None
+    return Path(folder)
