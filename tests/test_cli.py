@@ -408,3 +408,22 @@ def test_a_checkpoint_in_half_precision_is_said_to_become_float32(
     result = call(*command, "--output", "b", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "half is stored in BF16; the bundle is in float32, twice the size" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "expected"),
+    [
+        (["build", "mini"], 2, ["minilm"]),
+        (["build", "--target", "tensorrt-"], 3, ["tensorrt-rtx"]),
+        (["verify", "b", "--target", "on"], 4, ["onnxruntime"]),
+        (["run", "b", "--target", "onnxruntime-t"], 4, ["onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"]),
+        (["build", "sub/mi"], 2, ["sub/mine.yaml", "sub/mill/"]),
+        (["bui"], 1, ["build"]),
+    ],
+)
+def test_a_shell_completes(tmp_path: Path, words: list[str], place: int, expected: list[str]) -> None:
+    (tmp_path / "sub" / "mill").mkdir(parents=True)
+    (tmp_path / "sub" / "mine.yaml").write_text("")
+    shell = {"_VARIATOR_EXPORT_COMPLETE": "complete_bash", "COMP_CWORD": str(place)}
+    result = call(cwd=tmp_path, environment={**shell, "COMP_WORDS": " ".join(["variator-export", *words])})
+    assert result.stdout.split() == expected

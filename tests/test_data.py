@@ -159,3 +159,23 @@ def test_one_class_only_and_scores_that_are_none_are_refused(tmp_path: Path) -> 
     equal = read_examples(_write(tmp_path / "b.tsv", "text\tlabel\na\t1\nb\t1\n"), Columns())
     with pytest.raises(UserError, match=r"All 2 scores of b\.tsv are equal"):
         equal.scores()
+
+
+def test_scores_are_no_classes(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.tsv", "text\tlabel\na\t2\nb\t3.5\n")
+    with pytest.raises(UserError, match=r"holds scores, such as 3\.5; a classifier learns classes"):
+        read_examples(path, Columns()).classes()
+    path = _write(tmp_path / "b.jsonl", '{"text": "a", "label": ["x", "y"]}\n')
+    with pytest.raises(UserError, match="holds 2 values, not one"):
+        read_examples(path, Columns()).classes()
+
+
+def test_words_and_lists(tmp_path: Path) -> None:
+    rows = '{"text": ["Ms", "Smith"], "label": ["O", "B"]}\n{"text": "It rains.", "label": []}\n'
+    examples = read_examples(_write(tmp_path / "a.jsonl", rows), Columns())
+    assert examples.texts == ("Ms Smith", "It rains.")
+    assert examples.targets == (("O", "B"), ())
+    conll = "-DOCSTART- -X- O O\n\nMs NNP B-NP B-PER\nSmith NNP I-NP I-PER\n\n\nYes UH O O\n"
+    read = read_examples(_write(tmp_path / "a.conll", conll), Columns())
+    assert (read.texts, read.targets) == (("Ms Smith", "Yes"), (("B-PER", "I-PER"), ("O",)))
+    assert [place.rpartition(", ")[2] for place in read.places] == ["line 3", "line 7"]

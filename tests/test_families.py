@@ -21,7 +21,7 @@ from variator_export.core.errors import UserError
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns
 from variator_export.engines.eager import EagerModel
-from variator_export.model.backbone import Backbone, read_backbone_info
+from variator_export.model.backbone import Backbone, load_classifier, read_backbone_info
 from variator_export.model.families import (
     FAMILIES,
     architectures,
@@ -126,6 +126,19 @@ def test_padding_changes_what_a_plugin_says_that_reads_it(bundle_of: Callable[[s
         assert np.abs(few - many).max() > 1e-3
     plain = [bundle.session().run(a)["last_hidden_state"][:, :tokens] for a in (inputs, padded)]
     assert np.abs(plain[0] - plain[1]).max() < 1e-4
+
+
+def test_a_classifier_is_made_from_a_pre_training_checkpoint(tmp_path: Path, minilm_folder: Path) -> None:
+    transformers.BertForPreTraining(small_config(transformers.BertConfig)).save_pretrained(tmp_path)
+    copy_tokenizer(minilm_folder, tmp_path)
+    made = load_classifier(resolve_source(str(tmp_path)), ["no", "yes"], 0)
+    assert type(made.model).__name__ == "BertForSequenceClassification"
+    assert made.left_out == ("cls",)
+
+
+def test_a_family_without_a_classifier_is_refused(small_model: Callable[[str], Path]) -> None:
+    with pytest.raises(UserError, match="cannot be fine-tuned as a classifier: .*does not support the task"):
+        load_classifier(resolve_source(str(small_model("t5-v1.0"))), ["no", "yes"], 0)
 
 
 def test_the_page_lists_every_family() -> None:

@@ -440,12 +440,22 @@ def test_run_reads_files_and_writes_results(
     np.testing.assert_allclose(row["outputs"]["sentence_embedding"], expected, atol=1e-6)
 
 
+def test_lines_end_only_where_a_line_ends(prompted_bundle: Path, tmp_path: Path) -> None:
+    """A text may hold other separators, and the byte order mark is no text."""
+    (tmp_path / "texts.txt").write_bytes("\ufeffOne\u2028two\u0085three.\r\nFour.\n".encode())
+    result = call("run", str(prompted_bundle), "--input", "texts.txt", "--format", "json", cwd=tmp_path)
+    assert [row["text"] for row in json.loads(result.stdout)["results"]] == [
+        "One\u2028two\u0085three.",
+        "Four.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         (["--input", "gone.txt"], 1, "gone.txt cannot be read"),
-        (["--input", "bad.txt"], 1, "bad.txt is not UTF-8"),
-        (["--input", "empty.txt"], 1, "empty.txt holds no text"),
+        (["--input", "bad.txt"], 1, "bad.txt, line 1 is not UTF-8: byte 0xff at column 1"),
+        (["--input", "empty.txt"], 1, "empty.txt is empty"),
         (["--input", "ok.txt", "--text", "a"], 2, "--input and --text were both given"),
         (["--text", "a", "--pair", "b", "--pair", "c"], 2, "1 --text and 2 --pair were given"),
         (["--text", "a", "--output-name", "logits"], 2, "logits"),

@@ -1,17 +1,28 @@
 """Reading a bundle: no file is opened until its path, size and hash match the manifest."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from variator_export.bundle.engine_records import BUILT_ONLY, EngineRecord, read_records
-from variator_export.bundle.manifest import EngineEntry, Manifest, Variant, read_manifest, rebuild_hint
+from variator_export.bundle.manifest import (
+    EngineEntry,
+    Manifest,
+    Sidecar,
+    Variant,
+    read_manifest,
+    rebuild_hint,
+)
 from variator_export.bundle.parts import part_name
 from variator_export.bundle.publishing import recover
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
+from variator_export.core.json_file import read_json_object
+from variator_export.core.validation import describe_validation_error
 
 BACKBONE_WEIGHTS = "weights.safetensors"
+_COMPILE_AGAIN = "Compile the engine again: variator-export compile"
 
 
 class BundleFiles:
@@ -123,8 +134,18 @@ class BundleFiles:
         return [e for e in self.manifest.engines if (e.target, e.variant) == (target, variant)]
 
     def sidecar(self, entry: EngineEntry) -> dict[str, Any]:
-        """The content of an engine's sidecar file. The file's hash is checked first."""
-        content: dict[str, Any] = json.loads(self.file(entry.sidecar).read_text(encoding="utf-8"))
+        """The content of an engine's sidecar file. The file's hash is checked first.
+
+        Raises:
+            UserError: The file is not a sidecar.
+        """
+        path = self.file(entry.sidecar)
+        content = read_json_object(path, _COMPILE_AGAIN)
+        try:
+            Sidecar.model_validate(content)
+        except ValidationError as error:
+            words = describe_validation_error(error, Sidecar)
+            raise UserError(f"{path} is not an engine's sidecar: {words}", _COMPILE_AGAIN) from error
         return content
 
     def engine_records(self, entry: EngineEntry) -> list[EngineRecord]:

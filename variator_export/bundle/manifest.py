@@ -5,9 +5,9 @@ The manifest holds only values that the inputs determine: no dates, no timings.
 
 import json
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from variator_export.bundle.parts import MODEL, PartEntry, only_part
 from variator_export.core.errors import UserError
@@ -18,6 +18,14 @@ MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 3
 # The minimum share of multiply-accumulates that must be in the requested precision.
 LEAST_SHARE = 0.95
+
+
+# Names stand in file names and in messages.
+_LONGEST_NAME = 200
+
+
+# The sizes of an input.
+Sizes = tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...]
 
 
 class _Part(BaseModel):
@@ -114,8 +122,8 @@ class Variant(_Part):
         graphs: ONNX files by part of the model; an encoder has one part, `model`.
     """
 
-    name: str
-    method: str
+    name: str = Field(max_length=_LONGEST_NAME)
+    method: str = Field(max_length=_LONGEST_NAME)
     baseline: bool = False
     ratio: int
     plugin: PluginEntry | None
@@ -134,6 +142,38 @@ class Variant(_Part):
         if self.plugin is None:
             return "none"
         return "trained" if self.plugin.trained else "initialised only"
+
+
+class SidecarProfile(BaseModel):
+    """An optimization profile: (min, opt, max) of each input's shape."""
+
+    name: str = Field(max_length=_LONGEST_NAME)
+    shapes: dict[str, tuple[Sizes, Sizes, Sizes]]
+
+
+class Sidecar(BaseModel):
+    """The fields of an engine's sidecar file that are read to choose, open and verify the engine.
+
+    The file holds more: what the engine was made from, and facts for people.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    target: str = Field(max_length=_LONGEST_NAME)
+    version: str = Field(pattern=r"^\d{1,6}(\.\d{1,9}){1,4}$")
+    platform: str = Field(max_length=_LONGEST_NAME)
+    options: dict[str, bool | int | str | None]
+    compute_capabilities: list[str]
+    profiles: list[SidecarProfile]
+    made_from: dict[str, Any]
+
+    @field_validator("options")
+    @classmethod
+    def _options_are_there(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in ("tf32", "version_compatible", "strip_weights"):
+            if not isinstance(value.get(name), bool):
+                raise ValueError(f"{name} is missing, or not true or false")
+        return value
 
 
 class EngineEntry(_Part):

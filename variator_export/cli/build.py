@@ -10,7 +10,7 @@ import typer
 
 from variator_export.building.parallel import Order, Outcome, build_all
 from variator_export.building.recipe_build import BuildResult, build, default_bundle
-from variator_export.cli import options
+from variator_export.cli import completion, options
 from variator_export.cli.build_tables import outcomes_table, speed_table, verification_table
 from variator_export.cli.output import ConsoleProgress, Format, Output, error_document
 from variator_export.cli.push import PushOption, check_push, push_result
@@ -30,6 +30,7 @@ def build_command(
             help="A YAML file, or the name of a recipe that comes with the package. "
             f"Default: {DEFAULT_RECIPE}.",
             show_default=False,
+            autocompletion=completion.recipes,
         ),
     ] = None,
     all_recipes: Annotated[
@@ -71,7 +72,9 @@ def build_command(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="T", help=f"A target to build for: {', '.join(build_targets())}; may be repeated."
+            metavar="T",
+            help=f"A target to build for: {', '.join(build_targets())}; may be repeated.",
+            autocompletion=completion.targets_to_build,
         ),
     ] = None,
     precision: Annotated[

@@ -16,7 +16,7 @@ from variator_export.building.compile_engines import (
 from variator_export.building.engine_steps import EngineOrder
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import EngineEntry
-from variator_export.cli import options
+from variator_export.cli import completion, options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError
 from variator_export.engines.request import TimingCacheMode
@@ -24,7 +24,6 @@ from variator_export.engines.targets import engine_targets
 from variator_export.recipe.recipe import CAPABILITIES
 from variator_export.recipe.recipe_file import load_recipe
 
-_TARGETS = tuple(engine_targets())
 _CACHE_MODES = get_args(TimingCacheMode)
 
 
@@ -32,7 +31,11 @@ def compile_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder, to which the engines are added.")],
     target: Annotated[
         list[str],
-        typer.Option(metavar="T", help=f"A target to build for: {', '.join(_TARGETS)}; may be repeated."),
+        typer.Option(
+            metavar="T",
+            help=f"A target to build for: {', '.join(engine_targets())}; may be repeated.",
+            autocompletion=completion.targets_with_engines,
+        ),
     ],
     variant: Annotated[
         list[str] | None,
@@ -47,6 +50,7 @@ def compile_command(
         typer.Option(
             metavar="RECIPE",
             help="The recipe whose `engine` section to use. Default: the recipe of the bundle.",
+            autocompletion=completion.recipes,
         ),
     ] = None,
     compute_capability: Annotated[
@@ -91,7 +95,7 @@ def compile_command(
     `variator-export compile artifacts/minilm --target tensorrt --variant any-ratio --timing-cache use`
     """
     for name in target:
-        options.choose("--target", name, _TARGETS)
+        options.choose("--target", name, tuple(engine_targets()))
     options.choose("--timing-cache", timing_cache, _CACHE_MODES)
     how = load_recipe(recipe).engine if recipe is not None else recipe_of_engines(bundle)
     for names in compute_capability or ():

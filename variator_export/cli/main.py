@@ -13,8 +13,8 @@ from variator_export.cli.output import Format, Output
 from variator_export.core import interrupts
 from variator_export.core.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 
-# The environment variable that a shell sets to request completions.
-_COMPLETE = "_VARIATOR_EXPORT_COMPLETE"
+# The environment variables in which a shell gives the words to complete: bash, and zsh or fish.
+_WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 
 _REFUSALS = {
     errno.EACCES: "Run as a user who has access to it.",
@@ -32,7 +32,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         # An argument that happens to be a command's name only loads one command more than needed.
-        make_app(COMMANDS if _COMPLETE in os.environ else COMMANDS.keys() & set(sys.argv[1:]))()
+        make_app(COMMANDS.keys() & {*sys.argv[1:], *_completed_words()})()
     except KeyboardInterrupt:  # while a command is imported; Typer handles it later
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
@@ -40,6 +40,10 @@ def main() -> None:
         if interrupts.was_interrupted():
             sys.exit(EXIT_INTERRUPTED)
         _end(error)
+
+
+def _completed_words() -> set[str]:
+    return {word for name in _WORDS for word in os.environ.get(name, "").split()}
 
 
 def _end(error: Exception) -> NoReturn:

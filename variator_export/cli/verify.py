@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from variator_export.building.plan import parse_ratio
-from variator_export.cli import options
+from variator_export.cli import completion, options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.cli.verification_files import junit_xml, markdown
 from variator_export.core.errors import NumbersDisagreeError, UsageError
@@ -29,6 +29,7 @@ def verify_command(
             metavar="T",
             help=f"onnxruntime: the graphs, on the CPU; {' or '.join(engine_targets())}: the engines, on "
             "this machine's GPU. `run` accepts an engine after it has passed.",
+            autocompletion=completion.targets_to_build,
         ),
     ] = "onnxruntime",
     reference: Annotated[

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from variator_export.building.plan import parse_ratio
-from variator_export.cli import options
+from variator_export.cli import completion, options
 from variator_export.cli.output import Format, Output
 from variator_export.cli.run.files import SUFFIXES, numbers, read_texts, write_results
 from variator_export.core.errors import UsageError
@@ -46,7 +46,12 @@ def run_command(
         str | None, typer.Option(metavar="NAME", help="The variant to run, instead of --ratio.")
     ] = None,
     target: Annotated[
-        str, typer.Option(metavar="T", help=f"The target to run on: {', '.join(TARGETS.names())}.")
+        str,
+        typer.Option(
+            metavar="T",
+            help=f"The target to run on: {', '.join(TARGETS.names())}.",
+            autocompletion=completion.run_targets,
+        ),
     ] = "onnxruntime",
     allow_unverified: options.AllowUnverifiedOption = False,
     trust_host_code: options.TrustHostCodeOption = False,

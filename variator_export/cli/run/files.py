@@ -35,16 +35,11 @@ def read_texts(
 
         examples = read_examples(source, Columns(text_column, pair_column, None, header))
         return list(examples.texts), None if examples.pairs is None else list(examples.pairs)
-    try:
-        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        lines = content.decode().splitlines()
-    except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror}.", "Give a file with texts.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{_named(source)} is not UTF-8: {error}.", "Convert it to UTF-8.") from error
-    if not lines:
-        raise UserError(f"{_named(source)} holds no text.", "Give one text on each line.")
-    return lines, None
+    from variator_export.data.lines import read_lines, split_lines
+
+    if source == "-":
+        return split_lines(sys.stdin.buffer.read(), "Standard input"), None
+    return read_lines(Path(source)), None
 
 
 def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -96,7 +91,3 @@ def _numbers(values: np.ndarray) -> Any:
     found = values.astype(object)
     found[~np.isfinite(values)] = None
     return found.tolist()
-
-
-def _named(source: str) -> str:
-    return "Standard input" if source == "-" else source
