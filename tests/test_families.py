@@ -137,7 +137,7 @@ def test_a_classifier_is_made_from_a_pre_training_checkpoint(tmp_path: Path, min
 
 
 def test_a_family_without_a_classifier_is_refused(small_model: Callable[[str], Path]) -> None:
-    with pytest.raises(UserError, match="cannot be fine-tuned as a classifier: .*does not support the task"):
+    with pytest.raises(UserError, match=r"cannot be fine-tuned as a classifier: .*does not support the task"):
         load_classifier(resolve_source(str(small_model("t5-v1.0"))), ["no", "yes"], 0)
 
 

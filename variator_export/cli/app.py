@@ -41,7 +41,7 @@ COMMANDS = {
         "bench:bench_command", "Time every ratio of a bundle against the alternatives without plugins."
     ),
     "report": Command(
-        "report:report_command",
+        "quality.report:report_command",
         "Write a one-page report on a bundle: its contents, verification, speed and quality.",
     ),
     "run": Command("run.command:run_command", "Run texts through a bundle, without torch or transformers."),
@@ -49,7 +49,7 @@ COMMANDS = {
         "inspect:inspect_command", "Show the contents of a bundle, and check every file against its hash."
     ),
     "evaluate": Command(
-        "evaluate:evaluate_command",
+        "quality.evaluate:evaluate_command",
         "Measure the quality of every ratio against the uncompressed backbone.",
     ),
     "import": Command(

@@ -1,0 +1,1 @@
+"""Commands on the quality of a bundle: `evaluate` and `report`."""
