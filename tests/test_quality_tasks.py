@@ -169,7 +169,7 @@ def test_perplexity_is_that_of_transformers_loss(
     encoder = bundle.text_encoder()
     asked = EvaluatedModel("", "fill-mask", ("logits",), ("logits",), bundle.config())
     examples = read_examples(str(data), Columns("text", None, None))
-    rows = FILL_MASK.measurement(asked, examples, Encode(encoder, None, None)).rows
+    rows = FILL_MASK.measurement(asked, examples, Encode(encoder, None, None, "fill-mask")).rows
     total, count = 0.0, 0
     for text, row in zip(texts, rows, strict=True):
         true = torch.tensor([encoder.encodings([text])[0].ids])

@@ -646,10 +646,10 @@ def test_a_backbone_is_found_from_any_folder(
     small_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A path that looks like a repository, typed in a folder that is not the current one any more."""
-    (tmp_path / "work" / "my").mkdir(parents=True)
+    (tmp_path / "first" / "my").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-    shutil.copytree(small_model("bert"), tmp_path / "work" / "my" / "bert")
-    monkeypatch.chdir(tmp_path / "work")
+    shutil.copytree(small_model("bert"), tmp_path / "first" / "my" / "bert")
+    monkeypatch.chdir(tmp_path / "first")
     recipe = Recipe.model_validate(
         {
             "name": "x",
@@ -663,19 +663,19 @@ def test_a_backbone_is_found_from_any_folder(
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr("variator_export.core.hub.pin_revision", None)  # would fail if it were called
     assert verify(bundle, [2], reference="eager", profile_shapes="none").passed
-    assert str(tmp_path / "work") not in (bundle / "manifest.json").read_text()
-    (tmp_path / "work" / "my").rename(tmp_path / "work" / "yours")
-    with pytest.raises(UserError, match=r"was built from the folder .*/work/my/bert, which is not") as error:
+    assert str(tmp_path / "first") not in (bundle / "manifest.json").read_text()
+    (tmp_path / "first" / "my").rename(tmp_path / "first" / "yours")
+    with pytest.raises(UserError, match=r"was built from the folder .*/first/my/bert, which is not") as error:
         verify(bundle, reference="eager")
     assert "--backbone" in error.value.hint
-    moved = str(tmp_path / "work" / "yours" / "bert")
+    moved = str(tmp_path / "first" / "yours" / "bert")
     assert verify(bundle, [2], backbone=moved, profile_shapes="none").passed
     # Without the record, the path holds in the folder where it was typed.
     (bundle / "reports" / "backbone.json").write_text("{")
-    (tmp_path / "work" / "yours").rename(tmp_path / "work" / "my")
+    (tmp_path / "first" / "yours").rename(tmp_path / "first" / "my")
     with pytest.raises(UserError, match="was built from the folder my/bert"):
         verify(bundle, reference="eager")
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "first")
     assert verify(bundle, [2], reference="eager", profile_shapes="none").passed
 
 

@@ -11,7 +11,16 @@ from variator_export.bundle.manifest import BackboneEntry
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 from variator_export.engines.batches import BATCH_SIZE, run_rows
-from variator_export.text.predictions import TASKS, Labels, Prediction, answer, classify, entities, fill
+from variator_export.text.predictions import (
+    TASKS,
+    Labels,
+    Prediction,
+    answer,
+    classify,
+    entities,
+    fill,
+    takes_prompt,
+)
 from variator_export.text.tokenizer import TextEncoder, TokenRow, token_row
 
 # A text, or a pair: a question and its context, a query and a passage.
@@ -98,11 +107,8 @@ class TextModel:
         prompt_name: str | None = None,
         prompt: str | None = None,
     ) -> list[Encoding]:
-        """Encode texts as `TextEncoder.encodings` does, with a prompt only if a result is of the whole text.
-
-        Entities and answers are places in the text as it was given, which a prompt would move.
-        """
-        if self.backbone.task not in ("feature-extraction", "text-classification"):
+        """Encode texts as `TextEncoder.encodings` does, with a prompt only if the task takes one."""
+        if not takes_prompt(self.backbone.task):
             prompt_name, prompt = None, ""
         return self.encoder.encodings(
             texts, pairs=pairs, truncate=truncate, prompt_name=prompt_name, prompt=prompt

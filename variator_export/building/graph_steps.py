@@ -257,7 +257,8 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         context.encoder.pad_token_id,
         info.spec.token_outputs,
         info.max_length,
-        reads_varying_padding=info.spec.family.padding_states_vary and _reads_padding(context, plan),
+        padding_states_vary=info.spec.family.padding_states_vary,
+        masking=None if plan.plugin is None else context.plugin_config(plan).masking,
     )
     with context.staged.progress.bar(f"verify {plan.name}", len(cases) * 3 + 2) as advance:
         # Reference first, then the sessions, so that the float64 copy and the sessions are never in memory
@@ -287,10 +288,6 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
             "findings": [finding.as_dict() for finding in findings],
         },
     )
-
-
-def _reads_padding(context: BuildContext, plan: VariantPlan) -> bool:
-    return plan.plugin is not None and context.plugin_config(plan).masking == "none"
 
 
 def _reference(

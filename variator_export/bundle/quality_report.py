@@ -83,6 +83,13 @@ def counted_losses(quality: Mapping[str, Any], variant: str, metrics: Sequence[s
     return losses
 
 
+def between(interval: Sequence[float] | None, form: str) -> str:
+    """An interval in brackets, to stand behind its value. Empty if there is none, or no width."""
+    if interval is None or interval[0] == interval[1]:  # the uncompressed model loses nothing
+        return ""
+    return f" ({interval[0]:{form}} to {interval[1]:{form}})"
+
+
 def _lost_of_one(value: float | None) -> float | None:
     return None if value is None else 1 - value
 

@@ -31,7 +31,7 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
             ", ".join(sorted({str(ratio) for ratio in result.ratios}, key=int)),
             "" if worst is None else f"{worst:.2f}",
             ", ".join(f"{row['speedup']:.2f}x" for row in rows if not row["is_baseline"])
-            + ("" if (result.speed or {}).get("settled", True) else " (not settled)"),
+            + ("" if result.speed is None or result.speed["settled"] else " (not settled)"),
         )
     return table
 

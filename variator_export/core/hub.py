@@ -185,27 +185,27 @@ def files_of(repo: str, revision: str | None) -> set[str] | None:
     Raises:
         UserError: Permission or network is missing.
     """
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     with _errors(HubSource(repo, revision=revision), writing=True):
         try:
-            return set(_names(HfApi().model_info(repo, revision=revision)))
+            return set(_file_names(repo, revision))
         except GatedRepoError:
             raise
         except (RepositoryNotFoundError, RevisionNotFoundError):
             return None
 
 
-def _names(info: Any) -> list[str]:
+def _file_names(repo: str, revision: str | None) -> list[str]:
     """The names of a repository's files. `list_repo_files` would retry for 25 s without a network."""
-    return [sibling.rfilename for sibling in info.siblings or ()]
+    from huggingface_hub import HfApi
+
+    return [sibling.rfilename for sibling in HfApi().model_info(repo, revision=revision).siblings or ()]
 
 
 def _refuse_missing(source: HubSource, prefix: str, needed: Sequence[Sequence[str]]) -> None:
-    from huggingface_hub import HfApi
 
-    there = sorted(_names(HfApi().model_info(source.repo, revision=source.revision)))
+    there = sorted(_file_names(source.repo, source.revision))
     inside = [name.removeprefix(prefix) for name in there if name.startswith(prefix)]
     pickles = [name for name in inside if _PICKLES.search(name)]
     for group in needed:

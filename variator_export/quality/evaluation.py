@@ -132,14 +132,11 @@ def evaluate(
             "A bundle's graphs contain their backbone, so --backbone would not be used.", "Leave it out."
         )
     progress = progress or Progress()
-    with _bundle(folders, task, examples, (backbone, architecture), output, progress) as bundle:
+    request = _Request(task, examples, max_tokens, prompt_name)
+    with _bundle(folders, request, (backbone, architecture), output, progress) as bundle:
         entry = bundle.manifest.backbone
         model = EvaluatedModel(entry.source, entry.task, entry.outputs, entry.token_outputs, bundle.config())
-        chosen = choose_task(task, model, examples)
-        encoder = bundle.text_encoder()
-        limits = [limit for limit in (max_tokens, encoder.max_length) if limit is not None]
-        encode = Encode(encoder, min(limits, default=None), prompt_name)
-        measurement = chosen.measurement(model, examples, encode)
+        name, measurement = request.prepare(model, bundle.text_encoder())
         evaluation = _Evaluation(bundle, measurement, tuple(runtimes), progress)
         evaluation.run(backbone)
         data = {
@@ -152,7 +149,7 @@ def evaluate(
             "truncated": sum(row.truncated for row in measurement.rows),
         }
         return Quality(
-            chosen.name,
+            name,
             measurement.metric,
             data,
             tuple(sorted(evaluation.rows, key=lambda row: runtimes.index(row.runtime))),
@@ -160,6 +157,27 @@ def evaluate(
             bundle.graph_hashes(),
             tuple(dict.fromkeys(evaluation.warnings)),
         )
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be measured, before and after an export."""
+
+    task: str | None
+    examples: Examples
+    max_tokens: int | None
+    prompt_name: str | None
+
+    def prepare(self, model: EvaluatedModel, encoder: TextEncoder) -> tuple[str, Measurement]:
+        """Return the task's name and its measurement.
+
+        Raises:
+            UserError: The model or the examples do not fit the task.
+        """
+        task = choose_task(self.task, model, self.examples)
+        limits = [limit for limit in (self.max_tokens, encoder.max_length) if limit is not None]
+        encode = Encode(encoder, min(limits, default=None), self.prompt_name, model.task)
+        return task.name, task.measurement(model, self.examples, encode)
 
 
 class _Evaluation:
@@ -232,7 +250,7 @@ class _Evaluation:
         metrics = whole if kept is plain else self._measurement.measure(kept, plain)
         values = {name: samples.value for name, samples in metrics.items()}
         main = self._measurement.metric
-        lost = relative_loss(values, {name: samples.value for name, samples in whole.items()}, main)
+        lost = relative_loss(values, {main: whole[main].value}, main)
         within = None if lost is None else loss_interval(metrics[main], whole[main])
         around = interval(metrics[main])
         self.rows.append(QualityRow(variant.name, variant.ratio, runtime, values, lost, around, within))
@@ -253,8 +271,7 @@ class _Evaluation:
 @contextmanager
 def _bundle(
     paths: Sequence[Path],
-    task: str | None,
-    examples: Examples,
+    request: _Request,
     backbone: tuple[str | None, str | None],
     output: Path | None,
     progress: Progress,
@@ -275,7 +292,7 @@ def _bundle(
                 "Pass one bundle (from `build`), or plugin folders (from `train` or `import`).",
             )
     source, architecture = backbone[0] or _backbone_of(paths), backbone[1]
-    _check_backbone(source, architecture, task, examples)
+    _check_backbone(source, architecture, request)
     plugins = tuple(PluginRecipe(source=str(path)) for path in paths)
     ratios = [load_plugin_config(path).ratio for path in paths]
     if len(set(ratios)) < len(ratios):
@@ -307,7 +324,7 @@ def _backbone_of(paths: Sequence[Path]) -> str:
     return name
 
 
-def _check_backbone(source: str, architecture: str | None, task: str | None, examples: Examples) -> None:
+def _check_backbone(source: str, architecture: str | None, request: _Request) -> None:
     """Refuse a backbone before the export if the task could not be measured after it."""
     require_export()
     from variator_export.model.backbone import read_backbone_info
@@ -315,8 +332,7 @@ def _check_backbone(source: str, architecture: str | None, task: str | None, exa
     info = read_backbone_info(resolve_source(source), architecture)
     config = info.config.to_dict()
     model = EvaluatedModel(source, info.spec.head.task, info.outputs, info.spec.token_outputs, config)
-    encoder = TextEncoder(info.source.folder, info.max_length)
-    choose_task(task, model, examples).measurement(model, examples, Encode(encoder, encoder.max_length, None))
+    request.prepare(model, TextEncoder(info.source.folder, info.max_length))
 
 
 def _runners(

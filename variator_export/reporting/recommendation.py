@@ -146,16 +146,13 @@ def recommend(
     fits = [c for c in candidates if not c.reasons]
     if goals.max_latency_ms is not None:
         chosen = min(fits, key=lambda c: c.largest_loss, default=None)
-    else:
-        chosen = min(fits, key=lambda c: c.latency_ms or 0.0, default=None) if rows else _last(fits)
+    elif rows:
+        chosen = min(fits, key=lambda c: c.latency_ms or 0.0, default=None)
+    else:  # the largest ratio computes least
+        chosen = fits[-1] if fits else None
     return Recommendation(
         goals, runtime if rows else None, shape, None if chosen is None else chosen.variant, candidates
     )
-
-
-def _last(fits: Sequence[Candidate]) -> Candidate | None:
-    """Without latencies, the variant with the largest ratio, which computes least."""
-    return fits[-1] if fits else None
 
 
 def _timed(

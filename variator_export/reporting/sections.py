@@ -1,11 +1,11 @@
 """The sections of a report's page, built from a bundle's reports."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
-from variator_export.bundle.quality_report import counted_metrics
+from variator_export.bundle.quality_report import between, counted_metrics
 from variator_export.reporting.page import Column, Plot, Section, TableOf, number
 from variator_export.reporting.sources import Sources
 from variator_export.verification.error_budget import MULTIPLE
@@ -178,8 +178,8 @@ def _quality_cells(sources: Sources, variant: str) -> list[str]:
     cells = []
     for quality in sources.qualities:
         entry = quality["variants"].get(variant, {})
-        cells.append(_with_interval(entry.get("value"), entry.get("interval"), ".4f"))
-        cells.append(_with_interval(entry.get("lost"), entry.get("loss_interval"), ".2%"))
+        cells.append(number(entry.get("value"), ".4f") + between(entry.get("interval"), ".4f"))
+        cells.append(number(entry.get("lost"), ".2%") + between(entry.get("loss_interval"), ".2%"))
         others = counted_metrics(quality)[1:]
         cells += [number(entry.get("metrics", {}).get(name), ".4f") for name in others]
     return cells
@@ -209,10 +209,3 @@ def _profile_table(shape: Mapping[str, Any], variant: str, found: list[Mapping[s
     ]
     columns = [Column("module", text=True), Column("ms"), Column("share"), Column("operators", text=True)]
     return TableOf(columns, rows, f"Where {variant} spends its time at {_at(shape)} tokens")
-
-
-def _with_interval(value: float | None, interval: Sequence[float] | None, form: str) -> str:
-    text = number(value, form)
-    if interval is None or interval[0] == interval[1]:  # the uncompressed model loses nothing
-        return text
-    return f"{text} ({interval[0]:{form}} to {interval[1]:{form}})"

@@ -12,6 +12,9 @@ from variator_export.core.errors import UserError
 Prediction = dict[str, Any]
 # The tasks that have predictions. Feature extraction has embeddings instead.
 TASKS = ("text-classification", "token-classification", "question-answering", "fill-mask")
+# The tasks whose result is of the whole text. Entities, answers and masks are places in the text as it was
+# given, which a prompt would move.
+_OF_WHOLE_TEXTS = ("feature-extraction", "text-classification")
 # The label of tokens outside any entity, in the BIO scheme.
 _OUTSIDE = "O"
 # The number of classes of a config.json that does not say it, as transformers has it.
@@ -19,6 +22,11 @@ _NUM_LABELS = 2
 # Longest answer in tokens, and the number of tokens to fill a mask with, as transformers has them.
 _LONGEST_ANSWER = 15
 _MOST_TOKENS = 5
+
+
+def takes_prompt(task: str | None) -> bool:
+    """Whether a model's prompt is put before texts."""
+    return task in _OF_WHOLE_TEXTS
 
 
 @dataclass(frozen=True)

@@ -329,15 +329,13 @@ def _verify_variant(
     )
     backbone = bundle.manifest.backbone
     runners = runs.runners(variant)
-    plugin = variant.plugin
     subject = CheckedVariant(
         variant.ratio,
         backbone.pad_token_id,
         backbone.token_outputs,
         backbone.max_length,
-        reads_varying_padding=backbone.padding_states_vary
-        and plugin is not None
-        and plugin.masking == "none",
+        padding_states_vary=backbone.padding_states_vary,
+        masking=None if variant.plugin is None else variant.plugin.masking,
     )
     with progress.bar(f"verify {variant.name}", len(runners) * (len(reference) + 1)) as advance:
         openers = {file: functools.partial(_as_it_is, runner) for file, runner in runners.items()}

@@ -22,15 +22,21 @@ class CheckedVariant:
         pad_token_id: The tokenizer's padding token.
         token_outputs: Names of the outputs with one row per token.
         max_length: The model's limit in tokens. None if there is none.
-        reads_varying_padding: Whether the outputs depend on the amount of padding in eager PyTorch too: the
-            plugin reads the hidden states of padding, and they depend on it.
+        padding_states_vary: Whether the hidden states of padding depend on the amount of padding.
+        masking: The masking of the variant's plugin. None if it has none.
     """
 
     ratio: int
     pad_token_id: int
     token_outputs: Sequence[str]
     max_length: int | None
-    reads_varying_padding: bool = False
+    padding_states_vary: bool = False
+    masking: str | None = None
+
+    @property
+    def reads_varying_padding(self) -> bool:
+        """Whether the outputs depend on the amount of padding in eager PyTorch too."""
+        return self.padding_states_vary and self.masking == "none"
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import typer
 from rich.table import Table
 
 from variator_export.bundle.manifest import is_bundle
+from variator_export.bundle.quality_report import between
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError
 from variator_export.model.source import plugin_folder
 from variator_export.quality.evaluation import Quality, QualityRow, evaluate, store_quality
-from variator_export.quality.samples import Interval
 from variator_export.quality.tasks import TASKS
 
 _RUNTIMES = ("both", "eager", "onnxruntime")
@@ -194,14 +194,6 @@ def _cells(row: QualityRow, quality: Quality) -> list[str]:
     for name in _columns(quality)[:-1]:
         value = row.metrics[name]
         within = row.interval if name == quality.metric else None
-        cells.append("" if value is None else f"{value:.4f}{_between(within, '.4f')}")
+        cells.append("" if value is None else f"{value:.4f}{between(within, '.4f')}")
     lost = row.relative_loss
-    return [*cells, "" if lost is None else f"{lost:.2%}{_between(row.loss_interval, '.2%')}"]
-
-
-def _between(interval: Interval | None, form: str) -> str:
-    return (
-        ""
-        if interval is None or interval[0] == interval[1]
-        else f" ({interval[0]:{form}} to {interval[1]:{form}})"
-    )
+    return [*cells, "" if lost is None else f"{lost:.2%}{between(row.loss_interval, '.2%')}"]

@@ -1,7 +1,5 @@
 """The tasks that quality is measured on. To add a task, write an `EvaluationTask` and a line here."""
 
-from collections.abc import Mapping
-
 from variator_export.core.errors import UserError
 from variator_export.core.registry import Registry
 from variator_export.data.examples import Examples
@@ -37,15 +35,15 @@ def choose_task(name: str | None, model: EvaluatedModel, examples: Examples) -> 
         if (wrong := task.unfit_model(model) or task.unfit_data(examples)) is not None:
             raise wrong
         return task
-    refused: Mapping[str, UserError] = {}
+    refused: UserError | None = None
     for task in TASKS.all().values():
         if task.unfit_model(model) is not None:
             continue
         if (wrong := task.unfit_data(examples)) is None:
             return task
-        refused = {**refused, task.name: wrong}
-    if refused:
-        raise next(iter(refused.values()))
+        refused = refused or wrong
+    if refused is not None:
+        raise refused
     raise UserError(
         f"{model.source} returns {', '.join(model.outputs)}, on which no task can be measured.",
         "Build the bundle with another --task.",

@@ -16,7 +16,6 @@ from variator_export.quality.tasks.base import (
     Kept,
     Measurement,
     needs_targets,
-    needs_task,
 )
 from variator_export.text.predictions import answer
 from variator_export.text.tokenizer import token_row
@@ -54,10 +53,6 @@ class QuestionAnswering(EvaluationTask):
     """An answer from a context, as `predict` gives it: a context beyond the limit is cut."""
 
     name = "question-answering"
-    summary = "SQuAD's F1 and exact match"
-
-    def unfit_model(self, model: EvaluatedModel) -> UserError | None:
-        return needs_task(self.name, model)
 
     def unfit_data(self, examples: Examples) -> UserError | None:
         if examples.pairs is None:
@@ -77,7 +72,7 @@ class QuestionAnswering(EvaluationTask):
                     f"{place} has no answer; every prediction is an answer from the context.",
                     "Remove the questions without an answer.",
                 )
-        encodings = encode(examples.texts, examples.pairs, with_prompt=False)
+        encodings = encode(examples.texts, examples.pairs)
         return _Answers(encodings, examples.pairs, answers)
 
 

@@ -12,7 +12,8 @@ from variator_export.core.errors import UserError
 from variator_export.data.examples import Examples
 from variator_export.engines.base import Arrays
 from variator_export.quality.metrics import Metrics
-from variator_export.text.tokenizer import TextEncoder, TokenRow
+from variator_export.text.predictions import takes_prompt
+from variator_export.text.tokenizer import TextEncoder, TokenRow, token_row
 
 # What is kept of each row's outputs, in the order of the rows.
 Kept = Sequence[np.ndarray]
@@ -50,18 +51,22 @@ class Encode:
         encoder: The model's tokenizer.
         limit: The longest text in tokens. None if there is no limit.
         prompt_name: The model's prompt to put before each text. None for its default prompt.
+        task: The model's task, which decides whether there is a prompt at all.
     """
 
     encoder: TextEncoder
     limit: int | None
     prompt_name: str | None
+    task: str | None
 
-    def __call__(
-        self, texts: Iterable[str], pairs: Iterable[str] | None = None, *, with_prompt: bool = True
-    ) -> list[Encoding]:
-        """Encode texts. Without a prompt, each token's place is that in its text as given."""
-        name, prompt = (self.prompt_name, None) if with_prompt else (None, "")
+    def __call__(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[Encoding]:
+        """Encode texts."""
+        name, prompt = (self.prompt_name, None) if takes_prompt(self.task) else (None, "")
         return self.encoder.encodings(texts, self.limit, pairs=pairs, prompt_name=name, prompt=prompt)
+
+    def rows(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[TokenRow]:
+        """Encode texts as token rows."""
+        return [token_row(encoding) for encoding in self(texts, pairs)]
 
 
 class Measurement(ABC):
@@ -92,25 +97,29 @@ class Measurement(ABC):
         return []
 
 
-@dataclass(frozen=True)
 class EvaluationTask(ABC):
     """A task that quality is measured on.
 
     Attributes:
         name: Name of the task.
-        summary: The metrics, in a few words.
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
 
-    @abstractmethod
     def unfit_model(self, model: EvaluatedModel) -> UserError | None:
-        """The reason why the task cannot be measured on a model. None if it can be."""
+        """The reason why the task cannot be measured on a model. None if it can be.
 
-    @abstractmethod
+        By default, the model's task must have the name of this one.
+        """
+        if model.task == self.name:
+            return None
+        return UserError(
+            f"{model.source} is a model for {model.task}, not for {self.name}.", "Choose another --task."
+        )
+
     def unfit_data(self, examples: Examples) -> UserError | None:
-        """The reason why the examples do not fit the task. None if they do."""
+        """The reason why the examples do not fit the task. None if they do, as any texts do by default."""
+        return None
 
     @abstractmethod
     def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
@@ -131,13 +140,6 @@ def needs_output(task: str, model: EvaluatedModel, output: str, hint: str) -> Us
         f"{', '.join(there) or 'only outputs for each token'}.",
         hint,
     )
-
-
-def needs_task(task: str, model: EvaluatedModel) -> UserError | None:
-    """The error for a model that was not exported for a task. None if it was."""
-    if model.task == task:
-        return None
-    return UserError(f"{model.source} is a model for {model.task}, not for {task}.", "Choose another --task.")
 
 
 def needs_targets(task: str, examples: Examples, what: str = "labels or scores") -> UserError | None:

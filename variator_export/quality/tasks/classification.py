@@ -23,7 +23,7 @@ from variator_export.quality.tasks.base import (
     needs_targets,
 )
 from variator_export.text.predictions import Labels
-from variator_export.text.tokenizer import TokenRow, token_row
+from variator_export.text.tokenizer import TokenRow
 
 # The separator of labels in the cell of a table.
 _SEPARATOR = ","
@@ -121,19 +121,17 @@ class Classification(_LogitsTask):
     """One class for each text or pair."""
 
     name = "classification"
-    summary = "accuracy, F1"
 
     def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
         labels = Labels.of_config(model.config)
         classes = examples.class_indices(labels.ids())
-        return _OneClass(_rows(examples, encode), labels, classes)
+        return _OneClass(encode.rows(examples.texts, examples.pairs), labels, classes)
 
 
 class MultiLabel(_LogitsTask):
     """Any number of classes for each text or pair."""
 
     name = "multi-label"
-    summary = "F1"
 
     def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
         labels = Labels.of_config(model.config)
@@ -144,17 +142,18 @@ class MultiLabel(_LogitsTask):
         ):
             for name in names:
                 classes[row, examples.class_index(name, ids, place)] = True
-        return _Classes(_rows(examples, encode), labels, classes)
+        return _Classes(encode.rows(examples.texts, examples.pairs), labels, classes)
 
 
 class Regression(_LogitsTask):
     """A score for each text or pair."""
 
     name = "regression"
-    summary = "Spearman's and Pearson's correlation"
 
     def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
-        return _Score(_rows(examples, encode), Labels.of_config(model.config), examples.scores())
+        return _Score(
+            encode.rows(examples.texts, examples.pairs), Labels.of_config(model.config), examples.scores()
+        )
 
 
 CLASSIFICATION = Classification()
@@ -169,7 +168,3 @@ def _kind(model: EvaluatedModel) -> str:
         return Regression.name
     several = model.config.get("problem_type") == "multi_label_classification"
     return MultiLabel.name if several else Classification.name
-
-
-def _rows(examples: Examples, encode: Encode) -> list[TokenRow]:
-    return [token_row(encoding) for encoding in encode(examples.texts, examples.pairs)]

@@ -22,7 +22,7 @@ from variator_export.quality.tasks.base import (
     needs_output,
     needs_targets,
 )
-from variator_export.text.tokenizer import TokenRow, token_row
+from variator_export.text.tokenizer import TokenRow
 
 _OUTPUT = "sentence_embedding"
 _STATES = "last_hidden_state"
@@ -40,7 +40,10 @@ class _Embeddings(Measurement):
     def __init__(self, rows: Sequence[TokenRow], texts: Sequence[str]) -> None:
         self.rows = rows
         # Duplicates are removed: a copy of a text would always stay among the text's nearest neighbours.
-        self._distinct = list({text: row for row, text in reversed(list(enumerate(texts)))}.values())[::-1]
+        first: dict[str, int] = {}
+        for row, text in enumerate(texts):
+            first.setdefault(text, row)
+        self._distinct = list(first.values())
 
     def keep(self, row: int, outputs: Arrays) -> np.ndarray:
         return outputs[_OUTPUT]
@@ -74,21 +77,30 @@ class _HiddenStates(Measurement):
         """Return the vectors of at most `_most` tokens, (tokens, d)."""
         states = outputs[_STATES]
         if len(states) <= self._most:
-            return states.copy()
+            return states
         return states[np.linspace(0, len(states) - 1, self._most).round().astype(int)]
 
     def measure(self, kept: Kept, uncompressed: Kept) -> Metrics:
         return hidden_state_metrics(kept, uncompressed)
 
 
-class Similarity(EvaluationTask):
-    """Similarity of pairs."""
+class Embedding(EvaluationTask):
+    """Embeddings, without targets."""
 
-    name = "similarity"
-    summary = "Spearman's correlation of the cosines of pairs with their scores"
+    name = "embedding"
 
     def unfit_model(self, model: EvaluatedModel) -> UserError | None:
         return needs_output(self.name, model, _OUTPUT, _NO_EMBEDDING)
+
+    def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
+        texts = _texts(examples)
+        return _Embeddings(encode.rows(texts), texts)
+
+
+class Similarity(Embedding):
+    """Similarity of pairs."""
+
+    name = "similarity"
 
     def unfit_data(self, examples: Examples) -> UserError | None:
         if examples.pairs is None and examples.targets is not None:
@@ -99,31 +111,13 @@ class Similarity(EvaluationTask):
 
     def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
         texts = _texts(examples)
-        return _Similarities([token_row(e) for e in encode(texts)], texts, examples.scores())
-
-
-class Embedding(EvaluationTask):
-    """Embeddings, without targets."""
-
-    name = "embedding"
-    summary = "cosine to the uncompressed embedding, recall of neighbours"
-
-    def unfit_model(self, model: EvaluatedModel) -> UserError | None:
-        return needs_output(self.name, model, _OUTPUT, _NO_EMBEDDING)
-
-    def unfit_data(self, examples: Examples) -> UserError | None:
-        return None
-
-    def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
-        texts = _texts(examples)
-        return _Embeddings([token_row(e) for e in encode(texts)], texts)
+        return _Similarities(encode.rows(texts), texts, examples.scores())
 
 
 class HiddenStates(EvaluationTask):
     """Hidden states of a model without a head, without targets."""
 
     name = "hidden-states"
-    summary = "cosine and relative error of the last hidden states"
 
     def unfit_model(self, model: EvaluatedModel) -> UserError | None:
         if _STATES in model.outputs:
@@ -134,11 +128,8 @@ class HiddenStates(EvaluationTask):
             "Choose another --task.",
         )
 
-    def unfit_data(self, examples: Examples) -> UserError | None:
-        return None
-
     def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
-        return _HiddenStates([token_row(e) for e in encode(examples.texts, examples.pairs)])
+        return _HiddenStates(encode.rows(examples.texts, examples.pairs))
 
 
 SIMILARITY = Similarity()

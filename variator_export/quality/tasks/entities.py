@@ -16,7 +16,6 @@ from variator_export.quality.tasks.base import (
     Kept,
     Measurement,
     needs_targets,
-    needs_task,
 )
 from variator_export.text.predictions import Labels
 from variator_export.text.tokenizer import token_row
@@ -73,10 +72,6 @@ class TokenClassification(EvaluationTask):
     """A tag for each word, from the word's first token, as transformers' examples measure it."""
 
     name = "token-classification"
-    summary = "F1 of entities, or accuracy of other tags"
-
-    def unfit_model(self, model: EvaluatedModel) -> UserError | None:
-        return needs_task(self.name, model)
 
     def unfit_data(self, examples: Examples) -> UserError | None:
         return needs_targets(self.name, examples, "a tag for each word")
@@ -84,7 +79,7 @@ class TokenClassification(EvaluationTask):
     def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
         labels = Labels.of_config(model.config)
         ids = labels.ids()
-        encodings = encode(examples.texts, with_prompt=False)
+        encodings = encode(examples.texts)
         first_tokens, tags = [], []
         for place, text, target, encoding in zip(
             examples.places, examples.texts, examples.label_lists(None), encodings, strict=True

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import log_softmax
 from tokenizers import Encoding
 
 from variator_export.core.errors import UserError
@@ -16,7 +17,6 @@ from variator_export.quality.tasks.base import (
     EvaluationTask,
     Kept,
     Measurement,
-    needs_task,
 )
 from variator_export.text.tokenizer import token_row
 
@@ -44,11 +44,9 @@ class _MaskedTokens(Measurement):
     def keep(self, row: int, outputs: Arrays) -> np.ndarray:
         """Return for each mask the true token, the most probable one, and the true one's log-probability."""
         places, true = self._masks[row]
-        logits = outputs["logits"][places].astype(np.float64)
-        highest = logits.max(-1, keepdims=True)
-        total = np.log(np.exp(logits - highest).sum(-1)) + highest[:, 0]
-        probability = logits[np.arange(len(true)), true] - total
-        return np.stack([true, logits.argmax(-1), probability], axis=-1)
+        logarithms = log_softmax(outputs["logits"][places].astype(np.float64), axis=-1)
+        of_true = logarithms[np.arange(len(true)), true]
+        return np.stack([true, logarithms.argmax(-1), of_true], axis=-1)
 
     def measure(self, kept: Kept, uncompressed: Kept) -> Metrics:
         return masked_token_metrics(kept, uncompressed)
@@ -67,13 +65,6 @@ class FillMask(EvaluationTask):
     """Tokens that are masked at random, without targets."""
 
     name = "fill-mask"
-    summary = "accuracy and perplexity on 15 % masked tokens"
-
-    def unfit_model(self, model: EvaluatedModel) -> UserError | None:
-        return needs_task(self.name, model)
-
-    def unfit_data(self, examples: Examples) -> UserError | None:
-        return None
 
     def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
         mask = encode.encoder.mask_token_id
@@ -82,7 +73,7 @@ class FillMask(EvaluationTask):
                 f"The tokenizer of {model.source} names no mask token.",
                 "Set mask_token in tokenizer_config.json.",
             )
-        return _MaskedTokens(encode(examples.texts, examples.pairs, with_prompt=False), mask)
+        return _MaskedTokens(encode(examples.texts, examples.pairs), mask)
 
 
 FILL_MASK = FillMask()
