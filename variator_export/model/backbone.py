@@ -219,14 +219,15 @@ def load_classifier(source: BackboneSource, labels: Sequence[str], pad_token_id:
     Raises:
         UserError: The family has no classifier, or tensors of the encoder itself are missing.
     """
-    # The task's class of the same family, whatever class the checkpoint was saved from.
-    try:
-        info = read_backbone_info(source, task="text-classification")
-    except UserError as error:
+    # Every family has the task, whatever class the checkpoint was saved from.
+    family = read_backbone_info(source, task="feature-extraction").spec.family
+    names = [name for name in family.heads if name.endswith("ForSequenceClassification")]
+    if not names:
         raise UserError(
-            f"{source.name} cannot be fine-tuned as a classifier: {error.message}",
+            f"The family {family.name} has no classifier in the table of sites.",
             "Fine-tune it elsewhere and give the folder to `train adapt`, or choose another backbone.",
-        ) from error
+        )
+    info = read_backbone_info(source, names[0])
     classes = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
