@@ -17,9 +17,9 @@ from common import describe, make_t5_base, minilm_folder, write_result
 from variator_export.benchmark.speed_table import speed_inputs
 from variator_export.benchmark.timing import speedup, time_in_turns
 from variator_export.building.recipe_build import build
+from variator_export.core.encoder_size import EncoderSize
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.graph.macs import graph_macs
-from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.macs import analytic_macs
 from variator_export.model.methods import method_of
 from variator_export.recipe.recipe import Recipe

@@ -118,6 +118,21 @@ def test_manifests_that_are_none(bundle_copy: Path, tmp_path: Path) -> None:
     _refused(tmp_path / "nowhere", "There is no bundle at")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"heads": 2}, ("backbone.encoder_size.heads",)),
+        ({"num_layers": "many"}, ("backbone.encoder_size.num_layers",)),
+        ({"hidden_size": 10**9}, ("encoder_size has another hidden_size",)),
+    ],
+)
+def test_sizes_that_no_encoder_has(
+    bundle_copy: Path, sizes: dict[str, object], words: tuple[str, ...]
+) -> None:
+    _edit_manifest(bundle_copy, lambda m: m["backbone"]["encoder_size"].update(sizes))
+    _refused(bundle_copy, *words)
+
+
 def test_a_file_without_its_hash(bundle_copy: Path) -> None:
     _edit_manifest(bundle_copy, lambda m: m["files"].pop("ratio-4.onnx"))
     _refused(bundle_copy, "names ratio-4.onnx without its hash")

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from stored_traces import Trace
 
+from variator_export.core.encoder_size import EncoderSize
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.engines.request import EngineRequest, Profile
@@ -23,7 +24,6 @@ from variator_export.graph.simplify import module_of, reshape_target
 from variator_export.graph.trace import OPSET
 from variator_export.model.augmented import AugmentedModel
 from variator_export.model.backbone import Backbone
-from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.macs import analytic_macs
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_file import save_plugin

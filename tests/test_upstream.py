@@ -18,9 +18,9 @@ from conftest import copy_tokenizer
 from torch import Tensor
 
 from variator_export.cli.app import make_app
+from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.model.backbone import Backbone
-from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_file import load_plugin
 from variator_export.model.plugin_layout import BackboneIdentity

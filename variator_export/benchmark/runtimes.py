@@ -18,7 +18,6 @@ from variator_export.core.precision import find_precision
 from variator_export.engines.base import Runner
 from variator_export.engines.target import SessionOptions
 from variator_export.engines.targets import TARGETS
-from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.methods import method_of
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ class Subjects:
         """Return the multiply-accumulates of one call: by formula, and counted on the graph."""
         manifest = self._files.manifest
         variant = self._files.variant(subject.variant)
-        size = EncoderSize(**manifest.backbone.encoder_size)
+        size = manifest.backbone.encoder_size
         shape = (batch_size, sequence_length)
         on_graph = None
         has_own_graph = subject.runtime in OWN_RUNTIMES and subject.runtime != "any-ratio"

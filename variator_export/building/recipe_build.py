@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +221,7 @@ def _backbone_entry(context: BuildContext) -> BackboneEntry:
         parts={MODEL: _part(staged, info)},
         pad_token_id=context.encoder.pad_token_id,
         max_length=info.max_length,
-        encoder_size=asdict(info.size),
+        encoder_size=info.size,
         padding_states_vary=info.spec.family.padding_states_vary,
     )
 

@@ -7,9 +7,10 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from variator_export.bundle.parts import MODEL, PartEntry, only_part
+from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
 from variator_export.core.validation import describe_validation_error
@@ -60,8 +61,15 @@ class BackboneEntry(_Part):
     parts: dict[str, PartEntry]
     pad_token_id: int
     max_length: int | None
-    encoder_size: dict[str, int]
+    encoder_size: EncoderSize
     padding_states_vary: bool = False
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> "BackboneEntry":
+        found = self.encoder_size.hidden_size, self.encoder_size.num_layers
+        if found != (self.hidden_size, self.num_layers):
+            raise ValueError("encoder_size has another hidden_size or num_layers than the backbone")
+        return self
 
     @property
     def part(self) -> PartEntry:

@@ -14,10 +14,10 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
+from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
 from variator_export.core.precision import Precision, find_precision
-from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.families import find_architecture, find_task
 from variator_export.model.families.base import Architecture
 from variator_export.model.plugin_layout import BackboneIdentity

@@ -3,7 +3,7 @@
 `graph.macs` counts the MACs of an actual graph. Comparing the two numbers exposes a wasteful graph.
 """
 
-from variator_export.model.encoder_size import EncoderSize
+from variator_export.core.encoder_size import EncoderSize
 
 
 def analytic_macs(

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
-from variator_export.model.encoder_size import EncoderSize
 from variator_export.model.plugin_layout import (
     BackboneIdentity,
     Plugin,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from variator_export.model.encoder_size import EncoderSize
+from variator_export.core.encoder_size import EncoderSize
 
 WrapFFN = Callable[[int, nn.Module], nn.Module]
 Positions = Callable[[Tensor, Any], Tensor]

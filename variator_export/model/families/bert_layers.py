@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from variator_export.model.encoder_size import EncoderSize
+from variator_export.core.encoder_size import EncoderSize
 from variator_export.model.families.base import WrapFFN
 
 

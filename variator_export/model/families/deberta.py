@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from variator_export.model.encoder_size import EncoderSize
+from variator_export.core.encoder_size import EncoderSize
 from variator_export.model.families import bert_layers
 from variator_export.model.families.base import Family, encoder_heads
 

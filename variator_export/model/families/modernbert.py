@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from variator_export.model.encoder_size import EncoderSize
+from variator_export.core.encoder_size import EncoderSize
 from variator_export.model.families import bert_layers
 from variator_export.model.families.base import Family, WrapFFN, encoder_heads
 

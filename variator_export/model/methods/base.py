@@ -14,8 +14,8 @@ import numpy as np
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BackboneEntry, Variant
 from variator_export.core.axes import InputShapes
+from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.registry import resolve
-from variator_export.model.encoder_size import EncoderSize
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -62,7 +62,7 @@ class Method:
 
     def inputs_of(self, bundle: BundleFiles, variant: Variant) -> dict[str, np.ndarray]:
         """Check the hashes of a variant's own files and return its `graph_inputs`."""
-        size = EncoderSize(**bundle.manifest.backbone.encoder_size)
+        size = bundle.manifest.backbone.encoder_size
         return self.graph_inputs(size, bundle.variant_folder(variant))
 
     def eager(self, backbone: "Backbone", folder: Path) -> "nn.Module":

@@ -6,7 +6,7 @@ import numpy as np
 
 from variator_export.bundle.manifest import BackboneEntry, Variant
 from variator_export.core.axes import InputShapes
-from variator_export.model.encoder_size import EncoderSize
+from variator_export.core.encoder_size import EncoderSize
 from variator_export.model.macs import analytic_macs
 from variator_export.model.methods.base import Method
 from variator_export.model.plugin_layout import null_plugin, plugin_input_shapes, stack_for_graph

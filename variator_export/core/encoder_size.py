@@ -1,6 +1,7 @@
 """The sizes that determine how much an encoder computes."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class EncoderSize:
         relative_positions_are_cut: 1 if only the 2 * tokens positions that occur are used (the first
             DeBERTa), otherwise 0.
     """
+
+    # An unknown size in a manifest is refused (pydantic reads this).
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     num_layers: int
     hidden_size: int
