@@ -138,6 +138,12 @@ def test_a_file_without_its_hash(bundle_copy: Path) -> None:
     _refused(bundle_copy, "names ratio-4.onnx without its hash")
 
 
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors"])
+def test_a_file_that_every_bundle_has(bundle_copy: Path, name: str) -> None:
+    _edit_manifest(bundle_copy, lambda m: m["files"].pop(name))
+    _refused(bundle_copy, f"does not list {name}, which every bundle has")
+
+
 def test_a_variant_that_is_not_there(small_bundle: Path) -> None:
     bundle = Bundle.load(small_bundle)
     assert bundle.variant(4) == bundle.variant("ratio-4")

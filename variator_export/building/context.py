@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from variator_export.building.plan import VariantPlan
 from variator_export.building.staging import StagedBundle
-from variator_export.bundle.files import BACKBONE_WEIGHTS
+from variator_export.bundle.manifest import BACKBONE_WEIGHTS
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.model.methods import METHODS

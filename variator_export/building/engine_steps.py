@@ -9,8 +9,7 @@ from typing import Any
 
 from variator_export.building.staging import StagedBundle
 from variator_export.bundle.engine_records import ANY_RATIO
-from variator_export.bundle.files import BACKBONE_WEIGHTS
-from variator_export.bundle.manifest import BackboneEntry, EngineEntry, Variant
+from variator_export.bundle.manifest import BACKBONE_WEIGHTS, BackboneEntry, EngineEntry, Variant
 from variator_export.bundle.parts import part_name
 from variator_export.bundle.reports import ENGINES_REPORT, read_report
 from variator_export.core.axes import InputShapes

@@ -16,8 +16,7 @@ from variator_export.building.context import (
     BuildContext,
 )
 from variator_export.building.plan import VariantPlan
-from variator_export.bundle.files import BACKBONE_WEIGHTS
-from variator_export.bundle.manifest import LEAST_SHARE, PrecisionProof
+from variator_export.bundle.manifest import BACKBONE_WEIGHTS, LEAST_SHARE, PrecisionProof
 from variator_export.bundle.parts import MODEL, graph_name
 from variator_export.bundle.reports import build_verification_report
 from variator_export.core.environment import require_onnxruntime, versions

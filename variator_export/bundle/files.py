@@ -21,7 +21,6 @@ from variator_export.core.hashing import sha256_file
 from variator_export.core.json_file import read_json_object
 from variator_export.core.validation import describe_validation_error
 
-BACKBONE_WEIGHTS = "weights.safetensors"
 _COMPILE_AGAIN = "Compile the engine again: variator-export compile"
 
 

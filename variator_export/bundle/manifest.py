@@ -16,6 +16,8 @@ from variator_export.core.json_file import read_json_object
 from variator_export.core.validation import describe_validation_error
 
 MANIFEST_NAME = "manifest.json"
+BACKBONE_CONFIG = "config.json"
+BACKBONE_WEIGHTS = "weights.safetensors"
 SCHEMA_VERSION = 3
 # The minimum share of multiply-accumulates that must be in the requested precision.
 LEAST_SHARE = 0.95
@@ -290,6 +292,9 @@ def read_manifest(bundle: Path) -> Manifest:
     unlisted = sorted(_named_paths(manifest) - manifest.files.keys())
     if unlisted:
         raise UserError(f"{path} names {unlisted[0]} without its hash.", rebuild_hint(bundle))
+    for name in (BACKBONE_CONFIG, BACKBONE_WEIGHTS):
+        if name not in manifest.files:
+            raise UserError(f"{path} does not list {name}, which every bundle has.", rebuild_hint(bundle))
     return manifest
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from variator_export.bundle.files import BACKBONE_WEIGHTS, BundleFiles
-from variator_export.bundle.manifest import Variant, rebuild_hint
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import BACKBONE_WEIGHTS, Variant, rebuild_hint
 from variator_export.core.errors import NumbersDisagreeError
 from variator_export.core.hashing import sha256_file
 from variator_export.model.plugin_file import load_plugin_config

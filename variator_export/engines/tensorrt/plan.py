@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from variator_export.bundle.files import BACKBONE_WEIGHTS, BundleFiles
-from variator_export.bundle.manifest import EngineEntry, Variant
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import BACKBONE_WEIGHTS, EngineEntry, Variant
 from variator_export.core.errors import UserError
 from variator_export.engines.tensorrt.api import load_tensorrt
 from variator_export.engines.tensorrt.log import last_messages, make_log
