@@ -40,8 +40,8 @@ from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
 from variator_export.graph.macs import graph_macs
 from variator_export.model.macs import analytic_macs
-from variator_export.verification.compare import Deviation, deviation
-from variator_export.verification.error_budget import MULTIPLE, make_budgets
+from variator_export.verification.judging.compare import Deviation, deviation
+from variator_export.verification.judging.error_budget import MULTIPLE, make_budgets
 
 RATIOS = (1, 2, 4, 8)
 PRECISIONS = ("float32", "float16", "bfloat16")

@@ -28,9 +28,9 @@ from variator_export.engines.base import Arrays, Runner
 from variator_export.model.backbone import quiet_transformers
 from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Recipe
-from variator_export.verification.averages import AVERAGE, BIAS
 from variator_export.verification.eager_bundle import EagerBundle
-from variator_export.verification.judge import REFERENCE
+from variator_export.verification.judging.averages import AVERAGE, BIAS
+from variator_export.verification.judging.judge import REFERENCE
 from variator_export.verification.reference import Expected
 from variator_export.verification.reference_check import verify_graph
 from variator_export.verification.runs import Graphs

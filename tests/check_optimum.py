@@ -39,7 +39,7 @@ from variator_export.recipe.recipe import Recipe
 from variator_export.recipe.recipe_file import load_recipe
 from variator_export.text.tokenizer import TextEncoder
 from variator_export.verification.cases import DEFAULT_TEXTS, REAL_TEXT, UNUSUAL_TEXTS
-from variator_export.verification.error_budget import MULTIPLE
+from variator_export.verification.judging.error_budget import MULTIPLE
 
 REQUIREMENTS = (
     "optimum-onnx==0.1.*",

@@ -13,8 +13,8 @@ from variator_export import Bundle
 from variator_export.bundle.manifest import Variant
 from variator_export.engines.base import Arrays
 from variator_export.verification.cases import Case
-from variator_export.verification.compare import deviation
-from variator_export.verification.error_budget import MULTIPLE, Budget
+from variator_export.verification.judging.compare import deviation
+from variator_export.verification.judging.error_budget import MULTIPLE, Budget
 from variator_export.verification.reference import load_reference
 
 # Only the class for custom tasks gives it.

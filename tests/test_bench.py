@@ -31,7 +31,8 @@ from variator_export.core.errors import TooSlowError, UsageError, UserError
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
-from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner, OperatorTime, optimize_transformer
+from variator_export.engines.onnxruntime.alternatives import optimize_transformer
+from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner, OperatorTime
 from variator_export.graph.torch_baseline import export_plain
 from variator_export.model.backbone import Backbone
 from variator_export.sessions import Bundle
@@ -104,7 +105,8 @@ def test_a_ratio_pays_from_where_it_pays_ever_after() -> None:
 
 def test_a_bundle_is_timed_on_every_runtime(embedding_bundle: Path) -> None:
     settings = replace(ONCE, threads=1)
-    runtimes = ("eager", "onnxruntime", "any-ratio", "torch.onnx", "onnxruntime-optimizer", "openvino")
+    exported = ("torch.onnx", "onnxruntime-optimizer", "quantize_dynamic")
+    runtimes = ("eager", "onnxruntime", "any-ratio", *exported, "openvino")
     result = bench(embedding_bundle, [(2, 16), (1, 8)], [4], runtimes=runtimes, settings=settings)
     assert [(s.batch_size, s.sequence_length, s.settled) for s in result.shapes] == [
         (2, 16, True), (1, 8, True)
@@ -113,13 +115,12 @@ def test_a_bundle_is_timed_on_every_runtime(embedding_bundle: Path) -> None:
     assert keys == [
         ("eager", "ratio-1"), ("eager", "ratio-4"), ("onnxruntime", "ratio-1"), ("onnxruntime", "ratio-4"),
         ("any-ratio", "ratio-1"), ("any-ratio", "ratio-4"), ("torch.onnx", "ratio-1"),
-        ("onnxruntime-optimizer", "ratio-1"), ("openvino", "ratio-1"), ("openvino", "ratio-4"),
+        ("onnxruntime-optimizer", "ratio-1"), ("quantize_dynamic", "ratio-1"), ("openvino", "ratio-1"),
+        ("openvino", "ratio-4"),
     ]  # fmt: skip
     for row in result.shapes[0].rows:
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
-        assert (row["graph_macs"] is None) == (
-            row["runtime"] in ("eager", "any-ratio", "torch.onnx", "onnxruntime-optimizer")
-        )
+        assert (row["graph_macs"] is None) == (row["runtime"] in ("eager", "any-ratio", *exported))
         over_eager = [row[f"speedup_over_eager{end}"] for end in ("_low", "", "_high")]
         assert 0 < over_eager[0] <= over_eager[1] <= over_eager[2]
     json.dumps(result.as_dict(), allow_nan=False)

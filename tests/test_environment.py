@@ -47,6 +47,22 @@ def test_a_machine_is_described_without_guessing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu avx2 avx512_vnni", ["avx512_vnni"]),
+        ("fpu avx2", []),
+        ("fp asimddp i8mm", ["asimddp", "i8mm"]),
+        (None, None),
+    ],
+)
+def test_int8_instructions_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, flags: str | None, expected: list[str] | None
+) -> None:
+    monkeypatch.setattr(environment, "_cpu_info", lambda *keys: flags if "flags" in keys else None)
+    assert environment.machine()["int8_instructions"] == expected
+
+
+@pytest.mark.parametrize(
     ("record", "command"),
     [
         (None, "pip install 'variator-export[export]'"),

@@ -28,7 +28,7 @@ from variator_export.model.macs import analytic_macs
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin, null_plugin, stack_for_graph
-from variator_export.verification.compare import deviation
+from variator_export.verification.judging.compare import deviation
 
 RATIOS = (2, 3, 4, 8)
 

@@ -185,14 +185,14 @@ def test_products_in_another_type_are_counted_and_refused(
     half: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     graph = half("t5-v1.0", "float16") / "ratio-1.onnx"
-    assert precision_share(graph, "float16", [WO], 1).macs == 1.0
-    undeclared = precision_share(graph, "float16", [], 1)
+    assert precision_share(graph, "float16", [WO], 1, "encoder.block").macs == 1.0
+    undeclared = precision_share(graph, "float16", [], 1, "encoder.block")
     assert 0.5 < undeclared.macs < 0.95
-    assert precision_share(graph, "bfloat16", [WO], 1).macs == 0
+    assert precision_share(graph, "bfloat16", [WO], 1, "encoder.block").macs == 0
     # As if it were not declared.
     monkeypatch.setattr(
         "variator_export.graph.macs.precision_share",
-        lambda path, precision, _, ratio: precision_share(path, precision, [], ratio),
+        lambda path, precision, _, ratio, stack: precision_share(path, precision, [], ratio, stack),
     )
     source = Bundle.load(graph.parent).manifest.recipe
     with pytest.raises(NumbersDisagreeError, match=r"% of the multiply-accumulates are in float16"):

@@ -383,9 +383,9 @@ def test_a_build_that_handles_text_otherwise_is_not_published(
         # The graph has mean pooling; the libraries now take the first token.
         made = text_check.check_texts
 
-        def other_pooling(*arguments: object) -> object:
+        def other_pooling(*arguments: object, **options: object) -> object:
             _write(folder / "1_Pooling" / "config.json", {"pooling_mode": "cls", "embedding_dimension": 32})
-            return made(*arguments)  # type: ignore[arg-type]
+            return made(*arguments, **options)  # type: ignore[arg-type]
 
         monkeypatch.setattr("variator_export.building.graph_steps.check_texts", other_pooling)
     with pytest.raises(NumbersDisagreeError, match="is not the one of sentence-transformers"):

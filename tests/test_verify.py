@@ -33,13 +33,10 @@ from variator_export.model.backbone import Backbone
 from variator_export.model.plugin_file import load_plugin, save_plugin
 from variator_export.recipe.recipe import Recipe
 from variator_export.sessions import Bundle
-from variator_export.verification.averages import AVERAGE, BIAS
 from variator_export.verification.bisection.bisect import Bisection, BisectSubject
 from variator_export.verification.bundle_verification import STORED, Verification, verify
 from variator_export.verification.cases import REAL_TEXT
-from variator_export.verification.compare import argmax_agreement, deviation, rank_correlation
 from variator_export.verification.eager_bundle import EagerBundle
-from variator_export.verification.error_budget import Budget, make_budgets, make_pooled_budgets
 from variator_export.verification.invariances import (
     CHECKS,
     EQUAL_ROWS,
@@ -48,7 +45,10 @@ from variator_export.verification.invariances import (
     ROW_ORDER,
     check_invariances,
 )
-from variator_export.verification.judge import REFERENCE
+from variator_export.verification.judging.averages import AVERAGE, BIAS
+from variator_export.verification.judging.compare import argmax_agreement, deviation, rank_correlation
+from variator_export.verification.judging.error_budget import Budget, make_budgets, make_pooled_budgets
+from variator_export.verification.judging.judge import REFERENCE
 from variator_export.verification.reference import load_reference
 from variator_export.verification.reference_check import verify_graph
 from variator_export.verification.runs import Graphs

@@ -46,7 +46,7 @@ from variator_export.reporting.bundle_report import report
 from variator_export.verification import runs as verify_targets
 from variator_export.verification.bundle_verification import Verification, store_verification, verify
 from variator_export.verification.invariances import EQUAL_ROWS, ROW_ALONE, ROW_ORDER
-from variator_export.verification.judge import REFERENCE
+from variator_export.verification.judging.judge import REFERENCE
 
 TARGET = "tensorrt-rtx"
 Plant = Callable[[ir.Model], None]

@@ -171,15 +171,15 @@ def bench(
     chosen = [opened.variant(v) for v in variants] if variants else list(opened.manifest.variants)
     chosen = [opened.manifest.baseline, *(v for v in chosen if not v.baseline)]
     chosen = list({variant.name: variant for variant in chosen}.values())
-    before = conditions()
+    before, precision = conditions(), find_precision(opened.manifest.precision)
 
     def load_backbone() -> "Backbone":
         without = "choose only runtimes without PyTorch, for example --runtime onnxruntime"
-        return load_bundle_backbone(opened, backbone, without)
+        return load_bundle_backbone(opened, backbone, without, "float32" if precision.quantizes else None)
 
     names = list(runtimes or available_runtimes())
-    if find_precision(opened.manifest.precision).is_half and not all(RUNTIMES[name].gpu for name in names):
-        progress.note(f"A CPU's speed in {opened.manifest.precision} says nothing about a GPU's.")
+    if precision.is_half and not all(RUNTIMES[name].gpu for name in names):
+        progress.note(f"A CPU's speed in {precision.name} says nothing about a GPU's.")
     engines = {"allow_unverified": allow_unverified, "trust_host_code": trust_host_code}
     with (
         open_subjects(opened, load_backbone, settings.threads, **engines) as opener,

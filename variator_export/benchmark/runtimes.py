@@ -49,6 +49,8 @@ RUNTIMES = {
     "any-ratio": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
     "torch.onnx": Runtime("onnxruntime", only_baseline=True, needs="torch"),
     "onnxruntime-optimizer": Runtime("onnxruntime", only_baseline=True, needs="torch"),
+    # A group of its own: its numbers are not those of the float32 graphs.
+    "quantize_dynamic": Runtime("quantize_dynamic", only_baseline=True, needs="torch"),
     "openvino": Runtime("openvino", only_baseline=False, needs="openvino"),
 }
 # Sessions on every target that runs on a GPU, as users open them.
@@ -58,7 +60,7 @@ RUNTIMES |= {
     if target.gpu
 }
 # Runtimes of a user without this package: graphs exported by torch.onnx.
-PLAIN_RUNTIMES = ("torch.onnx", "onnxruntime-optimizer")
+PLAIN_RUNTIMES = ("torch.onnx", "onnxruntime-optimizer", "quantize_dynamic")
 # Runtimes that are left out if they cannot run, unless the user names them.
 OPTIONAL_RUNTIMES = (*PLAIN_RUNTIMES, "torch.compile", "openvino")
 TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.group == "torch")
@@ -166,7 +168,11 @@ class Subjects:
         return OnnxRuntimeRunner(graph, threads=self._threads)
 
     def _plain(self, runtime: str) -> Runner:
-        from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner, optimize_transformer
+        from variator_export.engines.onnxruntime.alternatives import (
+            optimize_transformer,
+            quantize_dynamically,
+        )
+        from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
         from variator_export.graph.torch_baseline import export_plain
 
         # The graphs are exported once: each opening reads the same files.
@@ -182,7 +188,10 @@ class Subjects:
                 num_heads=int(backbone.info.config.num_attention_heads),
                 hidden_size=self._files.manifest.backbone.hidden_size,
             )
-        graph = optimized if runtime == "onnxruntime-optimizer" else plain
+        quantized = self._scratch / "quantized.onnx"
+        if runtime == "quantize_dynamic" and not quantized.exists():
+            quantize_dynamically(plain, quantized)
+        graph = {"onnxruntime-optimizer": optimized, "quantize_dynamic": quantized}.get(runtime, plain)
         return OnnxRuntimeRunner(graph, threads=self._threads, as_it_comes=True)
 
     @cached_property

@@ -62,8 +62,8 @@ def compile_engines(bundle: Path, order: EngineOrder, progress: Progress | None 
             a target, or the builder fails. The bundle is left unchanged.
     """
     bundle = bundle.resolve()
-    versions = check_order(order)
-    BundleFiles(bundle)  # rejects a damaged bundle before its folder is locked
+    # A damaged bundle is rejected before its folder is locked.
+    versions = check_order(order, BundleFiles(bundle).manifest.precision)
     with exclusive(bundle) as staging:
         old = BundleFiles(bundle)
         manifest = old.manifest

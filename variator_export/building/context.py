@@ -11,6 +11,7 @@ from variator_export.building.staging import StagedBundle
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
+from variator_export.core.precision import find_precision
 from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import PluginHost, load_plugin_config
 from variator_export.model.plugin_layout import PluginConfig
@@ -118,7 +119,8 @@ class BuildContext:
         """The backbone with its weights, in the recipe's precision."""
         from variator_export.model.backbone import load_in_precision
 
-        found = load_in_precision(self.info, self.encoder.pad_token_id, self.recipe.precision)
+        kept = self.recipe.quantization.float32_modules
+        found = load_in_precision(self.info, self.encoder.pad_token_id, self.recipe.precision, kept)
         stored = stored_dtypes(self.source.folder) - {"F32"}
         if stored and self.recipe.precision == "float32":
             self.staged.progress.note(
@@ -131,6 +133,24 @@ class BuildContext:
                 f"{', '.join(found.left_out)}"
             )
         return found
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the recipe's precision quantises the linear layers."""
+        return find_precision(self.recipe.precision).quantizes
+
+    @property
+    def quantizer(self) -> "Callable[[Any], None] | None":
+        """A function that quantises a transformers model in place; None if the precision does not."""
+        kept = self.recipe.quantization.float32_modules
+        return self.info.quantizer(kept) if self.quantizes else None
+
+    @cached_property
+    def float32_backbone(self) -> "Backbone":
+        """The backbone as its users run it, where the recipe's precision quantises."""
+        from variator_export.model.backbone import load_backbone
+
+        return load_backbone(self.info, self.encoder.pad_token_id)
 
     def plugin_folder(self, plan: VariantPlan) -> str:
         """Return the folder of a variant's plugin, relative to the bundle."""

@@ -87,15 +87,17 @@ class _Planned:
         return engine_step(self.entry)
 
 
-def check_order(order: EngineOrder) -> dict[str, str]:
+def check_order(order: EngineOrder, precision: str) -> dict[str, str]:
     """Check that every target can be built, and return the versions of the targets.
 
     Raises:
-        UserError: A target is not installed, does not support the options, or needs a GPU that is missing.
+        UserError: A target is not installed, does not support the precision or the options, or needs a GPU
+            that is missing.
     """
     found = {}
     for name in order.targets:
         target = find_engine_target(name)
+        target.check_precision(precision)
         target.check_options(order.options, order.timing_cache)
         found[name] = target.version()
         target.platforms(order.options)

@@ -23,6 +23,7 @@ from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.hashing import sha256_file
 from variator_export.core.json_file import read_json_object, write_json
+from variator_export.core.precision import find_precision
 from variator_export.inference import TextModel
 from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import (
@@ -33,13 +34,15 @@ from variator_export.model.plugin_file import (
 )
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 from variator_export.text.tokenizer import TextEncoder
-from variator_export.verification.error_budget import MULTIPLE
+from variator_export.verification.judging.error_budget import MULTIPLE, QUANTIZATION_SHARE
 from variator_export.verification.text_check import DISTRIBUTIONS, check_texts
 from variator_export.verification.verified_graph import how_it_runs, open_for_verification
 
 if TYPE_CHECKING:
     from variator_export.bundle.manifest import BackboneEntry
+    from variator_export.engines.base import Arrays, Runner
     from variator_export.verification.cases import Case
+    from variator_export.verification.quantized.losses import QuantizationLoss
     from variator_export.verification.reference import Expected
 
 
@@ -145,6 +148,8 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
         "pad_token_id": context.encoder.pad_token_id,
         "made_by": context.code_fingerprint(*TRACED_BY),
     }
+    if context.quantizes:
+        depends_on["float32_modules"] = list(context.recipe.quantization.float32_modules)
     staged.step("trace", depends_on, [ANY_RATIO_NAME, BACKBONE_WEIGHTS], make)
 
 
@@ -180,8 +185,9 @@ def precision_proof(context: BuildContext, plan: VariantPlan) -> PrecisionProof:
     from variator_export.graph.macs import precision_share
 
     precision = context.recipe.precision
-    kept = context.info.spec.family.float32_modules
-    share = precision_share(staged.folder / name, precision, kept, plan.ratio)
+    family = context.info.spec.family
+    kept = (*family.float32_modules, *context.recipe.quantization.float32_modules)
+    share = precision_share(staged.folder / name, precision, kept, plan.ratio, family.stack)
     if share.macs < LEAST_SHARE:
         raise NumbersDisagreeError(
             f"{plan.name}: {share.macs:.1%} of the multiply-accumulates are in {precision}, not counting "
@@ -203,6 +209,8 @@ def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
         "onnxruntime": versions(require_onnxruntime()),
         "made_by": context.code_fingerprint(*VERIFIED_BY),
     }
+    if context.quantizes:
+        depends_on["quantization"] = recipe.quantization.model_dump(mode="json")
     output = reference_path(plan)
     staged.step(f"verify/{plan.name}", depends_on, [output], lambda: _verify(context, plan, output))
 
@@ -224,7 +232,15 @@ def check_texts_of_baseline(context: BuildContext, plan: VariantPlan, backbone: 
         config = read_json_object(folder / "config.json", "Restore it from its source.")
         encoder = TextEncoder(folder, backbone.max_length)
         model = TextModel(runner.run, encoder, backbone, config)
-        check_texts(model, context.source.folder, recipe.verify.texts, recipe.precision)
+        check_texts(
+            model,
+            context.source.folder,
+            recipe.verify.texts,
+            recipe.precision,
+            quantize=context.info.quantizer(recipe.quantization.float32_modules)
+            if context.quantizes
+            else None,
+        )
 
     context.staged.step("verify/texts", depends_on, [], make)
 
@@ -235,9 +251,12 @@ def reference_path(plan: VariantPlan) -> str:
 
 
 def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
+    import torch
+
     from variator_export.verification.cases import make_cases
     from variator_export.verification.checks import CheckedVariant, check_variant
-    from variator_export.verification.judge import refuse_failures
+    from variator_export.verification.judging.judge import refuse_failures
+    from variator_export.verification.quantized.given_rounding import check_given_rounding
     from variator_export.verification.reference import EAGER, save_reference
 
     info, recipe, folder = context.info, context.recipe, context.staged.folder
@@ -258,8 +277,11 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         info.max_length,
         padding_states_vary=info.spec.family.padding_states_vary,
         masking=None if plan.plugin is None else context.plugin_config(plan).masking,
+        quantized=context.quantizes,
     )
-    with context.staged.progress.bar(f"verify {plan.name}", len(cases) * 3 + 2) as advance:
+    with context.staged.progress.bar(
+        f"verify {plan.name}", len(cases) * 3 + 2 + context.quantizes
+    ) as advance:
         # Reference first, then the sessions, so that the float64 copy and the sessions are never in memory
         # at the same time.
         reference = _reference(context, plan, cases, advance)
@@ -269,6 +291,17 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
             for name, extra in graphs.items()
         }
         findings, _ = check_variant(openers, reference, subject, progress=advance)
+        if context.quantizes:
+            findings += check_given_rounding(
+                graphs,
+                folder,
+                recipe.precision,
+                context.eager(plan, context.backbone.to_dtype(torch.float64)),
+                context.eager(plan),
+                cases,
+                advance,
+            )
+        losses = _losses(context, plan, openers[graph_name(plan.name, MODEL)], cases[0], advance)
     if subject.reads_varying_padding:
         context.staged.progress.note(
             f"{plan.name}: the outputs depend on the amount of padding in a batch, because the plugin reads "
@@ -285,8 +318,46 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
             "ran": how_it_runs(recipe.precision),
             "reference": EAGER,
             "findings": [finding.as_dict() for finding in findings],
+            "quantization": [loss.as_dict() for loss in losses],
         },
     )
+
+
+def _losses(
+    context: BuildContext,
+    plan: VariantPlan,
+    open_graph: "Callable[[], Runner]",
+    case: "Case",
+    progress: Callable[[], None],
+) -> "list[QuantizationLoss]":
+    """Compare a quantised graph with the float32 model on real text; empty for other precisions.
+
+    Raises:
+        NumbersDisagreeError: The quantisation loses more than the recipe allows.
+    """
+    from variator_export.verification.quantized.losses import quantization_losses, refuse_losses
+
+    if not context.quantizes:
+        return []
+    family, recipe = context.info.spec, context.recipe
+    float32 = context.eager(plan, context.float32_backbone).run(case.inputs)
+    losses = quantization_losses(
+        plan.name,
+        open_graph().run(case.inputs),
+        float32,
+        case,
+        family.token_outputs,
+        recipe.quantization,
+    )
+
+    def run(kept: Sequence[str]) -> "Arrays":
+        whole, precision = context.float32_backbone, find_precision(recipe.precision)
+        own = (*recipe.quantization.float32_modules, *kept)
+        return context.eager(plan, whole.in_precision(precision, own)).run(case.inputs)
+
+    refuse_losses(losses, float32, run, context.float32_backbone.quantizable_modules)
+    progress()
+    return losses
 
 
 def _reference(
@@ -296,5 +367,8 @@ def _reference(
 
     from variator_export.verification.reference import eager_reference
 
-    exact = context.eager(plan, context.backbone.to_dtype(torch.float64))
-    return eager_reference(exact, context.eager(plan), cases, context.recipe.precision, progress)
+    exact, precision = context.eager(plan, context.backbone.to_dtype(torch.float64)), context.recipe.precision
+    if context.quantizes:
+        whole = context.eager(plan, context.float32_backbone)
+        return eager_reference(exact, whole, cases, precision, progress, share=QUANTIZATION_SHARE)
+    return eager_reference(exact, context.eager(plan), cases, precision, progress)

@@ -34,6 +34,7 @@ from variator_export.model.methods import METHODS
 from variator_export.model.source import is_plain_folder, resolve_source
 from variator_export.recipe.recipe import Recipe
 from variator_export.recipe.recipe_file import load_recipe
+from variator_export.verification.judging.judge import GIVEN_ROUNDING
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import BackboneInfo
@@ -48,6 +49,7 @@ class BuildResult:
         published: False if the bundle was already up to date.
         steps: One report for each step: whether it was run or reused, and why.
         verification: The worst finding of each variant, by variant name.
+        losses: What quantisation changes in each variant, by name; empty for other precisions.
         speed: The speed measurement (`building.speed.speed_of_bundle`); None if nothing was measured.
         untrained: Variants whose plugins were initialised but not trained.
         ratios: Ratios of the bundle's variants.
@@ -58,6 +60,7 @@ class BuildResult:
     published: bool
     steps: tuple[StepReport, ...]
     verification: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     speed: Mapping[str, Any] | None = None
     untrained: tuple[str, ...] = ()
     ratios: tuple[int, ...] = ()
@@ -95,7 +98,7 @@ def build(
     asked = select_plugins(recipe)  # rejects a wrong ratio before anything slow starts
     require_onnxruntime()
     order = EngineOrder(recipe.engine, [target for target in recipe.targets if target != GRAPHS])
-    versions = check_order(order)
+    versions = check_order(order, recipe.precision)
     source = resolve_source(recipe.backbone.source, recipe.backbone.sha256)
     with exclusive(bundle) as staging:
         old = _old_bundle(bundle, replace=replace)
@@ -117,6 +120,7 @@ def build(
         published=published,
         steps=tuple(staged.reports),
         verification={plan.name: worst_finding(bundle, plan.name) for plan in variants},
+        losses={p.name: found for p in variants if (found := quantization_losses(bundle, p.name))},
         speed=speed,
         untrained=tuple(v.name for v in manifest.variants if v.plugin is not None and not v.plugin.trained),
         ratios=tuple(v.ratio for v in manifest.variants),
@@ -242,10 +246,30 @@ def _part(staged: StagedBundle, info: "BackboneInfo") -> PartEntry:
 
 
 def worst_finding(bundle: Path, variant: str) -> dict[str, Any] | None:
-    """Return the largest deviation in a variant's verification report, or None if there is no report."""
+    """Return the largest deviation in a variant's verification report, or None if there is no report.
+
+    For a quantised variant, that is the largest one given the graph's own rounding.
+    """
     try:
-        report = json.loads((bundle / build_verification_report(variant)).read_text(encoding="utf-8"))
-        found: dict[str, Any] = max(report["findings"], key=lambda f: f["used"])
+        findings = _report(bundle, variant)["findings"]
+        given = [f for f in findings if f["check"] == GIVEN_ROUNDING]
+        found: dict[str, Any] = max(given or [f for f in findings if "max_abs" in f], key=lambda f: f["used"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # reports are not part of the bundle, so a missing or broken one is no error
     return found
+
+
+def quantization_losses(bundle: Path, variant: str) -> list[dict[str, Any]]:
+    """Return what quantisation changes in a variant, from its verification report; empty without one."""
+    try:
+        found: list[dict[str, Any]] = list(_report(bundle, variant).get("quantization", ()))
+    except (OSError, ValueError):
+        return []
+    return found
+
+
+def _report(bundle: Path, variant: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(
+        (bundle / build_verification_report(variant)).read_text(encoding="utf-8")
+    )
+    return content

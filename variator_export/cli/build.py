@@ -11,7 +11,7 @@ import typer
 from variator_export.building.parallel import Order, Outcome, build_all
 from variator_export.building.recipe_build import BuildResult, build, default_bundle
 from variator_export.cli import completion, options
-from variator_export.cli.build_tables import outcomes_table, speed_table, verification_table
+from variator_export.cli.build_tables import losses_table, outcomes_table, speed_table, verification_table
 from variator_export.cli.output import ConsoleProgress, Format, Output, error_document
 from variator_export.cli.push import PushOption, check_push, push_result
 from variator_export.cli.recipe_flags import with_flags
@@ -234,6 +234,7 @@ def _document(result: BuildResult) -> dict[str, Any]:
         "published": result.published,
         "steps": [asdict(step) for step in result.steps],
         "verification": dict(result.verification),
+        "quantization": dict(result.losses),
         "speed": result.speed,
         "untrained": list(result.untrained),
         "precision": result.precision,
@@ -246,6 +247,9 @@ def _print(output: Output, result: BuildResult) -> None:
     output.text(f"{state}: {result.bundle}")
     output.text()
     output.table(verification_table(result))
+    if result.losses:
+        output.text()
+        output.table(losses_table(result))
     if (how := how_it_runs(result.precision)) != AS_IT_IS:
         output.hint(f"The graphs were verified {how}.")
     if result.speed is not None:

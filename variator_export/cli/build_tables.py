@@ -7,7 +7,8 @@ from rich.table import Table
 
 from variator_export.building.parallel import Outcome
 from variator_export.building.recipe_build import BuildResult
-from variator_export.verification.error_budget import MULTIPLE
+from variator_export.core.precision import find_precision
+from variator_export.verification.judging.error_budget import GIVEN_MULTIPLE, MULTIPLE
 
 
 def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
@@ -37,9 +38,11 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def verification_table(result: BuildResult) -> Table:
+    quantizes = find_precision(result.precision).quantizes
     table = Table(
-        title="Verified against eager PyTorch in float64; allowed: at most "
-        f"{MULTIPLE:g} times its own rounding error in {result.precision}",
+        title=f"Verified against eager PyTorch in float64{', with the same integers' if quantizes else ''}; "
+        f"allowed: at most {GIVEN_MULTIPLE if quantizes else MULTIPLE:g} times its own rounding error in "
+        f"{find_precision(result.precision).dtype}",
         title_justify="left",
     )
     for name in ("variant", "graph", "case", "output"):
@@ -58,6 +61,30 @@ def verification_table(result: BuildResult) -> Table:
             f"{found['max_abs']:.1e}",
             f"{found['relative_frobenius']:.1e}",
             f"{found['used']:.2f}",
+        )
+    return table
+
+
+def losses_table(result: BuildResult) -> Table:
+    """Return a table of what quantisation changes, by variant and output."""
+    table = Table(
+        title=f"{result.precision} against float32 at the same ratio, on the recipe's texts",
+        title_justify="left",
+    )
+    for name in ("variant", "output"):
+        table.add_column(name)
+    for name in ("vectors", "mean cosine", "least cosine", "same class", "limit"):
+        table.add_column(name, justify="right")
+    for loss in (loss for losses in result.losses.values() for loss in losses):
+        agreement = "" if loss["agreement"] is None else f"{loss['agreement']:.1%}"
+        table.add_row(
+            loss["variant"],
+            loss["output"],
+            str(loss["count"]),
+            f"{loss['cosine']:.4f}",
+            f"{loss['least_cosine']:.4f}",
+            agreement,
+            f"{loss['limit']:g}",
         )
     return table
 

@@ -65,6 +65,9 @@ def _print(printer: Output, found: Diagnosis) -> None:
     printer.text(
         f"{machine['cpu']}, {machine['cpu_cores']} cores, {memory:.0f} GiB, Python {machine['python']}"
     )
+    if machine["int8_instructions"] is not None:
+        names = ", ".join(machine["int8_instructions"])
+        printer.text(f"int8 instructions: {names or 'none: int8 bundles are right here, but gain little'}")
     printer.text(f"GPUs: {'; '.join(found.gpus) if found.gpus else 'none found by nvidia-smi'}")
     printer.text()
     table = Table(title="What this installation can do", title_justify="left")

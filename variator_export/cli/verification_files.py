@@ -6,17 +6,19 @@ from variator_export.verification.bundle_verification import Verification
 
 
 def junit_xml(result: Verification) -> str:
-    """Return JUnit XML: a suite per variant, a test case per finding and for the precision of an engine."""
+    """Return JUnit XML: a suite per variant, a test case per finding, loss and precision of an engine."""
     root = ElementTree.Element("testsuites", name=f"variator-export verify {result.bundle.name}")
     for variant, findings in result.findings.items():
         left_out = result.left_out.get(variant, ())
         has_precision, imprecise = variant in result.precisions, result.imprecise.get(variant)
-        num_failed = sum(not finding.passed for finding in findings) + (imprecise is not None)
+        losses = result.losses.get(variant, ())
+        num_failed = sum(not finding.passed for finding in findings)
+        num_failed += sum(not loss.passed for loss in losses) + (imprecise is not None)
         suite = ElementTree.SubElement(
             root,
             "testsuite",
             name=variant,
-            tests=str(len(findings) + has_precision + len(left_out)),
+            tests=str(len(findings) + len(losses) + has_precision + len(left_out)),
             failures=str(num_failed),
             errors="0",
             skipped=str(len(left_out)),
@@ -35,6 +37,12 @@ def junit_xml(result: Verification) -> str:
                     case, "failure", message=finding.problem or "outside the limit"
                 )
                 failure.text = str(finding)
+        for loss in losses:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=f"{variant}.quantization", name=f"near float32: {loss.output}"
+            )
+            if not loss.passed:
+                ElementTree.SubElement(case, "failure", message=str(loss))
         for left in left_out:
             case = ElementTree.SubElement(
                 suite, "testcase", classname=f"{variant}.{left.graph}", name=f"{left.check}: left out"
@@ -56,14 +64,14 @@ def junit_xml(result: Verification) -> str:
 
 def markdown(result: Verification) -> str:
     """Return a Markdown summary for a pull request or a release."""
-    failed = [*map(str, result.failures), *(f"{name}: {why}" for name, why in result.imprecise.items())]
+    failed = [*map(str, result.failures), *map(str, result.too_lossy)]
+    failed += [f"{name}: {why}" for name, why in result.imprecise.items()]
     verdict = f"{len(failed)} checks FAILED" if failed else "all checks passed"
     where = result.gpu or result.machine["cpu"] or "an unknown CPU"
     lines = [
         f"# Verification of {result.bundle.name}: {verdict}",
         "",
-        f"Compared with {result.reference}, at {result.verified_at} on {where}. Numbers are multiples of "
-        "eager PyTorch's own rounding error.",
+        f"Compared with {result.reference}, at {result.verified_at} on {where}. {result.unit}",
         "",
         "| variant | graph | check | cases | worst | allowed | |",
         "|---|---|---|---:|---:|---:|---|",
@@ -73,6 +81,9 @@ def markdown(result: Verification) -> str:
         outcome = "passed" if row.failed == 0 else f"**{row.failed} failed**"
         cells = (row.variant, row.graph, row.check, row.count, worst, f"{row.allowed:g}", outcome)
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    losses = [str(loss) for found in result.losses.values() for loss in found]
+    if losses:
+        lines += ["", "## Quantisation", "", *(f"- {words}" for words in losses)]
     if failed:
         lines += ["", "## Failures", "", *(f"- {words}" for words in failed)]
     left_out = [str(left) for found in result.left_out.values() for left in found]

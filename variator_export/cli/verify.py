@@ -154,7 +154,7 @@ def _print(printer: Output, result: Verification) -> None:
     printer.table(table)
     if result.ran != AS_IT_IS:
         printer.hint(f"{'The engines' if result.gpu else 'The graphs'} ran {result.ran}.")
-    printer.hint("Numbers are multiples of eager PyTorch's own rounding error.")
+    printer.hint(result.unit)
     if result.profile_shapes == "usual":
         printer.hint("The largest shape of each optimization profile was left out; --full verifies it too.")
     for left in (left for found in result.left_out.values() for left in found):
@@ -166,5 +166,7 @@ def _print(printer: Output, result: Verification) -> None:
         printer.hint(f"... and {len(failures) - _SHOWN_FAILURES} more; --format json shows them all.")
     for name, why in result.imprecise.items():
         printer.hint(f"FAILED: {name}: {why}")
+    for loss in (loss for found in result.losses.values() for loss in found):
+        printer.hint(f"{'' if loss.passed else 'FAILED: '}{loss}")
     for bisection in result.bisections:
         printer.hint(f"BISECTED: {bisection}")

@@ -119,13 +119,25 @@ def require_onnxruntime() -> str:
     return found[0]
 
 
-def _cpu_model() -> str | None:
+# The CPU's instructions for products of 8-bit integers: VNNI on x86, dot products and matrices on ARM.
+_INT8_INSTRUCTIONS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+def _cpu_info(*keys: str) -> str | None:
+    """The first value of one of these keys in /proc/cpuinfo; None if there is none."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or None
+            name, _, value = line.partition(":")
+            if name.strip() in keys:
+                return value.strip()
+    return None
+
+
+def _int8_instructions() -> list[str] | None:
+    """The CPU's instructions for products of 8-bit integers; None if they are unknown."""
+    flags = _cpu_info("flags", "Features")
+    return None if flags is None else [name for name in _INT8_INSTRUCTIONS if name in flags.split()]
 
 
 def default_threads() -> int | None:
@@ -204,8 +216,9 @@ def _nvidia_smi(fields: str, only: str | None = None) -> list[str] | None:
 def machine() -> dict[str, Any]:
     """A description of this machine, stored with measurements. Unknown values are None."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": _cpu_info("model name") or platform.processor() or None,
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "int8_instructions": _int8_instructions(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",

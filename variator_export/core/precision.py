@@ -26,6 +26,7 @@ class Precision:
         keeps_float32_modules: Whether a family's float32 modules stay in float32. bfloat16 has the range of
             float32, so nothing overflows in bfloat16.
         on_a_cpu: Whether ONNX Runtime supports matrix products of this type on a CPU.
+        quantizes: Whether the linear layers compute in integers (`model.int8`) and the rest in `dtype`.
         suffix: Suffix of a bundle's default name.
     """
 
@@ -39,12 +40,13 @@ class Precision:
     agreement: float
     keeps_float32_modules: bool = False
     on_a_cpu: bool = True
+    quantizes: bool = False
     suffix: str = ""
 
     @property
     def is_half(self) -> bool:
-        """Whether the precision is narrower than float32."""
-        return self.epsilon > FLOAT32.epsilon
+        """Whether everything is computed in a floating-point type narrower than float32."""
+        return self.dtype != FLOAT32.dtype
 
 
 FLOAT32 = Precision(
@@ -81,13 +83,26 @@ BFLOAT16 = Precision(
     on_a_cpu=False,
     suffix="-bfloat16",
 )
+INT8 = Precision(
+    name="int8",
+    dtype="float32",
+    onnx="INT8",
+    safetensors="I8",
+    tensorrt="INT8",
+    inspector=("INT8", "Int8"),
+    epsilon=2.0**-23,
+    agreement=1e-1,
+    quantizes=True,
+    suffix="-int8",
+)
 
 PRECISIONS = Registry(
     kind="precision",
     group="variator_export.precisions",
     contract=Precision,
     own={
-        precision.name: f"{__name__}:{precision.name.upper()}" for precision in (FLOAT32, FLOAT16, BFLOAT16)
+        precision.name: f"{__name__}:{precision.name.upper()}"
+        for precision in (FLOAT32, FLOAT16, BFLOAT16, INT8)
     },
 )
 

@@ -1,7 +1,7 @@
 """The augmented model in eager PyTorch: the reference for numbers, and a baseline for speed."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from variator_export.engines.base import Arrays
 from variator_export.model.augmented import AugmentedModel, PlainModel
 from variator_export.model.backbone import Backbone, quiet_transformers
+from variator_export.model.int8 import GivenRounding, Int8Linear
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_layout import Plugin
 
@@ -66,6 +67,8 @@ class EagerModel:
         if attention == "sdpa":
             with quiet_transformers():  # families without a choice print a warning
                 self.transformer.set_attn_implementation("sdpa")
+        # Layers share their buffers with the backbone's, whose names the graphs use.
+        self._names = {id(buffer): name for name, buffer in backbone.model.named_buffers()}
         self._precision: contextlib.AbstractContextManager[Any] = (
             _SoftmaxInFloat64() if backbone.dtype == torch.float64 else contextlib.nullcontext()
         )
@@ -92,6 +95,34 @@ class EagerModel:
         with torch.inference_mode(), self._precision:
             outputs = self._call({name: torch.from_numpy(array) for name, array in inputs.items()})
         return {name: _numpy(value) for name, value in outputs.items()}
+
+    def run_with_integers(
+        self, inputs: Mapping[str, np.ndarray], integers: Mapping[str, Sequence[np.ndarray]]
+    ) -> tuple[Arrays, dict[str, list[np.ndarray]]]:
+        """Run a quantised model once, with given integers instead of its own rounding of activations.
+
+        Args:
+            inputs: int64 inputs (B, S).
+            integers: The integers of each call of each quantised layer, by the name of the layer's weight.
+
+        Returns:
+            The outputs; and the activations of each call before they would have been rounded, in steps of the
+            integers, by the name of the layer's weight.
+        """
+        layers = {
+            self._names[id(module.weight)]: module
+            for module in self.transformer.modules()
+            if isinstance(module, Int8Linear)
+        }
+        given = {name: GivenRounding(map(torch.from_numpy, integers[name])) for name in layers}
+        try:
+            for name, layer in layers.items():
+                layer.given = given[name]
+            outputs = self.run(inputs)
+        finally:
+            for layer in layers.values():
+                layer.given = None
+        return outputs, {name: [_numpy(a) for a in found.activations] for name, found in given.items()}
 
 
 def _numpy(value: torch.Tensor) -> np.ndarray:

@@ -176,6 +176,14 @@ class EngineTarget(Target):
         """
 
     @abstractmethod
+    def check_precision(self, precision: str) -> None:
+        """Refuse a precision whose graphs the target cannot build.
+
+        Raises:
+            UserError: The target cannot build them.
+        """
+
+    @abstractmethod
     def platforms(self, options: EngineRecipe) -> list[str]:
         """The platforms to build for, one engine each: `sm89`, `portable`, …
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from variator_export.core.axes import BATCH, LENGTH
 from variator_export.core.precision import find_precision
 from variator_export.graph.simplify import module_of
+from variator_export.graph.weights import weight_name
 
 
 class _UnknownShapeError(Exception):
@@ -58,29 +59,47 @@ class PrecisionShare:
 
 
 def precision_share(
-    graph: Path, precision: str, float32_modules: Sequence[str], ratio: int
+    graph: Path, precision: str, float32_modules: Sequence[str], ratio: int, stack: str
 ) -> PrecisionShare:
     """Compute how much of a graph of one ratio runs in a precision, at 8 rows of 128 tokens.
+
+    A precision that quantises applies to the linear layers of the encoder alone. Modules with other products,
+    such as attention, the plugin and heads, count as declared float32.
 
     Args:
         graph: The ONNX file.
         precision: The requested precision.
-        float32_modules: Last name components of the modules that stay in float32.
+        float32_modules: Last name components of the modules that stay in float32. With a precision that
+            quantises, any part of their names.
         ratio: The graph's ratio k.
+        stack: Name of the module that holds the encoder layers.
     """
-    wanted = find_precision(precision).onnx
+    quantizes, wanted = find_precision(precision).quantizes, find_precision(precision).onnx
     asked = rest = whole = 0
     declared: dict[str, int] = {}
     for node, macs in _products(graph, ratio):
-        module, kind = module_of(node), node.inputs[0].dtype if node.inputs[0] else None
+        module, kind = module_of(node), node.inputs[1].dtype if node.inputs[1] else None
         whole += macs
-        if wanted != "FLOAT" and kind == ir.DataType.FLOAT and module.rpartition(".")[2] in float32_modules:
+        if quantizes:
+            # The weight's name: a module around a feed-forward network hides those of its linear layers.
+            weight = _encoder_weight(node, stack)
+            stays = weight is None or any(f".{part}." in f".{weight}" for part in float32_modules)
+        else:
+            stays = module.rpartition(".")[2] in float32_modules
+        if wanted != "FLOAT" and kind == ir.DataType.FLOAT and stays:
             declared[module] = declared.get(module, 0) + macs
             continue
         rest += macs
         asked += macs if kind is not None and kind.name == wanted else 0
     shares = {module: macs / whole for module, macs in declared.items()}
     return PrecisionShare(precision, asked / rest if rest else 0.0, shares)
+
+
+def _encoder_weight(node: ir.Node, stack: str) -> str | None:
+    """The name of the weight of the encoder that a node multiplies by; None for any other product."""
+    name = weight_name(node)
+    of_backbone = name is not None and not name.startswith("plugin.") and f".{stack}." in f".{name}"
+    return name if of_backbone else None
 
 
 def macs_by_node(graph: Path, float32_modules: Collection[str], ratio: int) -> dict[str, int]:
@@ -105,7 +124,7 @@ def _products(graph: Path, ratio: int) -> Iterator[tuple[ir.Node, int]]:
 
 
 def _node_macs(node: ir.Node, bindings: dict[str, int]) -> int:
-    if node.op_type in ("MatMul", "Gemm"):
+    if node.op_type in ("MatMul", "Gemm", "MatMulInteger"):
         left = _dims(node.inputs[0], bindings)
         return math.prod(_dims(node.outputs[0], bindings)) * left[0 if _transposed(node) else -1]
     if node.op_type == "Attention":

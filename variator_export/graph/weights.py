@@ -83,3 +83,12 @@ def attach_weights(graph: ir.Graph, tensors: Mapping[str, ir.TensorProtocol]) ->
         if value.uses() or value.is_graph_output():
             value.const_value = tensors[str(value.name)]
             graph.register_initializer(value)
+
+
+def weight_name(node: ir.Node) -> str | None:
+    """The name of the stored weight that a matrix product multiplies by; None if it is no stored weight."""
+    right = node.inputs[1]
+    maker = right.producer() if right is not None else None
+    if maker is not None and maker.op_type == "Transpose":
+        right = maker.inputs[0]
+    return right.name if right is not None and right.is_initializer() else None

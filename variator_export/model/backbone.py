@@ -4,7 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from variator_export.core.json_file import read_json_object
 from variator_export.core.precision import Precision, find_precision
 from variator_export.model.families import find_architecture, find_task
 from variator_export.model.families.base import Architecture
+from variator_export.model.int8 import is_part_of, linear_layers, quantize_model
 from variator_export.model.plugin_layout import BackboneIdentity
 from variator_export.model.pooling import PoolingSpec, read_pooling
 from variator_export.model.source import BackboneSource
@@ -67,6 +68,19 @@ class BackboneInfo:
     def max_length(self) -> int | None:
         """The longest input in tokens; None if there is no limit."""
         return self.spec.family.max_length(self.config)
+
+    def quantizer(self, kept: Sequence[str] = ()) -> Callable[[nn.Module], None]:
+        """Make the function that quantises a model of this architecture in place.
+
+        Args:
+            kept: Parts of the names of modules that stay in float32, besides the family's own.
+        """
+        family = self.spec.family
+
+        def quantize(model: nn.Module) -> None:
+            quantize_model(model, family.stack, (*family.float32_modules, *kept))
+
+        return quantize
 
 
 @dataclass(frozen=True)
@@ -128,10 +142,46 @@ class Backbone:
                     module.float().load_state_dict(originals[name].state_dict())
         return dataclasses.replace(self, model=model.requires_grad_(False))
 
-    def in_precision(self, precision: Precision) -> "Backbone":
-        """A copy in one of the precisions of recipes."""
+    def in_precision(self, precision: Precision, kept: Sequence[str] = ()) -> "Backbone":
+        """A copy in one of the precisions of recipes.
+
+        Args:
+            precision: The precision.
+            kept: Parts of the names of modules that a precision that quantises leaves in float32, besides the
+                family's own.
+
+        Raises:
+            UserError: Nothing can be quantised, or there is no module of one of the names.
+        """
+        if precision.quantizes:
+            return self._quantized(kept)
         dtype: torch.dtype = getattr(torch, precision.dtype)
         return self.to_dtype(dtype, keeps_float32_modules=precision.keeps_float32_modules)
+
+    def _quantized(self, kept: Sequence[str]) -> "Backbone":
+        family, model = self.spec.family, copy.deepcopy(self.model)
+        names = linear_layers(model, family.stack)
+        for part in kept:
+            if not any(is_part_of(name, part) for name in names):
+                raise UserError(
+                    f"The encoder of {self.info.source.name} has no linear layer in a module {part!r}.",
+                    f"Choose from {', '.join(self.quantizable_modules)}.",
+                )
+        if not quantize_model(model, family.stack, (*family.float32_modules, *kept)):
+            raise UserError(
+                f"The encoder of {self.info.source.name} has no linear layer left to quantise.",
+                "Leave fewer modules in float32, or choose another precision.",
+            )
+        return dataclasses.replace(self, model=model.requires_grad_(False))
+
+    @property
+    def quantizable_modules(self) -> tuple[str, ...]:
+        """Names of the modules to leave in float32: each kind of linear layer, and each encoder layer."""
+        stack = self.spec.family.stack
+        inner = [name.removeprefix(f"{stack}.").partition(".") for name in linear_layers(self.model, stack)]
+        kinds = dict.fromkeys(kind for _, _, kind in inner)
+        layers = dict.fromkeys(f"{stack}.{index}" for index, _, _ in inner)
+        return (*kinds, *layers)
 
 
 def read_backbone_info(
@@ -191,13 +241,18 @@ def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
     return _checked(info, model, loading, pad_token_id)
 
 
-def load_in_precision(info: BackboneInfo, pad_token_id: int, precision: str) -> Backbone:
-    """Load the weights and round them to one of the precisions of recipes.
+def load_in_precision(
+    info: BackboneInfo, pad_token_id: int, precision: str, kept: Sequence[str] = ()
+) -> Backbone:
+    """Load the weights and round or quantise them to one of the precisions of recipes.
 
     Raises:
-        UserError: Same as `load_backbone`, or a weight is too large for the precision.
+        UserError: Same as `load_backbone` and `Backbone.in_precision`, or a weight is too large for the
+            precision.
     """
     loaded, wanted = load_backbone(info, pad_token_id), find_precision(precision)
+    if wanted.quantizes:
+        return loaded.in_precision(wanted, kept)
     if not wanted.is_half:
         return loaded
     converted = loaded.in_precision(wanted)

@@ -31,8 +31,8 @@ from variator_export.quality.tasks.base import Encode, EvaluatedModel, Kept, Mea
 from variator_export.recipe.recipe import BackboneRecipe, PluginRecipe, Recipe
 from variator_export.sessions import Bundle
 from variator_export.text.tokenizer import TextEncoder
-from variator_export.verification.compare import deviation
 from variator_export.verification.eager_bundle import load_bundle_backbone
+from variator_export.verification.judging.compare import deviation
 
 EvaluationRuntime = Literal["eager", "onnxruntime"]
 
@@ -46,8 +46,8 @@ class QualityRow:
         ratio: The ratio k.
         runtime: The runtime's name.
         metrics: Metrics by name (`quality.metrics`). None where one is undefined.
-        relative_loss: The share of the main metric that is lost against ratio 1 on the same runtime. None if
-            it is undefined.
+        relative_loss: The share of the main metric that is lost against ratio 1 on the same runtime; for a
+            quantised bundle, against ratio 1 in float32 if eager PyTorch ran. None if it is undefined.
         interval: The 95 % interval of the main metric, from resampling the examples. None if it is undefined.
         loss_interval: The 95 % interval of the relative loss, with the same examples at both ratios.
     """
@@ -111,7 +111,8 @@ def evaluate(
         backbone: The backbone's source. None means the source that the bundle or the plugins name.
         architecture: The class of transformers to load, for plugin folders. None means the class that
             config.json names.
-        runtimes: Runtimes to run. With both, their outputs must agree except for rounding.
+        runtimes: Runtimes to run. With both, their outputs must agree except for rounding. The eager model of
+            a quantised bundle is the float32 one, so there the outputs need not agree.
         max_tokens: Maximum length of a text. Longer texts are truncated. None means the model's limit.
         prompt_name: The model's prompt to put before each text. None means the model's default prompt.
         output: The folder of the bundle that plugin folders are exported to, a new one or one of the same
@@ -200,6 +201,7 @@ class _Evaluation:
         self._measurement = measurement
         self._runtimes = runtimes
         self._progress = progress
+        self._quantizes = find_precision(bundle.manifest.precision).quantizes
         # The uncompressed model's outputs and metrics, by runtime.
         self._plain: dict[EvaluationRuntime, tuple[Kept, Metrics]] = {}
         self.rows: list[QualityRow] = []
@@ -209,13 +211,19 @@ class _Evaluation:
     def run(self, backbone: str | None) -> None:
         """Run every variant on every runtime, the uncompressed one first."""
         first = self._bundle.manifest.baseline
+        if self._quantizes and "eager" not in self._runtimes:
+            precision = self._bundle.manifest.precision
+            self.warnings.append(
+                f"The losses do not count what {precision} itself costs: eager PyTorch, which runs float32, "
+                "was left out."
+            )
         others = [variant for variant in self._bundle.manifest.variants if variant is not first]
         variants = [first, *sorted(others, key=lambda v: (v.ratio, v.name))]
         runners = {r: _runners(self._bundle, variants, r, backbone) for r in self._runtimes}
         for variant in variants:
             found = {runtime: self._outputs(variant, runtime, runners[runtime]) for runtime in self._runtimes}
-            for runtime, kept in found.items():
-                self._measure(variant, runtime, kept)
+            for runtime in sorted(found, key=lambda name: name != "eager"):  # what others are compared with
+                self._measure(variant, runtime, found[runtime])
             if len(found) > 1:
                 self.agreement[variant.name] = self._agree(variant.name, found)
 
@@ -244,9 +252,10 @@ class _Evaluation:
         return kept
 
     def _measure(self, variant: Variant, runtime: EvaluationRuntime, kept: Kept) -> None:
-        if runtime not in self._plain:  # the uncompressed model, which runs first
-            self._plain[runtime] = kept, self._measurement.measure(kept, kept)
-        plain, whole = self._plain[runtime]
+        base: EvaluationRuntime = "eager" if self._quantizes and "eager" in self._runtimes else runtime
+        if base not in self._plain:  # the uncompressed model, which runs first
+            self._plain[base] = kept, self._measurement.measure(kept, kept)
+        plain, whole = self._plain[base]
         metrics = whole if kept is plain else self._measurement.measure(kept, plain)
         values = {name: samples.value for name, samples in metrics.items()}
         main = self._measurement.metric
@@ -259,8 +268,9 @@ class _Evaluation:
     def _agree(self, variant: str, found: Mapping[EvaluationRuntime, Kept]) -> dict[str, Any]:
         compared = [self._measurement.compared(found[runtime]) for runtime in ("onnxruntime", "eager")]
         result = deviation(*compared)
+        allowed = find_precision(self._bundle.manifest.precision).agreement
         # Negated so that NaN is refused too.
-        if not result.relative_frobenius <= find_precision(self._bundle.manifest.precision).agreement:
+        if not self._quantizes and not result.relative_frobenius <= allowed:
             raise NumbersDisagreeError(
                 f"{variant}: the graph's outputs differ from eager PyTorch's: {result}.",
                 "This is a fault of the export: please report it with the bundle's manifest.",
@@ -345,7 +355,9 @@ def _runners(
         return
     from variator_export.engines.eager import EagerModel
 
-    loaded = load_bundle_backbone(bundle, backbone, "--runtime onnxruntime")
+    quantizes = find_precision(bundle.manifest.precision).quantizes
+    precision = "float32" if quantizes else None
+    loaded = load_bundle_backbone(bundle, backbone, "--runtime onnxruntime", precision)
     for variant in variants:
         yield EagerModel.of_variant(loaded, bundle, variant)
 

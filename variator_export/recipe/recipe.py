@@ -93,6 +93,19 @@ class VerifyRecipe(_Part):
     """Seed of the random token ids in the grid."""
 
 
+class QuantizationRecipe(_Part):
+    """Settings and limits of a precision that quantises (int8). Other precisions do not read them."""
+
+    float32_modules: tuple[str, ...] = ()
+    """Modules of the encoder whose linear layers stay in float32, as part of a dotted name in transformers:
+    `value`, `encoder.layer.5` or `attention.self.value`. The family's own exceptions are added."""
+    min_cosine: float = Field(default=0.97, ge=-1, le=1)
+    """The smallest mean cosine of embeddings or hidden states with those of float32 at the same ratio, over
+    `verify.texts`."""
+    min_agreement: float = Field(default=0.9, ge=0, le=1)
+    """The smallest share of equal classes, for outputs that are classes."""
+
+
 class SpeedRecipe(_Part):
     """The speed measurement at the end of a build."""
 
@@ -173,8 +186,10 @@ class Recipe(_Part):
     ratios: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """The ratios to build; None for the ratios of all plugins. The baseline, ratio 1, is always built."""
     precision: PrecisionName = "float32"
-    """The precision of the graphs and engines: float32, float16, bfloat16, or one added by an installed
-    distribution."""
+    """The precision of the graphs and engines: float32, float16, bfloat16, int8 (linear layers only), or one
+    added by an installed distribution."""
+    quantization: QuantizationRecipe = QuantizationRecipe()
+    """Settings and limits of int8."""
     targets: tuple[str, ...] = ("onnxruntime",)
     """The targets to build engines for: `tensorrt-rtx`, `tensorrt`, or a target of an installed distribution.
     `onnxruntime` runs the graphs directly, without engines."""

@@ -8,7 +8,7 @@ from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
 from variator_export.bundle.quality_report import between, counted_metrics
 from variator_export.reporting.page import Column, Plot, Section, TableOf, number
 from variator_export.reporting.sources import Sources
-from variator_export.verification.error_budget import MULTIPLE
+from variator_export.verification.judging.error_budget import MULTIPLE
 
 # Number of modules of a profile that are shown.
 _PROFILE_ROWS = 8

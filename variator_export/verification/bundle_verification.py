@@ -25,6 +25,7 @@ from variator_export.core.environment import (
     versions,
 )
 from variator_export.core.errors import UserError
+from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Runner
 from variator_export.engines.layers import EnginePrecision
@@ -33,13 +34,14 @@ from variator_export.sessions import Bundle
 from variator_export.verification.checks import CheckedVariant, LeftOut, check_variant
 from variator_export.verification.consistency import check_steps
 from variator_export.verification.eager_bundle import EagerBundle
-from variator_export.verification.judge import Finding
+from variator_export.verification.judging.judge import QUANTIZATION_UNIT, Finding
 from variator_export.verification.reference import EAGER, load_reference
 from variator_export.verification.runs import Engines, Graphs, Runs
 from variator_export.verification.verified_graph import AS_IT_IS
 
 if TYPE_CHECKING:
     from variator_export.verification.bisection.bisect import Bisection
+    from variator_export.verification.quantized.losses import QuantizationLoss
 
 STORED = "the outputs of eager PyTorch, float64, CPU, stored when the bundle was built"
 ReferenceChoice = Literal["auto", "eager", "stored"]
@@ -90,6 +92,8 @@ class Verification:
             or the property does not hold for the model itself.
         profile_shapes: The shapes of the engines' profiles that were verified, as in `verify`. `none` with a
             stored reference.
+        losses: What the quantisation changes, by variant. Empty for other precisions, and with a stored
+            reference.
     """
 
     bundle: Path
@@ -106,6 +110,21 @@ class Verification:
     precisions: Mapping[str, EnginePrecision] = field(default_factory=dict)
     left_out: Mapping[str, tuple[LeftOut, ...]] = field(default_factory=dict)
     profile_shapes: ProfileShapes = "none"
+    losses: Mapping[str, tuple["QuantizationLoss", ...]] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """What the numbers in the table are multiples of, as a sentence."""
+        units = {finding.unit for findings in self.findings.values() for finding in findings}
+        if QUANTIZATION_UNIT not in units:
+            return "Numbers are multiples of eager PyTorch's own rounding error."
+        given = " Given the graph's rounding: multiples of eager PyTorch's own error in float32."
+        return f"Numbers are multiples of {QUANTIZATION_UNIT}.{given if len(units) > 1 else ''}"
+
+    @property
+    def too_lossy(self) -> "list[QuantizationLoss]":
+        """What the quantisation changes by more than the recipe allows."""
+        return [loss for losses in self.losses.values() for loss in losses if not loss.passed]
 
     @property
     def failures(self) -> list[Finding]:
@@ -124,8 +143,8 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether every finding passed and every engine computes in its type."""
-        return not self.failures and not self.imprecise
+        """Whether every finding passed, every engine computes in its type, and no quantisation loses much."""
+        return not self.failures and not self.imprecise and not self.too_lossy
 
     def summary(self) -> list[SummaryRow]:
         """Return one row for each variant, graph and check."""
@@ -190,6 +209,7 @@ class Verification:
             "profile_shapes": self.profile_shapes,
             "left_out": {name: [asdict(entry) for entry in left] for name, left in self.left_out.items()},
             "findings": {name: [f.as_dict() for f in found] for name, found in self.findings.items()},
+            "quantization": {name: [loss.as_dict() for loss in found] for name, found in self.losses.items()},
             "bisections": [bisection.as_dict() for bisection in self.bisections],
         }
 
@@ -241,6 +261,13 @@ def verify(
         )
     progress = progress or Progress()
     opened = Bundle.load(bundle)
+    quantizes = find_precision(opened.manifest.precision).quantizes
+    if reproduction is not None and quantizes:
+        raise UserError(
+            f"Bisection compares modules, and those of {opened.manifest.precision} differ by their rounding.",
+            "Leave it out. The check given the graph's rounding names the output; `build` names the module "
+            "that loses most.",
+        )
     check_steps(opened)
     builder = engine_targets().get(target)
     if builder is None:
@@ -273,6 +300,12 @@ def verify(
     precisions = {variant.name: runs.precision(variant) for variant in chosen}
     looked_at = {v.name: _verify_variant(opened, v, runs, eager, progress) for v in chosen}
     findings = {name: tuple(found) for name, (found, _) in looked_at.items()}
+    losses: dict[str, tuple[QuantizationLoss, ...]] = {}
+    if eager is not None and quantizes:
+        for variant in chosen:
+            more, lost = eager.quantization(variant, runs.graph_inputs(variant), progress)
+            findings[variant.name] += tuple(more)
+            losses[variant.name] = tuple(lost)
     bisections: list[Bisection] = []
     if reproduction is not None and eager is not None:
         for variant in chosen:
@@ -293,6 +326,7 @@ def verify(
         bisections=tuple(bisections),
         left_out={name: tuple(left) for name, (_, left) in looked_at.items() if left},
         profile_shapes="none" if eager is None else profiles,
+        losses=losses,
     )
 
 
@@ -336,6 +370,7 @@ def _verify_variant(
         backbone.max_length,
         padding_states_vary=backbone.padding_states_vary,
         masking=None if variant.plugin is None else variant.plugin.masking,
+        quantized=find_precision(bundle.manifest.precision).quantizes,
     )
     with progress.bar(f"verify {variant.name}", len(runners) * (len(reference) + 1)) as advance:
         openers = {file: functools.partial(_as_it_is, runner) for file, runner in runners.items()}

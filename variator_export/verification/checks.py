@@ -1,5 +1,6 @@
 """All checks of the graphs and engines that run one variant, shared by `build` and `verify`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from variator_export.core.errors import UserError
 from variator_export.engines.base import Runner
 from variator_export.verification.cases import REAL_TEXT
 from variator_export.verification.invariances import check_invariances
-from variator_export.verification.judge import REFERENCE, Finding
+from variator_export.verification.judging.judge import QUANTIZATION_UNIT, REFERENCE, Finding
 from variator_export.verification.reference import Expected
 from variator_export.verification.reference_check import verify_graph
 
@@ -24,6 +25,7 @@ class CheckedVariant:
         max_length: The model's limit in tokens. None if there is none.
         padding_states_vary: Whether the hidden states of padding depend on the amount of padding.
         masking: The masking of the variant's plugin. None if it has none.
+        quantized: Whether the graph is quantised, and so judged by what quantisation changes.
     """
 
     ratio: int
@@ -32,6 +34,7 @@ class CheckedVariant:
     max_length: int | None
     padding_states_vary: bool = False
     masking: str | None = None
+    quantized: bool = False
 
     @property
     def reads_varying_padding(self) -> bool:
@@ -115,4 +118,6 @@ def check_variant(
         findings += found
         left_out += [LeftOut(file, check, tuple(shapes)) for check, shapes in left_of.items()]
         progress()
+    if subject.quantized:
+        findings = [dataclasses.replace(finding, unit=QUANTIZATION_UNIT) for finding in findings]
     return findings, left_out

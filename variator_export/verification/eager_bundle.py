@@ -6,25 +6,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import Variant
 from variator_export.bundle.origin import recorded_origin
 from variator_export.core.environment import require_export
 from variator_export.core.errors import UserError
+from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.model.plugin_file import load_variant_plugin
 from variator_export.model.source import is_plain_folder, resolve_source
 from variator_export.sessions import Bundle
 from variator_export.verification.cases import REAL_TEXT, Case, make_cases
 from variator_export.verification.consistency import check_backbone
-from variator_export.verification.judge import REFERENCE, Finding
+from variator_export.verification.judging.error_budget import QUANTIZATION_SHARE
+from variator_export.verification.judging.judge import REFERENCE, Finding
 from variator_export.verification.reference import Expected, eager_reference
 from variator_export.verification.runs import Runs
 from variator_export.verification.stored_recipe import recipe_of
+from variator_export.verification.verified_graph import open_for_verification
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
     from variator_export.verification.bisection.bisect import Bisection
+    from variator_export.verification.quantized.losses import QuantizationLoss
 
 
 # Number of shapes that `verify` draws for a seed.
@@ -53,13 +59,16 @@ def backbone_of_bundle(bundle: BundleFiles) -> str:
     )
 
 
-def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "Backbone":
-    """Load a bundle's backbone in the bundle's precision. Requires torch and transformers.
+def load_bundle_backbone(
+    bundle: Bundle, source: str | None, without: str, precision: str | None = None
+) -> "Backbone":
+    """Load a bundle's backbone. Requires torch and transformers.
 
     Args:
         bundle: The bundle.
         source: The backbone's location. None means its location when the bundle was built.
         without: The option that avoids the need for the backbone, for messages.
+        precision: The precision to load it in. None means the bundle's.
 
     Raises:
         UserError: The backbone is missing, or has different weights.
@@ -81,7 +90,9 @@ def load_bundle_backbone(bundle: Bundle, source: str | None, without: str) -> "B
             f"Pass the bundle's own backbone with --backbone, or do without it: {without}",
         )
     info = read_backbone_info(found, entry.architecture)
-    return load_in_precision(info, bundle.text_encoder().pad_token_id, bundle.manifest.precision)
+    wanted = precision or bundle.manifest.precision
+    kept = recipe_of(bundle).quantization.float32_modules
+    return load_in_precision(info, bundle.text_encoder().pad_token_id, wanted, kept)
 
 
 class EagerBundle:
@@ -106,6 +117,13 @@ class EagerBundle:
         import torch  # only now: the line before has checked that it is installed
 
         self._exact = self._backbone.to_dtype(torch.float64)
+        self._quantizes = find_precision(bundle.manifest.precision).quantizes
+        # The model before its quantisation; only for precisions that quantise.
+        self._float32 = (
+            load_bundle_backbone(bundle, source, "--reference stored", "float32")
+            if self._quantizes
+            else self._backbone
+        )
 
     def reference(self, variant: Variant, progress: Progress) -> list[Expected]:
         """Compute the reference for all cases of a variant."""
@@ -114,8 +132,47 @@ class EagerBundle:
         cases, precision = self._cases(variant), self._bundle.manifest.precision
         with progress.bar(f"eager {variant.name}", len(cases)) as advance:
             exact = EagerModel.of_variant(self._exact, self._bundle, variant)
-            rounded = EagerModel.of_variant(self._backbone, self._bundle, variant)
-            return eager_reference(exact, rounded, cases, precision, advance)
+            other = EagerModel.of_variant(self._float32, self._bundle, variant)
+            share = QUANTIZATION_SHARE if self._quantizes else 1.0
+            return eager_reference(exact, other, cases, precision, advance, share=share)
+
+    def quantization(
+        self, variant: Variant, graphs: Mapping[str, Mapping[str, np.ndarray]], progress: Progress
+    ) -> "tuple[list[Finding], list[QuantizationLoss]]":
+        """Check a quantised variant: its graphs given their own rounding, and its loss against float32.
+
+        Args:
+            variant: The variant.
+            graphs: Additional inputs of each of its graphs, by file.
+            progress: Receives progress reports.
+
+        Returns:
+            The findings and the losses; both are empty for a precision that does not quantise.
+        """
+        if not self._quantizes:
+            return [], []
+        from variator_export.engines.eager import EagerModel
+        from variator_export.verification.quantized.given_rounding import check_given_rounding
+        from variator_export.verification.quantized.losses import quantization_losses
+
+        bundle, cases = self._bundle, self._cases(variant)
+        exact, rounded, float32 = (
+            EagerModel.of_variant(backbone, bundle, variant)
+            for backbone in (self._exact, self._backbone, self._float32)
+        )
+        precision, text = bundle.manifest.precision, cases[0]
+        with progress.bar(f"rounding {variant.name}", len(graphs)) as advance:
+            findings = check_given_rounding(graphs, bundle.path, precision, exact, rounded, cases, advance)
+        found = open_for_verification(bundle.graph(variant.graph), {}, precision).run(text.inputs)
+        losses = quantization_losses(
+            variant.name,
+            found,
+            float32.run(text.inputs),
+            text,
+            bundle.manifest.backbone.token_outputs,
+            recipe_of(bundle).quantization,
+        )
+        return findings, losses
 
     def bisect(
         self, variant: Variant, findings: Sequence[Finding], runs: Runs, folder: Path, progress: Progress

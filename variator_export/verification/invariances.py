@@ -3,7 +3,7 @@
 Wrong answers for batches of more than one row have passed the checks of many tools (NVIDIA/TensorRT#4853,
 #4813, #4796), because equal outputs for one dummy batch say nothing about them. These checks compare a graph
 with itself. Two runs of a correct graph differ only by rounding, so the limit is the one of
-`verification.error_budget`.
+`verification.judging.error_budget`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ import numpy as np
 
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, Runner
-from variator_export.verification.error_budget import Budget
-from variator_export.verification.judge import Finding, Question, failure, judge
+from variator_export.verification.judging.error_budget import Budget
+from variator_export.verification.judging.judge import Finding, Question, failure, judge
 from variator_export.verification.reference import Expected
 
 EQUAL_ROWS = "equal rows in, equal rows out"

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, Runner
 from variator_export.verification.cases import REAL_TEXT, Case
-from variator_export.verification.compare import deviation
-from variator_export.verification.error_budget import Budget, make_budgets
+from variator_export.verification.judging.compare import deviation
+from variator_export.verification.judging.error_budget import Budget, make_budgets, scaled
 
 ReferenceKind = Literal["eager", "stored"]
 EAGER = "eager PyTorch, float64, CPU"
@@ -44,15 +44,19 @@ def eager_reference(
     cases: Sequence[Case],
     precision: str,
     progress: Callable[[], None] = lambda: None,
+    *,
+    share: float = 1.0,
 ) -> list[Expected]:
     """Run eager PyTorch on every case.
 
     Args:
         exact: Eager PyTorch in float64.
-        same_precision: Eager PyTorch in the precision of the graphs to be verified.
+        same_precision: Eager PyTorch in the precision of the graphs to be verified. For a quantised model,
+            eager PyTorch without the quantisation.
         cases: The cases to run.
         precision: The name of that precision.
         progress: Called after each case.
+        share: The share of the deviation between the two that is the base error.
 
     Raises:
         UserError: Eager PyTorch returns NaN or infinite values.
@@ -70,7 +74,7 @@ def eager_reference(
             }
         )
         progress()
-    budgets = make_budgets(deviations, precision)
+    budgets = [scaled(of_case, share) for of_case in make_budgets(deviations, precision)]
     return [Expected(*item) for item in zip(cases, outputs, budgets, strict=True)]
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Runner
-from variator_export.verification.averages import CaseError, case_error, judge_averages
-from variator_export.verification.judge import REFERENCE, Finding, Question, failure, judge
+from variator_export.verification.judging.averages import CaseError, case_error, judge_averages
+from variator_export.verification.judging.judge import REFERENCE, Finding, Question, failure, judge
 from variator_export.verification.reference import Expected
 
 

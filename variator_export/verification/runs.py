@@ -51,6 +51,10 @@ class Runs(Protocol):
         """Return the runners of a variant, by the file that each runs."""
         ...
 
+    def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
+        """Return the additional inputs of each graph of a variant, by file; empty for engines."""
+        ...
+
     def shapes(self, *, largest: bool) -> list[tuple[int, int]]:
         """Return the smallest and the usual shapes of the profiles, and the largest ones if wanted."""
         ...
@@ -83,6 +87,10 @@ class Graphs:
             own: open_for_verification(self._bundle.graph(own), {}, self._bundle.manifest.precision),
             self._any_name: self._any_ratio.with_plugin(method_of(variant).inputs_of(self._bundle, variant)),
         }
+
+    def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
+        """Return no inputs for the variant's own graph, and its plugin for the any-ratio graph."""
+        return {variant.graph: {}, self._any_name: method_of(variant).inputs_of(self._bundle, variant)}
 
     def precision(self, _variant: Variant, /) -> EnginePrecision | None:
         """Return None: the build has already counted the types of each graph."""
@@ -193,6 +201,10 @@ class Engines:
         if (file := self._files.get(ANY_RATIO)) is not None:
             found[file] = _AtRatio(self._sessions[file], variant.name)
         return found
+
+    def graph_inputs(self, _variant: Variant) -> dict[str, dict[str, np.ndarray]]:
+        """Return nothing: engines are no graphs."""
+        return {}
 
     def precision(self, variant: Variant, /) -> EnginePrecision | None:
         """Return the types that a variant's own engine computes in.

@@ -6,7 +6,7 @@ or with a pipeline of transformers on the backbone's own files.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,17 @@ from variator_export.verification.cases import DEFAULT_TEXTS, UNUSUAL_TEXTS
 
 # Distributions whose versions decide what the users' libraries compute.
 DISTRIBUTIONS = ("sentence-transformers", "transformers", "tokenizers", "torch")
+# Function that quantises a transformers model in place.
+Quantize = Callable[[Any], None]
 
 
 def check_texts(
-    model: TextModel, source: Path, texts: Sequence[str] = (), precision: str = "float32"
+    model: TextModel,
+    source: Path,
+    texts: Sequence[str] = (),
+    precision: str = "float32",
+    *,
+    quantize: Quantize | None = None,
 ) -> None:
     """Compare a model's results for texts with those of the library that its users run.
 
@@ -33,6 +40,7 @@ def check_texts(
         source: The backbone's folder.
         texts: Real texts. If empty, the default texts of the package.
         precision: The precision of the graph. The library runs in float32.
+        quantize: Quantises the library's model as the graph is quantised. None if it is not.
 
     Raises:
         NumbersDisagreeError: A result differs by more than rounding. The message names the text.
@@ -43,7 +51,7 @@ def check_texts(
     longest = " ".join(DEFAULT_TEXTS * ((limit or 512) // 50 + 1))
     chosen = [*(texts or DEFAULT_TEXTS), *UNUSUAL_TEXTS, *([longest] if limit is not None else [])]
     allowed = find_precision(precision).agreement
-    library = _library(model, source)
+    library = _library(model, source, quantize)
     for prompt in library.prompts:
         where = f" with the prompt {prompt!r}" if prompt is not None else ""
         for text, (found, expected) in zip(chosen, library.pairs(chosen, prompt), strict=True):
@@ -85,18 +93,18 @@ class _Library(ABC):
         """Yield the bundle's result and the library's for each text."""
 
 
-def _library(model: TextModel, source: Path) -> _Library:
+def _library(model: TextModel, source: Path, quantize: Quantize | None) -> _Library:
     if EMBEDDING in model.backbone.outputs:
-        return _SentenceTransformers(model, source)
+        return _SentenceTransformers(model, source, quantize)
     if model.backbone.task == "text-classification":
-        return _Classifier(model, source)
+        return _Classifier(model, source, quantize)
     return _Tokens(model, source)
 
 
 class _SentenceTransformers(_Library):
     """Embeddings of sentence-transformers."""
 
-    def __init__(self, model: TextModel, source: Path) -> None:
+    def __init__(self, model: TextModel, source: Path, quantize: Quantize | None) -> None:
         import sentence_transformers
 
         from variator_export.model.backbone import quiet_transformers
@@ -111,6 +119,8 @@ class _SentenceTransformers(_Library):
                 )
         except Exception as error:  # a broken folder can fail anywhere in it
             raise _refused(self.name, source, error) from error
+        if quantize is not None:
+            quantize(self._theirs.transformers_model)
 
     def pairs(self, texts: Sequence[str], prompt: str | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         theirs = self._theirs.encode(list(texts), prompt_name=prompt, show_progress_bar=False)
@@ -120,7 +130,7 @@ class _SentenceTransformers(_Library):
 class _Classifier(_Library):
     """Scores by label of transformers' text-classification pipeline."""
 
-    def __init__(self, model: TextModel, source: Path) -> None:
+    def __init__(self, model: TextModel, source: Path, quantize: Quantize | None) -> None:
         import transformers
 
         from variator_export.model.backbone import quiet_transformers
@@ -134,6 +144,8 @@ class _Classifier(_Library):
                 )
         except Exception as error:
             raise _refused(self.name, source, error) from error
+        if quantize is not None:
+            quantize(self._theirs.model)
 
     def pairs(self, texts: Sequence[str], prompt: str | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         limit = self._model.encoder.max_length

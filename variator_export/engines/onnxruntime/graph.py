@@ -1,8 +1,6 @@
 """Graphs on ONNX Runtime: on the CPU, and on NVIDIA GPUs through its providers."""
 
-import contextlib
 import functools
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,6 @@ import numpy as np
 from variator_export.core.environment import (
     default_threads,
     install_command,
-    require,
     require_onnxruntime,
 )
 from variator_export.core.errors import UserError
@@ -130,45 +127,6 @@ def profile_operators(
             key = (event["name"].removesuffix(_KERNEL), event["args"]["op_name"])
             durations.setdefault(key, []).append(event["dur"] / 1e3)
     return [OperatorTime(*key, float(np.median(found[-runs:]))) for key, found in durations.items()]
-
-
-def optimize_transformer(
-    graph: Path, output: Path, *, model_type: str, num_heads: int, hidden_size: int
-) -> Path:
-    """Optimize a graph with onnxruntime's own transformer optimizer, as its users would.
-
-    The optimizer runs at its own default level for the model type. Without ONNX Runtime's own passes before
-    it, the optimizer leaves T5's layer norms unfused.
-
-    Args:
-        graph: The graph as `torch.onnx` exported it (`graph.torch_baseline`); our own graphs leave nothing to
-            fuse.
-        output: The file to write.
-        model_type: Model type from the config; the optimizer treats an unknown type as BERT.
-        num_heads: Number of attention heads; the optimizer needs the number to fuse the attention.
-        hidden_size: Hidden size of the model.
-
-    Raises:
-        UserError: The optimizer fails, or needs a package that is not installed.
-    """
-    require("onnx", "export", "ONNX Runtime's transformer optimizer")
-    try:
-        from onnxruntime.transformers.optimizer import MODEL_TYPES, optimize_model
-
-        with contextlib.redirect_stdout(io.StringIO()):  # the optimizer prints notes about the graph
-            optimized = optimize_model(
-                str(graph),
-                model_type=model_type if model_type in MODEL_TYPES else "bert",
-                num_heads=num_heads,
-                hidden_size=hidden_size,
-            )
-            optimized.save_model_to_file(str(output), use_external_data_format=True)
-    except Exception as error:  # the optimizer raises exceptions of any type
-        raise UserError(
-            f"ONNX Runtime's transformer optimizer fails on {graph}: {error}",
-            "Leave it out: choose the others with --runtime.",
-        ) from error
-    return output
 
 
 class OnnxRuntimeRunner:

@@ -28,7 +28,7 @@ class OnnxRuntimeTarget(Target):
         return self.provider.device != "cpu"
 
     def require(self, bundle: BundleFiles) -> None:
-        """Refuse a precision in which ONNX Runtime computes no products on a CPU."""
+        """Refuse a precision in which ONNX Runtime computes no products on the provider's device."""
         precision = find_precision(bundle.manifest.precision)
         if self.provider is CPU and not precision.on_a_cpu:
             raise UserError(
@@ -36,11 +36,18 @@ class OnnxRuntimeTarget(Target):
                 "a CPU.",
                 "Run it on a GPU (onnxruntime-cuda), or build it with --precision float32 or float16.",
             )
+        if self.gpu and precision.quantizes:
+            raise UserError(
+                f"{bundle.path} is in {precision.name}, whose products are made for CPUs: on a GPU ONNX "
+                "Runtime would run them on the CPU.",
+                "Choose the target onnxruntime, or build it with --precision float16 or bfloat16.",
+            )
 
     def runs_graphs(self, bundle: BundleFiles, installed: str) -> bool:
         """Whether the installed ONNX Runtime lists the provider, and the provider can run the precision."""
         precision = find_precision(bundle.manifest.precision)
-        return self.provider.name in installed and (self.gpu or precision.on_a_cpu)
+        can = not precision.quantizes if self.gpu else precision.on_a_cpu
+        return self.provider.name in installed and can
 
     def open(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> Session:
         """Open the graph of a variant, or the any-ratio graph."""

@@ -11,6 +11,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import first_gpu
 from variator_export.core.errors import UserError
+from variator_export.core.precision import find_precision
 from variator_export.engines.compatibility import AMPERE_PLUS, PORTABLE
 from variator_export.engines.request import EngineRequest, TimingCacheMode
 from variator_export.engines.target import (
@@ -69,6 +70,15 @@ class TensorRtTarget(EngineTarget):
     def check_options(self, options: EngineRecipe, timing_cache: TimingCacheMode) -> None:
         """Refuse options that this TensorRT does not have."""
         api.refuse_options(self.name, options, timing_cache)
+
+    def check_precision(self, precision: str) -> None:
+        """Refuse int8 graphs: TensorRT takes only scales that are constant."""
+        if find_precision(precision).quantizes:
+            raise UserError(
+                f"{self.name} cannot build engines in {precision}: the graphs compute a scale for each "
+                "token, and TensorRT takes only constant scales of activations.",
+                "Build for CPUs alone (--target onnxruntime), or choose float16 or bfloat16 for GPUs.",
+            )
 
     def platforms(self, options: EngineRecipe) -> list[str]:
         """The named compute capabilities; if none is named: all, sm80 and later, or this machine's GPU."""

@@ -66,6 +66,7 @@ class Family:
             absolute positions. Padding to a multiple of k may exceed the backbone's last position (length 512
             with k=3 needs slot 513), so the ids are clamped to it. None if the backbone has no position ids,
             or has no last position.
+        stack: Name of the module that holds the encoder layers, inside transformers' base model.
         wrap_ffns: Replaces the feed-forward network of every encoder layer by the result of the given
             function of (layer, feed-forward network without residual and layer norm).
         size: Function of the transformers configuration that returns the encoder's sizes.
@@ -73,8 +74,9 @@ class Family:
             no limit.
         refuse: Function of the configuration that returns the reason why it is not supported; None if it is
             supported.
-        float32_modules: Last name components of the modules that stay in float32 in a float16 model, as in
-            transformers, because their results would overflow.
+        float32_modules: Last name components of the modules that stay in float32 in a float16 or int8 model,
+            as in transformers: their results would overflow float16, and their inputs have the outliers that
+            int8 rounds worst.
         padding_states_vary: Whether the hidden states of padding depend on the amount of padding. A plugin
             that does not exclude padding reads them, so its outputs depend on it too.
     """
@@ -83,6 +85,7 @@ class Family:
     heads: Mapping[str, Head]
     inputs: tuple[str, ...]
     positions: Positions | None
+    stack: str
     wrap_ffns: Callable[[nn.Module, WrapFFN], None]
     size: Callable[[Any], EncoderSize]
     max_length: Callable[[Any], int | None]

@@ -37,6 +37,7 @@ def _family(name: str, prefix: str) -> Family:
         heads=encoder_heads(prefix),
         inputs=("input_ids", "attention_mask"),
         positions=bert_layers.absolute_positions,
+        stack="encoder.layer",
         wrap_ffns=bert_layers.wrap_ffns,
         size=_size,
         max_length=lambda config: config.max_position_embeddings,

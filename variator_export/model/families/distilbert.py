@@ -30,6 +30,7 @@ DISTILBERT = Family(
     heads=encoder_heads("DistilBert"),
     inputs=("input_ids", "attention_mask"),
     positions=absolute_positions,
+    stack="transformer.layer",
     wrap_ffns=_wrap_ffns,
     size=_size,
     max_length=lambda config: config.max_position_embeddings,

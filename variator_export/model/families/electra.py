@@ -8,6 +8,7 @@ ELECTRA = Family(
     heads=encoder_heads("Electra"),
     inputs=("input_ids", "attention_mask", "token_type_ids"),
     positions=bert_layers.absolute_positions,
+    stack="encoder.layer",
     wrap_ffns=bert_layers.wrap_ffns,
     size=bert_layers.size,
     max_length=lambda config: config.max_position_embeddings,

@@ -26,6 +26,7 @@ MODERNBERT = Family(
     heads=encoder_heads("ModernBert"),
     inputs=("input_ids", "attention_mask"),
     positions=None,  # rotary positions have no last one
+    stack="layers",
     wrap_ffns=_wrap_ffns,
     size=_size,
     max_length=lambda config: config.max_position_embeddings,

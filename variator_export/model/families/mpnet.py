@@ -11,6 +11,7 @@ MPNET = Family(
     heads=encoder_heads("MPNet", {"add_pooling_layer": False}),
     inputs=("input_ids", "attention_mask"),
     positions=lambda ids, config: bert_layers.padding_aware_positions(ids, config, _PADDING_IDX),
+    stack="encoder.layer",
     wrap_ffns=bert_layers.wrap_ffns,
     size=bert_layers.size,
     max_length=lambda config: config.max_position_embeddings - _PADDING_IDX - 1,

@@ -10,6 +10,7 @@ def _family(name: str, prefix: str) -> Family:
         heads=encoder_heads(prefix, {"add_pooling_layer": False}),
         inputs=("input_ids", "attention_mask"),
         positions=lambda ids, config: bert_layers.padding_aware_positions(ids, config, config.pad_token_id),
+        stack="encoder.layer",
         wrap_ffns=bert_layers.wrap_ffns,
         size=bert_layers.size,
         max_length=lambda config: config.max_position_embeddings - config.pad_token_id - 1,

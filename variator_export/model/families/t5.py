@@ -30,6 +30,7 @@ T5 = Family(
     heads={"T5EncoderModel": FEATURES},
     inputs=("input_ids", "attention_mask"),
     positions=None,
+    stack="encoder.block",
     wrap_ffns=_wrap_ffns,
     size=_size,
     max_length=lambda _config: None,

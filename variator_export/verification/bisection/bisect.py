@@ -19,9 +19,9 @@ from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
 from variator_export.graph.modules import mark_outputs, module_outputs
 from variator_export.verification.cases import Case
-from variator_export.verification.compare import Deviation, deviation
-from variator_export.verification.error_budget import MULTIPLE, Budget, make_pooled_budgets
-from variator_export.verification.judge import Finding, judge
+from variator_export.verification.judging.compare import Deviation, deviation
+from variator_export.verification.judging.error_budget import MULTIPLE, Budget, make_pooled_budgets
+from variator_export.verification.judging.judge import Finding, judge
 
 
 @dataclass(frozen=True)

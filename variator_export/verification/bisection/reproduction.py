@@ -11,7 +11,7 @@ from variator_export.engines.eager import EagerModel
 from variator_export.graph.modules import extract_module, mark_outputs, module_inputs
 from variator_export.verification.bisection.bisect import BisectSubject, ModuleFinding, run_by_module
 from variator_export.verification.cases import Case
-from variator_export.verification.error_budget import MULTIPLE
+from variator_export.verification.judging.error_budget import MULTIPLE
 
 _COMPARE = """
 if found.size != expected.size:

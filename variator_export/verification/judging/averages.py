@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from variator_export.verification.compare import Deviation
-from variator_export.verification.error_budget import Budget
-from variator_export.verification.judge import Finding, Question
+from variator_export.verification.judging.compare import Deviation
+from variator_export.verification.judging.error_budget import Budget
+from variator_export.verification.judging.judge import Finding, Question
 
 AVERAGE = "agrees on average"
 BIAS = "without a bias"

@@ -8,10 +8,18 @@ from typing import Any
 import numpy as np
 
 from variator_export.core.errors import NumbersDisagreeError
-from variator_export.verification.compare import Deviation, argmax_agreement, deviation, rank_correlation
-from variator_export.verification.error_budget import MULTIPLE, Budget
+from variator_export.verification.judging.compare import (
+    Deviation,
+    argmax_agreement,
+    deviation,
+    rank_correlation,
+)
+from variator_export.verification.judging.error_budget import MULTIPLE, Budget
 
 REFERENCE = "agrees with eager PyTorch"
+GIVEN_ROUNDING = "agrees given its rounding"
+ROUNDING_UNIT = "the rounding error of eager PyTorch"
+QUANTIZATION_UNIT = "a quarter of what quantisation changes"
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Finding:
         ran: Whether the graph ran at all.
         agreement: For logits, the share of rows with the same class. For sentence embeddings, the rank
             correlation of the cosines of all pairs. None for other outputs.
+        unit: What the base error is, in words.
     """
 
     question: Question
@@ -63,6 +72,7 @@ class Finding:
     problem: str | None = None
     ran: bool = True
     agreement: float | None = None
+    unit: str = ROUNDING_UNIT
 
     @property
     def passed(self) -> bool:
@@ -92,12 +102,11 @@ class Finding:
             return f"{self.question}: {self.problem}"
         if self.deviation is None:
             return (
-                f"{self.question}: {self.used:.3g} times the rounding error of eager PyTorch; the limit is "
-                f"{self.allowed:.3g} times"
+                f"{self.question}: {self.used:.3g} times {self.unit}; the limit is {self.allowed:.3g} times"
             )
         limit = self.allowed * self.base_error.relative_frobenius
         return (
-            f"{self.question}: {self.deviation}: {self.used:.3g} times the rounding error of eager PyTorch; "
+            f"{self.question}: {self.deviation}: {self.used:.3g} times {self.unit}; "
             f"the limit is {self.allowed:g} times (relative Frobenius error {limit:.1e})"
         )
 
