@@ -16,6 +16,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 QUALITY = REPOSITORY / "docs" / "quality.md"
 PERFORMANCE = REPOSITORY / "docs" / "performance.md"
 SESSIONS = REPOSITORY / "docs" / "sessions.md"
+INT8 = REPOSITORY / "docs" / "int8.md"
 
 
 def current() -> dict[Path, str]:
@@ -34,6 +35,7 @@ def current() -> dict[Path, str]:
             PERFORMANCE,
             {"speed": _speed_table({"MiniLM": _result("bench-minilm"), "T5-base": _result("bench-t5-base")})},
         ),
+        INT8: _with_tables(INT8, {"cpu": _cpu_table(_result("cpu-minilm")["rows"])}),
         SESSIONS: _with_tables(
             SESSIONS, {"sessions": _sessions_table(sessions), "memory": _memory_table(sessions)}
         ),
@@ -91,6 +93,25 @@ def _sessions_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
             rows.append([result["model"], f"({shape['batch_size']}, {shape['sequence_length']})", *cells])
     ratios = [f"k={k}" for k in results[0]["shapes"][0]["any_over_bound"]]
     return _table(["model", "shape", "k=1", *ratios, "changing"], rows)
+
+
+def _cpu_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Quality, and milliseconds with the speed-up over float32 at ratio 1, of every subject."""
+    shapes = [f"({s['batch_size']}, {s['sequence_length']})" for s in rows[0]["shapes"]]
+    return _table(
+        ["what runs", "precision", "k", "Spearman", "lost", *shapes],
+        (
+            [
+                row["runtime"] if row["runtime"] != "onnxruntime" else "this package",
+                row["precision"],
+                row["variant"].removeprefix("ratio-"),
+                f"{row['spearman']:.4f}",
+                f"{row['lost']:.2%}",
+                *(f"{s['median_ms']:.1f} ms, {s['speedup']:.2f}x" for s in row["shapes"]),
+            ]
+            for row in rows
+        ),
+    )
 
 
 def _interval(found: Mapping[str, float]) -> str:

@@ -43,7 +43,7 @@ COLUMNS = Columns("first", "second", "score")
 @pytest.fixture(scope="module")
 def pairs() -> Examples:
     """Sentence pairs written for these tests."""
-    return read_examples(str(PAIRS), COLUMNS)
+    return read_examples(PAIRS, COLUMNS)
 
 
 def _values(metrics: Metrics) -> dict[str, float | None]:

@@ -16,7 +16,7 @@ from variator_export.data.json_lines import json_rows
 from variator_export.data.lines import read_lines
 
 
-def read_examples(source: str, columns: Columns) -> Examples:
+def read_examples(source: str | Path, columns: Columns) -> Examples:
     """Read labelled examples.
 
     Tab-separated files are read without quoting: a quotation mark is an ordinary character.
@@ -31,6 +31,7 @@ def read_examples(source: str, columns: Columns) -> Examples:
         UserError: The source cannot be read, or a column or a value is missing. The message names the file
             and the line.
     """
+    source = str(source)
     if not columns.header and (is_dataset(source) or source.endswith(".jsonl")):
         raise UserError(f"{source} is not a table: its columns have names.", "Leave out --no-header.")
     if is_dataset(source):

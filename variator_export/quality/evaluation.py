@@ -74,6 +74,8 @@ class Quality:
             Empty unless both ran.
         graphs: The sha256 of each variant's graph.
         warnings: Reasons to doubt the result.
+        exact: Whether the exported graphs should agree with eager PyTorch except for rounding. False for a
+            quantised bundle, whose eager model is the float32 one.
     """
 
     task: str
@@ -83,6 +85,7 @@ class Quality:
     agreement: Mapping[str, Mapping[str, Any]]
     graphs: Mapping[str, str]
     warnings: tuple[str, ...]
+    exact: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as JSON data."""
@@ -157,6 +160,7 @@ def evaluate(
             evaluation.agreement,
             bundle.graph_hashes(),
             tuple(dict.fromkeys(evaluation.warnings)),
+            exact=not find_precision(bundle.manifest.precision).quantizes,
         )
 
 

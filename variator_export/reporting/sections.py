@@ -8,7 +8,8 @@ from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
 from variator_export.bundle.quality_report import between, counted_metrics
 from variator_export.reporting.page import Column, Plot, Section, TableOf, number
 from variator_export.reporting.sources import Sources
-from variator_export.verification.judging.error_budget import MULTIPLE
+from variator_export.verification.judging.error_budget import GIVEN_MULTIPLE, MULTIPLE
+from variator_export.verification.judging.judge import QUANTIZATION_UNIT
 
 # Number of modules of a profile that are shown.
 _PROFILE_ROWS = 8
@@ -112,7 +113,7 @@ def verification_section(sources: Sources) -> Section | None:
         return None
     precision = sources.bundle.manifest.precision
     worst = {
-        f"{variant}, {precision}": max(map(_badness, found), default=0.0)
+        f"{variant}, {precision}": max(map(_share_of_limit, found), default=0.0) * MULTIPLE
         for variant, found in findings.items()
     }
     built = next((report for report in sources.built.values() if report), None)
@@ -149,10 +150,27 @@ def verification_section(sources: Sources) -> Section | None:
     if left_out:
         columns = [Column(name, text=True) for name in ("variant", "engine", "check", "what")]
         tables.append(TableOf(columns, left_out, "Left out"))
+    losses = [loss for report in sources.built.values() for loss in _losses(report)]
+    if losses:
+        names = ("variant", "output")
+        numbers = ("cosine", "least_cosine", "agreement", "limit")
+        columns = [Column(name, text=True) for name in names]
+        columns += [Column(name) for name in ("mean cosine", "least cosine", "same class", "limit")]
+        cells = [
+            [*(str(loss.get(n)) for n in names), *(number(_number(loss.get(n)), ".4f") for n in numbers)]
+            for loss in losses
+        ]
+        tables.append(TableOf(columns, cells, f"{precision} against float32 at the same ratio"))
     text = (
         f"Compared with {reference}. Worst is a multiple of the rounding error of eager PyTorch itself in "
         f"{precision}; up to {MULTIPLE:g} is allowed."
     )
+    if losses:
+        text = (
+            f"Compared with {reference}. Worst is a multiple of {QUANTIZATION_UNIT}, of which {MULTIPLE:g} "
+            "are allowed; given the graph's rounding, of the rounding error of eager PyTorch in float32, of "
+            f"which {GIVEN_MULTIPLE:g} are allowed."
+        )
     plot = Plot("error", error_plot(worst, MULTIPLE), "The worst deviation of each variant.")
     return Section("Verification", text, [plot], tables)
 
@@ -160,6 +178,22 @@ def verification_section(sources: Sources) -> Section | None:
 def _badness(finding: Mapping[str, Any]) -> float:
     """Return a finding's deviation; infinity for NaN or a graph that did not run."""
     return math.inf if finding["used"] is None else float(finding["used"])
+
+
+def _share_of_limit(finding: Mapping[str, Any]) -> float:
+    """Return a finding's deviation as a share of what is allowed."""
+    allowed = finding.get("allowed", MULTIPLE)
+    return _badness(finding) / (allowed if isinstance(allowed, int | float) and allowed > 0 else MULTIPLE)
+
+
+def _losses(report: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Return what quantisation changes in one variant, as far as the report can be read."""
+    found = (report or {}).get("quantization")
+    return [loss for loss in found if isinstance(loss, dict)] if isinstance(found, list) else []
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _at(shape: Mapping[str, Any]) -> str:

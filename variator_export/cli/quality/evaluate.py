@@ -141,9 +141,12 @@ def _print(printer: Output, quality: Quality) -> None:
     if quality.data["truncated"]:
         printer.hint(f"{quality.data['truncated']} texts were longer than the limit and were truncated.")
     for variant, deviation in quality.agreement.items():
+        error = deviation["relative_frobenius"]
         printer.hint(
-            f"{variant}: the exported graph agrees with eager PyTorch: relative Frobenius error "
-            f"{deviation['relative_frobenius']:.1e}"
+            f"{variant}: the exported graph agrees with eager PyTorch: relative Frobenius error {error:.1e}"
+            if quality.exact
+            else f"{variant}: the quantised graph differs from eager PyTorch in float32 by {error:.1%} "
+            "(relative Frobenius error)"
         )
 
 
