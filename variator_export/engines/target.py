@@ -175,9 +175,8 @@ class EngineTarget(Target):
             UserError: An option is set that the target does not have, or a GPU that it cannot build for.
         """
 
-    @abstractmethod
     def check_precision(self, precision: str) -> None:
-        """Refuse a precision whose graphs the target cannot build.
+        """Refuse a precision whose graphs the target cannot build. A target that can build all accepts any.
 
         Raises:
             UserError: The target cannot build them.
