@@ -181,7 +181,10 @@ def _shifted_zero_point(model: ir.Model) -> None:
 
 def _moved_activations(model: ir.Model) -> None:
     """One layer's activations are moved by 0.6 of a step before they are rounded."""
-    node = next(node for node in model.graph if node.op_type == "QuantizeLinear")
+    product = next(node for node in model.graph if node.op_type == "MatMulInteger")
+    assert product.inputs[0] is not None
+    node = product.inputs[0].producer()  # the conversion to unsigned integers
+    assert node is not None
     by = ir.Value(name="by", const_value=ir.tensor(np.array(0.6, np.float32), name="by"))
     model.graph.register_initializer(by)
     moved = ir.node("Add", [node.inputs[0], by])

@@ -59,7 +59,8 @@ class GivenRounding:
 class Int8Linear(nn.Module):
     """A linear layer whose product is computed in int8.
 
-    y = s(x) * weight_scale * (weight @ round(x / s(x))) + bias, where s(x) = max|x| / 127 for each vector x.
+    y = s(x) * weight_scale * (weight @ floor(x / s(x) + 1/2)) + bias, where s(x) = max|x| / 127 for each
+    vector x.
 
     Attributes:
         weight: int8 (out, in).
@@ -86,7 +87,7 @@ class Int8Linear(nn.Module):
         if torch.compiler.is_exporting():
             product = _integer_product(scaled, self.weight)
         else:
-            integers = torch.round(scaled) if self.given is None else self.given.take(scaled)
+            integers = torch.floor(scaled + 0.5) if self.given is None else self.given.take(scaled)
             product = nn.functional.linear(integers, self.weight.to(x.dtype))
         y = product * self.weight_scale * (largest / LARGEST_ACTIVATION)
         return y if self.bias is None else y + self.bias
@@ -164,12 +165,16 @@ def quantize_model(model: Any, stack: str, kept: Collection[str]) -> int:
 
 
 def _integer_product(scaled: Tensor, weight: Tensor) -> Tensor:
-    """The product of rounded activations and a weight, in ONNX operators that the exporter copies."""
-    zero = torch.tensor(ZERO_POINT, dtype=torch.uint8)
-    quantized = _operator("QuantizeLinear", (scaled, torch.tensor(1.0), zero), torch.uint8, scaled.shape)
-    shape = (*scaled.shape[:-1], weight.shape[0])
-    return _operator("MatMulInteger", (quantized, weight.t(), zero), torch.int32, shape).to(scaled.dtype)
+    """The product of rounded activations and a weight, with an ONNX operator that the exporter copies.
 
-
-def _operator(name: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, shape: Any) -> Tensor:
-    return torch.onnx.ops.symbolic(name, inputs, dtype=dtype, shape=shape)
+    A conversion to unsigned integers cuts off the fraction, so half a step and the zero point are added
+    first. QuantizeLinear would round too, but ONNX Runtime 1.23 does not have that of opset 23.
+    """
+    quantized = (scaled + (ZERO_POINT + 0.5)).to(torch.uint8)
+    product = torch.onnx.ops.symbolic(
+        "MatMulInteger",
+        (quantized, weight.t(), torch.tensor(ZERO_POINT, dtype=torch.uint8)),
+        dtype=torch.int32,
+        shape=(*scaled.shape[:-1], weight.shape[0]),
+    )
+    return product.to(scaled.dtype)
