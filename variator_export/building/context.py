@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -140,17 +140,17 @@ class BuildContext:
         return find_precision(self.recipe.precision).quantizes
 
     @property
-    def quantizer(self) -> "Callable[[Any], None] | None":
+    def quantizer(self) -> "Callable[[Any], object] | None":
         """A function that quantises a transformers model in place; None if the precision does not."""
         kept = self.recipe.quantization.float32_modules
-        return self.info.quantizer(kept) if self.quantizes else None
+        return partial(self.info.quantize, kept=kept) if self.quantizes else None
 
     @cached_property
-    def float32_backbone(self) -> "Backbone":
-        """The backbone as its users run it, where the recipe's precision quantises."""
+    def unquantized(self) -> "Backbone":
+        """The backbone before its quantisation; the backbone itself if the precision does not quantise."""
         from variator_export.model.backbone import load_backbone
 
-        return load_backbone(self.info, self.encoder.pad_token_id)
+        return load_backbone(self.info, self.encoder.pad_token_id) if self.quantizes else self.backbone
 
     def plugin_folder(self, plan: VariantPlan) -> str:
         """Return the folder of a variant's plugin, relative to the bundle."""

@@ -40,7 +40,7 @@ from variator_export.verification.verified_graph import how_it_runs, open_for_ve
 
 if TYPE_CHECKING:
     from variator_export.bundle.manifest import BackboneEntry
-    from variator_export.engines.base import Arrays, Runner
+    from variator_export.engines.base import Arrays
     from variator_export.verification.cases import Case
     from variator_export.verification.quantized.losses import QuantizationLoss
     from variator_export.verification.reference import Expected
@@ -237,9 +237,7 @@ def check_texts_of_baseline(context: BuildContext, plan: VariantPlan, backbone: 
             context.source.folder,
             recipe.verify.texts,
             recipe.precision,
-            quantize=context.info.quantizer(recipe.quantization.float32_modules)
-            if context.quantizes
-            else None,
+            quantize=context.quantizer,
         )
 
     context.staged.step("verify/texts", depends_on, [], make)
@@ -256,7 +254,7 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
     from variator_export.verification.cases import make_cases
     from variator_export.verification.checks import CheckedVariant, check_variant
     from variator_export.verification.judging.judge import refuse_failures
-    from variator_export.verification.quantized.given_rounding import check_given_rounding
+    from variator_export.verification.quantized.variant import QuantizedVariant, check_quantization
     from variator_export.verification.reference import EAGER, save_reference
 
     info, recipe, folder = context.info, context.recipe, context.staged.folder
@@ -291,17 +289,21 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
             for name, extra in graphs.items()
         }
         findings, _ = check_variant(openers, reference, subject, progress=advance)
+        losses: list[QuantizationLoss] = []
         if context.quantizes:
-            findings += check_given_rounding(
-                graphs,
-                folder,
-                recipe.precision,
-                context.eager(plan, context.backbone.to_dtype(torch.float64)),
-                context.eager(plan),
-                cases,
-                advance,
+            quantized = QuantizedVariant(
+                name=plan.name,
+                folder=folder,
+                graphs=graphs,
+                precision=recipe.precision,
+                exact=context.eager(plan, context.backbone.to_dtype(torch.float64)),
+                rounded=context.eager(plan),
+                float32=context.eager(plan, context.unquantized),
+                token_outputs=info.spec.token_outputs,
+                limits=recipe.quantization,
             )
-        losses = _losses(context, plan, openers[graph_name(plan.name, MODEL)], cases[0], advance)
+            more, losses = check_quantization(quantized, cases, advance)
+            findings += more
     if subject.reads_varying_padding:
         context.staged.progress.note(
             f"{plan.name}: the outputs depend on the amount of padding in a batch, because the plugin reads "
@@ -309,6 +311,7 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
             "plugin with masking: exclude-padding does not."
         )
     refuse_failures(findings, plan.name, plan.ratio)
+    _refuse_losses(context, plan, losses, cases[0])
     save_reference(reference, folder / output)
     write_json(
         folder / build_verification_report(plan.name),
@@ -323,41 +326,25 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
     )
 
 
-def _losses(
-    context: BuildContext,
-    plan: VariantPlan,
-    open_graph: "Callable[[], Runner]",
-    case: "Case",
-    progress: Callable[[], None],
-) -> "list[QuantizationLoss]":
-    """Compare a quantised graph with the float32 model on real text; empty for other precisions.
+def _refuse_losses(
+    context: BuildContext, plan: VariantPlan, losses: "Sequence[QuantizationLoss]", case: "Case"
+) -> None:
+    """End a build whose quantisation loses more than the recipe allows on the case of the losses.
 
     Raises:
-        NumbersDisagreeError: The quantisation loses more than the recipe allows.
+        NumbersDisagreeError: A loss is outside its limit.
     """
-    from variator_export.verification.quantized.losses import quantization_losses, refuse_losses
+    from variator_export.verification.quantized.losses import refuse_losses
 
-    if not context.quantizes:
-        return []
-    family, recipe = context.info.spec, context.recipe
-    float32 = context.eager(plan, context.float32_backbone).run(case.inputs)
-    losses = quantization_losses(
-        plan.name,
-        open_graph().run(case.inputs),
-        float32,
-        case,
-        family.token_outputs,
-        recipe.quantization,
-    )
+    quantization, precision = context.recipe.quantization, find_precision(context.recipe.precision)
 
-    def run(kept: Sequence[str]) -> "Arrays":
-        whole, precision = context.float32_backbone, find_precision(recipe.precision)
-        own = (*recipe.quantization.float32_modules, *kept)
-        return context.eager(plan, whole.in_precision(precision, own)).run(case.inputs)
+    def run(kept: Sequence[str] | None) -> "Arrays":
+        backbone = context.unquantized
+        if kept is not None:
+            backbone = backbone.in_precision(precision, (*quantization.float32_modules, *kept))
+        return context.eager(plan, backbone).run(case.inputs)
 
-    refuse_losses(losses, float32, run, context.float32_backbone.quantizable_modules)
-    progress()
-    return losses
+    refuse_losses(losses, run, lambda: context.unquantized.quantizable_modules)
 
 
 def _reference(
@@ -368,7 +355,6 @@ def _reference(
     from variator_export.verification.reference import eager_reference
 
     exact, precision = context.eager(plan, context.backbone.to_dtype(torch.float64)), context.recipe.precision
-    if context.quantizes:
-        whole = context.eager(plan, context.float32_backbone)
-        return eager_reference(exact, whole, cases, precision, progress, share=QUANTIZATION_SHARE)
-    return eager_reference(exact, context.eager(plan), cases, precision, progress)
+    share = QUANTIZATION_SHARE if context.quantizes else 1.0
+    other = context.eager(plan, context.unquantized)
+    return eager_reference(exact, other, cases, precision, progress, share=share)

@@ -1,6 +1,5 @@
 """Building a published, verified bundle from a recipe."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from variator_export.bundle.manifest import (
 from variator_export.bundle.origin import store_origin
 from variator_export.bundle.parts import MODEL, PartEntry, graph_name
 from variator_export.bundle.publishing import exclusive
-from variator_export.bundle.reports import build_verification_report
+from variator_export.bundle.reports import build_verification_report, read_report
 from variator_export.core.environment import require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
@@ -120,7 +119,7 @@ def build(
         published=published,
         steps=tuple(staged.reports),
         verification={plan.name: worst_finding(bundle, plan.name) for plan in variants},
-        losses={p.name: found for p in variants if (found := quantization_losses(bundle, p.name))},
+        losses={p.name: found for p in variants if (found := losses_of_report(bundle, p.name))},
         speed=speed,
         untrained=tuple(v.name for v in manifest.variants if v.plugin is not None and not v.plugin.trained),
         ratios=tuple(v.ratio for v in manifest.variants),
@@ -250,26 +249,17 @@ def worst_finding(bundle: Path, variant: str) -> dict[str, Any] | None:
 
     For a quantised variant, that is the largest one given the graph's own rounding.
     """
+    report = read_report(bundle, build_verification_report(variant), "findings") or {"findings": ()}
     try:
-        findings = _report(bundle, variant)["findings"]
+        findings = report["findings"]
         given = [f for f in findings if f["check"] == GIVEN_ROUNDING]
         found: dict[str, Any] = max(given or [f for f in findings if "max_abs" in f], key=lambda f: f["used"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None  # reports are not part of the bundle, so a missing or broken one is no error
     return found
 
 
-def quantization_losses(bundle: Path, variant: str) -> list[dict[str, Any]]:
+def losses_of_report(bundle: Path, variant: str) -> list[dict[str, Any]]:
     """Return what quantisation changes in a variant, from its verification report; empty without one."""
-    try:
-        found: list[dict[str, Any]] = list(_report(bundle, variant).get("quantization", ()))
-    except (OSError, ValueError):
-        return []
-    return found
-
-
-def _report(bundle: Path, variant: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(
-        (bundle / build_verification_report(variant)).read_text(encoding="utf-8")
-    )
-    return content
+    report = read_report(bundle, build_verification_report(variant), "quantization")
+    return [] if report is None else list(report["quantization"])

@@ -51,8 +51,7 @@ def _measure(
     limit = context.info.max_length
     length = recipe.sequence_length if limit is None else min(recipe.sequence_length, limit)
     shape = (recipe.batch_size, length)
-    users = context.float32_backbone if context.quantizes else context.backbone
-    with open_subjects(files, lambda: users) as opener:
+    with open_subjects(files, lambda: context.unquantized) as opener:
         subjects = [
             opener.open(runtime, files.variant(plan.name))
             for runtime in ("eager", "onnxruntime")

@@ -48,6 +48,11 @@ class Precision:
         """Whether everything is computed in a floating-point type narrower than float32."""
         return self.dtype != FLOAT32.dtype
 
+    @property
+    def unquantized(self) -> str:
+        """Name of the precision of a model before its quantisation; its own if it does not quantise."""
+        return FLOAT32.name if self.quantizes else self.name
+
 
 FLOAT32 = Precision(
     name="float32",

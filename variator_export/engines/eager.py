@@ -1,6 +1,7 @@
 """The augmented model in eager PyTorch: the reference for numbers, and a baseline for speed."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -67,8 +68,7 @@ class EagerModel:
         if attention == "sdpa":
             with quiet_transformers():  # families without a choice print a warning
                 self.transformer.set_attn_implementation("sdpa")
-        # Layers share their buffers with the backbone's, whose names the graphs use.
-        self._names = {id(buffer): name for name, buffer in backbone.model.named_buffers()}
+        self._backbone = backbone
         self._precision: contextlib.AbstractContextManager[Any] = (
             _SoftmaxInFloat64() if backbone.dtype == torch.float64 else contextlib.nullcontext()
         )
@@ -96,6 +96,13 @@ class EagerModel:
             outputs = self._call({name: torch.from_numpy(array) for name, array in inputs.items()})
         return {name: _numpy(value) for name, value in outputs.items()}
 
+    @functools.cached_property
+    def _int8_layers(self) -> dict[str, Int8Linear]:
+        """The quantised layers by the name of their weight in the backbone, which they share it with."""
+        names = {id(buffer): name for name, buffer in self._backbone.model.named_buffers()}
+        found = [module for module in self.transformer.modules() if isinstance(module, Int8Linear)]
+        return {names[id(layer.weight)]: layer for layer in found}
+
     def run_with_integers(
         self, inputs: Mapping[str, np.ndarray], integers: Mapping[str, Sequence[np.ndarray]]
     ) -> tuple[Arrays, dict[str, list[np.ndarray]]]:
@@ -109,11 +116,7 @@ class EagerModel:
             The outputs; and the activations of each call before they would have been rounded, in steps of the
             integers, by the name of the layer's weight.
         """
-        layers = {
-            self._names[id(module.weight)]: module
-            for module in self.transformer.modules()
-            if isinstance(module, Int8Linear)
-        }
+        layers = self._int8_layers
         given = {name: GivenRounding(map(torch.from_numpy, integers[name])) for name in layers}
         try:
             for name, layer in layers.items():

@@ -15,6 +15,7 @@ from variator_export.core.axes import BATCH, LENGTH
 from variator_export.core.precision import find_precision
 from variator_export.graph.simplify import module_of
 from variator_export.graph.weights import weight_name
+from variator_export.model.int8 import is_part_of
 
 
 class _UnknownShapeError(Exception):
@@ -83,7 +84,7 @@ def precision_share(
         if quantizes:
             # The weight's name: a module around a feed-forward network hides those of its linear layers.
             weight = _encoder_weight(node, stack)
-            stays = weight is None or any(f".{part}." in f".{weight}" for part in float32_modules)
+            stays = weight is None or any(is_part_of(weight, part) for part in float32_modules)
         else:
             stays = module.rpartition(".")[2] in float32_modules
         if wanted != "FLOAT" and kind == ir.DataType.FLOAT and stays:
@@ -98,7 +99,7 @@ def precision_share(
 def _encoder_weight(node: ir.Node, stack: str) -> str | None:
     """The name of the weight of the encoder that a node multiplies by; None for any other product."""
     name = weight_name(node)
-    of_backbone = name is not None and not name.startswith("plugin.") and f".{stack}." in f".{name}"
+    of_backbone = name is not None and not name.startswith("plugin.") and is_part_of(name, stack)
     return name if of_backbone else None
 
 

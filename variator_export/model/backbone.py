@@ -4,7 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,18 +69,15 @@ class BackboneInfo:
         """The longest input in tokens; None if there is no limit."""
         return self.spec.family.max_length(self.config)
 
-    def quantizer(self, kept: Sequence[str] = ()) -> Callable[[nn.Module], None]:
-        """Make the function that quantises a model of this architecture in place.
+    def quantize(self, model: nn.Module, kept: Sequence[str] = ()) -> int:
+        """Quantise a model of this architecture in place; returns the number of quantised linear layers.
 
         Args:
+            model: The model.
             kept: Parts of the names of modules that stay in float32, besides the family's own.
         """
         family = self.spec.family
-
-        def quantize(model: nn.Module) -> None:
-            quantize_model(model, family.stack, (*family.float32_modules, *kept))
-
-        return quantize
+        return quantize_model(model, family.stack, (*family.float32_modules, *kept))
 
 
 @dataclass(frozen=True)
@@ -159,15 +156,15 @@ class Backbone:
         return self.to_dtype(dtype, keeps_float32_modules=precision.keeps_float32_modules)
 
     def _quantized(self, kept: Sequence[str]) -> "Backbone":
-        family, model = self.spec.family, copy.deepcopy(self.model)
-        names = linear_layers(model, family.stack)
+        model = copy.deepcopy(self.model)
+        names = linear_layers(model, self.spec.family.stack)
         for part in kept:
             if not any(is_part_of(name, part) for name in names):
                 raise UserError(
                     f"The encoder of {self.info.source.name} has no linear layer in a module {part!r}.",
                     f"Choose from {', '.join(self.quantizable_modules)}.",
                 )
-        if not quantize_model(model, family.stack, (*family.float32_modules, *kept)):
+        if not self.info.quantize(model, kept):
             raise UserError(
                 f"The encoder of {self.info.source.name} has no linear layer left to quantise.",
                 "Leave fewer modules in float32, or choose another precision.",

@@ -359,8 +359,7 @@ def _runners(
         return
     from variator_export.engines.eager import EagerModel
 
-    quantizes = find_precision(bundle.manifest.precision).quantizes
-    precision = "float32" if quantizes else None
+    precision = find_precision(bundle.manifest.precision).unquantized
     loaded = load_bundle_backbone(bundle, backbone, "--runtime onnxruntime", precision)
     for variant in variants:
         yield EagerModel.of_variant(loaded, bundle, variant)

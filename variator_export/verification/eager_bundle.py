@@ -25,7 +25,6 @@ from variator_export.verification.judging.judge import REFERENCE, Finding
 from variator_export.verification.reference import Expected, eager_reference
 from variator_export.verification.runs import Runs
 from variator_export.verification.stored_recipe import recipe_of
-from variator_export.verification.verified_graph import open_for_verification
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
@@ -152,27 +151,26 @@ class EagerBundle:
         if not self._quantizes:
             return [], []
         from variator_export.engines.eager import EagerModel
-        from variator_export.verification.quantized.given_rounding import check_given_rounding
-        from variator_export.verification.quantized.losses import quantization_losses
+        from variator_export.verification.quantized.variant import QuantizedVariant, check_quantization
 
-        bundle, cases = self._bundle, self._cases(variant)
+        bundle = self._bundle
         exact, rounded, float32 = (
             EagerModel.of_variant(backbone, bundle, variant)
             for backbone in (self._exact, self._backbone, self._float32)
         )
-        precision, text = bundle.manifest.precision, cases[0]
-        with progress.bar(f"rounding {variant.name}", len(graphs)) as advance:
-            findings = check_given_rounding(graphs, bundle.path, precision, exact, rounded, cases, advance)
-        found = open_for_verification(bundle.graph(variant.graph), {}, precision).run(text.inputs)
-        losses = quantization_losses(
-            variant.name,
-            found,
-            float32.run(text.inputs),
-            text,
-            bundle.manifest.backbone.token_outputs,
-            recipe_of(bundle).quantization,
+        subject = QuantizedVariant(
+            name=variant.name,
+            folder=bundle.path,
+            graphs=graphs,
+            precision=bundle.manifest.precision,
+            exact=exact,
+            rounded=rounded,
+            float32=float32,
+            token_outputs=bundle.manifest.backbone.token_outputs,
+            limits=recipe_of(bundle).quantization,
         )
-        return findings, losses
+        with progress.bar(f"rounding {variant.name}", len(graphs)) as advance:
+            return check_quantization(subject, self._cases(variant), advance)
 
     def bisect(
         self, variant: Variant, findings: Sequence[Finding], runs: Runs, folder: Path, progress: Progress

@@ -20,7 +20,7 @@ from variator_export.verification.cases import DEFAULT_TEXTS, UNUSUAL_TEXTS
 # Distributions whose versions decide what the users' libraries compute.
 DISTRIBUTIONS = ("sentence-transformers", "transformers", "tokenizers", "torch")
 # Function that quantises a transformers model in place.
-Quantize = Callable[[Any], None]
+Quantize = Callable[[Any], object]
 
 
 def check_texts(

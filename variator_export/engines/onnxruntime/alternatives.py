@@ -52,7 +52,7 @@ def quantize_dynamically(graph: Path, output: Path) -> Path:
     """Quantise a graph's products with onnxruntime's `quantize_dynamic`, one scale per tensor of activations.
 
     ONNX Runtime folds the graph first: `quantize_dynamic` finds no constant weight behind a Transpose. Only
-    MatMul is quantised, because the operator Attention of opset 23 breaks otherwise.
+    MatMul is quantised: the table of embeddings stays as it is.
 
     Args:
         graph: The graph as `torch.onnx` exported it (`graph.torch_baseline`).

@@ -15,9 +15,11 @@ from variator_export.core.errors import NumbersDisagreeError
 from variator_export.engines.base import Arrays
 from variator_export.recipe.recipe import QuantizationRecipe
 from variator_export.verification.cases import Case
+from variator_export.verification.judging.compare import argmax_agreement
 
-# Function of names of modules that stay in float32. Returns the outputs of the quantised model.
-RunWithKept = Callable[[Sequence[str]], Arrays]
+# Function of names of modules that stay in float32. Returns the outputs of the quantised model; for None,
+# those of the model before its quantisation.
+RunWithKept = Callable[[Sequence[str] | None], Arrays]
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def quantization_losses(
         else:
             vectors = pair
         cosines = _cosines(*vectors)
-        agreement = float((vectors[0].argmax(-1) == vectors[1].argmax(-1)).mean()) if classes else None
+        agreement = argmax_agreement(*vectors) if classes else None
         losses.append(
             QuantizationLoss(
                 variant=variant,
@@ -113,15 +115,14 @@ def quantization_losses(
 
 
 def refuse_losses(
-    losses: Sequence[QuantizationLoss], float32: Arrays, run: RunWithKept, candidates: Sequence[str]
+    losses: Sequence[QuantizationLoss], run: RunWithKept, candidates: Callable[[], Sequence[str]]
 ) -> None:
     """End a build whose quantisation loses more than the recipe allows.
 
     Args:
         losses: The losses of one variant.
-        float32: The outputs of the float32 model.
         run: Runs the variant with some more modules in float32, on the inputs of the losses.
-        candidates: Modules to try in float32, one at a time.
+        candidates: Returns the modules to try in float32, one at a time.
 
     Raises:
         NumbersDisagreeError: A loss is outside its limit. The hint names the module that loses most.
@@ -130,9 +131,9 @@ def refuse_losses(
     if not failed:
         return
     worst = min(failed, key=lambda loss: loss.measured - loss.limit)
-    wanted = float32[worst.output]
+    wanted = run(None)[worst.output]
     now = _distance(run([])[worst.output], wanted)
-    left = {name: _distance(run([name])[worst.output], wanted) for name in candidates}
+    left = {name: _distance(run([name])[worst.output], wanted) for name in candidates()}
     best = min(left, key=lambda name: left[name])
     raise NumbersDisagreeError(
         f"{worst}. {len(failed)} of {len(losses)} outputs are below their limit; nothing was published.",
