@@ -20,7 +20,7 @@ from variator_export.core.hashing import code_digest, sha256_json
 from variator_export.model.backbone import Backbone
 
 STORE = Path(__file__).parent.parent / "build" / "test-traces"
-Trace = Callable[[Backbone, Path, str], ir.Model]
+Trace = Callable[..., ir.Model]
 _GRAPH = "graph.onnx"
 
 
@@ -38,11 +38,11 @@ def stored(trace: Trace) -> Trace:
         if other.name != code[:16]:
             shutil.rmtree(other, ignore_errors=True)
 
-    def look_up(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
+    def look_up(backbone: Backbone, folder: Path, weights_name: str, *opset: int) -> ir.Model:
         def make(new: Path) -> None:
-            ir.save(trace(backbone, new, weights_name), new / _GRAPH)
+            ir.save(trace(backbone, new, weights_name, *opset), new / _GRAPH)
 
-        kept = artefacts.folder(_address(backbone, weights_name), make)
+        kept = artefacts.folder(_address(backbone, weights_name, opset), make)
         shutil.copyfile(kept / weights_name, folder / weights_name)
         shutil.copyfile(kept / _GRAPH, folder / _GRAPH)
         model = ir.load(folder / _GRAPH)
@@ -53,7 +53,7 @@ def stored(trace: Trace) -> Trace:
     return look_up
 
 
-def _address(backbone: Backbone, weights_name: str) -> str:
+def _address(backbone: Backbone, weights_name: str, opset: tuple[int, ...]) -> str:
     weights = hashlib.sha256()
     for name, tensor in sorted(backbone.state.items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -66,5 +66,6 @@ def _address(backbone: Backbone, weights_name: str) -> str:
             str(backbone.pooling),
             backbone.pad_token_id,
             weights_name,
+            *opset,
         ]
     )

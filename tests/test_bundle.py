@@ -99,8 +99,8 @@ def test_paths_that_leave_the_bundle(bundle_copy: Path, path: str) -> None:
 
 
 def test_a_newer_schema(bundle_copy: Path) -> None:
-    _edit_manifest(bundle_copy, lambda m: m.update(schema_version=4, novelty=[1]))
-    _refused(bundle_copy, "schema version 4", "reads up to 3")
+    _edit_manifest(bundle_copy, lambda m: m.update(schema_version=5, novelty=[1]))
+    _refused(bundle_copy, "schema version 5", "reads up to 4")
 
 
 def test_an_earlier_schema(bundle_copy: Path) -> None:

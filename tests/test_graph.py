@@ -21,7 +21,7 @@ from variator_export.engines.tensorrt.builder_process import build_engine
 from variator_export.graph.bind import bind, bind_baseline
 from variator_export.graph.macs import graph_macs
 from variator_export.graph.simplify import module_of, reshape_target
-from variator_export.graph.trace import OPSET
+from variator_export.graph.trace import ATTENTION_OPSET
 from variator_export.model.augmented import AugmentedModel
 from variator_export.model.backbone import Backbone
 from variator_export.model.macs import analytic_macs
@@ -126,6 +126,7 @@ def test_the_baseline_is_the_backbone_itself(traced: Callable[[str], Traced], mo
         expected = eager.run(inputs)
         assert_equal(baseline.run(inputs), expected)
         assert_equal(null.run(inputs), expected)
+        assert_equal(made.any_ratio.run(inputs), expected)  # the null plugin is its default values
     assert b".plugin." not in path.read_bytes()
     assert "Pad" not in [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
 
@@ -164,7 +165,7 @@ def test_a_bound_graph_equals_a_direct_trace_at_ratio_4(
         kwargs={name: torch.from_numpy(array) for name, array in inputs.items()},
         f=str(tmp_path / "direct.onnx"),
         dynamo=True,
-        opset_version=OPSET,
+        opset_version=ATTENTION_OPSET,
         dynamic_shapes={name: {0: batch, 1: 4 * windows} for name in inputs},
         input_names=list(inputs),
         output_names=["last_hidden_state"],

@@ -288,6 +288,27 @@ def test_a_bundle_of_the_hub_is_opened_by_its_name(
         assert (refused.returncode, words in refused.stderr) == (1, True), refused.stderr
 
 
+def test_a_folder_of_the_hubs_cache_is_copied_with_a_message(
+    hub: StandInHub, bundle_copy: Path, tmp_path: Path
+) -> None:
+    hub.writers = {"hf_writer"}
+    environment = hub.environment(tmp_path / "c", HF_TOKEN="hf_writer")
+    assert call("push", str(bundle_copy), "acme/bundle", environment=environment).returncode == 0
+    command = ["--ratio", "4", "--text", "Seven.", "--format", "json"]
+    wanted = call("run", "acme/bundle", *command, cwd=tmp_path, environment=environment).stdout
+    (snapshot,) = (tmp_path / "c" / "hub" / "models--acme--bundle" / "snapshots").iterdir()
+    assert (snapshot / "weights.safetensors").is_symlink()
+    shutil.rmtree(tmp_path / "c" / "variator-export")
+    first, second = (call_process("run", str(snapshot), *command, environment=environment) for _ in range(2))
+    assert (first.stdout, second.stdout) == (wanted, wanted), first.stderr
+    assert "consists of links, which ONNX Runtime refuses: copied to" in first.stderr
+    assert "copied" not in second.stderr
+    # The copy is that of the name.
+    before = sorted(tmp_path.rglob("any-ratio.onnx"))
+    assert call("run", "acme/bundle", *command, cwd=tmp_path, environment=environment).stdout == wanted
+    assert sorted(tmp_path.rglob("any-ratio.onnx")) == before
+
+
 def test_a_push_takes_files_of_the_bundle_before_away_and_nothing_else(
     hub: StandInHub, bundle_copy: Path, tmp_path: Path
 ) -> None:

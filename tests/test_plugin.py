@@ -100,7 +100,7 @@ def test_stacked_inputs_of_a_graph_have_the_compression_weight_by_slots() -> Non
     assert inputs["plugin.compress.weight"].shape == (2, 4, 4, 16)
     first = plugin.tensors["layers.0.compress.weight"].reshape(4, 4, 16)
     assert np.array_equal(inputs["plugin.compress.weight"][0], first)
-    assert inputs["plugin.exclude_padding"].shape == ()
+    assert inputs["plugin.exclude_padding"].shape == (1,)
 
 
 def _inputs(backbone: Backbone, batch: int, length: int) -> dict[str, torch.Tensor]:

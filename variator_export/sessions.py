@@ -96,7 +96,7 @@ class Bundle(BundleFiles):
 
         Args:
             texts: Texts, from a list, an array, a series or a generator; or one text.
-            ratio: The ratio, or the name of a variant. None for the uncompressed model.
+            ratio: The ratio, or the name of a variant. None for the default variant.
             batch_size: The largest number of texts to run at once.
             prompt_name: The prompt to put before each text; None for the model's default prompt.
             prompt: The text of a prompt, instead of its name; empty for no prompt.
@@ -137,7 +137,7 @@ class Bundle(BundleFiles):
 
         Args:
             texts: Texts or pairs, from a list, an array, a series or a generator; or one text.
-            ratio: The ratio, or the name of a variant. None for the uncompressed model.
+            ratio: The ratio, or the name of a variant. None for the default variant.
             batch_size: The largest number of rows to run at once.
             prompt_name: The prompt to put before each text; None for the model's default prompt.
             prompt: The text of a prompt, instead of its name; empty for no prompt.
@@ -165,14 +165,14 @@ class Bundle(BundleFiles):
         """The model from text to result, at a ratio.
 
         Args:
-            ratio: The ratio, or the name of a variant. None for the uncompressed model.
+            ratio: The ratio, or the name of a variant. None for the default variant.
             target: The runtime, as for `session`.
             session: A session of this bundle to run on. None for the one that the bundle keeps open.
 
         Raises:
             UserError: The target cannot run on this machine, or there is no such variant.
         """
-        variant = self.manifest.baseline if ratio is None else self.variant(ratio)
+        variant = self.variant(self.manifest.default_variant if ratio is None else ratio)
         with self._lock:
             if session is None:
                 if target not in self._sessions:

@@ -4,7 +4,7 @@ import functools
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from variator_export.building.context import (
     ANY_RATIO_NAME,
@@ -139,12 +139,15 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
             vocab_size=info.config.vocab_size,
             max_length=info.max_length,
         )
-        model = trace(context.backbone, staged.folder, BACKBONE_WEIGHTS)
+        opset = context.recipe.graphs.opset
+        assert opset is not None
+        model = trace(context.backbone, staged.folder, BACKBONE_WEIGHTS, opset)
         ir.save(model, staged.folder / ANY_RATIO_NAME)
 
-    depends_on = {
+    depends_on: dict[str, Any] = {
         "backbone": context.backbone_key,
         "precision": context.recipe.precision,
+        "opset": context.recipe.graphs.opset,
         "pad_token_id": context.encoder.pad_token_id,
         "made_by": context.code_fingerprint(*TRACED_BY),
     }

@@ -13,9 +13,11 @@ from variator_export.engines.targets import GRAPHS
 from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import ResolvedPlugin, resolve_plugin
 from variator_export.model.source import pin_source, plugin_folder
-from variator_export.recipe.recipe import PluginRecipe, Recipe
+from variator_export.recipe.recipe import GraphsRecipe, PluginRecipe, Recipe
 
 BASELINE = "ratio-1"
+# Names of other files of a bundle.
+_TAKEN = (BASELINE, "any-ratio", "model")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def select_plugins(recipe: Recipe) -> tuple[AskedPlugin, ...]:
                 f"The plugin name {plugin.name} is used twice.",
                 "Give each plugin its own name: --plugin NAME=DIR, or name: in the recipe.",
             )
-        if plugin.name in (BASELINE, "any-ratio") or (
+        if plugin.name in _TAKEN or (
             re.fullmatch(r"ratio-\d+", str(plugin.name)) and plugin.name != f"ratio-{plugin.ratio}"
         ):
             raise UserError(
@@ -172,7 +174,31 @@ def merge(
             "targets": tuple(sorted({GRAPHS, *recipe.targets})),
         }
     )
-    return resolved, [VariantPlan(BASELINE, 1, None), *plans]
+    variants = [VariantPlan(BASELINE, 1, None), *plans]
+    graphs = _graphs(recipe.graphs, variants, None if old is None else _recipe_of(old).graphs)
+    return resolved.model_copy(update={"graphs": graphs}), variants
+
+
+def _graphs(asked: GraphsRecipe, variants: Sequence[VariantPlan], old: GraphsRecipe | None) -> GraphsRecipe:
+    """Fill in what a recipe leaves open: as the bundle has it, or else the defaults."""
+    values = {name: value for name, value in asked if value is not None}
+    kept = {name: value for name, value in old if value is not None} if old is not None else {}
+    found = GraphsRecipe.model_validate({"opset": 23, "adapters": False, **kept, **values})
+    return found.model_copy(update={"default_variant": _default_variant(found.default_variant, variants)})
+
+
+def _default_variant(asked: int | str | None, variants: Sequence[VariantPlan]) -> str:
+    if asked is None:
+        return BASELINE
+    found = [plan.name for plan in variants if asked in (plan.ratio, plan.name)]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(f"{plan.name} (ratio {plan.ratio})" for plan in variants)
+    raise UserError(
+        f"The default variant is {asked!r}; {'several variants match' if found else 'no variant matches'}: "
+        f"{there}.",
+        "Name one of them: --default-variant NAME, or graphs.default_variant in the recipe.",
+    )
 
 
 def _plan(plugin: PluginRecipe, files: ResolvedPlugin | None, *, kept: bool = False) -> VariantPlan:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from variator_export.building import graph_forms
 from variator_export.building import graph_steps as steps
 from variator_export.building.context import ANY_RATIO_NAME, BuildContext
 from variator_export.building.engine_steps import EngineOrder, EngineSources, check_order, make_engines
@@ -28,6 +29,7 @@ from variator_export.core.environment import require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress, StepReport
+from variator_export.engines.onnxruntime.kernels import check_quantized
 from variator_export.engines.targets import GRAPHS
 from variator_export.model.methods import METHODS
 from variator_export.model.source import is_plain_folder, resolve_source
@@ -152,6 +154,10 @@ def _make(
 ) -> Manifest:
     """Run all steps. Plugins come first, so that an invalid plugin is rejected before the slow trace."""
     steps.copy_backbone_files(context)
+    graphs = context.recipe.graphs
+    assert graphs.opset is not None
+    if context.quantizes:
+        check_quantized(context.recipe.precision, graphs.opset)
     for plan in variants:
         if plan.plugin is not None:
             steps.make_plugin(context, plan)
@@ -162,6 +168,12 @@ def _make(
         entries.append(_variant_entry(context, plan))
     for plan in variants:
         steps.verify_variant(context, plan)
+    default = next(plan for plan in variants if plan.name == graphs.default_variant)
+    graph_forms.name_default(context, default)
+    if graphs.adapters:
+        for plan in variants:
+            if plan.plugin is not None:
+                graph_forms.make_adapter(context, plan)
     backbone, any_ratio = _backbone_entry(context), {MODEL: ANY_RATIO_NAME}
     steps.check_texts_of_baseline(context, next(p for p in variants if _is_baseline(p)), backbone)
     sources = EngineSources(backbone, entries, any_ratio, context.recipe.precision)
@@ -173,7 +185,9 @@ def _make(
         recipe={**context.recipe.model_dump(mode="json", exclude={"speed"}), "targets": list(targets)},
         backbone=backbone,
         precision=context.recipe.precision,
+        opset=graphs.opset,
         any_ratio=any_ratio,
+        default_variant=default.name,
         variants=tuple(entries),
         engines=tuple(engines),
     )

@@ -18,7 +18,9 @@ from variator_export.core.validation import describe_validation_error
 MANIFEST_NAME = "manifest.json"
 BACKBONE_CONFIG = "config.json"
 BACKBONE_WEIGHTS = "weights.safetensors"
-SCHEMA_VERSION = 3
+# The second name of the default variant's graph, which programs open that know no bundles.
+DEFAULT_GRAPH = "model.onnx"
+SCHEMA_VERSION = 4
 # The minimum share of multiply-accumulates that must be in the requested precision.
 LEAST_SHARE = 0.95
 
@@ -218,17 +220,21 @@ class Manifest(_Part):
     Attributes:
         made_by: Versions of the libraries that built the graphs, and the digest of the code that built them.
         recipe: The resolved recipe, without the settings of the speed measurement.
+        opset: The ONNX opset of the graphs.
         any_ratio: The graphs that accept plugins as inputs, by part of the model.
+        default_variant: The name of the variant that a session runs unless a call chooses another.
         steps: Everything that the result of a build step depends on, by step.
     """
 
     format: Literal["variator-bundle"] = "variator-bundle"
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     made_by: dict[str, str | None]
     recipe: dict[str, Any]
     backbone: BackboneEntry
     precision: str
+    opset: int
     any_ratio: dict[str, str]
+    default_variant: str
     variants: tuple[Variant, ...]
     engines: tuple[EngineEntry, ...] = ()
     steps: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -243,6 +249,12 @@ class Manifest(_Part):
     def baseline(self) -> Variant:
         """The variant that the other variants are compared with."""
         return next(variant for variant in self.variants if variant.baseline)
+
+    @model_validator(mode="after")
+    def _default_exists(self) -> "Manifest":
+        if self.default_variant not in (variant.name for variant in self.variants):
+            raise ValueError(f"default_variant is {self.default_variant}, which is no variant")
+        return self
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""

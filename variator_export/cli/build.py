@@ -79,7 +79,31 @@ def build_command(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="P", help="Precision of graphs and engines: float32, float16 or bfloat16."),
+        typer.Option(
+            metavar="P", help="Precision of graphs and engines: float32, float16, bfloat16 or int8."
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="ONNX opset of the graphs: 23; or 20, in int8 21, for ONNX Runtime before 1.23.",
+        ),
+    ] = None,
+    default_variant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|NAME",
+            help="The variant that is also model.onnx, and that a session runs by default. Default: ratio 1.",
+        ),
+    ] = None,
+    adapters: Annotated[
+        bool | None,
+        typer.Option(
+            "--adapters/--no-adapters",
+            help="Also write each plugin as ratio-K.onnx_adapter, ONNX Runtime's own format.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -163,6 +187,9 @@ def build_command(
             untrained=untrained,
             targets=target,
             precision=precision,
+            opset=opset,
+            default_variant=default_variant,
+            adapters=adapters,
             output=output,
             speed=speed,
         )

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from variator_export.bundle.engine_records import ANY_RATIO
+from variator_export.bundle.manifest import DEFAULT_GRAPH
 from variator_export.cli.output import Format, Output
 from variator_export.sessions import Bundle
 
@@ -38,6 +39,7 @@ def inspect_command(
         f"{backbone.num_layers} layers, hidden size "
         f"{backbone.hidden_size}, {manifest.precision}, {limit})"
     )
+    printer.text(f"graphs: opset {manifest.opset}; {DEFAULT_GRAPH} is {manifest.default_variant}")
     printer.text(f"inputs: {', '.join(backbone.inputs)}; outputs: {', '.join(backbone.outputs)}")
     made_by = (f"{name} {value}" for name, value in manifest.made_by.items() if name != "code")
     printer.text(f"made by: {', '.join(made_by)}")

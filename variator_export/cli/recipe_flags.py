@@ -28,6 +28,9 @@ def with_flags(
     untrained: bool = False,
     targets: Sequence[str] | None = None,
     precision: str | None = None,
+    opset: int | None = None,
+    default_variant: str | None = None,
+    adapters: bool | None = None,
     output: Path | None = None,
     speed: bool = True,
 ) -> ResolvedRecipe:
@@ -64,6 +67,12 @@ def with_flags(
         layers.append(Layer("--target", {"targets": list(dict.fromkeys(map(_target, targets)))}))
     if precision is not None:
         layers.append(Layer("--precision", {"precision": precision}))
+    graphs = {"opset": opset, "default_variant": _number_or_name(default_variant), "adapters": adapters}
+    layers += [
+        Layer(f"--{name.replace('_', '-')}", {"graphs": {name: value}})
+        for name, value in graphs.items()
+        if value is not None
+    ]
     if not speed:
         layers.append(Layer("--no-speed", {"speed": None}))
     return resolve_recipe(recipe, layers)
@@ -81,6 +90,10 @@ def _initialised(ratios: Sequence[int], plugins: Sequence[str] | None) -> list[d
 def _plugin(text: str) -> dict[str, Any]:
     name, source = options.named_plugin(text)
     return {"name": name, "source": source}
+
+
+def _number_or_name(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def _target(text: str) -> str:

@@ -63,7 +63,7 @@ class Session(Protocol):
         Args:
             inputs: Arrays, keyed by the model's input names.
             ratio: A ratio, or the name of a variant or of an added plugin. None for the session's variant,
-                or for the baseline if the session runs all variants.
+                or for the default variant if the session runs all variants.
 
         Raises:
             UserError: The session has no such variant or plugin, or the inputs do not fit.

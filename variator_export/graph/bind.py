@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from variator_export.graph.constants import add_constant
+from variator_export.graph.defaults import load_without_defaults
 from variator_export.graph.masking import remove_padding_mask
 from variator_export.graph.padding import remove_window_padding
 from variator_export.graph.simplify import module_of, name_nodes, simplify
@@ -32,7 +33,7 @@ def bind(any_ratio: Path, config: PluginConfig, plugin_location: str) -> ir.Mode
         A graph without plugin inputs, whose weights and plugin tensors are external data.
     """
     folder = any_ratio.parent
-    model = ir.load(any_ratio)
+    model = load_without_defaults(any_ratio)
     graph = model.graph
     held: dict[str, ir.TensorProtocol] = dict(detach_weights(graph))
     half = _is_half(held)
@@ -41,9 +42,7 @@ def bind(any_ratio: Path, config: PluginConfig, plugin_location: str) -> ir.Mode
     for value in list(graph.inputs):
         name = str(value.name)
         if name == EXCLUDE_PADDING_INPUT:
-            if config.masking == "none":
-                remove_padding_mask(graph, value)
-            _make_constant(graph, value, np.array(config.masking == "exclude-padding"))
+            _bind_masking(graph, value, exclude_padding=config.masking == "exclude-padding")
         elif name.startswith(GRAPH_INPUT_PREFIX):
             held |= _bind_kind(graph, value, name.removeprefix(GRAPH_INPUT_PREFIX), config, tensors)
     _set_dimensions(graph, {"ratio": k, "bottleneck_size": config.bottleneck_size})
@@ -61,7 +60,7 @@ def bind_baseline(any_ratio: Path) -> ir.Model:
     the feed-forward network, and the output of the feed-forward network replaces that of the decompression
     layer.
     """
-    model = ir.load(any_ratio)
+    model = load_without_defaults(any_ratio)
     graph = model.graph
     held = detach_weights(graph)
     sites = sorted({_site(node) for node in graph} - {""})
@@ -143,10 +142,15 @@ def _set_dimensions(graph: ir.Graph, bindings: Mapping[str, int]) -> None:
             value.shape = value.shape.evaluate(bindings)
 
 
-def _make_constant(graph: ir.Graph, value: ir.Value, array: np.ndarray) -> None:
+def _bind_masking(graph: ir.Graph, value: ir.Value, *, exclude_padding: bool) -> None:
+    """Replace the input of the masking mode, and its conversion to bool, by a constant."""
+    (conversion,) = value.consumers()
+    excludes = conversion.outputs[0]
+    if not exclude_padding:
+        remove_padding_mask(graph, excludes)
+    _replace_by_constant(graph, excludes, np.array(exclude_padding))
+    graph.remove(conversion, safe=True)
     graph.inputs.remove(value)
-    value.const_value = ir.tensor(array, name=value.name)
-    graph.register_initializer(value)
 
 
 def _replace_by_constant(graph: ir.Graph, value: ir.Value, array: np.ndarray) -> None:

@@ -11,7 +11,7 @@ def remove_padding_mask(graph: ir.Graph, exclude_padding: ir.Value) -> None:
 
     Args:
         graph: The graph, changed in place.
-        exclude_padding: The scalar input that determines whether padding is excluded.
+        exclude_padding: The bool (1,) that determines whether padding is excluded.
     """
     true = {node.outputs[0] for node, _ in exclude_padding.uses() if node.op_type == "Not"}
     for node in list(graph):  # in topological order

@@ -10,6 +10,7 @@ from onnxscript.rewriter.rules.fusion._rms_normalization import fuse_rms_normali
 from variator_export.graph.constants import add_constant
 
 MODULE_KEY = "variator.module"
+_RMS_NORMALIZATION_OPSET = 23
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 # What torch.fx writes where an operation has no module.
 _NO_MODULE = "_empty_nn_module_stack"
@@ -48,15 +49,15 @@ def simplify(model: ir.Model, *, fuse_norms: bool) -> None:
 
     Args:
         model: The model, changed in place.
-        fuse_norms: Whether to fuse T5's layer norm from seven operators into one (`RMSNormalization`,
-            opset 23), which takes less than half the time with ONNX Runtime's CPU kernels. Not for half
+        fuse_norms: Whether to fuse T5's layer norm from seven operators into one (`RMSNormalization`), if the
+            opset has it, which takes less than half the time with ONNX Runtime's CPU kernels. Not for half
             precision, where the layer norm normalizes float32 vectors but multiplies float16 ones. The
             operator's types do not allow that.
     """
     optimizer.optimize_ir(model)
     _constant_reshapes(model)
     optimizer.optimize_ir(model)
-    if fuse_norms:
+    if fuse_norms and (model.opset_imports.get("") or 0) >= _RMS_NORMALIZATION_OPSET:
         fuse_rms_normalization(model)
     for node in model.graph:
         module = node.metadata_props.get(MODULE_KEY)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from variator_export.core.axes import BATCH
 from variator_export.graph.attention import fuse_attention
+from variator_export.graph.defaults import set_defaults
 from variator_export.graph.padding import add_window_padding
 from variator_export.graph.simplify import name_modules, name_nodes, simplify
 from variator_export.graph.weights import attach_weights, detach, external_tensors, write_weights
@@ -25,10 +26,12 @@ from variator_export.model.plugin_layout import (
     PLUGIN_TENSORS,
     PluginConfig,
     graph_shapes,
+    null_plugin,
+    stack_for_graph,
 )
 
-# The first opset with Attention. ONNX Runtime 1.31 and TensorRT for RTX 1.7 support it.
-OPSET = 23
+# The first opset with Attention. ONNX Runtime 1.23 and TensorRT for RTX 1.7 support it.
+ATTENTION_OPSET = 23
 # A constant of the trace, such as a table of positions, may be stored in the graph. A weight may not.
 _MAX_INLINE_BYTES = 64 * 1024
 # No size of the example may be 1 or equal to another size: the exporter could treat it as a constant.
@@ -59,21 +62,23 @@ class _TracedModel(nn.Module):
             for layer, path in enumerate(self.plugin_paths)
             for name, tensor in graph_state(stacked, layer).items()
         }
-        outputs = torch.func.functional_call(self.windowed, state, (inputs, exclude_padding))
+        # A float vector of one, because ONNX Runtime's adapters hold neither bool nor scalars.
+        outputs = torch.func.functional_call(self.windowed, state, (inputs, exclude_padding > 0))
         return tuple(value.float() for value in outputs.values())
 
 
-def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
+def trace(backbone: Backbone, folder: Path, weights_name: str, opset: int = ATTENTION_OPSET) -> ir.Model:
     """Trace the any-ratio graph and write the weights that it uses.
 
     Args:
         backbone: The loaded backbone; left unchanged.
         folder: Folder for the weights file.
         weights_name: Name of the weights file.
+        opset: ONNX opset of the graph. Below 23, attention is matrix products and a softmax.
 
     Returns:
         A graph with the backbone's inputs, (batch_size, sequence_length), the plugin's inputs
-        (`plugin_layout.stack_for_graph`), and the backbone's outputs.
+        (`plugin_layout.stack_for_graph`) with the null plugin as default values, and the backbone's outputs.
     """
     size = backbone.info.size
     config = PluginConfig(
@@ -84,17 +89,19 @@ def trace(backbone: Backbone, folder: Path, weights_name: str) -> ir.Model:
     )
     windowed = WindowedModel(backbone, CompressionPlugin(config).initialise(seed=0), split=True)
     traced = _TracedModel(windowed, backbone.dtype).eval().requires_grad_(False)
-    model = _export(traced, backbone, config)
+    model = _export(traced, backbone, config, opset)
     graph = model.graph
     name_modules(model, prefix="windowed.model.")
     used = _detach_parameters(graph, traced, backbone)
     add_window_padding(graph, backbone.spec.family.inputs, backbone.spec.token_outputs, backbone.pad_token_id)
     simplify(model, fuse_norms=backbone.dtype == torch.float32)
-    fuse_attention(model)
+    if opset >= ATTENTION_OPSET:
+        fuse_attention(model)
     _check_inline(graph)
     state = backbone.state
     write_weights({name: state[name] for name in used}, folder / weights_name)
     attach_weights(graph, external_tensors(folder, weights_name))
+    set_defaults(graph, stack_for_graph(null_plugin(size.num_layers, size.hidden_size)))
     name_nodes(model)
     graph.name = "any-ratio"
     return model
@@ -104,10 +111,10 @@ def _example(backbone: Backbone, config: PluginConfig) -> tuple[dict[str, Tensor
     shape = (_EXAMPLE_BATCH, _EXAMPLE_WINDOWS, config.ratio)
     inputs = {name: torch.ones(shape, dtype=torch.int64) for name in backbone.spec.family.inputs}
     stacked = {kind: torch.zeros(shape) for kind, shape in graph_shapes(config).items()}
-    return inputs, torch.tensor(False), stacked
+    return inputs, torch.zeros(1), stacked
 
 
-def _export(traced: _TracedModel, backbone: Backbone, config: PluginConfig) -> ir.Model:
+def _export(traced: _TracedModel, backbone: Backbone, config: PluginConfig, opset: int) -> ir.Model:
     batch, windows, ratio, bottleneck = (
         torch.export.Dim(name, min=1) for name in (BATCH, "windows", "ratio", "bottleneck_size")
     )
@@ -129,7 +136,7 @@ def _export(traced: _TracedModel, backbone: Backbone, config: PluginConfig) -> i
             # Pass keywords, because a dict at the end of `args` would be interpreted as keywords anyway.
             kwargs={"inputs": inputs, "exclude_padding": exclude_padding, "stacked": stacked},
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             dynamic_shapes=dynamic_shapes,
             input_names=[*inputs, EXCLUDE_PADDING_INPUT, *(GRAPH_INPUT_PREFIX + kind for kind in stacked)],
             output_names=list(backbone.info.outputs),

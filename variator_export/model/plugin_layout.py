@@ -149,13 +149,13 @@ def plugin_input_shapes(config: PluginConfig) -> dict[str, tuple[int, ...]]:
 
 
 def stack_for_graph(plugin: Plugin) -> dict[str, np.ndarray]:
-    """Build the plugin inputs of an any-ratio graph: each kind stacked over the layers, in float32."""
+    """Build the plugin inputs of an any-ratio graph: each kind stacked over the layers, all in float32."""
     config = plugin.config
     inputs: dict[str, np.ndarray] = {}
     for kind, shape in graph_shapes(config).items():
         stacked = np.stack([plugin.tensors[tensor_name(i, kind)] for i in range(config.num_layers)])
         inputs[GRAPH_INPUT_PREFIX + kind] = stacked.reshape(shape).astype(np.float32)
-    inputs[EXCLUDE_PADDING_INPUT] = np.array(config.masking == "exclude-padding")
+    inputs[EXCLUDE_PADDING_INPUT] = np.array([config.masking == "exclude-padding"], np.float32)
     return inputs
 
 

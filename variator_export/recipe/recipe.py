@@ -84,6 +84,19 @@ class PluginRecipe(_Part):
         return self
 
 
+class GraphsRecipe(_Part):
+    """How graphs are written. A value that is not given is taken from the bundle, if that exists."""
+
+    opset: Literal[20, 21, 23] | None = None
+    """ONNX opset of the graphs. 23 (default) has the Attention operator; 20 and 21 have attention as matrix
+    products and a softmax, for ONNX Runtime before 1.23. int8 needs at least 21."""
+    default_variant: Annotated[int, Field(ge=1)] | VariantName | None = None
+    """The ratio or the name of the variant that is also `model.onnx`, and that sessions run unless a call
+    chooses; ratio 1 by default."""
+    adapters: bool | None = None
+    """Also write each plugin as `ratio-K.onnx_adapter`, ONNX Runtime's format; false by default."""
+
+
 class VerifyRecipe(_Part):
     """Inputs for verifying graphs, besides a grid of shapes."""
 
@@ -190,6 +203,8 @@ class Recipe(_Part):
     added by an installed distribution."""
     quantization: QuantizationRecipe = QuantizationRecipe()
     """Settings and limits of int8."""
+    graphs: GraphsRecipe = GraphsRecipe()
+    """How graphs are written."""
     targets: tuple[str, ...] = ("onnxruntime",)
     """The targets to build engines for: `tensorrt-rtx`, `tensorrt`, or a target of an installed distribution.
     `onnxruntime` runs the graphs directly, without engines."""

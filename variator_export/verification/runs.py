@@ -226,8 +226,7 @@ class Engines:
 
     def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> "BisectSubject":
         """Return a target that builds engines on this machine, with the settings in the engine's sidecar."""
-        import onnx_ir as ir
-
+        from variator_export.graph.defaults import load_without_defaults
         from variator_export.verification.bisection.bisect import BisectSubject
 
         bundle, (entry, sidecar) = self._bundle, self._built[file]
@@ -242,4 +241,6 @@ class Engines:
 
         script = self._target.reproduction(sidecar)
         again = f"built again, by {entry.target} {self._target.version()}"
-        return BisectSubject(file, again, functools.partial(ir.load, graph), open_, extra, script)
+        return BisectSubject(
+            file, again, functools.partial(load_without_defaults, graph), open_, extra, script
+        )

@@ -38,11 +38,10 @@ def open_for_verification(graph: Path, extra: Mapping[str, np.ndarray], precisio
 def load_for_verification(graph: Path, precision: str) -> "ir.Model":
     """Load the graph that `open_for_verification` runs, to be inspected or changed."""
     require("onnx_ir", "export", "Verifying a bfloat16 graph on a CPU")
-    import onnx_ir as ir
-
+    from variator_export.graph.defaults import load_without_defaults
     from variator_export.graph.widen import bfloat16_to_float32
 
-    model = ir.load(graph)
+    model = load_without_defaults(graph)
     if how_it_runs(precision) == WIDENED:
         bfloat16_to_float32(model)
     return model

@@ -81,10 +81,10 @@ def _require(provider: Provider, available: Sequence[str]) -> None:
         )
 
 
-def _call(session: Any, inputs: Mapping[str, np.ndarray]) -> Arrays:
+def _call(session: Any, inputs: Mapping[str, np.ndarray], options: Any = None) -> Arrays:
     names = [output.name for output in session.get_outputs()]
     try:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        return dict(zip(names, session.run(names, dict(inputs), options), strict=True))
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise _failed(inputs, error) from error
 
@@ -156,6 +156,16 @@ class OnnxRuntimeRunner:
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph once; int64 inputs (B, S)."""
         return _call(self._session, {**inputs, **self._extra})
+
+    def run_with_adapter(self, inputs: Mapping[str, np.ndarray], adapter: Path) -> Arrays:
+        """Run the graph once with a plugin from an adapter file, in place of the `extra` inputs."""
+        from onnxruntime import LoraAdapter, RunOptions
+
+        # The adapter must outlive the call: the options do not hold it.
+        loaded, options = LoraAdapter(), RunOptions()
+        loaded.Load(str(adapter))
+        options.add_active_adapter(loaded)
+        return _call(self._session, inputs, options)
 
     def with_plugin(self, extra: Mapping[str, np.ndarray]) -> "OnnxRuntimeRunner":
         """Reuse the session with another plugin, without loading anything again."""

@@ -95,12 +95,12 @@ class OnnxRuntimeSession:
 
         Args:
             inputs: int64 arrays (B, S), keyed by the backbone's input names.
-            ratio: A ratio, or the name of a variant or of an added plugin; None for the baseline.
+            ratio: A ratio, or the name of a variant or of an added plugin. None for the default variant.
 
         Raises:
             UserError: The session has no such variant or plugin, or the inputs do not fit.
         """
-        asked = self._bundle.manifest.baseline.name if ratio is None else ratio
+        asked = self._bundle.manifest.default_variant if ratio is None else ratio
         plugin = self._find(asked).tensors
         arrays = check_inputs(inputs, self._backbone.part, self._backbone.max_length)
         return self._graph.run(arrays, plugin)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from variator_export.bundle.files import BundleFiles
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
+from variator_export.engines.onnxruntime.kernels import check_quantized
 from variator_export.engines.onnxruntime.providers import CPU, PROVIDERS, Provider
 from variator_export.engines.target import Session, SessionOptions, Target
 
@@ -36,6 +37,8 @@ class OnnxRuntimeTarget(Target):
                 "a CPU.",
                 "Run it on a GPU (onnxruntime-cuda), or build it with --precision float32 or float16.",
             )
+        if self.provider is CPU and precision.quantizes:
+            check_quantized(precision.name, bundle.manifest.opset)
         if self.gpu and precision.quantizes:
             raise UserError(
                 f"{bundle.path} is in {precision.name}, whose products are made for CPUs: on a GPU ONNX "

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from variator_export.core.environment import require
 from variator_export.core.errors import UserError
 from variator_export.engines.request import EngineRequest, Profile
 from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.api import load_tensorrt
 from variator_export.engines.tensorrt.log import last_messages, make_log
 from variator_export.engines.tensorrt.timing_cache import TimingCache
+from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 
 
 def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = None) -> bytes:
@@ -27,7 +29,7 @@ def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = N
     # The network must outlive its parser: keep a name for it.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(request.graph):
+    if not _parse(parser, request):
         raise _failed(request, "cannot parse the graph", log, "\n  ".join(_parser_errors(parser)))
     _allow_decomposed_attention(trt, network)
     config = builder.create_builder_config()
@@ -43,6 +45,22 @@ def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = N
         if cache is not None:
             cache.store(config)
     return bytes(serialized)
+
+
+def _parse(parser: Any, request: EngineRequest) -> bool:
+    """Parse the graph, without default values: TensorRT takes an input that has one for a constant."""
+    given = {name for profile in request.profiles for name in profile.shapes}
+    if not any(name.startswith(GRAPH_INPUT_PREFIX) for name in given):
+        return bool(parser.parse_from_file(request.graph))
+    require("onnx", request.target, "Building an engine that runs every ratio")
+    import onnx
+
+    model = onnx.load(request.graph, load_external_data=False)
+    inputs = {value.name for value in model.graph.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return bool(parser.parse(model.SerializeToString(), request.graph))
 
 
 def _parser_errors(parser: Any) -> Iterator[str]:

@@ -144,7 +144,7 @@ class TensorRtSession:
         Args:
             inputs: int64 arrays (B, S), keyed by the backbone's input names.
             ratio: Ratio or name of a variant, or name of an added plugin. None for the session's variant, or
-                for the baseline if the session runs all variants.
+                for the default variant if the session runs all variants.
 
         Raises:
             UserError: The session has no such variant, or no profile of the engine covers these shapes.
@@ -182,7 +182,7 @@ class TensorRtSession:
             return self._variant.name
         if choice in self._ratios:
             return str(choice)
-        asked = self._bundle.manifest.baseline.name if choice is None else choice
+        asked = self._bundle.manifest.default_variant if choice is None else choice
         return self._bundle.variant(asked).name
 
     def _upload(self, variant: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
