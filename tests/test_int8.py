@@ -22,7 +22,7 @@ from variator_export.data.examples import Columns, Examples
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.graph.macs import precision_share
-from variator_export.graph.weights import weight_name
+from variator_export.graph.weights import quantized_input, stored_weight
 from variator_export.model.backbone import Backbone
 from variator_export.model.int8 import LARGEST_WEIGHT, is_part_of
 from variator_export.model.methods import method_of
@@ -99,8 +99,7 @@ def test_every_family_is_quantised_and_verified(int8_bundle: Callable[[str], Pat
     assert len(quantised) - len(linear) == (0 if model == "electra" else 1)
     for variant in manifest.variants:
         graph = ir.load(folder / variant.graph).graph
-        products = [node for node in graph if node.op_type == "MatMulInteger"]
-        assert {weight_name(node) for node in products} == set(linear)
+        assert set(quantized_products(graph)) == set(linear)
         assert variant.precision_proof.macs == 1.0
         assert 0.3 < sum(variant.precision_proof.float32_modules.values()) < 0.99
         report = json.loads((folder / build_verification_report(variant.name)).read_text())
@@ -151,6 +150,17 @@ def test_one_session_changes_its_ratio(int8_bundle: Callable[[str], Path], cases
         assert np.linalg.norm(found - own) < 0.02 * np.linalg.norm(own)
 
 
+def quantized_products(graph: ir.Graph) -> dict[str, ir.Node]:
+    """The products of integers in a graph, by the name of their weight."""
+    found = {}
+    for node in graph:
+        if quantized_input(node) is not None:
+            weight = stored_weight(node)
+            assert weight is not None
+            found[str(weight.name)] = node
+    return found
+
+
 def _scaled_channel(model: ir.Model) -> None:
     """One channel's scale of one layer is doubled."""
     _change_scales(model, lambda scales: np.concatenate([scales[:1] * 2, scales[1:]]))
@@ -167,38 +177,37 @@ def _change_scales(model: ir.Model, change: Callable[[np.ndarray], np.ndarray]) 
     value.const_value = ir.tensor(change(value.const_value.numpy().copy()), name=value.name)
 
 
-def _constant(model: ir.Model, name: str, number: int) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(np.array(number, np.uint8), name=name))
+def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     model.graph.register_initializer(value)
     return value
 
 
+def _quantizer(model: ir.Model) -> ir.Node:
+    """The node that quantises the activations of the first product."""
+    return next(node for node in model.graph if node.op_type == "QuantizeLinear")
+
+
 def _shifted_zero_point(model: ir.Model) -> None:
     """One product subtracts 127 where 128 was added."""
-    node = next(node for node in model.graph if node.op_type == "MatMulInteger")
-    node.replace_input_with(2, _constant(model, "another_zero", 127))
+    node = next(iter(_quantizer(model).outputs[0].consumers()))
+    node.replace_input_with(2, _constant(model, "another_zero", np.array(127, np.uint8)))
 
 
 def _moved_activations(model: ir.Model) -> None:
     """One layer's activations are moved by 0.6 of a step before they are rounded."""
-    product = next(node for node in model.graph if node.op_type == "MatMulInteger")
-    assert product.inputs[0] is not None
-    node = product.inputs[0].producer()  # the conversion to unsigned integers
-    assert node is not None
-    by = ir.Value(name="by", const_value=ir.tensor(np.array(0.6, np.float32), name="by"))
-    model.graph.register_initializer(by)
-    moved = ir.node("Add", [node.inputs[0], by])
-    moved.outputs[0].name = "moved"
-    model.graph.insert_before(node, moved)
+    node = _quantizer(model)
+    step = ir.node("Mul", [node.inputs[1], _constant(model, "part", np.array(0.6, np.float32))])
+    moved = ir.node("Add", [node.inputs[0], step.outputs[0]])
+    step.outputs[0].name, moved.outputs[0].name = "step", "moved"
+    model.graph.insert_before(node, [step, moved])
     node.replace_input_with(0, moved.outputs[0])
 
 
 def _scale_of_the_tensor(model: ir.Model) -> None:
     """One layer has one scale for the whole batch, as `quantize_dynamic` has it."""
     node = next(node for node in model.graph if node.op_type == "ReduceMax")
-    axes = ir.Value(name="all_axes", const_value=ir.tensor(np.array([0, 1, 2]), name="all_axes"))
-    model.graph.register_initializer(axes)
-    node.replace_input_with(1, axes)
+    node.replace_input_with(1, _constant(model, "all_axes", np.array([0, 1, 2])))
 
 
 @pytest.mark.parametrize(
@@ -274,8 +283,7 @@ def test_a_limit_that_is_not_met_names_the_module_that_loses_most(
 def test_modules_stay_in_float32(int8_recipe: Recipes, tmp_path: Path) -> None:
     recipe = int8_recipe("bert", float32_modules=["attention.self.value", "layer.1.output"])
     folder = build(recipe, tmp_path / "bundle").bundle
-    products = ir.load(folder / "ratio-1.onnx").graph
-    names = {weight_name(node) for node in products if node.op_type == "MatMulInteger"}
+    names = quantized_products(ir.load(folder / "ratio-1.onnx").graph)
     assert "encoder.layer.0.output.dense.weight" in names
     assert not {n for n in names if n and ("value" in n or "layer.1.output" in n)}
     proof = Bundle.load(folder).manifest.variants[0].precision_proof

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from variator_export.core.axes import BATCH, LENGTH
 from variator_export.core.precision import find_precision
 from variator_export.graph.simplify import module_of
-from variator_export.graph.weights import weight_name
+from variator_export.graph.weights import stored_weight
 from variator_export.model.int8 import is_part_of
 
 
@@ -79,7 +79,8 @@ def precision_share(
     asked = rest = whole = 0
     declared: dict[str, int] = {}
     for node, macs in _products(graph, ratio):
-        module, kind = module_of(node), node.inputs[1].dtype if node.inputs[1] else None
+        module, right = module_of(node), stored_weight(node) or node.inputs[1]
+        kind = right.dtype if right is not None else None
         whole += macs
         if quantizes:
             # The weight's name: a module around a feed-forward network hides those of its linear layers.
@@ -98,9 +99,9 @@ def precision_share(
 
 def _encoder_weight(node: ir.Node, stack: str) -> str | None:
     """The name of the weight of the encoder that a node multiplies by; None for any other product."""
-    name = weight_name(node)
-    of_backbone = name is not None and not name.startswith("plugin.") and is_part_of(name, stack)
-    return name if of_backbone else None
+    weight = stored_weight(node)
+    name = "" if weight is None else str(weight.name)
+    return name if not name.startswith("plugin.") and is_part_of(name, stack) else None
 
 
 def macs_by_node(graph: Path, float32_modules: Collection[str], ratio: int) -> dict[str, int]:
@@ -125,7 +126,7 @@ def _products(graph: Path, ratio: int) -> Iterator[tuple[ir.Node, int]]:
 
 
 def _node_macs(node: ir.Node, bindings: dict[str, int]) -> int:
-    if node.op_type in ("MatMul", "Gemm", "MatMulInteger"):
+    if node.op_type in ("MatMul", "Gemm"):
         left = _dims(node.inputs[0], bindings)
         return math.prod(_dims(node.outputs[0], bindings)) * left[0 if _transposed(node) else -1]
     if node.op_type == "Attention":

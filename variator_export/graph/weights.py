@@ -85,10 +85,21 @@ def attach_weights(graph: ir.Graph, tensors: Mapping[str, ir.TensorProtocol]) ->
             graph.register_initializer(value)
 
 
-def weight_name(node: ir.Node) -> str | None:
-    """The name of the stored weight that a matrix product multiplies by; None if it is no stored weight."""
+def stored_weight(node: ir.Node) -> ir.Value | None:
+    """The weight that a matrix product multiplies by, as it is stored; None if it is not stored."""
     right = node.inputs[1]
-    maker = right.producer() if right is not None else None
-    if maker is not None and maker.op_type == "Transpose":
+    while right is not None and (maker := right.producer()) is not None:
+        if maker.op_type not in ("Transpose", "DequantizeLinear"):
+            return None
         right = maker.inputs[0]
-    return right.name if right is not None and right.is_initializer() else None
+    return right if right is not None and right.is_initializer() else None
+
+
+def quantized_input(node: ir.Node) -> ir.Value | None:
+    """The integers that a product of quantised values multiplies a weight by; None for any other product."""
+    if node.op_type != "MatMul":
+        return None
+    left, right = (value.producer() if value is not None else None for value in node.inputs)
+    if left is None or right is None or not left.op_type == right.op_type == "DequantizeLinear":
+        return None
+    return left.inputs[0]

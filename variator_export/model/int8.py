@@ -59,8 +59,7 @@ class GivenRounding:
 class Int8Linear(nn.Module):
     """A linear layer whose product is computed in int8.
 
-    y = s(x) * weight_scale * (weight @ floor(x / s(x) + 1/2)) + bias, where s(x) = max|x| / 127 for each
-    vector x.
+    y = s(x) * weight_scale * (weight @ round(x / s(x))) + bias, where s(x) = max|x| / 127 for each vector x.
 
     Attributes:
         weight: int8 (out, in).
@@ -82,14 +81,15 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in the type of `x`."""
-        largest = x.abs().amax(dim=-1, keepdim=True).clamp_min(_TINY)
-        scaled = x * (LARGEST_ACTIVATION / largest)
+        # Two reductions: the absolute values of `x` would be written to memory first.
+        largest = torch.maximum(x.amax(dim=-1, keepdim=True), -x.amin(dim=-1, keepdim=True))
+        scale = largest.clamp_min(_TINY) / LARGEST_ACTIVATION
         if torch.compiler.is_exporting():
-            product = _integer_product(scaled, self.weight)
+            product = _quantized_product(x, scale, self.weight, self.weight_scale)
         else:
-            integers = torch.floor(scaled + 0.5) if self.given is None else self.given.take(scaled)
-            product = nn.functional.linear(integers, self.weight.to(x.dtype))
-        y = product * self.weight_scale * (largest / LARGEST_ACTIVATION)
+            integers = torch.round(x / scale) if self.given is None else self.given.take(x / scale)
+            product = nn.functional.linear(integers, self.weight.to(x.dtype)) * self.weight_scale
+        y = product * scale
         return y if self.bias is None else y + self.bias
 
 
@@ -164,17 +164,39 @@ def quantize_model(model: Any, stack: str, kept: Collection[str]) -> int:
     return len(linears)
 
 
-def _integer_product(scaled: Tensor, weight: Tensor) -> Tensor:
-    """The product of rounded activations and a weight, with an ONNX operator that the exporter copies.
+def _quantized_product(x: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    """The product of rounded activations and a weight, with ONNX operators that the exporter copies.
 
-    A conversion to unsigned integers cuts off the fraction, so half a step and the zero point are added
-    first. QuantizeLinear would round too, but ONNX Runtime 1.23 does not have that of opset 23.
+    ONNX Runtime replaces the MatMul of two DequantizeLinear by one product of integers, which multiplies by
+    the scales of the weight too. It allows one scale for all activations. The activations are therefore read
+    with the scale 1, and the caller multiplies by the scale of each token. Quantisation in blocks as long as
+    a token (opset 21) divides and rounds in one step.
+
+    Args:
+        x: float (..., in).
+        scale: float (..., 1), one for each token.
+        weight: int8 (out, in).
+        weight_scale: float (out,).
+
+    Returns:
+        float (..., out).
     """
-    quantized = (scaled + (ZERO_POINT + 0.5)).to(torch.uint8)
-    product = torch.onnx.ops.symbolic(
-        "MatMulInteger",
-        (quantized, weight.t(), torch.tensor(ZERO_POINT, dtype=torch.uint8)),
-        dtype=torch.int32,
-        shape=(*scaled.shape[:-1], weight.shape[0]),
+    zero_point = torch.tensor(ZERO_POINT, dtype=torch.uint8)
+    quantized = torch.onnx.ops.symbolic(
+        "QuantizeLinear",
+        (x, scale, zero_point.expand_as(scale)),
+        {"axis": -1, "block_size": x.shape[-1]},
+        dtype=torch.uint8,
+        shape=x.shape,
     )
-    return product.to(scaled.dtype)
+    integers = torch.onnx.ops.symbolic(
+        "DequantizeLinear", (quantized, torch.tensor(1.0), zero_point), dtype=x.dtype, shape=x.shape
+    )
+    weights = torch.onnx.ops.symbolic(
+        "DequantizeLinear",
+        (weight.t(), weight_scale),
+        {"axis": 1},
+        dtype=x.dtype,
+        shape=(weight.shape[1], weight.shape[0]),
+    )
+    return torch.matmul(integers, weights)

@@ -79,17 +79,16 @@ class _RecordingGraph:
 
     def __init__(self, path: Path, extra: Mapping[str, np.ndarray], precision: str) -> None:
         from variator_export.graph.modules import mark_outputs
-        from variator_export.graph.weights import weight_name
+        from variator_export.graph.weights import quantized_input, stored_weight
 
         model = load_for_verification(path, precision)
         # The quantised inputs of each linear layer, in the order of the calls.
         self._values: dict[str, list[str]] = {}
         for node in model.graph:
-            if node.op_type == "MatMulInteger" and (name := weight_name(node)) is not None:
-                left = node.inputs[0]
-                assert left is not None
-                assert left.name is not None
-                self._values.setdefault(name, []).append(left.name)
+            if (integers := quantized_input(node)) is not None:
+                weight = stored_weight(node)
+                assert weight is not None
+                self._values.setdefault(str(weight.name), []).append(str(integers.name))
         mark_outputs(model, [value for values in self._values.values() for value in values])
         self._runner: OnnxRuntimeRunner = open_changed(model, path.parent, extra, precision)
 
