@@ -16,7 +16,8 @@ OLDEST_TESTS := \
 	'tests/test_graph.py::test_macs_on_the_graph_are_those_of_the_formula[modernbert]' \
 	'tests/test_graph.py::test_the_layer_norm_of_t5_is_one_operator[t5-v1.1]' \
 	tests/test_hub.py::test_what_the_hub_does_not_give \
-	'tests/test_int8.py::test_every_family_is_quantised_and_verified[bert]' \
+	tests/test_int8.py::test_graphs_for_an_older_onnxruntime \
+	tests/test_other_programs.py::test_onnxruntime_loads_a_plugin_as_an_adapter \
 	tests/test_hub.py::test_without_a_network_and_offline \
 	tests/test_quality.py::test_classification_metrics_by_hand \
 	tests/test_quality.py::test_similarity_is_a_rank_correlation \

@@ -20,6 +20,7 @@ from variator_export.bundle.reports import build_verification_report
 from variator_export.core.precision import INT8
 from variator_export.data.examples import Columns, Examples
 from variator_export.engines.eager import EagerModel
+from variator_export.engines.onnxruntime import kernels
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.graph.macs import precision_share
 from variator_export.graph.weights import quantized_input, stored_weight
@@ -29,7 +30,7 @@ from variator_export.model.methods import method_of
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin
 from variator_export.quality.evaluation import evaluate
-from variator_export.recipe.recipe import QuantizationRecipe, Recipe
+from variator_export.recipe.recipe import GraphsRecipe, QuantizationRecipe, Recipe
 from variator_export.verification.bundle_verification import verify
 from variator_export.verification.cases import Case, make_cases
 from variator_export.verification.judging.judge import GIVEN_ROUNDING
@@ -148,6 +149,26 @@ def test_one_session_changes_its_ratio(int8_bundle: Callable[[str], Path], cases
         found = session.run(cases[0].inputs, ratio=ratio)["last_hidden_state"]
         own = bundle.session(variant=ratio).run(cases[0].inputs)["last_hidden_state"]
         assert np.linalg.norm(found - own) < 0.02 * np.linalg.norm(own)
+
+
+def test_graphs_for_an_older_onnxruntime(
+    int8_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(opset: int) -> Recipe:
+        return int8_recipe("bert").model_copy(update={"graphs": GraphsRecipe(opset=opset)})
+
+    build(of(21), tmp_path / "bundle")  # and verifies it
+    with pytest.raises(UserError, match="int8 graphs need opset 21") as raised:
+        build(of(20), tmp_path / "other")
+    assert "--opset 21" in str(raised.value.hint)
+    monkeypatch.setattr(kernels, "installed_version", lambda _: "1.23.2")
+    assert Bundle.load(tmp_path / "bundle").session().ratios == (1, 2)
+    with pytest.raises(UserError, match=r"int8 graphs of opset 23 need ONNX Runtime 1\.24; 1\.23\.2 is"):
+        build(of(23), tmp_path / "other")
+    path = tmp_path / "bundle" / "manifest.json"
+    path.write_text(path.read_text().replace('"opset": 21', '"opset": 23'))
+    with pytest.raises(UserError, match=r"need ONNX Runtime 1\.24"):
+        Bundle.load(tmp_path / "bundle").session()
 
 
 def quantized_products(graph: ir.Graph) -> dict[str, ir.Node]:
