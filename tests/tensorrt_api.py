@@ -25,6 +25,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
 import pytest
 
 from variator_export.bundle.files import BundleFiles
@@ -173,7 +174,7 @@ class Fake:
 
         def method(*arguments: Any, **keywords: Any) -> Any:
             result = recorder.call(label, getattr(real, name), arguments, keywords)
-            if label == "OnnxParser.parse_from_file":
+            if label in ("OnnxParser.parse_from_file", "OnnxParser.parse"):
                 return recorder.parses
             if label in _OF_REFITTING:
                 given, refused, unless = _OF_REFITTING[label]
@@ -273,6 +274,18 @@ def run(module: Any, target: str, removed: str | None) -> Recorder:
             )
             recorder.parses = True  # type: ignore[attr-defined]
             assert build.build_engine_here(request, lambda *_: None) == b"engine"
+        graph = onnx.helper.make_graph([], "any-ratio", [], [])
+        onnx.save(onnx.helper.make_model(graph), Path(folder) / "any-ratio.onnx")
+        plugin = {"plugin.compress.bias": ((1, 1), (1, 1), (1, 1))}
+        every_ratio = request.model_copy(
+            update={
+                "graph": str(Path(folder) / "any-ratio.onnx"),
+                "profiles": (Profile(name="1x1 default", shapes={**profile.shapes, **plugin}),),
+            }
+        )
+        # The network has the inputs of one ratio, whatever was parsed.
+        with mock.patch.object(build, "_make_profile", return_value=None):
+            assert build.build_engine_here(every_ratio, lambda *_: None) == b"engine"
         recorder.parses = False  # type: ignore[attr-defined]
         with contextlib.suppress(build.UserError):  # with the parser's errors in it
             build.build_engine_here(request)

@@ -20,6 +20,7 @@ from variator_export.benchmark.stored import stored_benchmark
 from variator_export.cli.app import make_app
 from variator_export.core.errors import UsageError, UserError
 from variator_export.reporting.bundle_report import report
+from variator_export.reporting.dominated import Dominated, dominated_variants
 from variator_export.reporting.recommendation import Goals, recommend
 from variator_export.sessions import Bundle
 
@@ -288,10 +289,38 @@ def _quality(lost: dict[str, float], recall: dict[str, float]) -> dict[str, Any]
 
 def _timed(**latencies: float) -> dict[str, Any]:
     rows = [
-        {"runtime": "onnxruntime", "variant": name.replace("_", "-"), "median_ms": ms, "speedup": 10 / ms}
+        {
+            "runtime": "onnxruntime",
+            "variant": name.replace("_", "-"),
+            "median_ms": ms,
+            "speedup": 10 / ms,
+            "speedup_low": 9.9 / ms,
+            "speedup_high": 10.1 / ms,
+        }
         for name, ms in latencies.items()
     ]
     return {"shapes": [{"batch_size": 8, "sequence_length": 128, "rows": rows}]}
+
+
+def test_variants_that_nobody_should_deploy() -> None:
+    names = ["ratio-1", "ratio-2", "ratio-4", "ratio-8"]
+    lost = {"ratio-1": 0.0, "ratio-2": 0.03, "ratio-4": 0.02, "ratio-8": 0.04}
+    recall = {"ratio-1": 1.0, "ratio-2": 0.7, "ratio-4": 0.7, "ratio-8": 0.6}
+
+    def found(recall: dict[str, float], **timed: float) -> list[tuple[str, str]]:
+        quality = [_quality(lost, recall)]
+        return [(f.variant, f.by) for f in dominated_variants(names, quality, _timed(**timed))]
+
+    assert found(recall, ratio_1=10, ratio_2=8, ratio_4=5, ratio_8=4) == [("ratio-2", "ratio-4")]
+    assert found(recall, ratio_1=10, ratio_2=8, ratio_4=11, ratio_8=4) == [("ratio-4", "ratio-1")]
+    assert found({**recall, "ratio-2": 0.9}, ratio_1=10, ratio_2=8, ratio_4=5, ratio_8=4) == []
+    assert found(recall, ratio_1=10, ratio_2=8) == [], "ratio-4 was not timed"
+    assert found(recall, ratio_1=10, ratio_2=5.01, ratio_4=5, ratio_8=4) == [], "within the intervals"
+    assert dominated_variants(names, [], _timed(ratio_1=10, ratio_2=11)) == []
+    assert dominated_variants(names, [_quality(lost, recall)], None) == []
+    assert Dominated("a", "b").text() == (
+        "Do not deploy a: b is faster at every shape and loses no more of any metric."
+    )
 
 
 def test_recommendations() -> None:

@@ -12,6 +12,7 @@ from variator_export.bundle.reports import PAGE
 from variator_export.core.environment import require
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import write_text
+from variator_export.reporting.dominated import Dominated
 from variator_export.reporting.page import Section, number, render
 from variator_export.reporting.recommendation import Goals, Recommendation, overview
 from variator_export.reporting.sections import (
@@ -34,6 +35,7 @@ class Report:
         missing: Commands that would add the missing parts to the page.
         recommendations: The recommended variant for the goals, or for the usual losses by metric.
         recommended: The recommendations in words.
+        dominated: The variants that are slower and worse than another one.
         warnings: Reasons to doubt the page's numbers.
     """
 
@@ -42,6 +44,7 @@ class Report:
     missing: Sequence[str]
     recommendations: Sequence[Recommendation]
     recommended: Sequence[str]
+    dominated: Sequence[Dominated]
     warnings: Sequence[str]
 
 
@@ -80,7 +83,9 @@ def report(
     makers = (speed_section, quality_section, verification_section)
     sections = [section for make in makers if (section := make(sources)) is not None]
     page = Path(output) if output is not None else opened.path / PAGE
-    write_text(page, _render(sources, gains, sections, in_words))
+    write_text(
+        page, _render(sources, gains, sections, [*in_words, *(found.text() for found in sources.dominated)])
+    )
     written = []
     if plots is not None:
         from variator_export.reporting.plots import save
@@ -89,7 +94,9 @@ def report(
             for suffix in (".png", ".svg"):
                 written.append(plots / f"{plot.name}{suffix}")
                 save(plot.figure, written[-1])
-    return Report(page, written, sources.missing(), recommended, in_words, sources.warnings())
+    return Report(
+        page, written, sources.missing(), recommended, in_words, sources.dominated, sources.warnings()
+    )
 
 
 def _render(

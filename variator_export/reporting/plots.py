@@ -1,8 +1,10 @@
 """The plots of a report, as SVG for the page and as files."""
 
 import io
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -101,21 +103,56 @@ def error_plot(worst: Mapping[str, float], allowed: float) -> Figure:
     return figure
 
 
-def trade_off_plot(points: Sequence[tuple[str, float, float]], quality: str, shape: str) -> Figure:
-    """Plot the speed-up of each variant against the quality it loses.
+@dataclass(frozen=True)
+class TradeOff:
+    """Speed and quality at one shape.
+
+    Attributes:
+        title: The shape.
+        series: (label, speed-up, share of quality lost) of each variant, in order of the ratio, by series.
+        alone: (speed-up, share lost) of what is shown for comparison, by name.
+        dominated: Labels of points that are slower and worse than another.
+    """
+
+    title: str
+    series: Mapping[str, Sequence[tuple[str, float, float]]]
+    alone: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    dominated: Collection[str] = ()
+
+
+def trade_off_plot(panels: Sequence[TradeOff], quality: str) -> Figure:
+    """Plot the quality that is left over the speed-up, in a panel for each shape.
 
     Args:
-        points: (name, speed-up, share lost) of each variant.
+        panels: The shapes.
         quality: Name of the quality metric.
-        shape: Shape at which the speed-up was measured.
     """
-    figure, axes = _figure(f"speed-up at {shape}", f"{quality} lost in %")
-    for name, gained, lost in points:
-        axes.scatter(gained, 100 * lost, s=60)
-        axes.annotate(name, (gained, 100 * lost), xytext=(6, 6), textcoords="offset points")
-    axes.invert_yaxis()
-    axes.margins(0.2)
+    with matplotlib.rc_context(_STYLE):
+        width = 7.2 if len(panels) == 1 else 1.6 + 2.4 * len(panels)
+        figure = Figure(figsize=(width, 3.6), layout="constrained")
+        axes_of = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, panel in zip(axes_of, panels, strict=True):
+            _draw_trade_off(axes, panel)
+        axes_of[0].set_ylabel(f"{quality} left in %")
+        handles, labels = axes_of[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
     return figure
+
+
+def _draw_trade_off(axes: Axes, panel: TradeOff) -> None:
+    for name, points in panel.series.items():
+        places = [(speedup, 100 * (1 - lost)) for _, speedup, lost in points]
+        (line,) = axes.plot(*zip(*places, strict=True), label=name)
+        for (label, *_), place in zip(points, places, strict=True):
+            face = "none" if label in panel.dominated else line.get_color()
+            axes.plot(*place, "o", markersize=5, color=line.get_color(), markerfacecolor=face)
+            axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    for (name, (speedup, lost)), marker in zip(panel.alone.items(), itertools.cycle("sDX^v"), strict=False):
+        place = (speedup, 100 * (1 - lost))
+        axes.plot(*place, marker, color="0.45", markersize=5, linestyle="none", label=name)
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel("speed-up")
+    axes.margins(0.15)
 
 
 def as_svg(figure: Figure) -> str:

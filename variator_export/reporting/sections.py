@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
 from variator_export.bundle.quality_report import between, counted_metrics
@@ -11,8 +11,15 @@ from variator_export.reporting.sources import Sources
 from variator_export.verification.judging.error_budget import GIVEN_MULTIPLE, MULTIPLE
 from variator_export.verification.judging.judge import QUANTIZATION_UNIT
 
+if TYPE_CHECKING:
+    from variator_export.reporting.plots import TradeOff
+
 # Number of modules of a profile that are shown.
 _PROFILE_ROWS = 8
+# Number of shapes that the plot of speed and quality shows.
+_MOST_PANELS = 4
+# Runtimes of the uncompressed model, which lose nothing.
+_SAME_NUMBERS = ("eager", "torch.compile", "torch.onnx", "onnxruntime-optimizer", "openvino")
 
 
 def trade_off_section(sources: Sources) -> Section | None:
@@ -34,22 +41,51 @@ def trade_off_section(sources: Sources) -> Section | None:
         of_shapes = [found.get(variant.name) for found in gained.values()]
         speedups = ["-" if row is None else f"{row['speedup']:.2f}x" for row in of_shapes]
         rows.append([variant.name, str(variant.ratio), *_quality_cells(sources, variant.name), *speedups])
-    shape = max(sources.benchmark["shapes"], key=lambda s: s["batch_size"] * s["sequence_length"])
-    quality, at = sources.qualities[0], gained[_at(shape)]
-    points = [
-        (name, at[name]["speedup"], found["lost"])
-        for name, found in quality["variants"].items()
-        if name in at and found["lost"] is not None
-    ]
-    caption = (
-        f"Speed-up on ONNX Runtime at {_at(shape)} tokens over the fastest run without plugins, and the "
-        f"share of {quality['metric']} lost on {quality['data']}: right is faster, up is better."
-    )
     plots = []
-    if points:
-        figure = trade_off_plot(points, quality["metric"], f"{_at(shape)} tokens")
-        plots.append(Plot("trade-off", figure, caption))
+    for place, quality in enumerate(sources.qualities):
+        if panels := _trade_offs(sources, quality):
+            caption = (
+                f"Quality left, the share of {quality['metric']} on {quality['data']}, and the speed-up on "
+                "ONNX Runtime over the fastest run without plugins, by shape (rows x tokens): up and to the "
+                "right is better. A hollow point is slower and worse than another."
+            )
+            name = f"trade-off{f'-{place + 1}' if place else ''}"
+            plots.append(Plot(name, trade_off_plot(panels, quality["metric"]), caption))
     return Section("Speed gained and quality lost", "", plots, [TableOf(columns, rows)])
+
+
+def _trade_offs(sources: Sources, quality: Mapping[str, Any]) -> list["TradeOff"]:
+    """Each variant's speed-up and loss at every shape, and the runs without plugins for comparison."""
+    from variator_export.reporting.plots import TradeOff
+
+    assert sources.benchmark is not None
+    lost = {name: found["lost"] for name, found in quality["variants"].items() if found["lost"] is not None}
+    labels = {v.name: f"k={v.ratio}" if v.name == f"ratio-{v.ratio}" else v.name for v in sources.variants}
+    panels = []
+    for shape in sources.benchmark["shapes"][:_MOST_PANELS]:
+        own = {row["variant"]: row for row in shape["rows"] if row["runtime"] == "onnxruntime"}
+        points = [
+            (labels[name], own[name]["speedup"], lost[name])
+            for name in labels
+            if name in own and name in lost
+        ]
+        if not points:
+            continue
+        one = next(iter(own.values()))
+        reference = one["median_ms"] * one["speedup"]
+        panels.append(
+            TradeOff(
+                f"{shape['batch_size']} x {shape['sequence_length']}",
+                {sources.bundle.manifest.precision: points},
+                {
+                    row["runtime"]: (reference / row["median_ms"], 0.0)
+                    for row in shape["rows"]
+                    if row["is_baseline"] and row["runtime"] in _SAME_NUMBERS
+                },
+                {labels[found.variant] for found in sources.dominated},
+            )
+        )
+    return panels
 
 
 def speed_section(sources: Sources) -> Section | None:

@@ -1,5 +1,6 @@
 """The findings of a bundle's reports about its current graphs and engines. Outdated reports are ignored."""
 
+import functools
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from variator_export.bundle.reports import (
     read_report,
 )
 from variator_export.engines.targets import engine_targets
+from variator_export.reporting.dominated import Dominated, dominated_variants
 from variator_export.reporting.recommendation import USUAL_LOSSES, Goals, Recommendation, recommend
 from variator_export.sessions import Bundle
 
@@ -105,6 +107,12 @@ class Sources:
         wanted = usual if goals is None else [goals]
         names = [variant.name for variant in self.variants]
         return [recommend(goal, names, self.qualities, self.benchmark) for goal in wanted]
+
+    @functools.cached_property
+    def dominated(self) -> list[Dominated]:
+        """The variants that are slower and worse than another one."""
+        names = [variant.name for variant in self.variants]
+        return dominated_variants(names, self.qualities, self.benchmark)
 
     def missing(self) -> list[str]:
         """Return the commands that would add to the page."""

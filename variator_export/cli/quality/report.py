@@ -71,6 +71,7 @@ def report_command(
                 "plots": [str(path) for path in result.plots],
                 "missing": list(result.missing),
                 "recommendations": [asdict(found) for found in result.recommendations],
+                "dominated": [asdict(found) for found in result.dominated],
                 "warnings": list(result.warnings),
             }
         )
@@ -78,7 +79,7 @@ def report_command(
     printer.text(f"written: {result.page}")
     for path in result.plots:
         printer.text(f"written: {path}")
-    for line in result.recommended:
+    for line in [*result.recommended, *(found.text() for found in result.dominated)]:
         printer.text(line)
     for warning in result.warnings:
         printer.hint(f"warning: {warning}")
