@@ -26,7 +26,7 @@ OLDEST_TESTS := \
 	tests/test_training.py::test_fine_tuning_writes_a_classifier_that_names_its_classes \
 	tests/test_verify.py::test_a_correct_bundle_passes \
 	--deselect tests/test_session.py::test_plugins_of_several_tasks_in_one_session
-EXTRAS := export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,parquet,report,demo,docs,dev
+EXTRAS := alternatives,export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,parquet,report,demo,docs,dev
 
 # Python compiles what is imported; pip would compile everything, and that takes as long as the installation.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
@@ -77,7 +77,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python $(PIP) --constraint constraints-oldest.txt \
-		--editable '.[export,onnxruntime,openvino,train,evaluate,report,demo,dev]'
+		--editable '.[alternatives,export,onnxruntime,openvino,train,evaluate,report,demo,dev]'
 	touch $@
 
 clean:

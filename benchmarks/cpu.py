@@ -3,11 +3,12 @@
     variator-export build minilm --target onnxruntime
     variator-export build minilm --precision int8 --target onnxruntime
     python benchmarks/cpu.py artifacts/minilm artifacts/minilm-int8 --data STS-B/dev.tsv \
+        --text-column sentence1 --pair-column sentence2 --label-column score \
+        --calibration STS-B/train.tsv \
         --output benchmarks/results/cpu-minilm.json --plot docs/cpu-minilm.png
 
-Beside the graphs of both bundles run what users pick otherwise: PyTorch, the plain export of torch.onnx, and
-that export after ONNX Runtime's `quantize_dynamic`. All take turns. Quality is Spearman's correlation on the
-pairs of a similarity task (columns sentence1, sentence2, score).
+Beside the graphs of both bundles runs what users pick otherwise (the extras alternatives and torchao). All
+take turns. Quality is Spearman's correlation of embeddings with scores of pairs, or a classifier's accuracy.
 """
 
 import argparse
@@ -17,21 +18,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import describe, write_result
-from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from variator_export import Bundle, Columns, read_examples
-from variator_export.benchmark.runtimes import open_subjects
+from variator_export import Bundle, Columns, Examples, read_examples
+from variator_export.benchmark.runtimes import ALTERNATIVES, LASTING_RUNTIMES, open_subjects
 from variator_export.benchmark.speed_table import Subject, speed_inputs
 from variator_export.benchmark.timing import Timings, join, speedup, time_in_turns
 from variator_export.engines.base import Runner
 from variator_export.inference import TextModel
-from variator_export.reporting.plots import save
+from variator_export.reporting.plots import TradeOff, save, trade_off_plot
 from variator_export.verification.eager_bundle import load_bundle_backbone
 
 SHAPES = ((1, 32), (8, 128), (32, 128), (1, 512))
-ALTERNATIVES = {"eager": "PyTorch", "torch.onnx": "torch.onnx", "quantize_dynamic": "quantize_dynamic"}
+OTHERS = ("eager", "torch.compile", *ALTERNATIVES)
+# Other runtimes of the same float32 numbers, within rounding: they have the quality of our graph.
+EXACT = (
+    "eager", "torch.compile", "torch.onnx", "onnxruntime-optimizer", "transformers-exporter", "openvino",
+    "ctranslate2",
+)  # fmt: skip
+# Alternatives in int8.
+INT8 = ("quantize_dynamic", "openvino-nncf", "torchao", "ctranslate2-int8")
+# The alternatives in the picture: what is slower than another of its precision says little there.
+DRAWN = ("torch.onnx", "torch.compile", "quantize_dynamic", "openvino-nncf", "torchao", "ctranslate2-int8")
+CALIBRATION_TEXTS = 300
+Place = tuple[str, str, str]  # bundle's precision, runtime, variant
 
 
 def main() -> None:
@@ -42,51 +54,73 @@ def main() -> None:
     parser.add_argument("float32", type=Path)
     parser.add_argument("int8", type=Path)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--text-column", required=True)
+    parser.add_argument("--pair-column")
+    parser.add_argument("--label-column", required=True)
+    parser.add_argument("--calibration", type=Path, help="texts for quantisations that need examples")
     parser.add_argument("--openings", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    columns = Columns(arguments.text_column, arguments.pair_column, arguments.label_column)
+    examples = read_examples(arguments.data, columns)
+    texts: tuple[str, ...] = ()
+    if arguments.calibration is not None:
+        texts = tuple(read_examples(arguments.calibration, columns).texts[:CALIBRATION_TEXTS])
     bundles = {"float32": Bundle.load(arguments.float32), "int8": Bundle.load(arguments.int8)}
+    torch._dynamo.config.recompile_limit = 64
     with ExitStack() as stack:
         openers = {
             name: stack.enter_context(
                 open_subjects(
-                    bundle, lambda: load_bundle_backbone(bundles["float32"], None, ""), arguments.threads
+                    bundle,
+                    lambda: load_bundle_backbone(bundles["float32"], None, ""),
+                    arguments.threads,
+                    texts,
                 )
             )
             for name, bundle in bundles.items()
         }
-        places = [("float32", runtime, bundles["float32"].manifest.baseline.name) for runtime in ALTERNATIVES]
-        places += [
-            (name, "onnxruntime", variant.name)
-            for name, bundle in bundles.items()
-            for variant in bundle.manifest.variants
-        ]
 
-        def open_place(place: tuple[str, str, str]) -> Subject:
+        def open_place(place: Place) -> Subject:
             bundle, runtime, variant = place
             return openers[bundle].open_again(runtime, variant)
 
-        quality = {
-            place: score(bundles[place[0]], open_place(place).runner, arguments.data) for place in places
-        }
+        places, subjects = open_everything(bundles, open_place)
+        base = ("float32", "onnxruntime", bundles["float32"].manifest.baseline.name)
+        quality: dict[Place, float] = {}
+        for place in places:
+            same = (place[0], "onnxruntime", place[2])
+            exact = place[0] == "float32" and place[1] in EXACT and same in quality
+            quality[place] = (
+                quality[same] if exact else score(bundles[place[0]], subjects[place].runner, examples)
+            )
+            print(place, round(quality[place], 4), flush=True)
         timed: dict[tuple[int, int], list[Mapping[str, Timings]]] = {shape: [] for shape in SHAPES}
         for opening in range(arguments.openings):
-            subjects = {place: open_place(place) for place in places}
+            if opening:
+                lasting = {p: s for p, s in subjects.items() if p[1] in LASTING_RUNTIMES}
+                subjects = {p: lasting[p] if p in lasting else open_place(p) for p in places}
             order = np.random.default_rng(opening).permutation(len(places))
             for shape in SHAPES:
                 timed[shape].append(
                     time_shape(bundles["float32"], subjects, [places[i] for i in order], shape)
                 )
+                print(opening, shape, flush=True)
     rows = [
-        row_of(place, quality, {shape: join(found) for shape, found in timed.items()}) for place in places
+        row_of(place, base, quality, {shape: join(found) for shape, found in timed.items()})
+        for place in places
     ]
+    metric = "spearman" if bundles["float32"].manifest.backbone.task != "text-classification" else "accuracy"
     write_result(
         arguments.output,
         {
             "question": "What to deploy on a CPU: which precision, which ratio?",
-            "data": arguments.data.name,
+            "data": f"{arguments.data.parent.name}/{arguments.data.name}",
+            "metric": metric,
+            "examples": len(examples.texts),
+            "calibration": len(texts),
             "openings": arguments.openings,
             "threads": arguments.threads,
             "rows": rows,
@@ -94,23 +128,52 @@ def main() -> None:
         },
     )
     if arguments.plot is not None:
-        draw(rows, arguments.plot)
+        draw(rows, metric, arguments.plot)
 
 
-def score(bundle: Bundle, runner: Runner, data: Path) -> float:
-    """Spearman's correlation of the cosines of pairs with their scores."""
-    examples = read_examples(data, Columns("sentence1", "sentence2", "score"))
+def open_everything(
+    bundles: Mapping[str, Bundle], open_place: Callable[[Place], Subject]
+) -> tuple[list[Place], dict[Place, Subject]]:
+    """Open every graph of both bundles and every alternative that runs here."""
+    manifests = {name: bundle.manifest for name, bundle in bundles.items()}
+    names = {name: [variant.name for variant in manifest.variants] for name, manifest in manifests.items()}
+    wanted = [(name, "onnxruntime", variant) for name, of in names.items() for variant in of]
+    wanted += [(name, "openvino", variant) for name, of in names.items() for variant in of]
+    wanted += [("float32", runtime, manifests["float32"].baseline.name) for runtime in OTHERS]
+    subjects: dict[Place, Subject] = {}
+    for place in wanted:
+        try:
+            subject = open_place(place)
+            subject.runner.run(speed_inputs(bundles["float32"].manifest.backbone.inputs, 30522, 1, 32))
+        except Exception as error:
+            print(f"{place} is left out: {error}")
+        else:
+            subjects[place] = subject
+    return list(subjects), subjects
+
+
+def score(bundle: Bundle, runner: Runner, examples: Examples) -> float:
+    """Spearman's correlation of the cosines of pairs with their scores, or a classifier's accuracy."""
     model = TextModel(runner.run, bundle.text_encoder(), bundle.manifest.backbone, bundle.config())
-    assert examples.pairs is not None
-    first, second = model.embed(examples.texts), model.embed(examples.pairs)
-    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    return float(spearmanr((first * second).sum(1) / norms, examples.scores()).statistic)
+    with torch.compiler.set_stance("force_eager"):  # instead of compiling for every shape of the data
+        return _score(model, bundle, examples)
+
+
+def _score(model: TextModel, bundle: Bundle, examples: Examples) -> float:
+    if examples.pairs is not None:
+        first, second = model.embed(examples.texts), model.embed(examples.pairs)
+        norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        return float(spearmanr((first * second).sum(1) / norms, examples.scores()).statistic)
+    found = [found["label"] for found in model.predict(examples.texts)]
+    names = bundle.config()["id2label"]
+    wanted = [names.get(str(target), str(target)) for target in examples.targets or ()]
+    return float(np.mean([one == other for one, other in zip(found, wanted, strict=True)]))
 
 
 def time_shape(
     bundle: Bundle,
-    subjects: Mapping[tuple[str, str, str], Subject],
-    places: list[tuple[str, str, str]],
+    subjects: Mapping[Place, Subject],
+    places: list[Place],
     shape: tuple[int, int],
 ) -> Mapping[str, Timings]:
     """Time all subjects at one shape, in turns."""
@@ -123,12 +186,12 @@ def time_shape(
 
 
 def row_of(
-    place: tuple[str, str, str],
-    quality: Mapping[tuple[str, str, str], float],
+    place: Place,
+    base: Place,
+    quality: Mapping[Place, float],
     timed: Mapping[tuple[int, int], Mapping[str, Timings]],
 ) -> dict[str, Any]:
     """One subject's quality, and its time at every shape with the speed-up over float32 at ratio 1."""
-    base = ("float32", "onnxruntime", "ratio-1")
     precision, runtime, variant = place
     shapes = []
     for (batch_size, length), timings in timed.items():
@@ -144,44 +207,31 @@ def row_of(
             }
         )
     return {
-        "precision": "int8" if runtime == "quantize_dynamic" else precision,
+        "precision": "int8" if runtime in INT8 else precision,
         "runtime": runtime,
         "variant": variant,
-        "spearman": round(quality[place], 4),
+        "quality": round(quality[place], 4),
         "lost": round(1 - quality[place] / quality[base], 4),
         "shapes": shapes,
     }
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[dict[str, Any]], metric: str, path: Path) -> None:
     """A panel for each shape: the quality that is left over the speed-up."""
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(SHAPES), sharey=True)
-    colours = {"float32": "#0072B2", "int8": "#D55E00"}
-    for place, axes in enumerate(panels):
-        shape = rows[0]["shapes"][place]
-        axes.set_title(f"{shape['batch_size']} x {shape['sequence_length']} tokens", fontsize=10)
-        for precision, colour in colours.items():
-            own = [r for r in rows if r["runtime"] == "onnxruntime" and r["precision"] == precision]
-            points = [(r["shapes"][place]["speedup"], 100 * (1 - r["lost"])) for r in own]
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=precision)
-            for row, point in zip(own, points, strict=True):
-                axes.annotate(
-                    f"k={row['variant'].removeprefix('ratio-')}", point, fontsize=7,
-                    xytext=(3, 4), textcoords="offset points",
-                )  # fmt: skip
-        for row, marker in zip([r for r in rows if r["runtime"] in ALTERNATIVES], "sDX", strict=True):
-            axes.plot(
-                row["shapes"][place]["speedup"], 100 * (1 - row["lost"]), marker, color="0.45",
-                markersize=5, linestyle="none", label=ALTERNATIVES[row["runtime"]],
-            )  # fmt: skip
-        axes.set_xlabel("speed-up over float32, k=1")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("quality left, % of float32, k=1")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False)
-    save(figure, path)
+    panels = []
+    for place, shape in enumerate(rows[0]["shapes"]):
+        series: dict[str, list[tuple[str, float, float]]] = {"float32": [], "int8": []}
+        alone: dict[str, tuple[float, float]] = {}
+        for row in rows:
+            point = (row["shapes"][place]["speedup"], row["lost"])
+            if row["runtime"] == "onnxruntime":
+                label = f"k={row['variant'].removeprefix('ratio-')}"
+                series[row["precision"]].append((label, *point))
+            elif row["runtime"] in DRAWN:
+                alone[row["runtime"]] = point
+        title = f"{shape['batch_size']} x {shape['sequence_length']}"
+        panels.append(TradeOff(title, series, alone))
+    save(trade_off_plot(panels, metric), path)
 
 
 if __name__ == "__main__":

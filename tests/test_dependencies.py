@@ -11,7 +11,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 # TensorRT is compared with one version, onnxruntime stands for onnxruntime-gpu, and nobody installs the rest
 # beside something else.
-NOT_RUN_AT_THEIR_OLDEST = {"tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "demo", "docs", "dev"}
+NOT_RUN_AT_THEIR_OLDEST = {"tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "torchao", "demo", "docs", "dev"}
 
 
 def _pins(name: str) -> dict[str, Version]:

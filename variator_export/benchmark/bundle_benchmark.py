@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from variator_export.benchmark.profile import profile_rows
 from variator_export.benchmark.runtimes import (
+    COMPILED_RUNTIMES,
     OWN_RUNTIMES,
     RUNTIMES,
     Subjects,
@@ -44,6 +45,10 @@ from variator_export.verification.eager_bundle import load_bundle_backbone
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
+
+
+# Libraries whose versions a result records, besides those of the targets.
+_LIBRARIES = ("torch", "transformers", "openvino", "nncf", "torchao", "ctranslate2")
 
 
 @dataclass(frozen=True)
@@ -180,10 +185,15 @@ def bench(
     names = list(runtimes or available_runtimes())
     if precision.is_half and not all(RUNTIMES[name].gpu for name in names):
         progress.note(f"A CPU's speed in {precision.name} says nothing about a GPU's.")
-    engines = {"allow_unverified": allow_unverified, "trust_host_code": trust_host_code}
     with (
-        open_subjects(opened, load_backbone, settings.threads, **engines) as opener,
-        _torch(settings.threads, len(shapes) if "torch.compile" in names else 0) as torch_threads,
+        open_subjects(
+            opened,
+            load_backbone,
+            settings.threads,
+            allow_unverified=allow_unverified,
+            trust_host_code=trust_host_code,
+        ) as opener,
+        _torch(settings.threads, len(shapes) if {*names} & {*COMPILED_RUNTIMES} else 0) as torch_threads,
     ):
         subjects = open_all(opener, names, chosen, progress, named=runtimes is not None)
         inputs = {shape: _inputs(opened, shape) for shape in shapes}
@@ -205,7 +215,7 @@ def bench(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
         conditions={"before": before, "after": conditions()},
-        versions=versions(*("variator-export", "torch", "transformers", "openvino"), *distributions()),
+        versions=versions("variator-export", *_LIBRARIES, *distributions()),
     )
 
 

@@ -1,7 +1,7 @@
 """Runtimes to time: every way to run a variant of a bundle that a user would really pick."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +15,14 @@ from variator_export.bundle.manifest import Variant
 from variator_export.core.environment import is_importable
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
+from variator_export.core.registry import resolve
 from variator_export.engines.base import Runner
 from variator_export.engines.target import SessionOptions
 from variator_export.engines.targets import TARGETS
 from variator_export.model.methods import method_of
 
 if TYPE_CHECKING:
+    from variator_export.benchmark.alternatives.setup import Setup
     from variator_export.model.backbone import Backbone
 
 
@@ -34,12 +36,22 @@ class Runtime:
         needs: The Python module that the runtime requires.
         gpu: Whether the runtime runs on a GPU, in a session as users open it: inputs and outputs are copied
             in each call.
+        opener: `module:function` that opens what users run instead of this package, from
+            `alternatives.setup.Setup`. None for the bundle's own graphs, engines and eager models.
     """
 
     group: str
     only_baseline: bool
     needs: str
     gpu: bool = False
+    opener: str | None = None
+
+
+_ALTERNATIVES = "variator_export.benchmark.alternatives"
+
+
+def _alternative(group: str, needs: str, opener: str) -> Runtime:
+    return Runtime(group, only_baseline=True, needs=needs, opener=f"{_ALTERNATIVES}.{opener}")
 
 
 RUNTIMES = {
@@ -47,11 +59,18 @@ RUNTIMES = {
     "torch.compile": Runtime("torch", only_baseline=True, needs="torch"),
     "onnxruntime": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
     "any-ratio": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
-    "torch.onnx": Runtime("onnxruntime", only_baseline=True, needs="torch"),
-    "onnxruntime-optimizer": Runtime("onnxruntime", only_baseline=True, needs="torch"),
-    # A group of its own: its numbers are not those of the float32 graphs.
-    "quantize_dynamic": Runtime("quantize_dynamic", only_baseline=True, needs="torch"),
+    "torch.onnx": _alternative("onnxruntime", "torch", "exports:torch_onnx"),
+    "onnxruntime-optimizer": _alternative("onnxruntime", "torch", "exports:optimizer"),
+    "transformers-exporter": _alternative(
+        "onnxruntime", "transformers", "transformers_exporter:transformers_exporter"
+    ),
     "openvino": Runtime("openvino", only_baseline=False, needs="openvino"),
+    "ctranslate2": _alternative("ctranslate2", "ctranslate2", "ctranslate2_runtime:in_float32"),
+    # Groups of their own: their numbers are not those of float32.
+    "quantize_dynamic": _alternative("quantize_dynamic", "torch", "exports:quantize_dynamic"),
+    "openvino-nncf": _alternative("openvino-nncf", "nncf", "nncf_int8:openvino_nncf"),
+    "torchao": _alternative("torchao", "torchao", "torchao_int8:torchao"),
+    "ctranslate2-int8": _alternative("ctranslate2-int8", "ctranslate2", "ctranslate2_runtime:in_int8"),
 }
 # Sessions on every target that runs on a GPU, as users open them.
 RUNTIMES |= {
@@ -59,13 +78,17 @@ RUNTIMES |= {
     for name, target in TARGETS.all().items()
     if target.gpu
 }
-# Runtimes of a user without this package: graphs exported by torch.onnx.
-PLAIN_RUNTIMES = ("torch.onnx", "onnxruntime-optimizer", "quantize_dynamic")
+# What users run instead of this package.
+ALTERNATIVES = tuple(name for name, runtime in RUNTIMES.items() if runtime.opener is not None)
 # Runtimes that are left out if they cannot run, unless the user names them.
-OPTIONAL_RUNTIMES = (*PLAIN_RUNTIMES, "torch.compile", "openvino")
+OPTIONAL_RUNTIMES = (*ALTERNATIVES, "torch.compile", "openvino")
 TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.group == "torch")
+# Runtimes that compile for each shape, in the first run.
+COMPILED_RUNTIMES = ("torch.compile", "torchao")
+# Runtimes that stay loaded from one opening to the next.
+LASTING_RUNTIMES = (*TORCH_RUNTIMES, "torchao")
 # Runtimes that run the files of a bundle.
-OWN_RUNTIMES = tuple(name for name in RUNTIMES if name not in (*TORCH_RUNTIMES, *PLAIN_RUNTIMES))
+OWN_RUNTIMES = tuple(name for name in RUNTIMES if name not in (*TORCH_RUNTIMES, *ALTERNATIVES))
 
 
 class Subjects:
@@ -80,6 +103,7 @@ class Subjects:
             set by the caller, for the whole process.
         allow_unverified: Time engines that have not been verified on a GPU of this kind.
         trust_host_code: Allow an engine to contain a program of its own.
+        calibration: Texts for quantisations that need examples. Empty for the package's own few.
     """
 
     def __init__(
@@ -91,8 +115,10 @@ class Subjects:
         *,
         allow_unverified: bool = False,
         trust_host_code: bool = False,
+        calibration: Sequence[str] = (),
     ) -> None:
         self._files = files
+        self._calibration = calibration
         self._load_backbone = backbone
         self._scratch = scratch
         self._threads = threads
@@ -147,13 +173,14 @@ class Subjects:
             return TARGETS.find(runtime).open(self._files, variant.name, options)
         precision = self._files.manifest.precision
         kind = find_precision(precision)
-        if not kind.on_a_cpu or (kind.is_half and runtime in PLAIN_RUNTIMES):
+        if not kind.on_a_cpu or (kind.is_half and entry.opener):
             raise UserError(
                 f"{runtime} does not compute in {precision} on a CPU.",
                 "Time a float32 bundle instead, or time this one with --runtime eager.",
             )
-        if runtime in PLAIN_RUNTIMES:
-            return self._plain(runtime)
+        if entry.opener:
+            runner: Runner = resolve(entry.opener)(self._setup)
+            return runner
         graph = self._files.graph(variant.graph)
         if runtime == "openvino":
             from variator_export.engines.openvino import OpenVinoRunner
@@ -167,32 +194,19 @@ class Subjects:
             return OnnxRuntimeRunner(shared, extra, threads=self._threads)
         return OnnxRuntimeRunner(graph, threads=self._threads)
 
-    def _plain(self, runtime: str) -> Runner:
-        from variator_export.engines.onnxruntime.alternatives import (
-            optimize_transformer,
-            quantize_dynamically,
-        )
-        from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
-        from variator_export.graph.torch_baseline import export_plain
+    @cached_property
+    def _setup(self) -> "Setup":
+        from variator_export.benchmark.alternatives.setup import Setup
+        from variator_export.text.tokenizer import TextEncoder
+        from variator_export.verification.cases import DEFAULT_TEXTS
 
-        # The graphs are exported once: each opening reads the same files.
-        backbone, plain = self._eager, self._scratch / "plain.onnx"
-        optimized = self._scratch / "optimized.onnx"
-        if not plain.exists():
-            export_plain(backbone, plain)
-        if runtime == "onnxruntime-optimizer" and not optimized.exists():
-            optimize_transformer(
-                plain,
-                optimized,
-                model_type=backbone.info.config.model_type,
-                num_heads=int(backbone.info.config.num_attention_heads),
-                hidden_size=self._files.manifest.backbone.hidden_size,
-            )
-        quantized = self._scratch / "quantized.onnx"
-        if runtime == "quantize_dynamic" and not quantized.exists():
-            quantize_dynamically(plain, quantized)
-        graph = {"onnxruntime-optimizer": optimized, "quantize_dynamic": quantized}.get(runtime, plain)
-        return OnnxRuntimeRunner(graph, threads=self._threads, as_it_comes=True)
+        entry = self._files.manifest.backbone
+        encoder = TextEncoder(self._files.path, entry.max_length)
+        examples = [
+            encoder.encode([text], entry.inputs, entry.max_length, truncate=True)
+            for text in self._calibration or DEFAULT_TEXTS
+        ]
+        return Setup(self._eager, self._scratch, self._threads, examples)
 
     @cached_property
     def _eager(self) -> "Backbone":
@@ -204,11 +218,12 @@ def open_subjects(
     files: BundleFiles,
     backbone: "Callable[[], Backbone]",
     threads: int | None = None,
+    calibration: Sequence[str] = (),
     **engines: bool,
 ) -> Iterator[Subjects]:
     """Yield `Subjects` with a scratch folder that is deleted at the end of the block."""
     with TemporaryDirectory() as scratch:
-        yield Subjects(files, backbone, Path(scratch), threads, **engines)
+        yield Subjects(files, backbone, Path(scratch), threads, calibration=calibration, **engines)
 
 
 def available_runtimes() -> list[str]:

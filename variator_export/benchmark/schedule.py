@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from variator_export.benchmark.runtimes import OPTIONAL_RUNTIMES, RUNTIMES, TORCH_RUNTIMES, Subjects
+from variator_export.benchmark.runtimes import LASTING_RUNTIMES, OPTIONAL_RUNTIMES, RUNTIMES, Subjects
 from variator_export.benchmark.speed_table import Subject
 from variator_export.benchmark.timing import Timings, join, time_in_turns
 from variator_export.bundle.manifest import Variant
@@ -160,7 +160,7 @@ def _open_again(opener: Subjects, subjects: list[Subject], order: np.ndarray) ->
     PyTorch's models stay, because they share the backbone's weights and compiling takes a minute.
     """
     places = [(subject.runtime, subject.variant) for subject in subjects]
-    opened = {i: s for i, s in enumerate(subjects) if s.runtime in TORCH_RUNTIMES}
+    opened = {i: s for i, s in enumerate(subjects) if s.runtime in LASTING_RUNTIMES}
     subjects.clear()
     gc.collect()
     for i in order:

@@ -1,0 +1,1 @@
+"""What users run instead of this package: other exports, runtimes and quantisations of the backbone."""
