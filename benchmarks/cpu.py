@@ -2,12 +2,13 @@
 
     variator-export build minilm --target onnxruntime
     variator-export build minilm --precision int8 --target onnxruntime
-    python benchmarks/cpu.py artifacts/minilm artifacts/minilm-int8 --data STS-B/dev.tsv \
-        --text-column sentence1 --pair-column sentence2 --label-column score \
+    variator-export build minilm --precision bfloat16 --target onnxruntime
+    python benchmarks/cpu.py artifacts/minilm artifacts/minilm-int8 artifacts/minilm-bfloat16 \
+        --data STS-B/dev.tsv --text-column sentence1 --pair-column sentence2 --label-column score \
         --calibration STS-B/train.tsv \
         --output benchmarks/results/cpu-minilm.json --plot docs/cpu-minilm.png
 
-Beside the graphs of both bundles runs what users pick otherwise (the extras alternatives and torchao). All
+Beside the graphs of the bundles runs what users pick otherwise (the extras alternatives and torchao). All
 take turns. Quality is Spearman's correlation of embeddings with scores of pairs, or a classifier's accuracy.
 """
 
@@ -22,10 +23,12 @@ import torch
 from common import describe, write_result
 from scipy.stats import spearmanr
 
-from variator_export import Bundle, Columns, Examples, read_examples
+from variator_export import Bundle, Columns, read_examples
 from variator_export.benchmark.runtimes import ALTERNATIVES, LASTING_RUNTIMES, open_subjects
 from variator_export.benchmark.speed_table import Subject, speed_inputs
 from variator_export.benchmark.timing import Timings, join, speedup, time_in_turns
+from variator_export.core.precision import find_precision
+from variator_export.data.examples import Examples
 from variator_export.engines.base import Runner
 from variator_export.inference import TextModel
 from variator_export.reporting.plots import TradeOff, save, trade_off_plot
@@ -40,6 +43,12 @@ EXACT = (
 )  # fmt: skip
 # Alternatives in int8.
 INT8 = ("quantize_dynamic", "openvino-nncf", "torchao", "ctranslate2-int8")
+# The curves of the picture.
+SERIES = {
+    ("float32", "onnxruntime"): "float32",
+    ("int8", "onnxruntime"): "int8",
+    ("bfloat16", "openvino"): "bfloat16, OpenVINO",
+}
 # The alternatives in the picture: what is slower than another of its precision says little there.
 DRAWN = ("torch.onnx", "torch.compile", "quantize_dynamic", "openvino-nncf", "torchao", "ctranslate2-int8")
 CALIBRATION_TEXTS = 300
@@ -47,12 +56,11 @@ Place = tuple[str, str, str]  # bundle's precision, runtime, variant
 
 
 def main() -> None:
-    """Measure speed and quality of both bundles, and write the result and the plot."""
+    """Measure speed and quality of the bundles, and write the result and the plot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("float32", type=Path)
-    parser.add_argument("int8", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="+", help="one for each precision, float32 among them")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--text-column", required=True)
     parser.add_argument("--pair-column")
@@ -68,14 +76,17 @@ def main() -> None:
     texts: tuple[str, ...] = ()
     if arguments.calibration is not None:
         texts = tuple(read_examples(arguments.calibration, columns).texts[:CALIBRATION_TEXTS])
-    bundles = {"float32": Bundle.load(arguments.float32), "int8": Bundle.load(arguments.int8)}
+    loaded = [Bundle.load(path) for path in arguments.bundles]
+    bundles = {bundle.manifest.precision: bundle for bundle in loaded}
     torch._dynamo.config.recompile_limit = 64
     with ExitStack() as stack:
         openers = {
             name: stack.enter_context(
                 open_subjects(
                     bundle,
-                    lambda: load_bundle_backbone(bundles["float32"], None, ""),
+                    lambda bundle=bundle: load_bundle_backbone(  # type: ignore[misc]
+                        bundle, None, "", find_precision(bundle.manifest.precision).unquantized
+                    ),
                     arguments.threads,
                     texts,
                 )
@@ -134,12 +145,14 @@ def main() -> None:
 def open_everything(
     bundles: Mapping[str, Bundle], open_place: Callable[[Place], Subject]
 ) -> tuple[list[Place], dict[Place, Subject]]:
-    """Open every graph of both bundles and every alternative that runs here."""
+    """Open every graph of the bundles and every alternative that runs here."""
     manifests = {name: bundle.manifest for name, bundle in bundles.items()}
     names = {name: [variant.name for variant in manifest.variants] for name, manifest in manifests.items()}
     wanted = [(name, "onnxruntime", variant) for name, of in names.items() for variant in of]
     wanted += [(name, "openvino", variant) for name, of in names.items() for variant in of]
     wanted += [("float32", runtime, manifests["float32"].baseline.name) for runtime in OTHERS]
+    if "bfloat16" in names:
+        wanted += [("bfloat16", runtime, manifests["bfloat16"].baseline.name) for runtime in OTHERS[:2]]
     subjects: dict[Place, Subject] = {}
     for place in wanted:
         try:
@@ -220,15 +233,15 @@ def draw(rows: list[dict[str, Any]], metric: str, path: Path) -> None:
     """A panel for each shape: the quality that is left over the speed-up."""
     panels = []
     for place, shape in enumerate(rows[0]["shapes"]):
-        series: dict[str, list[tuple[str, float, float]]] = {"float32": [], "int8": []}
+        series: dict[str, list[tuple[str, float, float]]] = {}
         alone: dict[str, tuple[float, float]] = {}
         for row in rows:
             point = (row["shapes"][place]["speedup"], row["lost"])
-            if row["runtime"] == "onnxruntime":
-                label = f"k={row['variant'].removeprefix('ratio-')}"
-                series[row["precision"]].append((label, *point))
+            if (name := SERIES.get((row["precision"], row["runtime"]))) is not None:
+                series.setdefault(name, []).append((f"k={row['variant'].removeprefix('ratio-')}", *point))
             elif row["runtime"] in DRAWN:
-                alone[row["runtime"]] = point
+                name = row["runtime"] + (f", {row['precision']}" if row["precision"] == "bfloat16" else "")
+                alone[name] = point
         title = f"{shape['batch_size']} x {shape['sequence_length']}"
         panels.append(TradeOff(title, series, alone))
     save(trade_off_plot(panels, metric), path)

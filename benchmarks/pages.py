@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# Runtimes that run a bundle's graphs.
+OWN = ("onnxruntime", "openvino")
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 QUALITY = REPOSITORY / "docs" / "quality.md"
 PERFORMANCE = REPOSITORY / "docs" / "performance.md"
 SESSIONS = REPOSITORY / "docs" / "sessions.md"
-INT8 = REPOSITORY / "docs" / "int8.md"
+CPU = REPOSITORY / "docs" / "cpu.md"
 
 
 def current() -> dict[Path, str]:
@@ -35,7 +37,9 @@ def current() -> dict[Path, str]:
             PERFORMANCE,
             {"speed": _speed_table({"MiniLM": _result("bench-minilm"), "T5-base": _result("bench-t5-base")})},
         ),
-        INT8: _with_tables(INT8, {"cpu": _cpu_table(_result("cpu-minilm")["rows"])}),
+        CPU: _with_tables(
+            CPU, {"cpu": _cpu_table(_result("cpu-minilm")), "cpu-sst2": _cpu_table(_result("cpu-sst2"))}
+        ),
         SESSIONS: _with_tables(
             SESSIONS, {"sessions": _sessions_table(sessions), "memory": _memory_table(sessions)}
         ),
@@ -95,17 +99,18 @@ def _sessions_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return _table(["model", "shape", "k=1", *ratios, "changing"], rows)
 
 
-def _cpu_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _cpu_table(result: Mapping[str, Any]) -> list[str]:
     """Quality, and milliseconds with the speed-up over float32 at ratio 1, of every subject."""
+    rows = result["rows"]
     shapes = [f"({s['batch_size']}, {s['sequence_length']})" for s in rows[0]["shapes"]]
     return _table(
-        ["what runs", "precision", "k", "Spearman", "lost", *shapes],
+        ["what runs", "precision", "k", result["metric"], "lost", *shapes],
         (
             [
-                row["runtime"] if row["runtime"] != "onnxruntime" else "this package",
+                f"{'this package, ' if row['runtime'] in OWN else ''}{row['runtime']}",
                 row["precision"],
                 row["variant"].removeprefix("ratio-"),
-                f"{row['spearman']:.4f}",
+                f"{row['quality']:.4f}",
                 f"{row['lost']:.2%}",
                 *(f"{s['median_ms']:.1f} ms, {s['speedup']:.2f}x" for s in row["shapes"]),
             ]

@@ -1,5 +1,6 @@
 """Graphs in programs that know nothing of bundles: model.onnx, default values, adapters, opset 20."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_any_program_runs_the_default_variant_as_model_onnx(made: Path) -> None:
     assert np.array_equal(default, chosen)
     assert np.abs(chosen - found[0]).max() < 5e-6
     assert np.abs(session.run(inputs, 1)["last_hidden_state"] - found[0]).max() > 1e-3
+
+
+def test_run_takes_the_default_variant(made: Path) -> None:
+    shown = [
+        json.loads(call("run", str(made), "--text", "Seven.", "--format", "json", *ratio).stdout)
+        for ratio in ((), ("--ratio", "4"), ("--ratio", "1"))
+    ]
+    assert shown[0] == shown[1] != shown[2]
 
 
 def test_the_any_ratio_graph_runs_as_ratio_1_without_a_plugin(made: Path) -> None:

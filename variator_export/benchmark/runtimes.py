@@ -122,7 +122,9 @@ class Subjects:
         self._load_backbone = backbone
         self._scratch = scratch
         self._threads = threads
-        self._sessions = SessionOptions(allow_unverified=allow_unverified, trust_host_code=trust_host_code)
+        self._sessions = SessionOptions(
+            threads=threads, allow_unverified=allow_unverified, trust_host_code=trust_host_code
+        )
 
     def open(self, runtime: str, variant: Variant) -> Subject:
         """Open one variant on one runtime.
@@ -172,6 +174,8 @@ class Subjects:
             options = dataclasses.replace(self._sessions, cuda_graphs=True)
             return TARGETS.find(runtime).open(self._files, variant.name, options)
         precision = self._files.manifest.precision
+        if runtime == "openvino":
+            return TARGETS.find(runtime).open(self._files, variant.name, self._sessions)
         kind = find_precision(precision)
         if not kind.on_a_cpu or (kind.is_half and entry.opener):
             raise UserError(
@@ -182,10 +186,6 @@ class Subjects:
             runner: Runner = resolve(entry.opener)(self._setup)
             return runner
         graph = self._files.graph(variant.graph)
-        if runtime == "openvino":
-            from variator_export.engines.openvino import OpenVinoRunner
-
-            return OpenVinoRunner(graph, threads=self._threads)
         from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 
         if runtime == "any-ratio":

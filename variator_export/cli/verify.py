@@ -12,7 +12,7 @@ from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.cli.verification_files import junit_xml, markdown
 from variator_export.core.errors import NumbersDisagreeError, UsageError
 from variator_export.core.json_file import write_text
-from variator_export.engines.targets import build_targets, engine_targets
+from variator_export.engines.targets import TARGETS, engine_targets
 from variator_export.verification.bundle_verification import Verification, store_verification, verify
 from variator_export.verification.verified_graph import AS_IT_IS
 
@@ -28,8 +28,9 @@ def verify_command(
         typer.Option(
             metavar="T",
             help=f"onnxruntime: the graphs, on the CPU; {' or '.join(engine_targets())}: the engines, on "
-            "this machine's GPU. `run` accepts an engine after it has passed.",
-            autocompletion=completion.targets_to_build,
+            "this machine's GPU, which `run` accepts after they have passed; another target of `run`: the "
+            "graph of each ratio there.",
+            autocompletion=completion.run_targets,
         ),
     ] = "onnxruntime",
     reference: Annotated[
@@ -105,7 +106,7 @@ def verify_command(
 
     `variator-export verify artifacts/minilm --reference stored` needs neither torch nor the backbone.
     """
-    options.choose("--target", target, build_targets())
+    options.choose("--target", target, TARGETS.names())
     options.choose("--reference", reference, ("auto", "eager", "stored"))
     if reference == "stored" and bisect:
         raise UsageError("--bisect runs eager PyTorch.", "Leave out --reference stored.")

@@ -15,6 +15,7 @@ TARGETS: Registry[Target] = Registry(
         "onnxruntime-cuda": f"{_ONNXRUNTIME}:CUDA_TARGET",
         "onnxruntime-tensorrt": f"{_ONNXRUNTIME}:TENSORRT_TARGET",
         "onnxruntime-tensorrt-rtx": f"{_ONNXRUNTIME}:TENSORRT_RTX_TARGET",
+        "openvino": "variator_export.engines.openvino.target:OPENVINO",
         "tensorrt-rtx": f"{_TENSORRT}:TENSORRT_RTX",
         "tensorrt": f"{_TENSORRT}:TENSORRT",
     },

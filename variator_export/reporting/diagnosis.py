@@ -23,7 +23,8 @@ _PROBES = {
     "torch": "import torch as t; print(t.__version__, f'CUDA {t.version.cuda}', "
     "*[t.cuda.get_device_name(i) for i in range(t.cuda.device_count())], sep=', ')",
     "onnxruntime": "import onnxruntime as o; print(o.__version__, *o.get_available_providers(), sep=', ')",
-    "openvino": "import openvino as o; print(o.__version__, *o.Core().available_devices, sep=', ')",
+    "openvino": "import openvino as o; print(o.__version__, *o.Core().available_devices, "
+    "*o.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'), sep=', ')",
     **{target.module: target.probe for target in engine_targets().values()},
     "cuda.bindings": "import cuda.bindings as c; from cuda.bindings import runtime as r; "
     "error, n = r.cudaGetDeviceCount(); print(c.__version__, f'{n} GPUs' if n else error.name, sep=', ')",
@@ -116,11 +117,14 @@ def _probe(module: str) -> Probe:
 
 
 def _look_at(bundle: Bundle, probes: list[Probe], place: TargetMachine) -> dict[str, Any]:
-    answer = " ".join(p.answer for p in probes if p.works and p.module == "onnxruntime")
+    answers = {probe.module: probe.answer for probe in probes if probe.works}
     return {
         "path": str(bundle.path),
-        # Decided from the names of execution providers that the probe of ONNX Runtime printed.
-        "runs_on": [name for name, target in TARGETS.all().items() if target.runs_graphs(bundle, answer)],
+        "runs_on": [
+            name
+            for name, target in TARGETS.all().items()
+            if target.runs_graphs(bundle, answers.get(target.module, ""))
+        ],
         "backbone": _backbone(bundle),
         "machine": asdict(place),
         "engines": [_engine(bundle, entry, place) for entry in bundle.manifest.engines],

@@ -147,7 +147,9 @@ def _draw_trade_off(axes: Axes, panel: TradeOff) -> None:
             face = "none" if label in panel.dominated else line.get_color()
             axes.plot(*place, "o", markersize=5, color=line.get_color(), markerfacecolor=face)
             axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
-    for (name, (speedup, lost)), marker in zip(panel.alone.items(), itertools.cycle("sDX^v"), strict=False):
+    for (name, (speedup, lost)), marker in zip(
+        panel.alone.items(), itertools.cycle("sDX^vPh*<>"), strict=False
+    ):
         place = (speedup, 100 * (1 - lost))
         axes.plot(*place, marker, color="0.45", markersize=5, linestyle="none", label=name)
     axes.set_title(panel.title, fontsize=10)

@@ -15,7 +15,7 @@ from variator_export.bundle.reports import (
     engine_verification_report,
     read_report,
 )
-from variator_export.engines.targets import engine_targets
+from variator_export.engines.targets import GRAPHS, TARGETS
 from variator_export.reporting.dominated import Dominated, dominated_variants
 from variator_export.reporting.recommendation import USUAL_LOSSES, Goals, Recommendation, recommend
 from variator_export.sessions import Bundle
@@ -44,7 +44,8 @@ class Sources:
         self.benchmark = stored_benchmark(bundle)
         self.qualities = quality_of_graphs(bundle.path, self.graphs, manifest.baseline.name)
         self.verified = self._of_now(VERIFICATION_REPORT)
-        engines = {target: self._of_now(engine_verification_report(target)) for target in engine_targets()}
+        others = [name for name in TARGETS.names() if name != GRAPHS]
+        engines = {target: self._of_now(engine_verification_report(target)) for target in others}
         self.verified_engines = {target: found for target, found in engines.items() if found is not None}
         self.built = {
             v.name: read_report(bundle.path, build_verification_report(v.name), "findings", "reference")
@@ -157,7 +158,7 @@ class Sources:
 
 def _outcome(found: Mapping[str, Any]) -> str:
     target = found.get("target", "onnxruntime")
-    of_what = ", ".join(found["findings"]) + (f" on {target}" if target in engine_targets() else "")
+    of_what = ", ".join(found["findings"]) + (f" on {target}" if target != GRAPHS else "")
     where = found.get("gpu") or found["machine"]["cpu"] or "an unknown CPU"
     verdict = "passed" if found["passed"] else "FAILED"
     return f"Verification of {of_what} {verdict} at {found['verified_at']} on {where}."

@@ -29,14 +29,14 @@ from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Runner
 from variator_export.engines.layers import EnginePrecision
-from variator_export.engines.targets import distributions, engine_targets
+from variator_export.engines.targets import GRAPHS, TARGETS, distributions, engine_targets
 from variator_export.sessions import Bundle
 from variator_export.verification.checks import CheckedVariant, LeftOut, check_variant
 from variator_export.verification.consistency import check_steps
 from variator_export.verification.eager_bundle import EagerBundle
 from variator_export.verification.judging.judge import QUANTIZATION_UNIT, Finding
 from variator_export.verification.reference import EAGER, load_reference
-from variator_export.verification.runs import Engines, Graphs, Runs
+from variator_export.verification.runs import Engines, Graphs, Runs, TargetGraphs
 from variator_export.verification.verified_graph import AS_IT_IS
 
 if TYPE_CHECKING:
@@ -270,8 +270,13 @@ def verify(
         )
     check_steps(opened)
     builder = engine_targets().get(target)
-    if builder is None:
+    if target == GRAPHS:
         require_onnxruntime()
+    elif builder is None and reproduction is not None:
+        raise UserError(
+            f"A graph on {target} cannot be bisected.",
+            "Verify it without --bisect, or bisect it on onnxruntime.",
+        )
     manifest = opened.manifest
     found = [opened.variant(v) for v in variants] if variants else manifest.variants
     chosen = list({variant.name: variant for variant in found}.values())
@@ -292,7 +297,7 @@ def verify(
     if builder is not None:
         runs = Engines(opened, builder, chosen, trust_host_code=trust_host_code)
     else:
-        runs = Graphs(opened)
+        runs = Graphs(opened) if target == GRAPHS else TargetGraphs(opened, TARGETS.find(target))
     profiles = profile_shapes or ("usual" if builder is None else "all")
     shapes = [] if profiles == "none" else runs.shapes(largest=profiles == "all")
     eager = EagerBundle(opened, backbone, shapes, seed) if is_eager else None
@@ -344,7 +349,7 @@ def store_verification(verification: Verification) -> Path:
         store_report(verification.bundle, ENGINE_RECORDS, records_document(records), state)
     state = "The bundle was verified; the verification report is not stored."
     target = verification.target
-    name = engine_verification_report(target) if target in engine_targets() else VERIFICATION_REPORT
+    name = VERIFICATION_REPORT if target == GRAPHS else engine_verification_report(target)
     content = {key: value for key, value in verification.as_dict().items() if key != "bundle"}
     return store_report(verification.bundle, name, content, state)  # without a path of this machine
 

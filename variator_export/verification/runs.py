@@ -1,4 +1,4 @@
-"""Runs for `verify`: the graphs of a bundle on ONNX Runtime, or its engines on this machine's GPU."""
+"""Runs for `verify`: the graphs of a bundle on ONNX Runtime or another target, or its engines on a GPU."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from variator_export.core.progress import PhaseBars, Progress
 from variator_export.engines.base import Arrays, Runner
 from variator_export.engines.choice import choose_engine
 from variator_export.engines.layers import EnginePrecision, precision_in_engine
-from variator_export.engines.target import EngineSession, EngineTarget, SessionOptions
+from variator_export.engines.target import EngineSession, EngineTarget, SessionOptions, Target
 from variator_export.model.methods import method_of
 from variator_export.sessions import Bundle
 from variator_export.verification.stored_recipe import recipe_of
@@ -98,14 +98,7 @@ class Graphs:
 
     def shapes(self, *, largest: bool) -> list[tuple[int, int]]:
         """Return the shapes of the recipe's profiles, cut to the model's limit as for engines."""
-        manifest = self._bundle.manifest
-        wanted = slice(None if largest else 2)
-        found = [
-            (batch_size, manifest.backbone.clamp_length(length))
-            for profile in recipe_of(self._bundle).engine.profiles.values()
-            for batch_size, length in [*zip(profile.batch_size, profile.sequence_length, strict=True)][wanted]
-        ]
-        return list(dict.fromkeys(found))
+        return _shapes_of_recipe(self._bundle, largest=largest)
 
     def supports_shape(self, _file: str, _batch_size: int, _sequence_length: int, /) -> bool:
         """Return True: a graph accepts every shape."""
@@ -125,6 +118,53 @@ class Graphs:
 
         load = functools.partial(load_for_verification, graph, precision)
         return BisectSubject(file, "opened again", load, open_, extra, ONNXRUNTIME_SCRIPT)
+
+
+class TargetGraphs:
+    """Runs of each variant's own graph on another target that runs graphs as they are."""
+
+    gpu: str | None = None
+
+    def __init__(self, bundle: Bundle, target: Target) -> None:
+        target.require(bundle)
+        self._bundle, self._target = bundle, target
+        versions = ", ".join(f"{n} {v}" for n, v in target.versions().items() if v is not None)
+        self.ran = f"on {target.name} ({versions})" if versions else f"on {target.name}"
+
+    def runners(self, variant: Variant) -> dict[str, Runner]:
+        """Return the runner of the variant's own graph."""
+        return {variant.graph: self._target.open(self._bundle, variant.name, SessionOptions())}
+
+    def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
+        """Return no inputs for the variant's own graph."""
+        return {variant.graph: {}}
+
+    def precision(self, _variant: Variant, /) -> EnginePrecision | None:
+        """Return None: the runtime does not report the types that it computes in."""
+        return None
+
+    def shapes(self, *, largest: bool) -> list[tuple[int, int]]:
+        """Return the shapes of the recipe's profiles, cut to the model's limit as for engines."""
+        return _shapes_of_recipe(self._bundle, largest=largest)
+
+    def supports_shape(self, _file: str, _batch_size: int, _sequence_length: int, /) -> bool:
+        """Return True: a graph accepts every shape."""
+        return True
+
+    def bisect_target(self, _variant: Variant, _file: str, _progress: Progress, /) -> "BisectSubject":
+        """Fail: `verify` refuses a bisection on this target."""
+        raise AssertionError(self._target.name)
+
+
+def _shapes_of_recipe(bundle: Bundle, *, largest: bool) -> list[tuple[int, int]]:
+    manifest = bundle.manifest
+    wanted = slice(None if largest else 2)
+    found = [
+        (batch_size, manifest.backbone.clamp_length(length))
+        for profile in recipe_of(bundle).engine.profiles.values()
+        for batch_size, length in [*zip(profile.batch_size, profile.sequence_length, strict=True)][wanted]
+    ]
+    return list(dict.fromkeys(found))
 
 
 class _AtRatio:

@@ -3,7 +3,7 @@
 from variator_export.benchmark.alternatives.exports import plain_graph
 from variator_export.benchmark.alternatives.setup import Setup, attempt
 from variator_export.engines.base import Runner
-from variator_export.engines.openvino import OpenVinoRunner
+from variator_export.engines.openvino.runner import OpenVinoRunner
 
 _NAME = "openvino-nncf"
 

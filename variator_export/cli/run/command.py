@@ -41,7 +41,13 @@ def run_command(
     text_column: options.TextColumnOption = "text",
     pair_column: options.PairColumnOption = None,
     header: options.HeaderOption = True,
-    ratio: Annotated[str | None, typer.Option(metavar="K", help="The ratio to run. Default: 1.")] = None,
+    ratio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K",
+            help="The ratio to run. Default: the bundle's default variant, ratio 1 unless built otherwise.",
+        ),
+    ] = None,
     variant: Annotated[
         str | None, typer.Option(metavar="NAME", help="The variant to run, instead of --ratio.")
     ] = None,
@@ -101,10 +107,10 @@ def run_command(
     printer = Output(format)
     if ratio is not None and variant is not None:
         raise UsageError("--ratio and --variant were both given.", "Give one of them.")
-    choice: int | str = variant if variant is not None else parse_ratio(ratio or "1")
+    choice = variant if ratio is None else parse_ratio(ratio)
     first, second = _texts(bundle, text, pair, input, (text_column, pair_column, header))
     loaded = Bundle.load(bundle)
-    entry = loaded.variant(choice)
+    entry = loaded.variant(loaded.manifest.default_variant if choice is None else choice)
     names = _outputs(loaded, only, output)
     session = loaded.session(
         target, entry.name, allow_unverified=allow_unverified, trust_host_code=trust_host_code

@@ -1,0 +1,1 @@
+"""OpenVINO on CPUs, in float32 and in bfloat16."""
