@@ -7,8 +7,8 @@ from common import copy_tokenizer
 from gpu_models import Model
 
 from variator_export.building.compile_engines import compile_engines
-from variator_export.building.engine_steps import EngineOrder
 from variator_export.building.recipe_build import build
+from variator_export.building.steps.engines import EngineOrder
 from variator_export.model.plugin_file import save_plugin
 from variator_export.recipe.recipe import EngineRecipe, Recipe, ShapeSet
 from variator_export.sessions import Bundle

@@ -19,6 +19,7 @@ import typer
 from common import describe, write_result
 from sts_split import split
 
+from variator_export.building.evaluate import evaluate
 from variator_export.core.json_file import write_json
 from variator_export.core.progress import Progress
 from variator_export.data.example_files import read_examples
@@ -28,7 +29,6 @@ from variator_export.model.backbone import load_backbone, read_backbone_info
 from variator_export.model.plugin_file import load_plugin, load_plugin_config, save_plugin
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.source import BackboneSource, resolve_source
-from variator_export.quality.evaluation import evaluate
 from variator_export.recipe.recipe_file import load_recipe
 from variator_export.text.tokenizer import TextEncoder
 from variator_export.training.adapt import adapt

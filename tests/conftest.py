@@ -28,8 +28,8 @@ from stored_traces import Trace, stored
 
 import variator_export.graph.trace
 from variator_export.building.compile_engines import compile_engines
-from variator_export.building.engine_steps import EngineOrder
 from variator_export.building.recipe_build import build
+from variator_export.building.steps.engines import EngineOrder
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin import initialise_plugin
 from variator_export.model.plugin_file import save_plugin

@@ -14,8 +14,8 @@ from conftest import plugin_for, sentence_transformers_modules
 from small_disk import run_on_small_disk
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
-from variator_export.building import graph_steps as steps
 from variator_export.building.recipe_build import BuildResult
+from variator_export.building.steps import graphs as steps
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin

@@ -14,7 +14,7 @@ from conftest import BLOCK, plugin_shapes
 
 from variator_export import Bundle, UserError
 from variator_export.building.compile_engines import compile_engines, merge_engines
-from variator_export.building.engine_steps import EngineOrder
+from variator_export.building.steps.engines import EngineOrder
 from variator_export.core.environment import Gpu
 from variator_export.core.errors import UsageError
 from variator_export.engines import compatibility

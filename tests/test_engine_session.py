@@ -19,7 +19,7 @@ from host_gpu import BoundContext, HostGpu
 
 from variator_export import Bundle, UserError
 from variator_export.building.compile_engines import compile_engines
-from variator_export.building.engine_steps import EngineOrder
+from variator_export.building.steps.engines import EngineOrder
 from variator_export.core.environment import Gpu
 from variator_export.engines import choice
 from variator_export.engines.compatibility import TargetMachine

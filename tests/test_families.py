@@ -15,6 +15,7 @@ import torch
 import transformers
 from conftest import MODELS, copy_tokenizer, small_config
 
+from variator_export.building.evaluate import evaluate
 from variator_export.building.recipe_build import build
 from variator_export.cli.recipe_flags import with_flags
 from variator_export.core.errors import UserError
@@ -29,7 +30,6 @@ from variator_export.model.families import (
     find_task,
 )
 from variator_export.model.source import resolve_source
-from variator_export.quality.evaluation import evaluate
 from variator_export.recipe.recipe import Recipe
 from variator_export.sessions import Bundle
 from variator_export.training.distillation import check_losses

@@ -15,6 +15,7 @@ from conftest import MODELS, plugin_for
 from safetensors import safe_open
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
+from variator_export.building.evaluate import evaluate
 from variator_export.building.recipe_build import default_bundle
 from variator_export.bundle.reports import build_verification_report
 from variator_export.core.precision import INT8
@@ -29,7 +30,6 @@ from variator_export.model.int8 import LARGEST_WEIGHT, is_part_of
 from variator_export.model.methods import method_of
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin
-from variator_export.quality.evaluation import evaluate
 from variator_export.recipe.recipe import GraphsRecipe, QuantizationRecipe, Recipe
 from variator_export.verification.bundle_verification import verify
 from variator_export.verification.cases import Case, make_cases

@@ -15,8 +15,9 @@ PACKAGE = Path(variator_export.__file__).parent
 # From high to low; those of one line do not import each other.
 LAYERS = [
     {"cli"},
-    {"quality", "reporting"},
+    {"reporting"},
     {"building"},
+    {"quality"},
     {"benchmark"},
     {"verification"},
     {"sessions"},

@@ -15,8 +15,8 @@ from command_line import call
 from conftest import MODELS, plugin_for
 from stored_traces import Trace
 
-from variator_export.building import graph_forms
 from variator_export.building.recipe_build import BuildResult, build
+from variator_export.building.steps import forms
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.graph.bind import bind, bind_baseline
@@ -105,13 +105,13 @@ def test_onnxruntime_loads_a_plugin_as_an_adapter(made: Path, ratio: int) -> Non
 def test_an_adapter_that_is_not_the_plugin_is_not_published(
     recipe: Recipe, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = graph_forms.write_adapter
+    write = forms.write_adapter
 
     def swap_masking(arrays: dict[str, np.ndarray], path: Path) -> None:
         write({n: 1 - a if n == "plugin.exclude_padding" else a for n, a in arrays.items()}, path)
 
-    monkeypatch.setattr(graph_forms, "write_adapter", swap_masking)
-    monkeypatch.setattr(graph_forms, "_MADE_BY", ("core/axes.py",))
+    monkeypatch.setattr(forms, "write_adapter", swap_masking)
+    monkeypatch.setattr(forms, "_MADE_BY", ("core/axes.py",))
     before = (copy / "manifest.json").read_bytes()
     with pytest.raises(NumbersDisagreeError, match=r"ratio-2\.onnx_adapter: .* differs"):
         build(recipe, copy)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import BLOCK, plugin_for
 
+from variator_export.building.evaluate import evaluate
 from variator_export.building.recipe_build import build
 from variator_export.cli.app import make_app
 from variator_export.core.errors import NumbersDisagreeError, UsageError, UserError
@@ -22,7 +23,7 @@ from variator_export.engines.eager import EagerModel
 from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
-from variator_export.quality.evaluation import evaluate, store_quality
+from variator_export.quality.evaluation import store_quality
 from variator_export.quality.metrics import (
     Metrics,
     classification_metrics,
@@ -212,7 +213,7 @@ def test_what_cannot_be_measured_is_refused_before_the_export(
 ) -> None:
     backbone = load_model("roberta")
     save_plugin(plugin_for(backbone, 2), tmp_path / "plugin")
-    monkeypatch.setattr("variator_export.quality.evaluation.build", None)  # would fail if it were called
+    monkeypatch.setattr("variator_export.building.evaluate.build", None)  # would fail if it were called
     source = str(backbone.info.source.folder)
     with pytest.raises(UserError, match="line 2 has 8 words and 1 tags"):
         evaluate([tmp_path / "plugin"], pairs, backbone=source)

@@ -10,11 +10,12 @@ import pytest
 import torch
 import transformers
 
+from variator_export.building.evaluate import evaluate
 from variator_export.cli.app import make_app
 from variator_export.core.errors import UsageError, UserError
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns
-from variator_export.quality.evaluation import Quality, evaluate
+from variator_export.quality.evaluation import Quality
 from variator_export.quality.metrics import (
     answer_metrics,
     entity_metrics,

@@ -13,6 +13,7 @@ from command_line import call_process
 from conftest import copy_tokenizer, small_config
 from stand_in_hub import serve
 
+from variator_export.building.evaluate import evaluate
 from variator_export.building.plan import select_plugins
 from variator_export.bundle.manifest import read_manifest
 from variator_export.core.errors import UserError
@@ -21,7 +22,6 @@ from variator_export.data.examples import Columns
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin_file import load_plugin
 from variator_export.model.source import plugin_folder
-from variator_export.quality.evaluation import evaluate
 from variator_export.recipe.recipe_file import load_recipe, shipped_recipes
 
 PAIRS = Path(__file__).parent / "data" / "sentence_pairs.tsv"

@@ -387,7 +387,7 @@ def test_a_build_that_handles_text_otherwise_is_not_published(
             _write(folder / "1_Pooling" / "config.json", {"pooling_mode": "cls", "embedding_dimension": 32})
             return made(*arguments, **options)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("variator_export.building.graph_steps.check_texts", other_pooling)
+        monkeypatch.setattr("variator_export.building.steps.graphs.check_texts", other_pooling)
     with pytest.raises(NumbersDisagreeError, match="is not the one of sentence-transformers"):
         build(_recipe(folder), tmp_path / "b")
     assert not (tmp_path / "b").exists()

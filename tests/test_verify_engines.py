@@ -26,7 +26,7 @@ from test_report import page_text
 from variator_export import Bundle, UserError
 from variator_export.benchmark.bundle_benchmark import bench
 from variator_export.building.compile_engines import compile_engines, merge_engines
-from variator_export.building.engine_steps import EngineOrder
+from variator_export.building.steps.engines import EngineOrder
 from variator_export.bundle.engine_records import ENGINE_RECORDS, read_records
 from variator_export.bundle.files import BundleFiles
 from variator_export.cli.verification_files import junit_xml, markdown

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from variator_export.benchmark.bundle_benchmark import bench
+    from variator_export.building.evaluate import evaluate
     from variator_export.building.recipe_build import BuildResult, build
     from variator_export.core.errors import NumbersDisagreeError, UserError
     from variator_export.data.example_files import read_examples
     from variator_export.data.examples import Columns
-    from variator_export.quality.evaluation import evaluate
     from variator_export.recipe.recipe import Recipe
     from variator_export.recipe.recipe_file import load_recipe
     from variator_export.reporting.bundle_report import report
@@ -35,7 +35,7 @@ _HOMES = {
     "UserError": "variator_export.core.errors",
     "bench": "variator_export.benchmark.bundle_benchmark",
     "build": "variator_export.building.recipe_build",
-    "evaluate": "variator_export.quality.evaluation",
+    "evaluate": "variator_export.building.evaluate",
     "load_recipe": "variator_export.recipe.recipe_file",
     "read_examples": "variator_export.data.example_files",
     "report": "variator_export.reporting.bundle_report",

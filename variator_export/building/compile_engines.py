@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from variator_export.building.engine_steps import (
+from variator_export.building.staging import StagedBundle
+from variator_export.building.steps.engines import (
     EngineOrder,
     EngineSources,
     check_order,
     engine_step,
     make_engines,
 )
-from variator_export.building.staging import StagedBundle
 from variator_export.bundle.engine_records import ANY_RATIO, ENGINE_RECORDS, read_records, records_document
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry, Manifest

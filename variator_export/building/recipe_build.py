@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from variator_export.building import graph_forms
-from variator_export.building import graph_steps as steps
 from variator_export.building.context import ANY_RATIO_NAME, BuildContext
-from variator_export.building.engine_steps import EngineOrder, EngineSources, check_order, make_engines
 from variator_export.building.plan import VariantPlan, merge, pin_sources, select_plugins
 from variator_export.building.speed import speed_of_bundle
 from variator_export.building.staging import StagedBundle
+from variator_export.building.steps import forms
+from variator_export.building.steps import graphs as steps
+from variator_export.building.steps.engines import EngineOrder, EngineSources, check_order, make_engines
+from variator_export.building.steps.quality import check_quality, read_request
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import (
     MANIFEST_NAME,
@@ -89,7 +90,8 @@ def build(
 
     Raises:
         UserError: The input is invalid, or this machine cannot build it. An existing bundle is unchanged.
-        NumbersDisagreeError: A graph does not compute the same as eager PyTorch. It was not published.
+        NumbersDisagreeError: A graph does not compute the same as eager PyTorch, or a ratio loses more
+            quality than the recipe allows. Nothing was published.
     """
     progress = progress or Progress()
     if not isinstance(recipe, Recipe):
@@ -106,7 +108,10 @@ def build(
         resolved, variants = merge(recipe, asked, source.weights_sha256, old.manifest if old else None)
         staged = StagedBundle(staging, old, progress)
         context = BuildContext(staged, resolved, source)
+        request = read_request(context)  # rejects data that cannot be measured before the slow trace
         manifest = _make(context, variants, order, versions)
+        if request is not None:
+            check_quality(context, manifest, request)
         published = staged.finish(manifest, bundle)
         if is_plain_folder(recipe.backbone.source):
             store_origin(bundle, source.folder)
@@ -169,11 +174,11 @@ def _make(
     for plan in variants:
         steps.verify_variant(context, plan)
     default = next(plan for plan in variants if plan.name == graphs.default_variant)
-    graph_forms.name_default(context, default)
+    forms.name_default(context, default)
     if graphs.adapters:
         for plan in variants:
             if plan.plugin is not None:
-                graph_forms.make_adapter(context, plan)
+                forms.make_adapter(context, plan)
     backbone, any_ratio = _backbone_entry(context), {MODEL: ANY_RATIO_NAME}
     steps.check_texts_of_baseline(context, next(p for p in variants if _is_baseline(p)), backbone)
     sources = EngineSources(backbone, entries, any_ratio, context.recipe.precision)

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,22 @@ class StagedBundle:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.old.file(name), target)
         self._to_copy.clear()
+
+    @contextmanager
+    def preview(self, manifest: Manifest) -> Iterator[Path]:
+        """Yield the staging folder as a bundle that can be opened.
+
+        Args:
+            manifest: The manifest without steps and files, as for `finish`.
+        """
+        self.materialise()
+        path = self.folder / MANIFEST_NAME
+        files = {"files": dict(sorted(self._files.items()))}
+        path.write_text(manifest.model_copy(update=files).to_json(), encoding="utf-8")
+        try:
+            yield self.folder
+        finally:
+            path.unlink()
 
     def finish(self, manifest: Manifest, bundle: Path) -> bool:
         """Publish the new bundle, unless the existing bundle is identical.

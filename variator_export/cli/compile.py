@@ -13,7 +13,7 @@ from variator_export.building.compile_engines import (
     merge_engines,
     recipe_of_engines,
 )
-from variator_export.building.engine_steps import EngineOrder
+from variator_export.building.steps.engines import EngineOrder
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import EngineEntry
 from variator_export.cli import completion, options

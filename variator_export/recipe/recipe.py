@@ -119,6 +119,26 @@ class QuantizationRecipe(_Part):
     """The smallest share of equal classes, for outputs that are classes."""
 
 
+class QualityRecipe(_Part):
+    """Data on which a build evaluates every ratio before it publishes the bundle."""
+
+    data: str
+    """A file (.tsv, .csv, .jsonl or .conll, relative to the recipe), or `datasets:NAME[,CONFIG],SPLIT`."""
+    text_column: str = "text"
+    """Column of the text."""
+    pair_column: str | None = None
+    """Column of the second text of a pair."""
+    label_column: str | None = "label"
+    """Column of the label or the score; None for data without."""
+    task: str | None = None
+    """Task to evaluate; None for the first that the model and the data allow."""
+    max_tokens: int | None = Field(default=None, ge=3)
+    """Truncate longer texts to this number of tokens; None for the model's limit."""
+    max_loss: float = Field(ge=0, le=1)
+    """The largest share of the task's main metric that a ratio may lose against ratio 1; in int8, against
+    ratio 1 in float32. A build that loses more publishes nothing."""
+
+
 class SpeedRecipe(_Part):
     """The speed measurement at the end of a build."""
 
@@ -210,6 +230,8 @@ class Recipe(_Part):
     `onnxruntime` runs the graphs directly, without engines."""
     verify: VerifyRecipe = VerifyRecipe()
     """Inputs for verifying graphs."""
+    quality: QualityRecipe | None = None
+    """Data on which every ratio is evaluated before the bundle is published; None to skip the evaluation."""
     speed: SpeedRecipe | None = SpeedRecipe()
     """The speed measurement at the end of a build; None to skip the measurement."""
     engine: EngineRecipe = EngineRecipe()

@@ -6,13 +6,14 @@ from typing import Annotated, Any, cast
 import typer
 from rich.table import Table
 
+from variator_export.building.evaluate import evaluate
 from variator_export.bundle.manifest import is_bundle
 from variator_export.bundle.quality_report import between
 from variator_export.cli import options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError
 from variator_export.model.source import plugin_folder
-from variator_export.quality.evaluation import Quality, QualityRow, evaluate, store_quality
+from variator_export.quality.evaluation import Quality, QualityRow, store_quality
 from variator_export.quality.tasks import TASKS
 
 _RUNTIMES = ("both", "eager", "onnxruntime")

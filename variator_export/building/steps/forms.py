@@ -14,7 +14,7 @@ from variator_export.engines.onnxruntime.adapters import write_adapter
 from variator_export.model.methods import METHODS
 from variator_export.verification.verified_graph import open_for_verification
 
-_MADE_BY = ("building/graph_forms.py", "engines/onnxruntime", "model/plugin_layout.py")
+_MADE_BY = ("building/steps/forms.py", "engines/onnxruntime", "model/plugin_layout.py")
 
 
 def name_default(context: BuildContext, plan: VariantPlan) -> None:

@@ -1,0 +1,137 @@
+"""Quality of plugins and of bundles: plugin folders are exported first, to measure what would be deployed."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from variator_export.building.recipe_build import build
+from variator_export.bundle.manifest import is_bundle
+from variator_export.core.environment import require, require_export
+from variator_export.core.errors import UserError
+from variator_export.core.progress import Progress
+from variator_export.data.examples import Examples
+from variator_export.model.plugin_file import load_plugin_config
+from variator_export.model.plugin_layout import CONFIG_NAME
+from variator_export.model.source import PACKAGE_PREFIX, resolve_source
+from variator_export.quality.evaluation import EvaluationRuntime, Quality, Request, evaluate_bundle
+from variator_export.quality.tasks.base import EvaluatedModel
+from variator_export.recipe.recipe import BackboneRecipe, PluginRecipe, Recipe
+from variator_export.sessions import Bundle
+from variator_export.text.tokenizer import TextEncoder
+
+
+def evaluate(
+    paths: str | Path | Sequence[str | Path],
+    examples: Examples,
+    *,
+    task: str | None = None,
+    backbone: str | None = None,
+    architecture: str | None = None,
+    runtimes: Sequence[EvaluationRuntime] = ("eager", "onnxruntime"),
+    max_tokens: int | None = None,
+    prompt_name: str | None = None,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> Quality:
+    """Measure the quality of every variant.
+
+    Args:
+        paths: One bundle, or plugin folders of one backbone. Plugin folders are exported first.
+        examples: Texts, with the pairs and targets that the task needs.
+        task: The task (docs/evaluation.md). None means the first task that the model and the examples allow.
+        backbone: The backbone's source. None means the source that the bundle or the plugins name.
+        architecture: The class of transformers to load, for plugin folders. None means the class that
+            config.json names.
+        runtimes: Runtimes to run. With both, their outputs must agree except for rounding. The eager model of
+            a quantised bundle is the float32 one, so there the outputs need not agree.
+        max_tokens: Maximum length of a text. Longer texts are truncated. None means the model's limit.
+        prompt_name: The model's prompt to put before each text. None means the model's default prompt.
+        output: The folder of the bundle that plugin folders are exported to, a new one or one of the same
+            backbone. `build` goes on from there. None means a temporary folder.
+        progress: Receives progress reports.
+
+    Raises:
+        UserError: A path is neither a bundle nor a plugin folder, or the data does not fit the task.
+        NumbersDisagreeError: The exported graph does not compute what eager PyTorch computes.
+    """
+    folders = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    for module in ("scipy", "sklearn"):
+        require(module, "evaluate", "Evaluating quality")
+    if "eager" in runtimes:
+        require_export()
+    elif backbone is not None and is_bundle(folders[0]):
+        raise UserError(
+            "A bundle's graphs contain their backbone, so --backbone would not be used.", "Leave it out."
+        )
+    progress = progress or Progress()
+    request = Request(task, examples, max_tokens, prompt_name)
+    with _bundle(folders, request, (backbone, architecture), output, progress) as bundle:
+        return evaluate_bundle(bundle, request, backbone=backbone, runtimes=runtimes, progress=progress)
+
+
+@contextmanager
+def _bundle(
+    paths: Sequence[Path],
+    request: Request,
+    backbone: tuple[str | None, str | None],
+    output: Path | None,
+    progress: Progress,
+) -> Iterator[Bundle]:
+    if len(paths) == 1 and is_bundle(paths[0]):
+        if output is not None:
+            raise UserError(f"{paths[0]} is a bundle already.", "Leave out --output.")
+        yield Bundle.load(paths[0])
+        return
+    for path in paths:
+        if is_bundle(path):
+            raise UserError(
+                f"{path} is a bundle, and only one bundle can be evaluated at a time.", "Pass it alone."
+            )
+        if not (path / CONFIG_NAME).is_file():
+            raise UserError(
+                f"{path} is neither a bundle nor a plugin folder.",
+                "Pass one bundle (from `build`), or plugin folders (from `train` or `import`).",
+            )
+    source, architecture = backbone[0] or _backbone_of(paths), backbone[1]
+    _check_backbone(source, architecture, request)
+    plugins = tuple(PluginRecipe(source=str(path)) for path in paths)
+    ratios = [load_plugin_config(path).ratio for path in paths]
+    if len(set(ratios)) < len(ratios):
+        plugins = tuple(
+            PluginRecipe(source=str(path), name=f"{index + 1}-{path.resolve().name}")
+            for index, path in enumerate(paths)
+        )
+    recipe = Recipe(
+        name="evaluated",
+        backbone=BackboneRecipe(source=source, architecture=architecture),
+        plugins=plugins,
+        speed=None,
+        ratios=None,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        built = build(recipe, output or Path(folder) / "bundle", progress=progress)
+        yield Bundle.load(built.bundle)
+
+
+def _backbone_of(paths: Sequence[Path]) -> str:
+    names = {config.backbone.name if config.backbone else None for config in map(load_plugin_config, paths)}
+    name = next(iter(names))
+    if len(names) > 1 or name is None or not name.startswith(PACKAGE_PREFIX):
+        raise UserError(
+            f"The plugins name {', '.join(sorted(str(n) for n in names))} as their backbone, but not where "
+            "it is.",
+            "Pass its location: --backbone SRC",
+        )
+    return name
+
+
+def _check_backbone(source: str, architecture: str | None, request: Request) -> None:
+    """Refuse a backbone before the export if the task could not be measured after it."""
+    require_export()
+    from variator_export.model.backbone import read_backbone_info
+
+    info = read_backbone_info(resolve_source(source), architecture)
+    config = info.config.to_dict()
+    model = EvaluatedModel(source, info.spec.head.task, info.outputs, info.spec.token_outputs, config)
+    request.prepare(model, TextEncoder(info.source.folder, info.max_length))

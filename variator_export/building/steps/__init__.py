@@ -1,0 +1,1 @@
+"""The steps of a build: graphs, their other forms, engines, quality."""
