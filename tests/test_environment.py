@@ -47,19 +47,20 @@ def test_a_machine_is_described_without_guessing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("flags", "int8", "bfloat16"),
     [
-        ("fpu avx2 avx512_vnni", ["avx512_vnni"]),
-        ("fpu avx2", []),
-        ("fp asimddp i8mm", ["asimddp", "i8mm"]),
-        (None, None),
+        ("fpu avx2 avx512_vnni amx_bf16", ["avx512_vnni"], ["amx_bf16"]),
+        ("fpu avx2", [], []),
+        ("fp asimddp i8mm bf16", ["asimddp", "i8mm"], ["bf16"]),
+        (None, None, None),
     ],
 )
-def test_int8_instructions_of_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, flags: str | None, expected: list[str] | None
+def test_instructions_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, flags: str | None, int8: list[str] | None, bfloat16: list[str] | None
 ) -> None:
     monkeypatch.setattr(environment, "_cpu_info", lambda *keys: flags if "flags" in keys else None)
-    assert environment.machine()["int8_instructions"] == expected
+    machine = environment.machine()
+    assert (machine["int8_instructions"], machine["bfloat16_instructions"]) == (int8, bfloat16)
 
 
 @pytest.mark.parametrize(

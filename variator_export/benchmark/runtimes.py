@@ -180,7 +180,7 @@ class Subjects:
         if not kind.on_a_cpu or (kind.is_half and entry.opener):
             raise UserError(
                 f"{runtime} does not compute in {precision} on a CPU.",
-                "Time a float32 bundle instead, or time this one with --runtime eager.",
+                "Time a float32 bundle instead, or time this one with --runtime openvino or eager.",
             )
         if entry.opener:
             runner: Runner = resolve(entry.opener)(self._setup)

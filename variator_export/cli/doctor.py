@@ -68,6 +68,8 @@ def _print(printer: Output, found: Diagnosis) -> None:
     if machine["int8_instructions"] is not None:
         names = ", ".join(machine["int8_instructions"])
         printer.text(f"int8 instructions: {names or 'none: int8 bundles are right here, but gain little'}")
+    if machine["bfloat16_instructions"] is not None:
+        printer.text(f"bfloat16 instructions: {', '.join(machine['bfloat16_instructions']) or 'none'}")
     printer.text(f"GPUs: {'; '.join(found.gpus) if found.gpus else 'none found by nvidia-smi'}")
     printer.text()
     table = Table(title="What this installation can do", title_justify="left")

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,6 +122,8 @@ def require_onnxruntime() -> str:
 
 # The CPU's instructions for products of 8-bit integers: VNNI on x86, dot products and matrices on ARM.
 _INT8_INSTRUCTIONS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+# Those for products in bfloat16: AVX-512 and AMX on x86, dot products and matrices on ARM.
+_BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def _cpu_info(*keys: str) -> str | None:
@@ -134,10 +137,10 @@ def _cpu_info(*keys: str) -> str | None:
     return None
 
 
-def _int8_instructions() -> list[str] | None:
-    """The CPU's instructions for products of 8-bit integers; None if they are unknown."""
+def _instructions(wanted: Sequence[str]) -> list[str] | None:
+    """Which of these instructions the CPU has; None if they are unknown."""
     flags = _cpu_info("flags", "Features")
-    return None if flags is None else [name for name in _INT8_INSTRUCTIONS if name in flags.split()]
+    return None if flags is None else [name for name in wanted if name in flags.split()]
 
 
 def default_threads() -> int | None:
@@ -218,7 +221,8 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_info("model name") or platform.processor() or None,
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "int8_instructions": _int8_instructions(),
+        "int8_instructions": _instructions(_INT8_INSTRUCTIONS),
+        "bfloat16_instructions": _instructions(_BFLOAT16_INSTRUCTIONS),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",

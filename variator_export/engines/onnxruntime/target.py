@@ -35,7 +35,8 @@ class OnnxRuntimeTarget(Target):
             raise UserError(
                 f"{bundle.path} is in {precision.name}, and ONNX Runtime has no {precision.name} products on "
                 "a CPU.",
-                "Run it on a GPU (onnxruntime-cuda), or build it with --precision float32 or float16.",
+                "Choose the target openvino, run it on a GPU (onnxruntime-cuda), or build it with "
+                "--precision float32.",
             )
         if self.provider is CPU and precision.quantizes:
             check_quantized(precision.name, bundle.manifest.opset)
