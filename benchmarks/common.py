@@ -9,11 +9,13 @@ from typing import Any
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, machine, versions
 
 
-def describe() -> dict[str, Any]:
-    """The machine and the versions, to stand beside a result."""
+def describe(*distributions: str) -> dict[str, Any]:
+    """The machine and the versions, also of these distributions, to stand beside a result."""
     return {
         "machine": machine(),
-        "versions": versions("variator-export", *GRAPH_DISTRIBUTIONS, "onnxruntime", "onnxruntime-gpu"),
+        "versions": versions(
+            "variator-export", *GRAPH_DISTRIBUTIONS, "onnxruntime", "onnxruntime-gpu", *distributions
+        ),
     }
 
 

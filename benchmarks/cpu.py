@@ -135,7 +135,7 @@ def main() -> None:
             "openings": arguments.openings,
             "threads": arguments.threads,
             "rows": rows,
-            **describe(),
+            **describe("openvino", "nncf", "torchao", "ctranslate2"),
         },
     )
     if arguments.plot is not None:
