@@ -322,7 +322,7 @@ def test_run_refuses(small_bundle: Path, tmp_path: Path) -> None:
         ((str(small_bundle), "--text", "x", "--ratio", "9"), "has no variant 9"),
         ((str(small_bundle), "--text", "x", "--variant", "fast"), "has no variant 'fast'"),
         ((str(small_bundle), "--text", "word " * 90, "--no-truncate"), "has 92 tokens; the limit is 64"),
-        ((str(small_bundle), "--text", "x", "--target", "openvino"), "There is no target 'openvino'"),
+        ((str(small_bundle), "--text", "x", "--target", "openvin"), "There is no target 'openvin'"),
         ((str(small_bundle), "--text", "x", "--target", "tensorrt-rtx"), "has no engine of ratio-1 for"),
     ):
         result = call("run", *arguments)
@@ -415,7 +415,7 @@ def test_a_checkpoint_in_half_precision_is_said_to_become_float32(
     [
         (["build", "mini"], 2, ["minilm"]),
         (["build", "--target", "tensorrt-"], 3, ["tensorrt-rtx"]),
-        (["verify", "b", "--target", "on"], 4, ["onnxruntime"]),
+        (["verify", "b", "--target", "op"], 4, ["openvino"]),
         (["run", "b", "--target", "onnxruntime-t"], 4, ["onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"]),
         (["build", "sub/mi"], 2, ["sub/mine.yaml", "sub/mill/"]),
         (["bui"], 1, ["build"]),

@@ -125,22 +125,22 @@ def test_a_cpu_without_bfloat16(bfloat16_bundle: Path, monkeypatch: pytest.Monke
 
 
 def test_verification_on_openvino_is_stored_and_finds_faults(
-    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = verify(small_bundle, [2], target="openvino", profile_shapes="none")
+    result = verify(bundle_copy, [2], target="openvino", profile_shapes="none")
     assert result.passed
     with pytest.raises(UserError, match="A graph on openvino cannot be bisected"):
-        verify(small_bundle, [2], target="openvino", reproduction=tmp_path / "fault")
+        verify(bundle_copy, [2], target="openvino", reproduction=tmp_path / "fault")
     real = OpenVinoRunner.run
 
     def scaled(self: OpenVinoRunner, inputs: Any) -> Any:
         return {name: array * np.float32(1.001) for name, array in real(self, inputs).items()}
 
     monkeypatch.setattr(OpenVinoRunner, "run", scaled)
-    assert not verify(small_bundle, [2], target="openvino", profile_shapes="none").passed
+    assert not verify(bundle_copy, [2], target="openvino", profile_shapes="none").passed
     stored = json.loads(store_verification(result).read_text())
     assert stored["target"] == "openvino"
-    assert (small_bundle / "reports" / "verification-openvino.json").exists()
+    assert (bundle_copy / "reports" / "verification-openvino.json").exists()
 
 
 def test_precisions_that_openvino_does_not_run(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

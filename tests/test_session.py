@@ -85,8 +85,8 @@ def test_what_does_not_fit_is_named(small_bundle: Path) -> None:
         session.run(good, ratio=8)
     with pytest.raises(UserError, match=r"This session runs ratio-2 \(ratio 2\), not 4"):
         bundle.session(variant=2).run(good, ratio=4)
-    with pytest.raises(UserError, match="There is no target 'openvino'; there are onnxruntime, "):
-        bundle.session("openvino")
+    with pytest.raises(UserError, match="There is no target 'openvin'; there are onnxruntime, "):
+        bundle.session("openvin")
 
 
 def test_a_session_outlives_the_bundle_it_was_opened_from(bundle_copy: Path) -> None:
