@@ -1,13 +1,14 @@
 """OpenVINO as a target: sessions, precisions, threads, verification."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 from artefacts import Artefacts
 from command_line import call
@@ -15,7 +16,7 @@ from command_line import call
 from variator_export.building.recipe_build import build
 from variator_export.core.errors import UserError
 from variator_export.engines.openvino import runner as module
-from variator_export.engines.openvino.runner import OpenVinoRunner
+from variator_export.engines.openvino.runner import OpenVinoRunner, openvino_core
 from variator_export.engines.targets import TARGETS
 from variator_export.recipe.recipe import Recipe
 from variator_export.sessions import Bundle
@@ -23,7 +24,7 @@ from variator_export.verification.bundle_verification import store_verification,
 from variator_export.verification.judging.compare import deviation
 from variator_export.verification.verified_graph import open_for_verification
 
-HAS_BFLOAT16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+HAS_BFLOAT16 = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +90,29 @@ def test_threads_share_a_session(small_bundle: Path) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+_INTERRUPTED = """
+import os, signal, sys, time
+from variator_export import Bundle
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+bundle = Bundle.load(sys.argv[1])
+for _ in range(2):
+    session = bundle.session("openvino", threads=1)
+    del session
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_after_a_session_is_no_crash(small_bundle: Path) -> None:
+    command = [sys.executable, "-c", _INTERRUPTED, str(small_bundle)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "interrupted\n"), result.stderr
 
 
 def test_what_openvino_returns_is_the_callers(small_bundle: Path) -> None:

@@ -3,7 +3,7 @@
 from variator_export.benchmark.alternatives.exports import plain_graph
 from variator_export.benchmark.alternatives.setup import Setup, attempt
 from variator_export.engines.base import Runner
-from variator_export.engines.openvino.runner import OpenVinoRunner
+from variator_export.engines.openvino.runner import OpenVinoRunner, openvino_core
 
 _NAME = "openvino-nncf"
 
@@ -19,7 +19,7 @@ def openvino_nncf(setup: Setup) -> Runner:
 
             examples = [dict(inputs) for inputs in setup.calibration]
             quantized = nncf.quantize(
-                openvino.Core().read_model(plain),
+                openvino_core().read_model(plain),
                 nncf.Dataset(examples),
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=len(examples),

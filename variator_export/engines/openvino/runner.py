@@ -1,5 +1,6 @@
 """Graphs of one ratio on OpenVINO, on the CPU."""
 
+import functools
 import queue
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,20 @@ HINTS = {"float32": "f32", "bfloat16": "bf16"}
 _CAPABILITIES = {"bfloat16": "BF16"}
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the process, which is never freed.
+
+    On a CPU with AMX each core replaces the alternate signal stack of its thread, and puts the previous one
+    back when it is freed. Of several cores, freed in another order, one puts back a stack that was freed
+    before: the next signal, such as Ctrl-C, then ends the process with SIGSEGV (OpenVINO 2026.4).
+    """
+    require("openvino", "openvino", "Running graphs on OpenVINO")
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoRunner:
     """A graph of one ratio. Several threads may run it at once.
 
@@ -30,10 +45,9 @@ class OpenVinoRunner:
     """
 
     def __init__(self, graph: Path, precision: str = "float32", *, threads: int | None = None) -> None:
-        require("openvino", "openvino", "Running graphs on OpenVINO")
+        core = openvino_core()
         import openvino
 
-        core = openvino.Core()
         capability = _CAPABILITIES.get(precision)
         if capability is not None and capability not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UserError(
