@@ -71,7 +71,7 @@ def quantize_dynamically(graph: Path, output: Path) -> Path:
     folded = graph.with_name(f"{graph.stem}.folded.onnx")
     options.optimized_model_filepath = str(folded)
     root = logging.getLogger()
-    level = root.level
+    level, handlers = root.level, list(root.handlers)
     try:
         root.setLevel(logging.ERROR)  # it advises, on the root logger, to do what was done above
         onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -89,4 +89,5 @@ def quantize_dynamically(graph: Path, output: Path) -> Path:
         ) from error
     finally:
         root.setLevel(level)
+        root.handlers[:] = handlers  # its advice sets up logging for the whole process
     return output
