@@ -13,6 +13,7 @@ from artefacts import Artefacts
 from command_line import call
 from conftest import MODELS, plugin_for
 from safetensors import safe_open
+from variator_export.model.int8 import LARGEST_WEIGHT, is_part_of
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
 from variator_export.building.evaluate import evaluate
@@ -26,7 +27,6 @@ from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.graph.macs import precision_share
 from variator_export.graph.weights import quantized_input, stored_weight
 from variator_export.model.backbone import Backbone
-from variator_export.model.int8 import LARGEST_WEIGHT, is_part_of
 from variator_export.model.methods import method_of
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin

@@ -180,7 +180,7 @@ def bench(
 
     def load_backbone() -> "Backbone":
         without = "choose only runtimes without PyTorch, for example --runtime onnxruntime"
-        return load_bundle_backbone(opened, backbone, without, precision.unquantized)
+        return load_bundle_backbone(opened, backbone, without, precision.dtype)
 
     names = list(runtimes or available_runtimes())
     if precision.is_half and not all(RUNTIMES[name].gpu for name in names):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from variator_export.building.plan import VariantPlan
 from variator_export.building.staging import StagedBundle
-from variator_export.bundle.manifest import BACKBONE_WEIGHTS
+from variator_export.bundle.manifest import BACKBONE_WEIGHTS, CALIBRATION
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.core.precision import find_precision
@@ -23,6 +23,7 @@ from variator_export.text.tokenizer import TOKENIZER_FILES, TextEncoder
 if TYPE_CHECKING:
     from variator_export.engines.eager import EagerModel
     from variator_export.model.backbone import Backbone, BackboneInfo
+    from variator_export.model.quantization.calibration import Calibration
 
 ANY_RATIO_NAME = "any-ratio.onnx"
 
@@ -119,8 +120,8 @@ class BuildContext:
         """The backbone with its weights, in the recipe's precision."""
         from variator_export.model.backbone import load_in_precision
 
-        kept = self.recipe.quantization.float32_modules
-        found = load_in_precision(self.info, self.encoder.pad_token_id, self.recipe.precision, kept)
+        kept, pad = self.recipe.quantization.float32_modules, self.encoder.pad_token_id
+        found = load_in_precision(self.info, pad, self.recipe.precision, kept, self.calibration)
         stored = stored_dtypes(self.source.folder) - {"F32"}
         if stored and self.recipe.precision == "float32":
             self.staged.progress.note(
@@ -142,8 +143,19 @@ class BuildContext:
     @property
     def quantizer(self) -> "Callable[[Any], object] | None":
         """A function that quantises a transformers model in place; None if the precision does not."""
-        kept = self.recipe.quantization.float32_modules
-        return partial(self.info.quantize, kept=kept) if self.quantizes else None
+        if not self.quantizes:
+            return None
+        precision, kept = find_precision(self.recipe.precision), self.recipe.quantization.float32_modules
+        return partial(self.info.quantize, precision=precision, kept=kept, calibration=self.calibration)
+
+    @cached_property
+    def calibration(self) -> "Calibration | None":
+        """What the step `calibrate` found; None if the precision needs no calibration."""
+        from variator_export.model.quantization.calibration import load_calibration
+
+        if find_precision(self.recipe.precision).quantization != "static":
+            return None
+        return load_calibration(self.staged.current(CALIBRATION))
 
     @cached_property
     def unquantized(self) -> "Backbone":

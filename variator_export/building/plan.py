@@ -176,7 +176,12 @@ def merge(
     )
     variants = [VariantPlan(BASELINE, 1, None), *plans]
     graphs = _graphs(recipe.graphs, variants, None if old is None else _recipe_of(old).graphs)
-    return resolved.model_copy(update={"graphs": graphs}), variants
+    resolved = resolved.model_copy(update={"graphs": graphs})
+    if old is not None and recipe.quantization.calibration is None:
+        calibration = _recipe_of(old).quantization.calibration
+        quantization = recipe.quantization.model_copy(update={"calibration": calibration})
+        resolved = resolved.model_copy(update={"quantization": quantization})
+    return resolved, variants
 
 
 def _graphs(asked: GraphsRecipe, variants: Sequence[VariantPlan], old: GraphsRecipe | None) -> GraphsRecipe:

@@ -11,6 +11,7 @@ from variator_export.building.speed import speed_of_bundle
 from variator_export.building.staging import StagedBundle
 from variator_export.building.steps import forms
 from variator_export.building.steps import graphs as steps
+from variator_export.building.steps.calibrate import calibrate_backbone
 from variator_export.building.steps.engines import EngineOrder, EngineSources, check_order, make_engines
 from variator_export.building.steps.quality import check_quality, read_request
 from variator_export.bundle.files import BundleFiles
@@ -163,6 +164,7 @@ def _make(
     assert graphs.opset is not None
     if context.quantizes:
         check_quantized(context.recipe.precision, graphs.opset)
+        calibrate_backbone(context)
     for plan in variants:
         if plan.plugin is not None:
             steps.make_plugin(context, plan)

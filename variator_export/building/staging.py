@@ -101,6 +101,12 @@ class StagedBundle:
         """Return the hash of a file that a step created or reused."""
         return self._files[file].sha256
 
+    def current(self, file: str) -> Path:
+        """Return the place of a file that a step created or reused; a reused file may not be copied yet."""
+        if file in self._to_copy and self.old is not None:
+            return self.old.file(file)
+        return self.folder / file
+
     def materialise(self) -> None:
         """Copy the files that were reused so far, after checking their hashes.
 

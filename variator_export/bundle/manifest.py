@@ -18,6 +18,8 @@ from variator_export.core.validation import describe_validation_error
 MANIFEST_NAME = "manifest.json"
 BACKBONE_CONFIG = "config.json"
 BACKBONE_WEIGHTS = "weights.safetensors"
+# The scales of a static quantisation, from which `verify` quantises the backbone again.
+CALIBRATION = "calibration.safetensors"
 # The second name of the default variant's graph, which programs open that know no bundles.
 DEFAULT_GRAPH = "model.onnx"
 SCHEMA_VERSION = 4

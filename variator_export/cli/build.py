@@ -80,8 +80,22 @@ def build_command(
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="P", help="Precision of graphs and engines: float32, float16, bfloat16 or int8."
+            metavar="P",
+            help="Precision of graphs and engines: float32, float16, bfloat16; int8 or int8-static for CPUs; "
+            "int8-float16 or fp8 for GPUs.",
         ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Texts to calibrate int8-static, int8-float16 and fp8 on: .tsv, .csv, .jsonl, .conll or "
+            "datasets:NAME,SPLIT.",
+        ),
+    ] = None,
+    calibration_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The column of these texts. Default: the recipe's, or text."),
     ] = None,
     opset: Annotated[
         int | None,
@@ -187,6 +201,8 @@ def build_command(
             untrained=untrained,
             targets=target,
             precision=precision,
+            calibration=calibration,
+            calibration_column=calibration_column,
             opset=opset,
             default_variant=default_variant,
             adapters=adapters,

@@ -28,6 +28,8 @@ def with_flags(
     untrained: bool = False,
     targets: Sequence[str] | None = None,
     precision: str | None = None,
+    calibration: str | None = None,
+    calibration_column: str | None = None,
     opset: int | None = None,
     default_variant: str | None = None,
     adapters: bool | None = None,
@@ -67,6 +69,12 @@ def with_flags(
         layers.append(Layer("--target", {"targets": list(dict.fromkeys(map(_target, targets)))}))
     if precision is not None:
         layers.append(Layer("--precision", {"precision": precision}))
+    if calibration is not None:
+        column = {} if calibration_column is None else {"text_column": calibration_column}
+        change = {"calibration": {"data": calibration, **column}}
+        layers.append(Layer("--calibration", {"quantization": change}))
+    elif calibration_column is not None:
+        raise UsageError("--calibration-column needs --calibration.", "--calibration FILE")
     graphs = {"opset": opset, "default_variant": _number_or_name(default_variant), "adapters": adapters}
     layers += [
         Layer(f"--{name.replace('_', '-')}", {"graphs": {name: value}})

@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 from variator_export.engines.base import Arrays
 from variator_export.model.augmented import AugmentedModel, PlainModel
 from variator_export.model.backbone import Backbone, quiet_transformers
-from variator_export.model.int8 import GivenRounding, Int8Linear
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_layout import Plugin
+from variator_export.model.quantization.layers import GivenRounding, QuantizedLinear
 
 if TYPE_CHECKING:  # code that runs only plugins needs no manifest
     from variator_export.bundle.files import BundleFiles
@@ -97,27 +97,28 @@ class EagerModel:
         return {name: _numpy(value) for name, value in outputs.items()}
 
     @functools.cached_property
-    def _int8_layers(self) -> dict[str, Int8Linear]:
+    def _quantized_layers(self) -> dict[str, QuantizedLinear]:
         """The quantised layers by the name of their weight in the backbone, which they share it with."""
         names = {id(buffer): name for name, buffer in self._backbone.model.named_buffers()}
-        found = [module for module in self.transformer.modules() if isinstance(module, Int8Linear)]
+        found = [module for module in self.transformer.modules() if isinstance(module, QuantizedLinear)]
         return {names[id(layer.weight)]: layer for layer in found}
 
-    def run_with_integers(
-        self, inputs: Mapping[str, np.ndarray], integers: Mapping[str, Sequence[np.ndarray]]
+    def run_with_rounding(
+        self, inputs: Mapping[str, np.ndarray], rounded: Mapping[str, Sequence[np.ndarray]]
     ) -> tuple[Arrays, dict[str, list[np.ndarray]]]:
-        """Run a quantised model once, with given integers instead of its own rounding of activations.
+        """Run a quantised model once, with given values instead of its own rounding of activations.
 
         Args:
             inputs: int64 inputs (B, S).
-            integers: The integers of each call of each quantised layer, by the name of the layer's weight.
+            rounded: The rounded activations of each call of each quantised layer, by the name of the layer's
+                weight.
 
         Returns:
-            The outputs; and the activations of each call before they would have been rounded, in steps of the
-            integers, by the name of the layer's weight.
+            The outputs; and the activations of each call, divided by their scale, before they would have been
+            rounded, by the name of the layer's weight.
         """
-        layers = self._int8_layers
-        given = {name: GivenRounding(map(torch.from_numpy, integers[name])) for name in layers}
+        layers = self._quantized_layers
+        given = {name: GivenRounding(map(torch.from_numpy, rounded[name])) for name in layers}
         try:
             for name, layer in layers.items():
                 layer.given = given[name]

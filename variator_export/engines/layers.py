@@ -1,8 +1,9 @@
-"""Types in which an engine computes, read from what TensorRT's inspector lists for its layers.
+"""Types in which an engine computes, read from what TensorRT lists for its layers.
 
 An engine built with detailed verbosity lists, for each layer, the inputs with their types and the ONNX nodes
 that the layer was made from ("[ONNX Layer: NAME]"). No engine has been inspected yet: the format comes from
-NVIDIA's documentation and from users' posts (NVIDIA/TensorRT#4020).
+NVIDIA's documentation and from users' posts (NVIDIA/TensorRT#4020). The schedule inside a plan
+(`engines.tensorrt.schedule`) has been read in real plans.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from variator_export.core.precision import PRECISIONS
+from variator_export.core.precision import PRECISIONS, find_precision
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
@@ -20,7 +21,8 @@ class EnginePrecision:
     """Shares of the multiply-accumulates of an engine; they add up to 1.
 
     Attributes:
-        asked: Share in layers whose floating-point inputs all have the requested type.
+        asked: Share in layers whose floating-point inputs all have the requested type. For a quantised type,
+            share in layers with inputs of that type, because what is added to a product is not quantised.
         other: Share in layers whose floating-point inputs all have one other type.
         unknown: Share in layers with inputs of several types, or without the name of an ONNX node.
     """
@@ -43,8 +45,8 @@ def precision_in_engine(
     Returns:
         The shares, or None if the type of no product is known.
     """
-    # Keys: the inspector's words for the types.
-    names = {word: p.name for p in PRECISIONS.all().values() for word in p.inspector}
+    # Keys: the inspector's words for the types. Precisions with the same quantised type share the words.
+    names = {word: p.tensorrt for p in PRECISIONS.all().values() for word in p.inspector}
     kind = re.compile(rf"\b({'|'.join(names)})\b")
     found: dict[str, set[str]] = {}
     for layer in layers:
@@ -58,6 +60,12 @@ def precision_in_engine(
     known = {node: types for node, types in found.items() if node in macs and types}
     if not known or not total:
         return None
-    asked = sum(macs[node] for node, types in known.items() if types == {precision})
-    other = sum(macs[node] for node, types in known.items() if len(types) == 1 and precision not in types)
+    kind_asked = find_precision(precision)
+    wanted = kind_asked.tensorrt
+    asked = sum(
+        macs[node]
+        for node, types in known.items()
+        if types == {wanted} or (kind_asked.quantizes and wanted in types)
+    )
+    other = sum(macs[node] for node, types in known.items() if len(types) == 1 and wanted not in types)
     return EnginePrecision(asked / total, other / total, (total - asked - other) / total)

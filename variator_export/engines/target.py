@@ -182,6 +182,14 @@ class EngineTarget(Target):
             UserError: The target cannot build them.
         """
 
+    def check_gpus(self, precision: str, options: EngineRecipe) -> None:
+        """Refuse GPUs that have no products in a precision.
+
+        Raises:
+            UserError: One of the platforms lacks the precision.
+        """
+        del precision, options
+
     @abstractmethod
     def platforms(self, options: EngineRecipe) -> list[str]:
         """The platforms to build for, one engine each: `sm89`, `portable`, …
@@ -210,6 +218,15 @@ class EngineTarget(Target):
         Raises:
             UserError: The builder refuses or crashes. The message quotes the builder.
         """
+
+    def products(self, engine: bytes) -> list[Any]:
+        """The kernels in an engine that compute products, as far as the file tells without a GPU.
+
+        Returns:
+            Layers for `engines.layers.precision_in_engine`; empty if the file tells nothing.
+        """
+        del engine
+        return []
 
     @abstractmethod
     def facts(self, engine: bytes) -> dict[str, str | None]:

@@ -15,7 +15,7 @@ from variator_export.core.axes import BATCH, LENGTH
 from variator_export.core.precision import find_precision
 from variator_export.graph.simplify import module_of
 from variator_export.graph.weights import stored_weight
-from variator_export.model.int8 import is_part_of
+from variator_export.model.quantization.layers import is_part_of
 
 
 class _UnknownShapeError(Exception):
@@ -65,7 +65,7 @@ def precision_share(
     """Compute how much of a graph of one ratio runs in a precision, at 8 rows of 128 tokens.
 
     A precision that quantises applies to the linear layers of the encoder alone. Modules with other products,
-    such as attention, the plugin and heads, count as declared float32.
+    such as attention, the plugin and heads, count as declared float32, also where they are float16.
 
     Args:
         graph: The ONNX file.
@@ -88,7 +88,7 @@ def precision_share(
             stays = weight is None or any(is_part_of(weight, part) for part in float32_modules)
         else:
             stays = module.rpartition(".")[2] in float32_modules
-        if wanted != "FLOAT" and kind == ir.DataType.FLOAT and stays:
+        if stays and wanted != "FLOAT" and (quantizes or kind == ir.DataType.FLOAT):
             declared[module] = declared.get(module, 0) + macs
             continue
         rest += macs

@@ -100,6 +100,8 @@ def quantized_input(node: ir.Node) -> ir.Value | None:
     if node.op_type != "MatMul":
         return None
     left, right = (value.producer() if value is not None else None for value in node.inputs)
+    if right is not None and right.op_type == "Transpose":
+        right = right.inputs[0].producer() if right.inputs[0] is not None else None
     if left is None or right is None or not left.op_type == right.op_type == "DequantizeLinear":
         return None
     return left.inputs[0]

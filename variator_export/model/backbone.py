@@ -20,9 +20,11 @@ from variator_export.core.json_file import read_json_object
 from variator_export.core.precision import Precision, find_precision
 from variator_export.model.families import find_architecture, find_task
 from variator_export.model.families.base import Architecture
-from variator_export.model.int8 import is_part_of, linear_layers, quantize_model
 from variator_export.model.plugin_layout import BackboneIdentity
 from variator_export.model.pooling import PoolingSpec, read_pooling
+from variator_export.model.quantization.calibration import Calibration
+from variator_export.model.quantization.layers import is_part_of, linear_layers
+from variator_export.model.quantization.model import quantize_model
 from variator_export.model.source import BackboneSource
 
 # Constants that older versions of transformers stored with the weights.
@@ -69,15 +71,26 @@ class BackboneInfo:
         """The longest input in tokens; None if there is no limit."""
         return self.spec.family.max_length(self.config)
 
-    def quantize(self, model: nn.Module, kept: Sequence[str] = ()) -> int:
+    def quantize(
+        self,
+        model: nn.Module,
+        precision: Precision,
+        kept: Sequence[str] = (),
+        calibration: Calibration | None = None,
+        original: nn.Module | None = None,
+    ) -> int:
         """Quantise a model of this architecture in place; returns the number of quantised linear layers.
 
         Args:
-            model: The model.
-            kept: Parts of the names of modules that stay in float32, besides the family's own.
+            model: The model, in float32 or in the precision's own type.
+            precision: The precision.
+            kept: Parts of the names of modules that are not quantised, besides the family's own.
+            calibration: The calibration, for precisions that need one.
+            original: The model in float32, if `model` is in another type.
         """
         family = self.spec.family
-        return quantize_model(model, family.stack, (*family.float32_modules, *kept))
+        kept = (*family.float32_modules, *kept)
+        return quantize_model(model, family.stack, kept, precision, calibration, original)
 
 
 @dataclass(frozen=True)
@@ -139,43 +152,50 @@ class Backbone:
                     module.float().load_state_dict(originals[name].state_dict())
         return dataclasses.replace(self, model=model.requires_grad_(False))
 
-    def in_precision(self, precision: Precision, kept: Sequence[str] = ()) -> "Backbone":
+    @property
+    def linear_layers(self) -> dict[str, nn.Linear]:
+        """The linear layers of the encoder by name; those that a precision can quantise."""
+        return linear_layers(self.model, self.spec.family.stack)
+
+    def in_precision(
+        self, precision: Precision, kept: Sequence[str] = (), calibration: Calibration | None = None
+    ) -> "Backbone":
         """A copy in one of the precisions of recipes.
 
         Args:
             precision: The precision.
-            kept: Parts of the names of modules that a precision that quantises leaves in float32, besides the
-                family's own.
+            kept: Parts of the names of modules that a precision that quantises leaves as they are, besides
+                the family's own.
+            calibration: The calibration, for precisions that need one.
 
         Raises:
             UserError: Nothing can be quantised, or there is no module of one of the names.
         """
-        if precision.quantizes:
-            return self._quantized(kept)
         dtype: torch.dtype = getattr(torch, precision.dtype)
-        return self.to_dtype(dtype, keeps_float32_modules=precision.keeps_float32_modules)
-
-    def _quantized(self, kept: Sequence[str]) -> "Backbone":
-        model = copy.deepcopy(self.model)
-        names = linear_layers(model, self.spec.family.stack)
+        converted = self.to_dtype(dtype, keeps_float32_modules=precision.keeps_float32_modules)
+        if not precision.quantizes:
+            return converted
+        names = self.linear_layers
         for part in kept:
             if not any(is_part_of(name, part) for name in names):
                 raise UserError(
                     f"The encoder of {self.info.source.name} has no linear layer in a module {part!r}.",
                     f"Choose from {', '.join(self.quantizable_modules)}.",
                 )
-        if not self.info.quantize(model, kept):
+        model = converted.model
+        original = self.model if precision.is_half else None
+        if not self.info.quantize(model, precision, kept, calibration, original):
             raise UserError(
                 f"The encoder of {self.info.source.name} has no linear layer left to quantise.",
                 "Leave fewer modules in float32, or choose another precision.",
             )
-        return dataclasses.replace(self, model=model.requires_grad_(False))
+        return dataclasses.replace(converted, model=model.requires_grad_(False))
 
     @property
     def quantizable_modules(self) -> tuple[str, ...]:
         """Names of the modules to leave in float32: each kind of linear layer, and each encoder layer."""
         stack = self.spec.family.stack
-        inner = [name.removeprefix(f"{stack}.").partition(".") for name in linear_layers(self.model, stack)]
+        inner = [name.removeprefix(f"{stack}.").partition(".") for name in self.linear_layers]
         kinds = dict.fromkeys(kind for _, _, kind in inner)
         layers = dict.fromkeys(f"{stack}.{index}" for index, _, _ in inner)
         return (*kinds, *layers)
@@ -239,7 +259,11 @@ def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
 
 
 def load_in_precision(
-    info: BackboneInfo, pad_token_id: int, precision: str, kept: Sequence[str] = ()
+    info: BackboneInfo,
+    pad_token_id: int,
+    precision: str,
+    kept: Sequence[str] = (),
+    calibration: Calibration | None = None,
 ) -> Backbone:
     """Load the weights and round or quantise them to one of the precisions of recipes.
 
@@ -248,13 +272,11 @@ def load_in_precision(
             precision.
     """
     loaded, wanted = load_backbone(info, pad_token_id), find_precision(precision)
-    if wanted.quantizes:
-        return loaded.in_precision(wanted, kept)
-    if not wanted.is_half:
+    if not wanted.is_half and not wanted.quantizes:
         return loaded
-    converted = loaded.in_precision(wanted)
+    converted = loaded.in_precision(wanted, kept, calibration)
     for name, tensor in converted.state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise UserError(
                 f"The weights of {info.source.name} do not fit {precision}: {name} has values beyond "
                 f"{torch.finfo(tensor.dtype).max:g}.",

@@ -106,11 +106,29 @@ class VerifyRecipe(_Part):
     """Seed of the random token ids in the grid."""
 
 
+class CalibrationRecipe(_Part):
+    """Texts on which the scales of a static quantisation are found: texts of the kind that will be read."""
+
+    data: str
+    """A file (.tsv, .csv, .jsonl or .conll, relative to the recipe), or `datasets:NAME[,CONFIG],SPLIT`."""
+    text_column: str = "text"
+    """Column of the text."""
+    pair_column: str | None = None
+    """Column of the second text of a pair that the model reads together; None for single texts."""
+    texts: int = Field(default=512, ge=32)
+    """The number of texts to use, evenly spaced over the data."""
+    max_tokens: int | None = Field(default=None, ge=3)
+    """Truncate longer texts to this number of tokens; None for the model's limit."""
+
+
 class QuantizationRecipe(_Part):
-    """Settings and limits of a precision that quantises (int8). Other precisions do not read them."""
+    """Settings and limits of a precision that quantises. Other precisions do not read them."""
+
+    calibration: CalibrationRecipe | None = None
+    """Texts to calibrate int8-static, int8-float16 and fp8 on, which need them. int8 needs none."""
 
     float32_modules: tuple[str, ...] = ()
-    """Modules of the encoder whose linear layers stay in float32, as part of a dotted name in transformers:
+    """Modules of the encoder whose linear layers are not quantised, as part of a dotted name in transformers:
     `value`, `encoder.layer.5` or `attention.self.value`. The family's own exceptions are added."""
     min_cosine: float = Field(default=0.97, ge=-1, le=1)
     """The smallest mean cosine of embeddings or hidden states with those of float32 at the same ratio, over
@@ -219,10 +237,10 @@ class Recipe(_Part):
     ratios: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """The ratios to build; None for the ratios of all plugins. The baseline, ratio 1, is always built."""
     precision: PrecisionName = "float32"
-    """The precision of the graphs and engines: float32, float16, bfloat16, int8 (linear layers only), or one
-    added by an installed distribution."""
+    """The precision of the graphs and engines: float32, float16, bfloat16; with quantised linear layers int8
+    and int8-static (for CPUs), int8-float16 and fp8 (for GPUs); or one added by an installed distribution."""
     quantization: QuantizationRecipe = QuantizationRecipe()
-    """Settings and limits of int8."""
+    """Settings and limits of precisions that quantise."""
     graphs: GraphsRecipe = GraphsRecipe()
     """How graphs are written."""
     targets: tuple[str, ...] = ("onnxruntime",)

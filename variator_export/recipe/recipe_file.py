@@ -248,10 +248,12 @@ def _relative(content: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     for part in parts:
         if isinstance(part.get("source"), str):
             part["source"] = _below(folder, part["source"])
-    quality = found.get("quality")
-    if isinstance(quality, dict) and isinstance(data := quality.get("data"), str):
-        is_name = re.match(r"[a-z]+:", data)
-        quality["data"] = data if is_name else os.path.normpath(folder / Path(data).expanduser())
+    quantization = found.get("quantization")
+    calibration = quantization.get("calibration") if isinstance(quantization, dict) else None
+    for section in (found.get("quality"), calibration):
+        if isinstance(section, dict) and isinstance(data := section.get("data"), str):
+            is_name = re.match(r"[a-z]+:", data)
+            section["data"] = data if is_name else os.path.normpath(folder / Path(data).expanduser())
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from variator_export.bundle.files import BundleFiles
-from variator_export.bundle.manifest import Variant
+from variator_export.bundle.manifest import CALIBRATION, Variant
 from variator_export.bundle.origin import recorded_origin
 from variator_export.core.environment import require_export
 from variator_export.core.errors import UserError
@@ -20,7 +20,7 @@ from variator_export.model.source import is_plain_folder, resolve_source
 from variator_export.sessions import Bundle
 from variator_export.verification.cases import REAL_TEXT, Case, make_cases
 from variator_export.verification.consistency import check_backbone
-from variator_export.verification.judging.error_budget import QUANTIZATION_SHARE
+from variator_export.verification.judging.error_budget import quantization_share
 from variator_export.verification.judging.judge import REFERENCE, Finding
 from variator_export.verification.reference import Expected, eager_reference
 from variator_export.verification.runs import Runs
@@ -91,7 +91,12 @@ def load_bundle_backbone(
     info = read_backbone_info(found, entry.architecture)
     wanted = precision or bundle.manifest.precision
     kept = recipe_of(bundle).quantization.float32_modules
-    return load_in_precision(info, bundle.text_encoder().pad_token_id, wanted, kept)
+    calibration = None
+    if find_precision(wanted).quantization == "static":
+        from variator_export.model.quantization.calibration import load_calibration
+
+        calibration = load_calibration(bundle.file(CALIBRATION))
+    return load_in_precision(info, bundle.text_encoder().pad_token_id, wanted, kept, calibration)
 
 
 class EagerBundle:
@@ -131,8 +136,9 @@ class EagerBundle:
         cases, precision = self._cases(variant), self._bundle.manifest.precision
         with progress.bar(f"eager {variant.name}", len(cases)) as advance:
             exact = EagerModel.of_variant(self._exact, self._bundle, variant)
-            other = EagerModel.of_variant(self._float32, self._bundle, variant)
-            share = QUANTIZATION_SHARE if self._quantizes else 1.0
+            share = quantization_share(precision)
+            yardstick = self._backbone if share is None else self._float32
+            other = EagerModel.of_variant(yardstick, self._bundle, variant)
             return eager_reference(exact, other, cases, precision, advance, share=share)
 
     def quantization(

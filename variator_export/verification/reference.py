@@ -45,18 +45,19 @@ def eager_reference(
     precision: str,
     progress: Callable[[], None] = lambda: None,
     *,
-    share: float = 1.0,
+    share: float | None = None,
 ) -> list[Expected]:
     """Run eager PyTorch on every case.
 
     Args:
         exact: Eager PyTorch in float64.
         same_precision: Eager PyTorch in the precision of the graphs to be verified. For a quantised model,
-            eager PyTorch without the quantisation.
+            eager PyTorch without the quantisation, if the precision has a share of its change.
         cases: The cases to run.
         precision: The name of that precision.
         progress: Called after each case.
-        share: The share of the deviation between the two that is the base error.
+        share: The share of the deviation between the two that is the base error
+            (`error_budget.quantization_share`). None for all of it.
 
     Raises:
         UserError: Eager PyTorch returns NaN or infinite values.
@@ -74,7 +75,7 @@ def eager_reference(
             }
         )
         progress()
-    budgets = [scaled(of_case, share) for of_case in make_budgets(deviations, precision)]
+    budgets = [scaled(of_case, share or 1.0) for of_case in make_budgets(deviations, precision)]
     return [Expected(*item) for item in zip(cases, outputs, budgets, strict=True)]
 
 

@@ -4,19 +4,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from variator_export.building.staging import StagedBundle
 from variator_export.bundle.engine_records import ANY_RATIO
-from variator_export.bundle.manifest import BACKBONE_WEIGHTS, BackboneEntry, EngineEntry, Variant
+from variator_export.bundle.manifest import BACKBONE_WEIGHTS, LEAST_SHARE, BackboneEntry, EngineEntry, Variant
 from variator_export.bundle.parts import part_name
 from variator_export.bundle.reports import ENGINES_REPORT, read_report
 from variator_export.core.axes import InputShapes
-from variator_export.core.environment import machine
+from variator_export.core.environment import is_importable, machine
+from variator_export.core.errors import NumbersDisagreeError
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.core.json_file import write_json
 from variator_export.core.progress import PhaseBars
+from variator_export.engines.layers import precision_in_engine
 from variator_export.engines.request import (
     EngineRequest,
     Profile,
@@ -101,6 +103,7 @@ def check_order(order: EngineOrder, precision: str) -> dict[str, str]:
         target.check_options(order.options, order.timing_cache)
         found[name] = target.version()
         target.platforms(order.options)
+        target.check_gpus(precision, order.options)
     return found
 
 
@@ -283,6 +286,37 @@ def _proof(sources: EngineSources, name: str) -> dict[str, Any]:
     return {"counted_on": "graph", **least.model_dump(mode="json")}
 
 
+def _plan_proof(
+    staged: StagedBundle, sources: EngineSources, entry: EngineEntry, engine: bytes
+) -> dict[str, Any] | None:
+    """Count the products that an engine computes in its precision, as far as its file tells.
+
+    Raises:
+        NumbersDisagreeError: More than 5 % of the multiply-accumulates are in another type.
+    """
+    products = find_engine_target(entry.target).products(engine)
+    variants = [v for v in sources.variants if entry.variant in (v.name, ANY_RATIO)]
+    # The any-ratio graph is counted without the plugins' products, whose sizes differ with the ratio.
+    variant = min(variants, key=lambda v: v.ratio)
+    graphs = variant.graphs if entry.variant != ANY_RATIO else sources.any_ratio
+    if not products or not is_importable("onnx_ir"):
+        return None
+    from variator_export.graph.macs import macs_by_node
+
+    graph = staged.current(graphs[entry.part])
+    macs = macs_by_node(graph, variant.precision_proof.float32_modules, variant.ratio)
+    found = precision_in_engine(products, macs, entry.precision)
+    if found is None:
+        return None
+    if found.other > 1 - LEAST_SHARE:
+        raise NumbersDisagreeError(
+            f"{entry.target} computes {found.other:.0%} of the products of {entry.variant} in another type "
+            f"than {entry.precision}.",
+            "This is a fault of the builder or of the graph: please report it with the recipe.",
+        )
+    return {"counted_on": "plan", **asdict(found)}
+
+
 def _make(staged: StagedBundle, sources: EngineSources, plan: _Planned, built: tuple[bytes, float]) -> None:
     """Write an engine, its sidecar, and its build time."""
     engine, seconds = built
@@ -301,6 +335,7 @@ def _make(staged: StagedBundle, sources: EngineSources, plan: _Planned, built: t
             "part": entry.part,
             "precision": entry.precision,
             "precision_proof": _proof(sources, entry.variant),
+            "plan_proof": _plan_proof(staged, sources, entry, engine),
             "options": request.options.model_dump(mode="json"),
             "compute_capabilities": list(request.compute_capabilities),
             "profiles": [profile.model_dump(mode="json") for profile in request.profiles],

@@ -16,7 +16,7 @@ from variator_export.building.context import (
     BuildContext,
 )
 from variator_export.building.plan import VariantPlan
-from variator_export.bundle.manifest import BACKBONE_WEIGHTS, LEAST_SHARE, PrecisionProof
+from variator_export.bundle.manifest import BACKBONE_WEIGHTS, CALIBRATION, LEAST_SHARE, PrecisionProof
 from variator_export.bundle.parts import MODEL, graph_name
 from variator_export.bundle.reports import build_verification_report
 from variator_export.core.environment import require_onnxruntime, versions
@@ -34,7 +34,7 @@ from variator_export.model.plugin_file import (
 )
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 from variator_export.text.tokenizer import TextEncoder
-from variator_export.verification.judging.error_budget import MULTIPLE, QUANTIZATION_SHARE
+from variator_export.verification.judging.error_budget import MULTIPLE, quantization_share
 from variator_export.verification.text_check import DISTRIBUTIONS, check_texts
 from variator_export.verification.verified_graph import how_it_runs, open_for_verification
 
@@ -153,6 +153,8 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
     }
     if context.quantizes:
         depends_on["float32_modules"] = list(context.recipe.quantization.float32_modules)
+    if context.calibration is not None:
+        depends_on["calibration"] = staged.sha256(CALIBRATION)
     staged.step("trace", depends_on, [ANY_RATIO_NAME, BACKBONE_WEIGHTS], make)
 
 
@@ -344,7 +346,8 @@ def _refuse_losses(
     def run(kept: Sequence[str] | None) -> "Arrays":
         backbone = context.unquantized
         if kept is not None:
-            backbone = backbone.in_precision(precision, (*quantization.float32_modules, *kept))
+            kept = (*quantization.float32_modules, *kept)
+            backbone = backbone.in_precision(precision, kept, context.calibration)
         return context.eager(plan, backbone).run(case.inputs)
 
     refuse_losses(losses, run, lambda: context.unquantized.quantizable_modules)
@@ -358,6 +361,6 @@ def _reference(
     from variator_export.verification.reference import eager_reference
 
     exact, precision = context.eager(plan, context.backbone.to_dtype(torch.float64)), context.recipe.precision
-    share = QUANTIZATION_SHARE if context.quantizes else 1.0
-    other = context.eager(plan, context.unquantized)
+    share = quantization_share(precision)
+    other = context.eager(plan, context.unquantized if share is not None else context.backbone)
     return eager_reference(exact, other, cases, precision, progress, share=share)

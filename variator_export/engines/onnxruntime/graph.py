@@ -22,6 +22,8 @@ from variator_export.engines.onnxruntime.providers import CPU, Provider
 # On a CPU the fused SkipLayerNormalization is slower than the addition and the normalization it replaces:
 # 548 against 505 ms for MiniLM at (32, 128) on two cores.
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
+# It moves a QuantizeLinear in front of a Squeeze, for which ONNX Runtime has no kernel in float8.
+_BREAKS_FLOAT8 = ["QDQPropagationTransformer"]
 # Suffix of the events in which ONNX Runtime reports the time of an operator itself.
 _KERNEL = "_kernel_time"
 
@@ -48,13 +50,14 @@ def _open(
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     if (number := threads or default_threads()) is not None:
         options.intra_op_num_threads = number
+    disabled = _SLOWER_FUSIONS + _BREAKS_FLOAT8 if provider is CPU and not as_it_comes else None
     name = "a graph in memory" if isinstance(graph, bytes) else graph
     try:
         session = onnxruntime.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph),
             options,
             providers=[(provider.name, dict(provider.options))],
-            disabled_optimizers=_SLOWER_FUSIONS if provider is CPU and not as_it_comes else None,
+            disabled_optimizers=disabled,
         )
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise UserError(

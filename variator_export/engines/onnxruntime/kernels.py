@@ -4,6 +4,7 @@ from packaging.version import Version
 
 from variator_export.core.environment import installed_version, require_onnxruntime
 from variator_export.core.errors import UserError
+from variator_export.core.precision import find_precision
 
 # QuantizeLinear in blocks came with opset 21. ONNX Runtime has that of opset 23 since 1.24.
 _BLOCKS_OPSET = 21
@@ -11,12 +12,12 @@ _QUANTIZE_OPSET, _QUANTIZE_VERSION = 23, Version("1.24")
 
 
 def check_quantized(precision: str, opset: int) -> None:
-    """Check that graphs of a precision that quantises can be written and run here.
+    """Check that quantised graphs can be written and run here.
 
     Raises:
         UserError: The opset has no quantisation in blocks, or the installed ONNX Runtime has no kernel.
     """
-    if opset < _BLOCKS_OPSET:
+    if find_precision(precision).quantization == "dynamic" and opset < _BLOCKS_OPSET:
         raise UserError(
             f"{precision} graphs need opset {_BLOCKS_OPSET}, the first that can quantise in blocks.",
             f"Build them with --opset {_BLOCKS_OPSET} or 23.",

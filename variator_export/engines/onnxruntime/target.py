@@ -42,9 +42,10 @@ class OnnxRuntimeTarget(Target):
             check_quantized(precision.name, bundle.manifest.opset)
         if self.gpu and precision.quantizes:
             raise UserError(
-                f"{bundle.path} is in {precision.name}, whose products are made for CPUs: on a GPU ONNX "
-                "Runtime would run them on the CPU.",
-                "Choose the target onnxruntime, or build it with --precision float16 or bfloat16.",
+                f"{bundle.path} is in {precision.name}: ONNX Runtime's providers for GPUs would run its "
+                "products on the CPU, or in floating point.",
+                "Compile engines of int8-float16 or fp8 (--target tensorrt), or build the bundle with "
+                "--precision float16 or bfloat16.",
             )
 
     def runs_graphs(self, bundle: BundleFiles, installed: str) -> bool:

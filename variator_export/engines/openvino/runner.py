@@ -13,7 +13,8 @@ from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 
 # OpenVINO's names for the types in which it computes products.
-HINTS = {"float32": "f32", "bfloat16": "bf16"}
+# In int8-static the hint is for what is not quantised.
+HINTS = {"float32": "f32", "bfloat16": "bf16", "int8-static": "f32"}
 # The capability of a CPU that has products in a type.
 _CAPABILITIES = {"bfloat16": "BF16"}
 

@@ -11,7 +11,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import first_gpu
 from variator_export.core.errors import UserError
-from variator_export.core.precision import find_precision
+from variator_export.core.precision import FP8, find_precision
 from variator_export.engines.compatibility import AMPERE_PLUS, PORTABLE
 from variator_export.engines.request import EngineRequest, TimingCacheMode
 from variator_export.engines.target import (
@@ -28,8 +28,12 @@ from variator_export.engines.tensorrt.plan_header import (
     plan_contradicts,
     read_plan_version,
 )
+from variator_export.engines.tensorrt.schedule import scheduled_products
 from variator_export.engines.tensorrt.timing_cache import timing_cache_path
 from variator_export.recipe.recipe import EngineRecipe
+
+# The first compute capability with products in fp8 (Ada).
+_FIRST_WITH_FP8 = 89
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,31 @@ class TensorRtTarget(EngineTarget):
         api.refuse_options(self.name, options, timing_cache)
 
     def check_precision(self, precision: str) -> None:
-        """Refuse int8 graphs: TensorRT takes only scales that are constant."""
-        if find_precision(precision).quantizes:
+        """Refuse a dynamic quantisation: TensorRT takes only scales that are constant."""
+        if find_precision(precision).quantization == "dynamic":
             raise UserError(
                 f"{self.name} cannot build engines in {precision}: the graphs compute a scale for each "
                 "token, and TensorRT takes only constant scales of activations.",
-                "Build for CPUs alone (--target onnxruntime), or choose float16 or bfloat16 for GPUs.",
+                "Build for CPUs alone (--target onnxruntime), or choose int8-float16, fp8, float16 or "
+                "bfloat16 for GPUs.",
             )
+
+    def check_gpus(self, precision: str, options: EngineRecipe) -> None:
+        """Refuse fp8 for GPUs before compute capability 8.9."""
+        if find_precision(precision) is not FP8:
+            return
+        everything = {PORTABLE: self.flavour.portable, AMPERE_PLUS: ("sm80",)}
+        for platform in self.platforms(options):
+            names = everything.get(platform) or platform.split("+")
+            if old := [name for name in names if int(name.removeprefix("sm")) < _FIRST_WITH_FP8]:
+                able = [n for n in self.flavour.portable if int(n.removeprefix("sm")) >= _FIRST_WITH_FP8]
+                raise UserError(
+                    f"fp8 needs sm{_FIRST_WITH_FP8} or later; the engine would be for {', '.join(old)} too.",
+                    f"Name later GPUs: engine.compute_capabilities: [{'+'.join(able)}] in the recipe, or "
+                    f"compile --compute-capability {'+'.join(able)}; or choose int8-float16."
+                    if able
+                    else "Choose int8-float16, or build on a machine with a later GPU.",
+                )
 
     def platforms(self, options: EngineRecipe) -> list[str]:
         """The named compute capabilities; if none is named: all, sm80 and later, or this machine's GPU."""
@@ -112,6 +134,10 @@ class TensorRtTarget(EngineTarget):
     def build(self, request: EngineRequest, folder: Path, on_progress: OnProgress | None) -> bytes:
         """Build the engine in a process of its own."""
         return build_engine(request, folder, on_progress)
+
+    def products(self, engine: bytes) -> list[Any]:
+        """The products in the schedule that a plan carries."""
+        return scheduled_products(engine)
 
     def facts(self, engine: bytes) -> dict[str, str | None]:
         """The CUDA that TensorRT is built for, and the version in the plan's header."""

@@ -21,7 +21,7 @@ MULTIPLE = 4.0
 # the middle between two integers falls to either side. They differ by less than the quantisation itself
 # changes: in MiniLM by up to 0.6 of it. With this share of the quantisation's change as base error, the limit
 # is all of it. `given_rounding` has the narrow limit.
-QUANTIZATION_SHARE = 1 / MULTIPLE
+_QUANTIZATION_SHARE = 1 / MULTIPLE
 # The multiple for a quantised graph given its own integers. Eager PyTorch's integer products are exact, so
 # what is left of its error is smaller than the approximations in a runtime's kernels: correct graphs of
 # MiniLM at four ratios and of 12 small models reach 5.4.
@@ -57,6 +57,17 @@ class Budget:
     def allows(self, found: Deviation, multiple: float = MULTIPLE) -> bool:
         """Return whether a deviation is within the limit. NaN never is."""
         return found.finite and self.used(found) <= multiple
+
+
+def quantization_share(precision: str) -> float | None:
+    """The share of a quantisation's change that is the base error of its graphs.
+
+    None if the base error is eager PyTorch's own error in the precision, as for precisions without
+    quantisation. In half precision so many activations fall to the other side that this error, measured with
+    eager PyTorch's own rounding, is representative; in float32 few do, and it varies by chance.
+    """
+    kind = find_precision(precision)
+    return _QUANTIZATION_SHARE if kind.quantizes and not kind.is_half else None
 
 
 def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> list[dict[str, Budget]]:

@@ -2,29 +2,35 @@
 
 A quantised model amplifies rounding: an activation near the middle between two integers falls to either side,
 and a few layers later two correct computations differ by a few per cent. The other checks have to allow for
-that. This check does not: it reads the integers that the graph chose, has eager PyTorch go on from the same
-integers, and allows only the rounding of float32. The decisions are checked one by one: each integer must be
-the nearest one to the exact activation, up to the error that eager PyTorch itself has there.
+that. This check does not: it reads the values that the graph rounded to, has eager PyTorch go on from the
+same values, and allows only the rounding of the floating-point type. The decisions are checked one by one:
+each value must be the nearest one to the exact activation, up to the error that eager PyTorch itself has.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from variator_export.core.precision import find_precision
 from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
-from variator_export.model.int8 import ZERO_POINT
+from variator_export.model.quantization.dynamic import ZERO_POINT
+from variator_export.model.quantization.spacing import steps_between
 from variator_export.verification.cases import Case
 from variator_export.verification.judging.compare import deviation
 from variator_export.verification.judging.error_budget import GIVEN_MULTIPLE, Budget, make_budgets
 from variator_export.verification.judging.judge import GIVEN_ROUNDING, Finding, Question, judge
 from variator_export.verification.verified_graph import load_for_verification, open_changed
 
-ROUNDING = "rounds to the nearest integer"
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+ROUNDING = "rounds to the nearest value"
 _HALF = 0.5
 # Larger cases are left out, because every activation is held in float64.
 _MOST_TOKENS = 1024
@@ -32,13 +38,13 @@ _MOST_TOKENS = 1024
 
 @dataclass(frozen=True)
 class _Run:
-    """One case run by a graph and, with the graph's integers, by eager PyTorch in float64 and in float32."""
+    """One case run by a graph and, with the graph's rounding, by eager PyTorch in float64 and in its type."""
 
     case: Case
     found: Arrays
     exact: Arrays
     rounded: Arrays
-    # Distance from the integers, and eager PyTorch's own error, both in steps of the integers.
+    # Distance from the rounded values, and eager PyTorch's own error, both in steps between rounded values.
     distance: float
     error: float
 
@@ -52,14 +58,14 @@ def check_given_rounding(
     cases: Sequence[Case],
     progress: Callable[[], None] = lambda: None,
 ) -> list[Finding]:
-    """Compare quantised graphs of one variant with eager PyTorch that uses the graphs' own integers.
+    """Compare quantised graphs of one variant with eager PyTorch that uses the graphs' own rounding.
 
     Args:
         graphs: Additional inputs of each graph, by file.
         folder: The bundle's folder.
         precision: The graphs' precision.
         exact: The quantised model in float64.
-        rounded: The quantised model in float32.
+        rounded: The quantised model in the precision's floating-point type.
         cases: The cases to run; those of more than 1,024 tokens are left out.
         progress: Called after each graph.
     """
@@ -67,7 +73,7 @@ def check_given_rounding(
     for file, extra in graphs.items():
         graph = _RecordingGraph(folder / file, extra, precision)
         small = [case for case in cases if np.prod(case.shape) <= _MOST_TOKENS]
-        runs = [_run(graph, exact, rounded, case) for case in small]
+        runs = [_run(graph, exact, rounded, case, precision) for case in small]
         findings += _judge_outputs(file, runs, precision)
         findings.append(_judge_decisions(file, runs))
         progress()
@@ -75,7 +81,7 @@ def check_given_rounding(
 
 
 class _RecordingGraph:
-    """A graph that also returns the integers that it rounds activations to."""
+    """A graph that also returns the values that it rounds activations to."""
 
     def __init__(self, path: Path, extra: Mapping[str, np.ndarray], precision: str) -> None:
         from variator_export.graph.modules import mark_outputs
@@ -84,33 +90,53 @@ class _RecordingGraph:
         model = load_for_verification(path, precision)
         # The quantised inputs of each linear layer, in the order of the calls.
         self._values: dict[str, list[str]] = {}
-        for node in model.graph:
-            if (integers := quantized_input(node)) is not None:
+        for node in list(model.graph):
+            if (values := quantized_input(node)) is not None:
                 weight = stored_weight(node)
                 assert weight is not None
-                self._values.setdefault(str(weight.name), []).append(str(integers.name))
+                self._values.setdefault(str(weight.name), []).append(_readable(model.graph, values))
         mark_outputs(model, [value for values in self._values.values() for value in values])
         self._runner: OnnxRuntimeRunner = open_changed(model, path.parent, extra, precision)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, dict[str, list[np.ndarray]]]:
-        """Return the outputs, and the integers that each linear layer read, by the name of its weight."""
+        """Return the outputs, and the values that each linear layer read, by the name of its weight."""
         found = self._runner.run(inputs)
-        integers = {
-            name: [found[value].astype(np.int16) - ZERO_POINT for value in values]
-            for name, values in self._values.items()
-        }
-        return found, integers
+        # Query, key and value read one value.
+        signed = {name: _signed(found[name]) for values in self._values.values() for name in values}
+        return found, {name: [signed[value] for value in values] for name, values in self._values.items()}
 
 
-def _run(graph: _RecordingGraph, exact: EagerModel, rounded: EagerModel, case: Case) -> _Run:
-    found, integers = graph.run(case.inputs)
-    wanted, activations = exact.run_with_integers(case.inputs, integers)
-    other, inexact = rounded.run_with_integers(case.inputs, integers)
+def _readable(graph: "ir.Graph", value: "ir.Value") -> str:
+    """The name of a quantised value, as float32 if numpy does not have its type."""
+    import onnx_ir as ir
+
+    if value.dtype in (ir.DataType.UINT8, ir.DataType.INT8):
+        return str(value.name)
+    name = f"{value.name}.readable"
+    if not any(node.outputs[0].name == name for node in value.consumers()):
+        cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, num_outputs=1)
+        cast.outputs[0].name, cast.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
+        cast.outputs[0].shape = value.shape
+        graph.append(cast)
+    return name
+
+
+def _signed(values: np.ndarray) -> np.ndarray:
+    """Quantised values as they are multiplied: without the zero point."""
+    return values.astype(np.int16) - ZERO_POINT if values.dtype == np.uint8 else values
+
+
+def _run(graph: _RecordingGraph, exact: EagerModel, rounded: EagerModel, case: Case, precision: str) -> _Run:
+    found, chosen = graph.run(case.inputs)
+    wanted, activations = exact.run_with_rounding(case.inputs, chosen)
+    other, inexact = rounded.run_with_rounding(case.inputs, chosen)
     distance = error = 0.0
+    kind = find_precision(precision)
     for name, calls in activations.items():
-        for values, near, chosen in zip(calls, inexact[name], integers[name], strict=True):
-            distance = max(distance, float(np.abs(values - chosen.reshape(values.shape)).max()))
-            error = max(error, float(np.abs(values - near).max()))
+        for values, near, nearest in zip(calls, inexact[name], chosen[name], strict=True):
+            nearest = nearest.reshape(values.shape)
+            distance = max(distance, float(steps_between(values, nearest, kind).max()))
+            error = max(error, float(steps_between(values, nearest, kind, near).max()))
     return _Run(case, {name: found[name] for name in wanted}, wanted, other, distance, error)
 
 
@@ -149,7 +175,7 @@ def _judge_decisions(file: str, runs: Sequence[_Run]) -> Finding:
     problem = None
     if used is None or not used <= GIVEN_MULTIPLE:
         problem = (
-            f"an activation is {worst.distance:.4f} steps from the integer it was rounded to; eager "
+            f"an activation is {worst.distance:.4f} steps from the value it was rounded to; eager "
             f"PyTorch's own error is {base:.1e} steps"
         )
     return Finding(question, Budget(base, base, base), None, used, allowed=GIVEN_MULTIPLE, problem=problem)

@@ -1,0 +1,54 @@
+"""The kernel schedule inside a plan of TensorRT for RTX: which types the products of a graph are computed in.
+
+A plan carries the schedule as text: declarations of tensors with their types, then calls of kernels with the
+names of their tensors and of the ONNX nodes that they compute. It can be read without a GPU. The text is not
+a documented interface: it was found in plans of TensorRT for RTX 1.7. In a plan of another form no layer is
+found, and so no proof.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+# The type stands last in a tensor's declaration: `tensor={ dims={ 8 } name="x" type=half }`.
+_TENSOR = re.compile(rb"tensor=\{((?:[^{}]|\{[^{}]*\})*)\btype=([a-z0-9_]+) \}")
+_NAME = re.compile(rb'\bname="([^"]+)"')
+# The calls that compute matrix products. Other functions are elementwise.
+_PRODUCT = re.compile(rb"\n\s*(?:fully_connected=\{|runtime_fusion=\{|function=\{ name=_?gemm)")
+_CALL = re.compile(rb"\n\s*[a-z_]+=\{ name=")
+_NODE = re.compile(rb"\[ONNX Layer: [^\]]+\]")
+_INPUTS = re.compile(rb"\binput(?:_args)?=\{([^}]*)\}")
+# Factors of a product, in float32 whatever its type is.
+_FACTORS = (b"_alpha", b"_beta")
+_QUOTED = re.compile(rb'"([^"]+)"')
+
+
+def scheduled_products(plan: bytes) -> list[dict[str, Any]]:
+    """Read the kernels of a plan that compute matrix products.
+
+    Args:
+        plan: Content of the plan file.
+
+    Returns:
+        For each kernel, the ONNX nodes that it computes and the types of its inputs, in the form that
+        `engines.layers.precision_in_engine` expects. Empty if the plan has no schedule of the known form.
+    """
+    return list(_products(plan))
+
+
+def _products(plan: bytes) -> Iterator[dict[str, Any]]:
+    types = {
+        name[1]: match[2].decode() for match in _TENSOR.finditer(plan) if (name := _NAME.search(match[1]))
+    }
+    for product in _PRODUCT.finditer(plan):
+        after = _CALL.search(plan, product.end())
+        call = plan[product.start() : after.start() if after else len(plan)]
+        nodes, inputs = _NODE.findall(call), _INPUTS.search(call)
+        if not nodes or inputs is None:
+            continue
+        names = [name for name in _QUOTED.findall(inputs[1]) if not name.endswith(_FACTORS)]
+        known = [types[name] for name in names if name in types]
+        yield {
+            "Inputs": [{"Format/Datatype": kind} for kind in known],
+            "Metadata": b"".join(nodes).decode(errors="replace"),
+        }

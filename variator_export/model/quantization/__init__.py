@@ -1,0 +1,1 @@
+"""Quantisation of linear layers: with scales of activations that are computed at run time, or calibrated."""
