@@ -13,7 +13,6 @@ from artefacts import Artefacts
 from command_line import call
 from conftest import MODELS, plugin_for
 from safetensors import safe_open
-from variator_export.model.int8 import LARGEST_WEIGHT, is_part_of
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
 from variator_export.building.evaluate import evaluate
@@ -30,6 +29,7 @@ from variator_export.model.backbone import Backbone
 from variator_export.model.methods import method_of
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin
+from variator_export.model.quantization.layers import is_part_of
 from variator_export.recipe.recipe import GraphsRecipe, QuantizationRecipe, Recipe
 from variator_export.verification.bundle_verification import verify
 from variator_export.verification.cases import Case, make_cases
@@ -95,7 +95,7 @@ def test_every_family_is_quantised_and_verified(int8_bundle: Callable[[str], Pat
     assert {f"{name}_scale" for name in quantised} <= weights.keys()
     # A product of two neighbours with unsigned activations fits into 16 bits, whatever the CPU.
     linear = [name for name in quantised if "embed" not in name and "shared" not in name]
-    assert max(int(np.abs(weights[name].astype(int)).max()) for name in linear) == LARGEST_WEIGHT
+    assert max(int(np.abs(weights[name].astype(int)).max()) for name in linear) == INT8.largest_weight
     # The output layer of a masked language model shares its embeddings.
     assert len(quantised) - len(linear) == (0 if model == "electra" else 1)
     for variant in manifest.variants:
@@ -335,7 +335,7 @@ def test_targets_that_have_no_int8(int8_bundle: Callable[[str], Path], int8_reci
     refused = call("compile", str(folder), "--target", "tensorrt-rtx")
     assert refused.returncode == 1
     assert "tensorrt-rtx cannot build engines in int8" in refused.stderr
-    with pytest.raises(UserError, match="is in int8, whose products are made for CPUs"):
+    with pytest.raises(UserError, match="is in int8: ONNX Runtime's providers for GPUs would"):
         Bundle.load(folder).session("onnxruntime-cuda")
     assert default_bundle(recipe).name == "small-int8"
 

@@ -34,6 +34,7 @@ from variator_export.sessions import Bundle
 from variator_export.verification.checks import CheckedVariant, LeftOut, check_variant
 from variator_export.verification.consistency import check_steps
 from variator_export.verification.eager_bundle import EagerBundle
+from variator_export.verification.judging.error_budget import quantization_share
 from variator_export.verification.judging.judge import QUANTIZATION_UNIT, Finding
 from variator_export.verification.reference import EAGER, load_reference
 from variator_export.verification.runs import Engines, Graphs, Runs, TargetGraphs
@@ -375,7 +376,7 @@ def _verify_variant(
         backbone.max_length,
         padding_states_vary=backbone.padding_states_vary,
         masking=None if variant.plugin is None else variant.plugin.masking,
-        quantized=find_precision(bundle.manifest.precision).quantizes,
+        quantized=quantization_share(bundle.manifest.precision) is not None,
     )
     with progress.bar(f"verify {variant.name}", len(runners) * (len(reference) + 1)) as advance:
         openers = {file: functools.partial(_as_it_is, runner) for file, runner in runners.items()}

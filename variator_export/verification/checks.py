@@ -25,7 +25,8 @@ class CheckedVariant:
         max_length: The model's limit in tokens. None if there is none.
         padding_states_vary: Whether the hidden states of padding depend on the amount of padding.
         masking: The masking of the variant's plugin. None if it has none.
-        quantized: Whether the graph is quantised, and so judged by what quantisation changes.
+        quantized: Whether the graph is judged by what quantisation changes
+            (`error_budget.quantization_share`).
     """
 
     ratio: int

@@ -280,7 +280,7 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         info.max_length,
         padding_states_vary=info.spec.family.padding_states_vary,
         masking=None if plan.plugin is None else context.plugin_config(plan).masking,
-        quantized=context.quantizes,
+        quantized=quantization_share(recipe.precision) is not None,
     )
     with context.staged.progress.bar(
         f"verify {plan.name}", len(cases) * 3 + 2 + context.quantizes

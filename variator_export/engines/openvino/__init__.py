@@ -1,1 +1,1 @@
-"""OpenVINO on CPUs, in float32 and in bfloat16."""
+"""OpenVINO on CPUs, in float32, bfloat16 and int8-static."""

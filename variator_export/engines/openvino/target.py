@@ -18,22 +18,22 @@ class OpenVinoTarget(Target):
     gpu: bool = False
 
     def require(self, bundle: BundleFiles) -> None:
-        """Refuse float16, which OpenVINO computes more slowly than float32, and int8, which it cannot read.
+        """Refuse float16, which is slower than float32 here, and quantisations that OpenVINO cannot run.
 
         Raises:
-            UserError: The bundle is in another precision than float32 or bfloat16.
+            UserError: OpenVINO does not run the bundle's precision.
         """
         precision = bundle.manifest.precision
         if precision not in HINTS:
             raise UserError(
-                f"{bundle.path} is in {precision}; OpenVINO runs bundles in {' and '.join(HINTS)}.",
-                "Choose the target onnxruntime, or build the bundle with --precision bfloat16.",
+                f"{bundle.path} is in {precision}; OpenVINO runs bundles in {', '.join(HINTS)}.",
+                "Choose the target onnxruntime, or build it with --precision int8-static or bfloat16.",
             )
 
     def runs_graphs(self, bundle: BundleFiles, installed: str) -> bool:
         """Whether the probe lists the CPU, and its capability for the precision."""
         precision = bundle.manifest.precision
-        return "CPU" in installed and precision in HINTS and (precision == "float32" or "BF16" in installed)
+        return "CPU" in installed and precision in HINTS and (precision != "bfloat16" or "BF16" in installed)
 
     def open(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> Session:
         """Open the graph of a variant, or the graphs of all variants."""

@@ -118,7 +118,8 @@ def calibrate(
             raise UserError(
                 f"An activation of {group.names[0]} is not finite.", "The backbone's weights are damaged."
             )
-        scales = _choose(group, [layers[name].weight for name in group.names], precision)
+        with torch.no_grad():
+            scales = _choose(group, [layers[name].weight for name in group.names], precision)
         found |= dict.fromkeys(group.names, scales)
         progress()
     return Calibration({name: found[name] for name in layers})
@@ -194,7 +195,7 @@ def _observe(
 
     hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             for text in texts:
                 last = None
                 model(**{name: torch.from_numpy(array) for name, array in text.items()})

@@ -1,4 +1,4 @@
-"""Distances of activations from the quantised values that they were rounded to, in steps of these."""
+"""How far activations are from the quantised values that they were rounded to."""
 
 import numpy as np
 
@@ -6,36 +6,39 @@ from variator_export.core.precision import Precision
 
 # float8 e4m3: 3 bits of mantissa; numbers below 2 ** -6 are evenly spaced.
 _MANTISSA_BITS, _LEAST_EXPONENT, _LARGEST_FLOAT8 = 3, -6, 448.0
-_INT8 = (-128, 127)
+_INT8 = (-128.0, 127.0)
+_HALF = 0.5
 
 
-def steps_between(
-    exact: np.ndarray, chosen: np.ndarray, precision: Precision, other: np.ndarray | None = None
-) -> np.ndarray:
-    """The distance of activations from rounded values, or from other activations, in steps.
+def in_range(scaled: np.ndarray, precision: Precision) -> np.ndarray:
+    """Activations divided by their scale; those beyond a saturating type's range become its ends."""
+    if precision.quantization == "dynamic":
+        return scaled
+    low, high = _INT8 if precision.onnx == "INT8" else (-_LARGEST_FLOAT8, _LARGEST_FLOAT8)
+    return np.clip(scaled, low, high)
+
+
+def beyond_half_a_step(scaled: np.ndarray, chosen: np.ndarray, precision: Precision) -> np.ndarray:
+    """How much further than half a step activations are from the values that they were rounded to.
 
     Args:
-        exact: Activations divided by their scale.
-        chosen: The values that they were rounded to, in the same shape. They determine the size of a step.
+        scaled: Activations divided by their scale.
+        chosen: The values that they were rounded to, in the same shape.
         precision: The precision.
-        other: Activations whose distance from `exact` is asked for. None for the distance from `chosen`.
 
     Returns:
-        The distances. A correctly rounded value is at most 0.5 steps away. Activations beyond a saturating
-        type's range count as its ends.
+        The distances, in the unit of both. Not above 0 where the value is the nearest one.
     """
-    others = chosen if other is None else other
-    if precision.quantization == "dynamic":
-        return np.abs(exact - others)
-    low, high = _INT8 if precision.onnx == "INT8" else (-_LARGEST_FLOAT8, _LARGEST_FLOAT8)
-    distance: np.ndarray = np.abs(np.clip(exact, low, high) - np.clip(others, low, high))
-    return distance if precision.onnx == "INT8" else distance / _float8_step(exact, chosen)
+    step = 1.0 if precision.onnx == "INT8" else _float8_step(scaled, chosen)
+    found: np.ndarray = np.abs(in_range(scaled, precision) - chosen) - _HALF * step
+    return found
 
 
-def _float8_step(exact: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def _float8_step(scaled: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """The spacing of float8 numbers on the side of the chosen value that the activation is on."""
-    mantissa, exponent = np.frexp(np.abs(chosen).astype(np.float64))
+    magnitude = np.maximum(np.abs(chosen).astype(np.float64), 2.0**_LEAST_EXPONENT)
+    mantissa, exponent = np.frexp(magnitude)
     # frexp's mantissa is in [0.5, 1). Below a power of two the spacing is half of that above.
-    below = (mantissa == 0.5) & (np.abs(exact) < np.abs(chosen))
+    below = (mantissa == _HALF) & (np.abs(scaled) < np.abs(chosen))
     found: np.ndarray = 2.0 ** (np.maximum(exponent - 1 - below, _LEAST_EXPONENT) - _MANTISSA_BITS)
     return found

@@ -20,7 +20,7 @@ from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.model.quantization.dynamic import ZERO_POINT
-from variator_export.model.quantization.spacing import steps_between
+from variator_export.model.quantization.spacing import beyond_half_a_step, in_range
 from variator_export.verification.cases import Case
 from variator_export.verification.judging.compare import deviation
 from variator_export.verification.judging.error_budget import GIVEN_MULTIPLE, Budget, make_budgets
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 ROUNDING = "rounds to the nearest value"
-_HALF = 0.5
 # Larger cases are left out, because every activation is held in float64.
 _MOST_TOKENS = 1024
 
@@ -44,8 +43,9 @@ class _Run:
     found: Arrays
     exact: Arrays
     rounded: Arrays
-    # Distance from the rounded values, and eager PyTorch's own error, both in steps between rounded values.
-    distance: float
+    # Distance from the rounded values beyond half a step, and eager PyTorch's own error, both in the unit of
+    # the rounded values.
+    beyond: float
     error: float
 
 
@@ -130,14 +130,16 @@ def _run(graph: _RecordingGraph, exact: EagerModel, rounded: EagerModel, case: C
     found, chosen = graph.run(case.inputs)
     wanted, activations = exact.run_with_rounding(case.inputs, chosen)
     other, inexact = rounded.run_with_rounding(case.inputs, chosen)
-    distance = error = 0.0
+    beyond = error = 0.0
     kind = find_precision(precision)
     for name, calls in activations.items():
         for values, near, nearest in zip(calls, inexact[name], chosen[name], strict=True):
-            nearest = nearest.reshape(values.shape)
-            distance = max(distance, float(steps_between(values, nearest, kind).max()))
-            error = max(error, float(steps_between(values, nearest, kind, near).max()))
-    return _Run(case, {name: found[name] for name in wanted}, wanted, other, distance, error)
+            # Attention over nothing is undefined, so a row of padding alone holds arbitrary values.
+            rows = case.judged_rows if len(values) == len(case.judged_rows) else slice(None)
+            values, near, nearest = values[rows], near[rows], nearest.reshape(values.shape)[rows]
+            beyond = max(beyond, float(beyond_half_a_step(values, nearest, kind).max()))
+            error = max(error, float(np.abs(in_range(values, kind) - in_range(near, kind)).max()))
+    return _Run(case, {name: found[name] for name in wanted}, wanted, other, beyond, error)
 
 
 def _judge_outputs(file: str, runs: Sequence[_Run], precision: str) -> list[Finding]:
@@ -168,14 +170,14 @@ def _judge_outputs(file: str, runs: Sequence[_Run], precision: str) -> list[Find
 def _judge_decisions(file: str, runs: Sequence[_Run]) -> Finding:
     """Judge all rounding decisions of a graph: the largest distance beyond half a step, in eager's errors."""
     base = max(run.error for run in runs)
-    worst = max(runs, key=lambda run: run.distance)
-    beyond = max(0.0, worst.distance - _HALF)
+    worst = max(runs, key=lambda run: run.beyond)
+    beyond = max(0.0, worst.beyond)
     used = beyond / base if base else (0.0 if not beyond else None)
     question = Question(file, ROUNDING, worst.case.name, worst.case.shape, "activations")
     problem = None
     if used is None or not used <= GIVEN_MULTIPLE:
         problem = (
-            f"an activation is {worst.distance:.4f} steps from the value it was rounded to; eager "
-            f"PyTorch's own error is {base:.1e} steps"
+            f"an activation is {beyond:.2g} further than half a step from the value it was rounded to; eager "
+            f"PyTorch's own error is {base:.1e}, in the same unit"
         )
     return Finding(question, Budget(base, base, base), None, used, allowed=GIVEN_MULTIPLE, problem=problem)
