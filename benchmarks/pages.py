@@ -38,7 +38,12 @@ def current() -> dict[Path, str]:
             {"speed": _speed_table({"MiniLM": _result("bench-minilm"), "T5-base": _result("bench-t5-base")})},
         ),
         CPU: _with_tables(
-            CPU, {"cpu": _cpu_table(_result("cpu-minilm")), "cpu-sst2": _cpu_table(_result("cpu-sst2"))}
+            CPU,
+            {
+                "cpu": _cpu_table(_result("cpu-minilm")),
+                "cpu-vnni": _cpu_table(_result("cpu-minilm-vnni")),
+                "cpu-sst2": _cpu_table(_result("cpu-sst2")),
+            },
         ),
         SESSIONS: _with_tables(
             SESSIONS, {"sessions": _sessions_table(sessions), "memory": _memory_table(sessions)}

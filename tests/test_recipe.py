@@ -62,7 +62,7 @@ def test_sources_in_a_file_are_relative_to_the_file(tmp_path: Path) -> None:
         (MINIMAL + "ratios: [2, four]", ["'ratios.1' is 'four'", "valid integer"]),
         (MINIMAL + "ratios: 4", ["'ratios' is 4", "valid tuple"]),
         (MINIMAL + "ratios: [0]", ["'ratios.0' is 0"]),
-        (MINIMAL + "precision: fp8", ["'precision' is 'fp8'", "float32"]),
+        (MINIMAL + "precision: fp4", ["'precision' is 'fp4'", "float32"]),
         ("name: x\n", ["'backbone' is missing"]),
         ("name: ../x\nbackbone: {source: b}", ["'name' is '../x'"]),
         ("name: x\nbackbone: {source: b, sha256: abc}", ["'backbone.sha256' is 'abc'"]),

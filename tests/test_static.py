@@ -157,6 +157,10 @@ def test_smoothing_follows_the_outliers() -> None:
 
     plain = LayerScales(table.abs().max() * 1.25 / 127, None)
     assert error(scales["first"]) < 0.4 * error(plain)
+    # A channel that is nearly always zero gets a factor that float16 holds.
+    table[:, 5] *= 1e-9
+    small = calibrate(model, layers, texts, INT8_FLOAT16).in_type(torch.float16)  # type: ignore[arg-type]
+    assert all(s.smoothing is None or bool(torch.isfinite(s.smoothing).all()) for s in small.values())
     # fp8 has the same relative precision for small values, and needs no smoothing.
     floats = calibrate(model, layers, texts, FP8)  # type: ignore[arg-type]
     assert floats.layers["first"].smoothing is None
@@ -300,6 +304,9 @@ def test_a_bundle_keeps_its_calibration(static_recipe: Recipes, tmp_path: Path) 
     Path(texts["data"]).unlink()
     for again in (recipe, static_recipe("bert", "int8-float16", calibration=None)):
         assert not build(again, folder).published
+    # Another file of the same name does not count, where the recipe names none.
+    write_texts(Path(texts["data"]), 50)
+    assert not build(static_recipe("bert", "int8-float16", calibration=None), folder).published
     settings = json.loads((folder / "manifest.json").read_text())["recipe"]["quantization"]["calibration"]
     assert settings["texts"] == 512
     result = build(static_recipe("bert", "int8-float16"), folder)
@@ -370,6 +377,8 @@ def test_a_plan_proves_its_types_without_a_gpu(
     folder = tmp_path / "bundle"
     shutil.copytree(static_bundle("bert", precision), folder)
     if precision == "fp8":
+        for_cpus = call("compile", str(static_bundle("bert", "int8-static")), "--target", "tensorrt-rtx")
+        assert "int8-static is made for CPUs" in for_cpus.stderr
         refused = call("compile", str(folder), "--target", "tensorrt-rtx")
         assert refused.returncode == 1
         assert "fp8 needs sm89 or later; the engine would be for sm80, sm86 too" in refused.stderr
@@ -399,5 +408,13 @@ def test_a_schedule_is_read_and_another_form_proves_nothing() -> None:
     found = precision_in_engine(products, {"x/MatMul_1": 3, "s/Attention_1": 1}, "int8-float16")
     assert found is not None
     assert (found.asked, found.other) == (0.75, 0.25)
+    # A quantised weight alone is not a quantised product.
+    weight_only = plan.replace(b'input={"q" "w"', b'input={"a" "w"')
+    found = precision_in_engine(scheduled_products(weight_only), {"x/MatMul_1": 3}, "int8-float16")
+    assert found is not None
+    assert (found.asked, found.other, found.unknown) == (0, 0, 1)
+    # What a plan for several GPUs declares with two types is not known.
+    twice = plan.replace(b"  fully", b'  tensor={ dims={ 1 } name="w" type=half }\n  fully')
+    assert [tensor["Format/Datatype"] for tensor in scheduled_products(twice)[0]["Inputs"]] == ["int8"]
     assert scheduled_products(b"another plan" * 100) == []
     assert scheduled_products(plan[: plan.index(b"fully")]) == []

@@ -67,6 +67,8 @@ class BuildContext:
         self.staged = staged
         self.recipe = recipe
         self.source = source
+        # Whether the recipe names no calibration, so that the bundle's own is kept.
+        self.keeps_calibration = False
         self.made_by: dict[str, str | None] = {
             **versions("variator-export", *GRAPH_DISTRIBUTIONS),
             "code": code_digest(*TRACED_BY),
@@ -118,7 +120,7 @@ class BuildContext:
     @cached_property
     def backbone(self) -> "Backbone":
         """The backbone with its weights, in the recipe's precision."""
-        from variator_export.model.backbone import load_in_precision
+        from variator_export.model.in_precision import load_in_precision
 
         kept, pad = self.recipe.quantization.float32_modules, self.encoder.pad_token_id
         found = load_in_precision(self.info, pad, self.recipe.precision, kept, self.calibration)

@@ -109,6 +109,7 @@ def build(
         resolved, variants = merge(recipe, asked, source.weights_sha256, old.manifest if old else None)
         staged = StagedBundle(staging, old, progress)
         context = BuildContext(staged, resolved, source)
+        context.keeps_calibration = old is not None and recipe.quantization.calibration is None
         request = read_request(context)  # rejects data that cannot be measured before the slow trace
         manifest = _make(context, variants, order, versions)
         if request is not None:
@@ -164,10 +165,10 @@ def _make(
     assert graphs.opset is not None
     if context.quantizes:
         check_quantized(context.recipe.precision, graphs.opset)
-        calibrate_backbone(context)
     for plan in variants:
         if plan.plugin is not None:
             steps.make_plugin(context, plan)
+    calibrate_backbone(context)
     steps.trace_backbone(context, variants)
     entries = []
     for plan in variants:

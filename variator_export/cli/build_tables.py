@@ -39,8 +39,9 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
 
 def verification_table(result: BuildResult) -> Table:
     quantizes = find_precision(result.precision).quantizes
+    same = ", with the same rounded values" if quantizes else ""
     table = Table(
-        title=f"Verified against eager PyTorch in float64{', with the same integers' if quantizes else ''}; "
+        title=f"Verified against eager PyTorch in float64{same}; "
         f"allowed: at most {GIVEN_MULTIPLE if quantizes else MULTIPLE:g} times its own rounding error in "
         f"{find_precision(result.precision).dtype}",
         title_justify="left",

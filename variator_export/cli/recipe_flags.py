@@ -71,7 +71,8 @@ def with_flags(
         layers.append(Layer("--precision", {"precision": precision}))
     if calibration is not None:
         column = {} if calibration_column is None else {"text_column": calibration_column}
-        change = {"calibration": {"data": calibration, **column}}
+        # The columns of the recipe belong to its own data.
+        change = {"calibration": {"data": calibration, "pair_column": None, **column}}
         layers.append(Layer("--calibration", {"quantization": change}))
     elif calibration_column is not None:
         raise UsageError("--calibration-column needs --calibration.", "--calibration FILE")

@@ -17,7 +17,7 @@ from torch import nn
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
-from variator_export.core.precision import Precision, find_precision
+from variator_export.core.precision import Precision
 from variator_export.model.families import find_architecture, find_task
 from variator_export.model.families.base import Architecture
 from variator_export.model.plugin_layout import BackboneIdentity
@@ -256,33 +256,6 @@ def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:
     model, loading = _load(info, {})
     _refuse_missing(info, loading["missing_keys"])
     return _checked(info, model, loading, pad_token_id)
-
-
-def load_in_precision(
-    info: BackboneInfo,
-    pad_token_id: int,
-    precision: str,
-    kept: Sequence[str] = (),
-    calibration: Calibration | None = None,
-) -> Backbone:
-    """Load the weights and round or quantise them to one of the precisions of recipes.
-
-    Raises:
-        UserError: Same as `load_backbone` and `Backbone.in_precision`, or a weight is too large for the
-            precision.
-    """
-    loaded, wanted = load_backbone(info, pad_token_id), find_precision(precision)
-    if not wanted.is_half and not wanted.quantizes:
-        return loaded
-    converted = loaded.in_precision(wanted, kept, calibration)
-    for name, tensor in converted.state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-            raise UserError(
-                f"The weights of {info.source.name} do not fit {precision}: {name} has values beyond "
-                f"{torch.finfo(tensor.dtype).max:g}.",
-                "Choose bfloat16, which has the range of float32.",
-            )
-    return converted
 
 
 def load_classifier(source: BackboneSource, labels: Sequence[str], pad_token_id: int) -> Backbone:

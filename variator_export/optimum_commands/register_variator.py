@@ -13,6 +13,7 @@ from optimum.commands.export.base import ExportCommand
 
 # Options passed on unchanged: repeatable options, and flags.
 _REPEATED = ("ratio", "plugin", "target")
+_SINGLE = ("precision", "calibration", "calibration_column")
 _FLAGS = ("replace", "no_speed", "untrained")
 
 
@@ -38,7 +39,9 @@ class VariatorExportCommand(BaseOptimumCLICommand):
         parser.add_argument(
             "--untrained", action="store_true", help="Create an untrained plugin for each --ratio."
         )
-        parser.add_argument("--precision", help="float32, float16 or bfloat16.")
+        parser.add_argument("--precision", help="float32, float16, bfloat16, or a quantised precision.")
+        parser.add_argument("--calibration", help="Texts to calibrate int8-static, int8-float16 or fp8 on.")
+        parser.add_argument("--calibration-column", help="The column of these texts.")
         parser.add_argument(
             "--replace", action="store_true", help="Replace an existing bundle instead of adding to it."
         )
@@ -54,7 +57,9 @@ class VariatorExportCommand(BaseOptimumCLICommand):
         command += ["--output", given.output]
         command += ["--backbone", given.model] if given.model else []
         command += ["--task", given.task] if given.task else []
-        command += ["--precision", given.precision] if given.precision else []
+        for name in _SINGLE:
+            if (value := getattr(given, name)) is not None:
+                command += [f"--{name.replace('_', '-')}", value]
         for name in _REPEATED:
             for value in getattr(given, name) or ():
                 command += [f"--{name}", value]

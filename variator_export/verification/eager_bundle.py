@@ -73,7 +73,8 @@ def load_bundle_backbone(
         UserError: The backbone is missing, or has different weights.
     """
     require_export()
-    from variator_export.model.backbone import load_in_precision, read_backbone_info
+    from variator_export.model.backbone import read_backbone_info
+    from variator_export.model.in_precision import load_in_precision
 
     entry = bundle.manifest.backbone
     try:

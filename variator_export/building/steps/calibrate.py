@@ -70,9 +70,14 @@ def calibrate_backbone(context: BuildContext) -> None:
 
 
 def _is_kept(context: BuildContext, recipe: CalibrationRecipe) -> bool:
-    """Whether the bundle has this calibration, and its data cannot be read again."""
+    """Whether the bundle has this calibration, and its texts are not to be read again.
+
+    They are not if the recipe names none, if the file is gone, or for a data set of the same name.
+    """
     old = context.staged.old
-    if old is None or is_dataset(recipe.data) or Path(recipe.data).exists():
+    if old is None:
+        return False
+    if not (context.keeps_calibration or is_dataset(recipe.data) or not Path(recipe.data).exists()):
         return False
     before = (old.manifest.recipe.get("quantization") or {}).get("calibration")
     same = before == recipe.model_dump(mode="json") and CALIBRATION in old.manifest.files

@@ -299,7 +299,8 @@ def _plan_proof(
     # The any-ratio graph is counted without the plugins' products, whose sizes differ with the ratio.
     variant = min(variants, key=lambda v: v.ratio)
     graphs = variant.graphs if entry.variant != ANY_RATIO else sources.any_ratio
-    if not products or not is_importable("onnx_ir"):
+    # Counting the products of a graph needs the packages of the extra `export`.
+    if not products or not all(map(is_importable, ("torch", "onnx_ir", "onnxscript"))):
         return None
     from variator_export.graph.macs import macs_by_node
 

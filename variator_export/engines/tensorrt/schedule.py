@@ -15,7 +15,8 @@ _TENSOR = re.compile(rb"tensor=\{((?:[^{}]|\{[^{}]*\})*)\btype=([a-z0-9_]+) \}")
 _NAME = re.compile(rb'\bname="([^"]+)"')
 # The calls that compute matrix products. Other functions are elementwise.
 _PRODUCT = re.compile(rb"\n\s*(?:fully_connected=\{|runtime_fusion=\{|function=\{ name=_?gemm)")
-_CALL = re.compile(rb"\n\s*[a-z_]+=\{ name=")
+# Closes a declaration or a call; what is nested inside closes with a blank behind it.
+_END = b" }\n"
 _NODE = re.compile(rb"\[ONNX Layer: [^\]]+\]")
 _INPUTS = re.compile(rb"\binput(?:_args)?=\{([^}]*)\}")
 # Factors of a product, in float32 whatever its type is.
@@ -37,17 +38,21 @@ def scheduled_products(plan: bytes) -> list[dict[str, Any]]:
 
 
 def _products(plan: bytes) -> Iterator[dict[str, Any]]:
-    types = {
-        name[1]: match[2].decode() for match in _TENSOR.finditer(plan) if (name := _NAME.search(match[1]))
-    }
+    types: dict[bytes, set[str]] = {}
+    for match in _TENSOR.finditer(plan):
+        if name := _NAME.search(match[1]):
+            types.setdefault(name[1], set()).add(match[2].decode())
     for product in _PRODUCT.finditer(plan):
-        after = _CALL.search(plan, product.end())
-        call = plan[product.start() : after.start() if after else len(plan)]
+        end = plan.find(_END, product.end())
+        if end < 0:
+            continue
+        call = plan[product.start() : end]
         nodes, inputs = _NODE.findall(call), _INPUTS.search(call)
         if not nodes or inputs is None:
             continue
         names = [name for name in _QUOTED.findall(inputs[1]) if not name.endswith(_FACTORS)]
-        known = [types[name] for name in names if name in types]
+        # A plan for several GPUs may declare a name twice; with two types, its type is not known.
+        known = [kind for name in names if len(found := types.get(name, set())) == 1 for kind in found]
         yield {
             "Inputs": [{"Format/Datatype": kind} for kind in known],
             "Metadata": b"".join(nodes).decode(errors="replace"),

@@ -11,7 +11,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import first_gpu
 from variator_export.core.errors import UserError
-from variator_export.core.precision import FP8, find_precision
+from variator_export.core.precision import FP8, INT8_STATIC, find_precision
 from variator_export.engines.compatibility import AMPERE_PLUS, PORTABLE
 from variator_export.engines.request import EngineRequest, TimingCacheMode
 from variator_export.engines.target import (
@@ -76,13 +76,18 @@ class TensorRtTarget(EngineTarget):
         api.refuse_options(self.name, options, timing_cache)
 
     def check_precision(self, precision: str) -> None:
-        """Refuse a dynamic quantisation: TensorRT takes only scales that are constant."""
+        """Refuse quantisations for CPUs: TensorRT takes only scales that are constant."""
         if find_precision(precision).quantization == "dynamic":
             raise UserError(
                 f"{self.name} cannot build engines in {precision}: the graphs compute a scale for each "
                 "token, and TensorRT takes only constant scales of activations.",
                 "Build for CPUs alone (--target onnxruntime), or choose int8-float16, fp8, float16 or "
                 "bfloat16 for GPUs.",
+            )
+        if find_precision(precision) is INT8_STATIC:
+            raise UserError(
+                f"{precision} is made for CPUs: with 7-bit weights, int8 embeddings and a float32 rest.",
+                "Choose int8-float16 or fp8 for GPUs.",
             )
 
     def check_gpus(self, precision: str, options: EngineRecipe) -> None:

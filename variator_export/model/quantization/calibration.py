@@ -29,7 +29,9 @@ _EXPONENTS = (0.0, 0.5, 0.7, 0.85)
 # more than coarse ones: without it, the least cosine of MiniLM's embeddings falls from 0.89 to 0.85.
 _HEADROOM = 1.25
 # Activations of each layer's input that are kept to compare products.
-_MOST_ROWS = 4096
+_MOST_ROWS = 2048
+# The smallest channel that counts, as a share of the largest one.
+_SMALLEST_CHANNEL = 1e-4
 _SEED = 0
 _SCALE, _SMOOTHING = "input_scale", "smoothing"
 
@@ -102,7 +104,7 @@ def calibrate(
         layers: Its linear layers by name.
         texts: Inputs (1, S) of the model, without padding: one text each.
         precision: The precision to calibrate for.
-        progress: Called after each text and after each group of layers.
+        progress: Called after each text and for each layer.
 
     Raises:
         UserError: A layer never ran, or an activation is not finite.
@@ -121,7 +123,8 @@ def calibrate(
         with torch.no_grad():
             scales = _choose(group, [layers[name].weight for name in group.names], precision)
         found |= dict.fromkeys(group.names, scales)
-        progress()
+        for _ in group.names:
+            progress()
     return Calibration({name: found[name] for name in layers})
 
 
@@ -209,9 +212,8 @@ def _observe(
 def _choose(group: _Input, weights: Sequence[Tensor], precision: Precision) -> LayerScales:
     """Choose the exponent whose quantised product is closest to the exact one."""
     kind = format_of(precision)
-    # Channels that are always zero get the factor of the smallest channel that is not.
-    floor = float(group.largest[group.largest > 0].min()) if bool((group.largest > 0).any()) else 1.0
-    activations = group.largest.clamp_min(floor)
+    # Channels that are nearly always zero would get factors that float16 does not hold.
+    activations = group.largest.clamp_min(float(group.largest.max()) * _SMALLEST_CHANNEL).clamp_min(TINY)
     columns = torch.stack([weight.float().abs().amax(dim=0) for weight in weights]).amax(dim=0)
     exact = [group.rows @ weight.float().T for weight in weights]
     candidates = []
@@ -219,7 +221,8 @@ def _choose(group: _Input, weights: Sequence[Tensor], precision: Precision) -> L
         smoothing = None
         if exponent:
             smoothing = (
-                columns.clamp_min(float(columns.max()) * 1e-5) ** (1 - exponent) / activations**exponent
+                columns.clamp_min(float(columns.max()) * _SMALLEST_CHANNEL).clamp_min(TINY) ** (1 - exponent)
+                / activations**exponent
             )
             smoothing = smoothing / smoothing.log().mean().exp()  # factors around 1 fit float16
         largest = group.largest if smoothing is None else group.largest * smoothing

@@ -121,6 +121,11 @@ def _readable(graph: "ir.Graph", value: "ir.Value") -> str:
     return name
 
 
+def _finite(value: float) -> float:
+    """The value; infinity for NaN, which no comparison would find."""
+    return float(value) if np.isfinite(value) else float("inf")
+
+
 def _signed(values: np.ndarray) -> np.ndarray:
     """Quantised values as they are multiplied: without the zero point."""
     return values.astype(np.int16) - ZERO_POINT if values.dtype == np.uint8 else values
@@ -137,7 +142,7 @@ def _run(graph: _RecordingGraph, exact: EagerModel, rounded: EagerModel, case: C
             # Attention over nothing is undefined, so a row of padding alone holds arbitrary values.
             rows = case.judged_rows if len(values) == len(case.judged_rows) else slice(None)
             values, near, nearest = values[rows], near[rows], nearest.reshape(values.shape)[rows]
-            beyond = max(beyond, float(beyond_half_a_step(values, nearest, kind).max()))
+            beyond = max(beyond, _finite(beyond_half_a_step(values, nearest, kind).max()))
             error = max(error, float(np.abs(in_range(values, kind) - in_range(near, kind)).max()))
     return _Run(case, {name: found[name] for name in wanted}, wanted, other, beyond, error)
 
