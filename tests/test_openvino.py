@@ -173,7 +173,7 @@ def test_precisions_that_openvino_does_not_run(small_bundle: Path, monkeypatch: 
         changed = bundle.manifest.model_copy(update={"precision": precision})
         monkeypatch.setattr(bundle, "manifest", changed)
         with pytest.raises(
-            UserError, match=f"is in {precision}; OpenVINO runs bundles in float32 and bfloat16"
+            UserError, match=f"is in {precision}; OpenVINO runs bundles in float32, bfloat16, int8-static"
         ):
             bundle.session("openvino")
 
