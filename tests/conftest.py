@@ -235,6 +235,27 @@ def load_model(small_model: Callable[..., Path]) -> Callable[..., Backbone]:
     return load
 
 
+@pytest.fixture(scope="session")
+def half_recipe(artefacts: Artefacts, load_model: Callable[..., Backbone]) -> Callable[..., Recipe]:
+    """A recipe of a small model, in a precision, with a random plugin of ratio 2, by the model's name."""
+
+    def find(model: str, precision: str, **changes: object) -> Recipe:
+        backbone = load_model(model)
+        plugin = artefacts.folder(
+            f"half/{model}", lambda folder: save_plugin(plugin_for(backbone, 2), folder)
+        )
+        recipe = {
+            "name": "small",
+            "backbone": {"source": str(backbone.info.source.folder)},
+            "plugins": [{"source": str(plugin)}],
+            "precision": precision,
+            "speed": None,
+        }
+        return Recipe.model_validate(recipe | changes)
+
+    return find
+
+
 def plugin_for(backbone: Backbone, ratio: int, **options: object) -> Plugin:
     """A plugin with large random tensors, biases too, so that nothing it does is lost in rounding."""
     size = backbone.info.size

@@ -27,7 +27,6 @@ from variator_export.graph.macs import precision_share
 from variator_export.graph.weights import quantized_input, stored_weight
 from variator_export.model.backbone import Backbone
 from variator_export.model.methods import method_of
-from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.quantization.layers import is_part_of
 from variator_export.recipe.recipe import GraphsRecipe, QuantizationRecipe, Recipe
@@ -42,24 +41,11 @@ Recipes = Callable[..., Recipe]
 
 
 @pytest.fixture(scope="module")
-def int8_recipe(artefacts: Artefacts, load_model: Callable[[str], Backbone]) -> Recipes:
+def int8_recipe(half_recipe: Recipes) -> Recipes:
     """A recipe of a small model with a plugin of ratio 2. The plugin and the backbone are random."""
 
     def find(model: str, **quantization: object) -> Recipe:
-        backbone = load_model(model)
-        plugin = artefacts.folder(
-            f"half/{model}", lambda folder: save_plugin(plugin_for(backbone, 2), folder)
-        )
-        return Recipe.model_validate(
-            {
-                "name": "small",
-                "backbone": {"source": str(backbone.info.source.folder)},
-                "plugins": [{"source": str(plugin)}],
-                "precision": "int8",
-                "quantization": quantization,
-                "speed": None,
-            }
-        )
+        return half_recipe(model, "int8", quantization=quantization)
 
     return find
 

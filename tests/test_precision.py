@@ -49,28 +49,18 @@ WO = "wo"
 
 
 @pytest.fixture(scope="module")
-def half(artefacts: Artefacts, load_model: Callable[[str], Backbone]) -> Callable[[str, str], Path]:
+def half(artefacts: Artefacts, half_recipe: Callable[..., Recipe]) -> Callable[[str, str], Path]:
     """A verified bundle in half precision with an engine, by model and precision."""
 
     def find(model: str, precision: str) -> Path:
-        backbone = load_model(model)
-        plugin = artefacts.folder(
-            f"half/{model}", lambda folder: save_plugin(plugin_for(backbone, 2), folder)
+        profile = {"batch_size": [1, 2, 4], "sequence_length": [1, 16, 64]}
+        recipe = half_recipe(
+            model,
+            precision,
+            targets=["onnxruntime", "tensorrt-rtx"],
+            engine={"profiles": {"small": profile}},
         )
-
-        def make(folder: Path) -> None:
-            recipe = {
-                "name": "half",
-                "backbone": {"source": str(backbone.info.source.folder)},
-                "plugins": [{"source": str(plugin)}],
-                "precision": precision,
-                "targets": ["onnxruntime", "tensorrt-rtx"],
-                "engine": {"profiles": {"small": {"batch_size": [1, 2, 4], "sequence_length": [1, 16, 64]}}},
-                "speed": None,
-            }
-            build(Recipe.model_validate(recipe), folder)
-
-        return artefacts.folder(f"half/{model}-{precision}", make)
+        return artefacts.folder(f"half/{model}-{precision}", lambda folder: build(recipe, folder))
 
     return find
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from artefacts import Artefacts
 from command_line import call
-from conftest import MODELS, plugin_for
+from conftest import MODELS
 from safetensors.torch import load_file, save_file
 
 from variator_export import Bundle, UserError, build
@@ -24,7 +24,6 @@ from variator_export.engines.tensorrt.schedule import scheduled_products
 from variator_export.graph.weights import quantized_input, stored_weight
 from variator_export.model.backbone import Backbone
 from variator_export.model.methods import method_of
-from variator_export.model.plugin_file import save_plugin
 from variator_export.model.quantization.calibration import Calibration, calibrate, load_calibration
 from variator_export.model.quantization.spacing import beyond_half_a_step
 from variator_export.model.quantization.static import LayerScales, StaticLinear
@@ -52,26 +51,14 @@ def write_texts(path: Path, number: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def static_recipe(artefacts: Artefacts, load_model: Callable[[str], Backbone]) -> Recipes:
+def static_recipe(artefacts: Artefacts, half_recipe: Recipes) -> Recipes:
     """A recipe of a small model with a plugin of ratio 2 and 48 calibration texts."""
 
     def find(model: str, precision: str, **quantization: object) -> Recipe:
-        backbone = load_model(model)
-        plugin = artefacts.folder(
-            f"half/{model}", lambda folder: save_plugin(plugin_for(backbone, 2), folder)
-        )
         data = artefacts.folder("calibration", lambda folder: write_texts(folder / "texts.tsv", 48))
         texts = {"data": str(data / "texts.tsv"), "text_column": "sentence"}
-        return Recipe.model_validate(
-            {
-                "name": "small",
-                "backbone": {"source": str(backbone.info.source.folder)},
-                "plugins": [{"source": str(plugin)}],
-                "precision": precision,
-                "quantization": {"min_agreement": 0.8, "calibration": texts, **quantization},
-                "speed": None,
-            }
-        )
+        quantization = {"min_agreement": 0.8, "calibration": texts, **quantization}
+        return half_recipe(model, precision, quantization=quantization)
 
     return find
 

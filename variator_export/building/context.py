@@ -155,7 +155,7 @@ class BuildContext:
         """What the step `calibrate` found; None if the precision needs no calibration."""
         from variator_export.model.quantization.calibration import load_calibration
 
-        if find_precision(self.recipe.precision).quantization != "static":
+        if not find_precision(self.recipe.precision).needs_calibration:
             return None
         return load_calibration(self.staged.current(CALIBRATION))
 

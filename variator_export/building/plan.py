@@ -147,6 +147,7 @@ def merge(
         UserError: The bundle has another backbone or precision, or a trained plugin would be lost.
     """
     kept: list[PluginRecipe] = []
+    before: Recipe | None = None
     if old is not None:
         if old.backbone.weights_sha256 != weights_sha256:
             raise UserError(
@@ -162,8 +163,9 @@ def merge(
                 "Choose another folder with --output, or start the bundle afresh with --replace.",
             )
         _keep_trained(asked, old)
+        before = _recipe_of(old)
         names = {plugin.recipe.name for plugin in asked}
-        kept = [plugin for plugin in _recipe_of(old).plugins if plugin.name not in names]
+        kept = [plugin for plugin in before.plugins if plugin.name not in names]
     plans = [_plan(plugin.recipe, plugin.files) for plugin in asked]
     plans += [_plan(plugin, None, kept=True) for plugin in kept]
     plans.sort(key=lambda plan: (plan.ratio, plan.name))
@@ -175,13 +177,11 @@ def merge(
         }
     )
     variants = [VariantPlan(BASELINE, 1, None), *plans]
-    graphs = _graphs(recipe.graphs, variants, None if old is None else _recipe_of(old).graphs)
-    resolved = resolved.model_copy(update={"graphs": graphs})
-    if old is not None and recipe.quantization.calibration is None:
-        calibration = _recipe_of(old).quantization.calibration
-        quantization = recipe.quantization.model_copy(update={"calibration": calibration})
-        resolved = resolved.model_copy(update={"quantization": quantization})
-    return resolved, variants
+    graphs = _graphs(recipe.graphs, variants, None if before is None else before.graphs)
+    quantization = recipe.quantization
+    if before is not None and quantization.calibration is None:
+        quantization = quantization.model_copy(update={"calibration": before.quantization.calibration})
+    return resolved.model_copy(update={"graphs": graphs, "quantization": quantization}), variants
 
 
 def _graphs(asked: GraphsRecipe, variants: Sequence[VariantPlan], old: GraphsRecipe | None) -> GraphsRecipe:

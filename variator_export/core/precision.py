@@ -59,6 +59,11 @@ class Precision:
         return self.quantization is not None
 
     @property
+    def needs_calibration(self) -> bool:
+        """Whether the scales of activations are constants, which are found on texts."""
+        return self.quantization == "static"
+
+    @property
     def unquantized(self) -> str:
         """Name of the precision of a model before its quantisation; its own if it does not quantise."""
         return FLOAT32.name if self.quantizes else self.name

@@ -93,7 +93,7 @@ def load_bundle_backbone(
     wanted = precision or bundle.manifest.precision
     kept = recipe_of(bundle).quantization.float32_modules
     calibration = None
-    if find_precision(wanted).quantization == "static":
+    if find_precision(wanted).needs_calibration:
         from variator_export.model.quantization.calibration import load_calibration
 
         calibration = load_calibration(bundle.file(CALIBRATION))

@@ -31,7 +31,7 @@ def calibrate_backbone(context: BuildContext) -> None:
     """
     recipe, staged = context.recipe.quantization.calibration, context.staged
     precision = find_precision(context.recipe.precision)
-    if precision.quantization != "static":
+    if not precision.needs_calibration:
         return
     if recipe is None:
         raise UserError(

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from variator_export.core.errors import UserError
 from variator_export.core.precision import Precision
-from variator_export.model.quantization.layers import TINY, quantize_rows
-from variator_export.model.quantization.static import Format, LayerScales, format_of, stored_scale
+from variator_export.model.quantization.layers import TINY
+from variator_export.model.quantization.static import INT8, LayerScales, StaticLinear, format_of, stored_scale
 
 # Exponents a to try. 0 means no smoothing.
 _EXPONENTS = (0.0, 0.5, 0.7, 0.85)
@@ -217,7 +217,7 @@ def _choose(group: _Input, weights: Sequence[Tensor], precision: Precision) -> L
     columns = torch.stack([weight.float().abs().amax(dim=0) for weight in weights]).amax(dim=0)
     exact = [group.rows @ weight.float().T for weight in weights]
     candidates = []
-    for exponent in _EXPONENTS if kind.dtype == torch.int8 else _EXPONENTS[:1]:
+    for exponent in _EXPONENTS if kind is INT8 else _EXPONENTS[:1]:
         smoothing = None
         if exponent:
             smoothing = (
@@ -229,22 +229,11 @@ def _choose(group: _Input, weights: Sequence[Tensor], precision: Precision) -> L
         scale = largest.max().clamp_min(TINY) * _HEADROOM / kind.largest
         scales = LayerScales(scale, smoothing)
         error = sum(
-            _error(group.rows, weight, product, scales, kind, precision)
+            float(((StaticLinear(weight, None, scales, precision)(group.rows) - product) ** 2).sum())
             for weight, product in zip(weights, exact, strict=True)
         )
         candidates.append((error, exponent, scales))
     return min(candidates, key=lambda found: found[:2])[2]
-
-
-def _error(
-    rows: Tensor, weight: Tensor, exact: Tensor, scales: LayerScales, kind: Format, precision: Precision
-) -> float:
-    """The squared error of a quantised product."""
-    if scales.smoothing is not None:
-        rows, weight = rows * scales.smoothing, weight / scales.smoothing
-    values, scale = quantize_rows(weight, precision.largest_weight, kind.rounded)
-    product = kind.quantized(rows / scales.input_scale) @ values.float().T
-    return float(((product * scales.input_scale * scale - exact) ** 2).sum())
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from variator_export.model.quantization.layers import TINY, QuantizedLinear, quantize_rows, to_int8
+from variator_export.model.quantization.layers import TINY, QuantizedLinear, row_scales, to_int8
 
 # Activations are quantised to -127..127. -128 is left out, so that the range is symmetric.
 LARGEST_ACTIVATION = 127
@@ -26,7 +26,7 @@ class Int8Linear(QuantizedLinear):
     """
 
     def __init__(self, linear: nn.Linear, largest_weight: float) -> None:
-        super().__init__(*quantize_rows(linear.weight, largest_weight, to_int8), linear.bias)
+        super().__init__(*_int8_rows(linear.weight, largest_weight), linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in the type of `x`."""
@@ -55,7 +55,7 @@ class Int8Embedding(nn.Module):
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
-        weight, scale = quantize_rows(embedding.weight, LARGEST_EMBEDDING, to_int8)
+        weight, scale = _int8_rows(embedding.weight, LARGEST_EMBEDDING)
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", scale)
 
@@ -76,6 +76,15 @@ def int8_embeddings(model: Any) -> dict[int, nn.Module]:
     # T5 has two modules with one table.
     users = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is table]
     return dict.fromkeys(map(id, users), Int8Embedding(users[0]))
+
+
+def _int8_rows(weight: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    """A matrix in int8 and the scale of each row, float32 (rows,).
+
+    Their product differs from the weight by at most half a scale.
+    """
+    scale = row_scales(weight, largest)
+    return to_int8(weight.float() / scale[:, None]), scale
 
 
 def _quantized_product(x: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:

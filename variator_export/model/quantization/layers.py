@@ -1,6 +1,6 @@
 """The layers that a quantisation replaces, and what all quantised layers have in common."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -78,22 +78,9 @@ def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> 
                 setattr(parent, name, replacements[id(child)])
 
 
-def quantize_rows(
-    weight: Tensor, largest: float, rounded: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Quantise every row of a matrix symmetrically, with a scale of its own.
-
-    Args:
-        weight: float (rows, columns).
-        largest: The largest quantised value.
-        rounded: Rounds to the quantised type.
-
-    Returns:
-        The quantised matrix (rows, columns) and float32 (rows,). For integers, their product differs from
-        the weight by at most half a scale.
-    """
-    scale = weight.float().abs().amax(dim=1).clamp_min(TINY) / largest
-    return rounded(weight.float() / scale[:, None]), scale
+def row_scales(weight: Tensor, largest: float) -> Tensor:
+    """The scale of each row of a matrix, float32 (rows,), with which its largest value becomes `largest`."""
+    return weight.float().abs().amax(dim=1).clamp_min(TINY) / largest
 
 
 def to_int8(values: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def quantize_model(
     for name, layer in layers.items():
         if any(is_part_of(name, part) for part in kept):
             continue
-        if precision.quantization == "static":
+        if precision.needs_calibration:
             bias = layer.bias
             replacements[id(layer)] = StaticLinear(weights[name].weight, bias, scales[name], precision)
         else:

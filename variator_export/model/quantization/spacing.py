@@ -3,10 +3,10 @@
 import numpy as np
 
 from variator_export.core.precision import Precision
+from variator_export.model.quantization.static import FLOAT8, format_of
 
 # float8 e4m3: 3 bits of mantissa; numbers below 2 ** -6 are evenly spaced.
-_MANTISSA_BITS, _LEAST_EXPONENT, _LARGEST_FLOAT8 = 3, -6, 448.0
-_INT8 = (-128.0, 127.0)
+_MANTISSA_BITS, _LEAST_EXPONENT = 3, -6
 _HALF = 0.5
 
 
@@ -14,8 +14,8 @@ def in_range(scaled: np.ndarray, precision: Precision) -> np.ndarray:
     """Activations divided by their scale; those beyond a saturating type's range become its ends."""
     if precision.quantization == "dynamic":
         return scaled
-    low, high = _INT8 if precision.onnx == "INT8" else (-_LARGEST_FLOAT8, _LARGEST_FLOAT8)
-    return np.clip(scaled, low, high)
+    kind = format_of(precision)
+    return np.clip(scaled, kind.smallest, kind.largest)
 
 
 def beyond_half_a_step(scaled: np.ndarray, chosen: np.ndarray, precision: Precision) -> np.ndarray:
@@ -29,7 +29,7 @@ def beyond_half_a_step(scaled: np.ndarray, chosen: np.ndarray, precision: Precis
     Returns:
         The distances, in the unit of both. Not above 0 where the value is the nearest one.
     """
-    step = 1.0 if precision.onnx == "INT8" else _float8_step(scaled, chosen)
+    step = _float8_step(scaled, chosen) if format_of(precision) is FLOAT8 else 1.0
     found: np.ndarray = np.abs(in_range(scaled, precision) - chosen) - _HALF * step
     return found
 

@@ -13,13 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from variator_export.core.precision import Precision
-from variator_export.model.quantization.layers import QuantizedLinear, quantize_rows, to_int8
-
-_INT8_MIN, _INT8_MAX = -128, 127
-
-
-def _to_float8(values: Tensor) -> Tensor:
-    return values.clamp(-FLOAT8.largest, FLOAT8.largest).to(torch.float8_e4m3fn)
+from variator_export.model.quantization.layers import QuantizedLinear, row_scales, to_int8
 
 
 @dataclass(frozen=True)
@@ -28,21 +22,27 @@ class Format:
 
     Attributes:
         dtype: The type.
-        largest: The largest value that activations are scaled to.
-        rounded: Rounds float values to the type and saturates, as ONNX's QuantizeLinear does.
+        smallest: The smallest value, which lower ones saturate to.
+        largest: The largest value, which activations are scaled to.
+        nearest: Rounds float values within this range to the type.
     """
 
     dtype: torch.dtype
+    smallest: float
     largest: float
-    rounded: Callable[[Tensor], Tensor]
+    nearest: Callable[[Tensor], Tensor]
+
+    def rounded(self, values: Tensor) -> Tensor:
+        """Round float values to the type and saturate, as ONNX's QuantizeLinear does."""
+        return self.nearest(values.clamp(self.smallest, self.largest))
 
     def quantized(self, scaled: Tensor) -> Tensor:
         """Round, in the type of the argument."""
         return self.rounded(scaled).to(scaled.dtype)
 
 
-INT8 = Format(torch.int8, _INT8_MAX, lambda values: to_int8(values.clamp(_INT8_MIN, _INT8_MAX)))
-FLOAT8 = Format(torch.float8_e4m3fn, 448, _to_float8)
+INT8 = Format(torch.int8, -128, 127, to_int8)
+FLOAT8 = Format(torch.float8_e4m3fn, -448, 448, lambda values: values.to(torch.float8_e4m3fn))
 FORMATS = {"I8": INT8, "F8_E4M3": FLOAT8}
 
 
@@ -98,9 +98,8 @@ class StaticLinear(QuantizedLinear):
         dtype: torch.dtype = getattr(torch, precision.dtype)
         if scales.smoothing is not None:
             weight = weight / scales.smoothing.float()
-        _, scale = quantize_rows(weight, precision.largest_weight, kind.rounded)
         # Quantised with the scale as it is stored: float16 rounds it.
-        scale = stored_scale(scale, dtype)
+        scale = stored_scale(row_scales(weight, precision.largest_weight), dtype)
         super().__init__(kind.rounded(weight / scale.float()[:, None]), scale, bias)
         self.register_buffer("input_scale", scales.input_scale)
         self.register_buffer("smoothing", scales.smoothing)
