@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from variator_export.core.environment import require
 from variator_export.core.errors import UsageError
 from variator_export.core.nearest import nearest
+from variator_export.core.shares import parse_share
 from variator_export.core.validation import describe_validation_error
 from variator_export.recipe.recipe import DEFAULT_RECIPE
 from variator_export.recipe.recipe_file import load_recipe
@@ -309,3 +310,15 @@ def choose(option: str, value: str, choices: tuple[str, ...]) -> str:
         hint = f"Did you mean {option} {guess}?" if guess else f"Choose one of: {', '.join(choices)}."
         raise UsageError(f"{option} {value!r} is not one of {', '.join(choices)}.", hint)
     return value
+
+
+def parse_loss(text: str) -> float:
+    """Parse the value of --max-loss, `1%` or `0.01`.
+
+    Raises:
+        UsageError: The value is not a share.
+    """
+    try:
+        return parse_share(text)
+    except ValueError as error:
+        raise UsageError(f"--max-loss {error}.", "For example: --max-loss 1%") from error

@@ -14,6 +14,11 @@ _LONGEST_TO_SHORTEST = 1.25
 _FREE_TOKENS = 8
 
 
+def longest_beside(shortest: int) -> float:
+    """The length of the longest row that may be in a batch with a row, in tokens."""
+    return shortest * _LONGEST_TO_SHORTEST + _FREE_TOKENS
+
+
 def batches_by_length(rows: Sequence[TokenRow], batch_size: int) -> list[list[int]]:
     """Group rows into batches of similar length, each of at most `batch_size` rows.
 
@@ -26,7 +31,7 @@ def batches_by_length(rows: Sequence[TokenRow], batch_size: int) -> list[list[in
         length = len(rows[index].ids)
         if not batches or len(batches[-1]) == batch_size or length > allowed:
             batches.append([])
-            allowed = length * _LONGEST_TO_SHORTEST + _FREE_TOKENS
+            allowed = longest_beside(length)
         batches[-1].append(index)
     return batches
 

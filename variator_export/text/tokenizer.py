@@ -214,6 +214,11 @@ class TextEncoder:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids, added tokens included."""
+        return int(self._tokenizer.get_vocab_size())
+
     def encode_plain(self, texts: Iterable[str]) -> list[tuple[list[int], list[int]]]:
         """Encode texts without special tokens; returns token ids and their start offsets in characters.
 

@@ -101,15 +101,5 @@ def _goals(
             f"--max-latency {max_latency:g} is not above 0.", "Give milliseconds, for example 40."
         )
     at = None if shape is None else options.parse_shape(shape)
-    return Goals(None if max_loss is None else _share(max_loss), max_latency, at, tuple(metrics or ()))
-
-
-def _share(text: str) -> float:
-    """Parse `1%` or `0.01`."""
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise UsageError(f"--max-loss {text} is not a share from 0 to 1.", "For example: --max-loss 1%")
-    return value
+    loss = None if max_loss is None else options.parse_loss(max_loss)
+    return Goals(loss, max_latency, at, tuple(metrics or ()))
