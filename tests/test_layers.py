@@ -17,7 +17,7 @@ LAYERS = [
     {"cli"},
     {"reporting"},
     {"building"},
-    {"quality"},
+    {"quality", "serving"},
     {"benchmark"},
     {"verification"},
     {"sessions"},
