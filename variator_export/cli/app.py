@@ -44,7 +44,16 @@ COMMANDS = {
         "quality.report:report_command",
         "Write a one-page report on a bundle: its contents, verification, speed and quality.",
     ),
+    "export-triton": Command(
+        "serving.export_triton:export_triton_command",
+        "Write a model repository for Triton Inference Server from a bundle.",
+    ),
     "run": Command("run.command:run_command", "Run texts through a bundle, without torch or transformers."),
+    "embed": Command(
+        "serving.embed:embed_command",
+        "Write the sentence embeddings of a file of any length, resumable, in constant memory.",
+    ),
+    "serve": Command("serving.serve:serve_command", "Serve a bundle over HTTP; the ratio follows the load."),
     "inspect": Command(
         "inspect:inspect_command", "Show the contents of a bundle, and check every file against its hash."
     ),

@@ -19,8 +19,10 @@ PURPOSES = {
     "torchao": "time torchao beside bundles",
     "train": "train plugins (in addition to export)",
     "evaluate": "measure quality",
-    "parquet": "write Parquet with run",
+    "parquet": "read and write Parquet with run and embed",
     "report": "write the report",
+    "serve": "serve bundles over HTTP",
+    "ray": "serve bundles on several machines",
     "demo": "the backbone of the default recipe",
 }
 

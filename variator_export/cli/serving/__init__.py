@@ -1,0 +1,1 @@
+"""Commands that run bundles for others: serve, embed, export-triton."""

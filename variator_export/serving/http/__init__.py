@@ -1,0 +1,1 @@
+"""The server: OpenAI's and text-embeddings-inference's endpoints before a `Service`."""
