@@ -1,6 +1,6 @@
 """From texts to embeddings and predictions, for one function that runs a model."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,14 +57,27 @@ class TextModel:
         Raises:
             UserError: The model has no sentence embeddings, or a text cannot be encoded.
         """
+        self.check_embeds()
+        encodings = self.encode(texts, prompt_name=prompt_name, prompt=prompt)
+        return self.embed_rows([token_row(encoding) for encoding in encodings], batch_size)
+
+    def check_embeds(self) -> None:
+        """Check that the model has sentence embeddings.
+
+        Raises:
+            UserError: It has none.
+        """
         if EMBEDDING not in self.backbone.outputs:
             raise UserError(
                 f"The model has no sentence embeddings: its outputs are {', '.join(self.backbone.outputs)}.",
                 "Use predict, or build from a folder with the sentence-transformers files (modules.json).",
             )
-        encodings = self.encode(texts, prompt_name=prompt_name, prompt=prompt)
-        found = self.outputs([token_row(encoding) for encoding in encodings], batch_size)
-        return np.stack([row[EMBEDDING] for row in found])
+
+    def embed_rows(self, rows: Sequence[TokenRow], batch_size: int = BATCH_SIZE) -> np.ndarray:
+        """Sentence embeddings of rows of tokens, float32 (number of rows, hidden size), in their order."""
+        # Only the embeddings are kept: the outputs of every token would fill the memory.
+        found = {index: outputs[EMBEDDING] for index, outputs in self._run_rows(rows, batch_size)}
+        return np.stack([found[index] for index in range(len(rows))])
 
     def predict(
         self,
@@ -144,20 +157,20 @@ class TextModel:
 
     def outputs(self, rows: Sequence[TokenRow], batch_size: int = BATCH_SIZE) -> list[Arrays]:
         """Outputs by name for each row of tokens, in the order of the rows."""
+        found = dict(self._run_rows(rows, batch_size))
+        return [found[index] for index in range(len(rows))]
+
+    def _run_rows(self, rows: Sequence[TokenRow], batch_size: int) -> Iterator[tuple[int, Arrays]]:
         if batch_size < 1:
             raise UserError(f"The batch size is {batch_size}.", "Give at least 1.")
-        backbone = self.backbone
-        found = dict(
-            run_rows(
-                self.run,
-                rows,
-                backbone.inputs,
-                pad_token_id=self.encoder.pad_token_id,
-                token_outputs=backbone.token_outputs,
-                batch_size=batch_size,
-            )
+        return run_rows(
+            self.run,
+            rows,
+            self.backbone.inputs,
+            pad_token_id=self.encoder.pad_token_id,
+            token_outputs=self.backbone.token_outputs,
+            batch_size=batch_size,
         )
-        return [found[index] for index in range(len(rows))]
 
     def _filled(self, logits: np.ndarray, ids: Sequence[int]) -> list[list[Prediction]]:
         """Tokens for each mask of a text, best first."""

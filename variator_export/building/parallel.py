@@ -5,7 +5,6 @@ A build that fails, or that the system kills because it runs out of memory, does
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 
 from variator_export.building.recipe_build import BuildResult, build
 from variator_export.core import interrupts
+from variator_export.core.child_process import end_with_parent
 from variator_export.core.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from variator_export.core.progress import Progress, StepReport
 from variator_export.recipe.recipe import Recipe
@@ -181,7 +181,7 @@ def _killed(code: int | None) -> UserError:
 def _build(out: Connection, recipe: Recipe, bundle: Path, replace: bool) -> None:
     """Build in this child process. It ends when its parent ends, because nobody would receive its result."""
     interrupts.install()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         answer: Any = build(recipe, bundle, replace=replace, progress=_Told(out))
     except UserError as error:
@@ -196,13 +196,6 @@ def _build(out: Connection, recipe: Recipe, bundle: Path, replace: bool) -> None
             "Please report it with the command and these lines.",
         )
     out.send(("done", answer))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 class _Told(Progress):

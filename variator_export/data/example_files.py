@@ -3,7 +3,7 @@
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +113,27 @@ def _single(place: str, column: str, value: Any) -> str:
     return str(value)
 
 
-def _table_rows(
-    path: Path, lines: Sequence[str], columns: Columns
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def table_rows(
+    path: Path, lines: Iterable[str], columns: Mapping[str, str | None], *, header: bool
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The place and the fields of each row of a .tsv or .csv file.
+
+    Args:
+        path: The file; its suffix decides whether quotation marks quote.
+        lines: The lines of the file.
+        columns: The columns that must be there, by the option that names them.
+        header: Whether the first line names the columns. Otherwise their names are their numbers from 1.
+
+    Raises:
+        UserError: A column is missing, or a line is broken. The message names the line.
+    """
     is_tsv = path.suffix == ".tsv"
     text = (line + "\n" for line in lines)
     if is_tsv:
         reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         reader = csv.reader(text, strict=True)
-    header: list[str] | None = None
+    names: list[str] | None = None
     last = 0
     csv.field_size_limit(1 << 30)
     while True:
@@ -138,35 +149,41 @@ def _table_rows(
         place, last = f"{path}, line {last + 1}", reader.line_num
         if not fields or not any(field.strip() for field in fields):
             raise UserError(f"{place} is empty.", "Remove the line.")
-        if header is None:
-            header = fields if columns.header else [str(number) for number in range(1, len(fields) + 1)]
-            if len(set(header)) < len(header):
-                repeated = Counter(header).most_common(1)[0][0]
+        if names is None:
+            names = fields if header else [str(number) for number in range(1, len(fields) + 1)]
+            if len(set(names)) < len(names):
+                repeated = Counter(names).most_common(1)[0][0]
                 raise UserError(
                     f"{path} has the column {repeated!r} twice.", "Rename one of them in the first line."
                 )
-            _check_columns(str(path), columns, tuple(header))
-            if columns.header:
+            check_columns(str(path), columns, tuple(names), header=header)
+            if header:
                 continue
-        if len(fields) != len(header):
+        if len(fields) != len(names):
             raise UserError(
-                f"{place} has {len(fields)} columns; the first line has {len(header)}.",
+                f"{place} has {len(fields)} columns; the first line has {len(names)}.",
                 "Correct the line: a text may contain a separator"
                 + (" or a line break." if is_tsv else "; put such texts in quotation marks."),
             )
-        yield place, dict(zip(header, fields, strict=True))
+        yield place, dict(zip(names, fields, strict=True))
+
+
+def _table_rows(
+    path: Path, lines: Sequence[str], columns: Columns
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return table_rows(path, lines, columns.by_option, header=columns.header)
 
 
 def _json_rows(path: Path, lines: Sequence[str], columns: Columns) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for place, row in json_rows(path, lines):
-        _check_columns(place, columns, tuple(row))
+        check_columns(place, columns.by_option, tuple(row))
         yield place, row
 
 
 def _conll_rows(
     path: Path, lines: Sequence[str], columns: Columns
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    _check_columns(str(path), columns, ("text", "label"))
+    check_columns(str(path), columns.by_option, ("text", "label"), header=columns.header)
     sentence: list[list[str]] = []
     start = 1
     for number, line in enumerate([*lines, ""], start=1):
@@ -186,16 +203,25 @@ _READERS = {".tsv": _table_rows, ".csv": _table_rows, ".jsonl": _json_rows, ".co
 SUFFIXES = tuple(_READERS)
 
 
-def _check_columns(where: str, columns: Columns, there: tuple[str, ...]) -> None:
-    for option, column in (
-        ("--text-column", columns.text),
-        ("--pair-column", columns.pair),
-        ("--label-column", columns.target),
-    ):
+def check_columns(
+    where: str, columns: Mapping[str, str | None], there: tuple[str, ...], *, header: bool = True
+) -> None:
+    """Check that columns exist.
+
+    Args:
+        where: The file or the line, for the message.
+        columns: The columns by the option that names them; None for one that is not wanted.
+        there: The names of the columns that exist.
+        header: Whether a table's first line names its columns.
+
+    Raises:
+        UserError: A column is missing.
+    """
+    for option, column in columns.items():
         if column is not None and column not in there:
             guess = nearest(column, list(there))
             hint = f"{option} {guess!r}" if guess else f"Name the right one with {option}"
-            if columns.header and not guess:
+            if header and not guess:
                 hint += "; a table without a header needs --no-header, and columns by number from 1"
             listed = ", ".join(repr(name) for name in there[:12])
             raise UserError(f"{where} has no column {column!r}; it has {listed}.", f"{hint}.")

@@ -32,6 +32,11 @@ class Columns:
     target: str | None = "label"
     header: bool = True
 
+    @property
+    def by_option(self) -> dict[str, str | None]:
+        """The columns by the option of the command line that names them."""
+        return {"--text-column": self.text, "--pair-column": self.pair, "--label-column": self.target}
+
 
 @dataclass(frozen=True)
 class Examples:

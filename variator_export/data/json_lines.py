@@ -1,14 +1,14 @@
 """JSON Lines: one object per line."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from variator_export.core.errors import UserError
 
 
-def json_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The place and the object of each line.
 
     Raises:

@@ -1,8 +1,11 @@
 """Lines of UTF-8 text; errors name the unreadable line."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from variator_export.core.errors import UserError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_lines(path: Path) -> list[str]:
@@ -30,13 +33,21 @@ def split_lines(content: bytes, name: str) -> list[str]:
     Raises:
         UserError: The text is empty, or has a line that is not UTF-8.
     """
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    if not content.strip():
+    if not content.removeprefix(_BYTE_ORDER_MARK).strip():
         raise UserError(f"{name} is empty.", "Provide a file with text.")
-    lines = []
-    for number, raw in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
+    return list(decode_lines(content.removesuffix(b"\n").split(b"\n"), name))
+
+
+def decode_lines(raw_lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """The text of lines, one after the other, without line ends and without a byte order mark.
+
+    Raises:
+        UserError: A line is not UTF-8, or holds a NUL character.
+    """
+    for number, raw in enumerate(raw_lines, start=1):
+        raw = raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
         try:
-            line = raw.removesuffix(b"\r").decode("utf-8")
+            line = raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{name}, line {number} is not UTF-8: byte {error.object[error.start]:#04x} at column "
@@ -48,5 +59,4 @@ def split_lines(content: bytes, name: str) -> list[str]:
                 f"{name}, line {number} contains a NUL character: this is not a text file.",
                 "Provide a text file.",
             )
-        lines.append(line)
-    return lines
+        yield line
