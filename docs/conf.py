@@ -28,6 +28,8 @@ include_patterns = [
     "CHANGELOG.md",
     "benchmarks/README.md",
     "docs/**.md",
+    "examples/serving/README.md",
+    "examples/serving/triton/README.md",
     "recipes/**/README.md",
 ]
 # Folders that need not be searched for those; some hold very many files.
@@ -53,7 +55,7 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 90
 nitpick_ignore_regex = [
     # Names of other projects: their documentation is not here, and the build needs no network.
-    ("py:.*", r"(collections|importlib|ir|nn|numpy|pathlib|tokenizers|torch)\..+"),
+    ("py:.*", r"(collections|concurrent|importlib|ir|nn|numpy|pathlib|tokenizers|torch)\..+"),
     # A type variable, and a class that only its own module imports when it runs.
     ("py:class", r"variator_export\.core\.registry\.Member|Backbone"),
 ]
