@@ -20,9 +20,10 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from variator_export.serving.http.app import make_app
+from variator_export.serving.http.body import receive
 from variator_export.serving.http.errors import ApiError, error_response, json_response
 from variator_export.serving.http.settings import ServerSettings
 from variator_export.serving.http.state import ServerState
@@ -30,8 +31,8 @@ from variator_export.serving.model import ModelOptions, ServedModel
 from variator_export.serving.policies import POLICIES
 
 _LOG = logging.getLogger(__name__)
-# Attempts at a request whose replica dies; each takes another replica.
-_ATTEMPTS = 4
+# Attempts at a request whose replica dies; each takes another replica. Not more: a text may be to blame.
+_ATTEMPTS = 3
 # Headers that belong to a connection, which a replica's answer does not have.
 _OF_THE_CONNECTION = {"content-length", "connection", "date", "server", "transfer-encoding"}
 
@@ -132,20 +133,24 @@ class Ingress:
 
     Args:
         replicas: The bundles' deployments, by the name that requests use.
+        settings: The settings of the replicas, whose limits hold here too.
     """
 
-    def __init__(self, replicas: dict[str, DeploymentHandle]) -> None:
-        self._replicas = replicas
+    def __init__(self, replicas: dict[str, DeploymentHandle], settings: ServerSettings) -> None:
+        self._replicas, self._settings = replicas, settings
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        if request.url.path in ("/health", "/ready"):
+            return PlainTextResponse("ok")  # Ray itself watches the replicas
         if request.url.path == "/v1/models" and len(self._replicas) > 1:
             return await self._models(request)
-        body = await request.body()
-        handle = self._find(request, body)
-        if isinstance(handle, ApiError):
-            return error_response(handle, request.url.path)
+        try:
+            body = await receive(request, self._settings.max_body_bytes, self._settings.receive_timeout_s)
+            handle = self._find(request, body)
+        except ApiError as error:
+            return error_response(error, request.url.path)
         headers = list(request.headers.items())
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -154,19 +159,25 @@ class Ingress:
             except RayActorError:
                 _LOG.warning("A replica died; attempt %d of %d.", attempt, _ATTEMPTS)
                 await asyncio.sleep(0.05 * attempt)
-        error = ApiError(503, "The replicas of this model died. Retry later.", headers={"retry-after": "5"})
-        return error_response(error, request.url.path)
+        died = ApiError(503, "The replicas of this model died. Retry later.", headers={"retry-after": "5"})
+        return error_response(died, request.url.path)
 
-    def _find(self, request: Request, body: bytes) -> "DeploymentHandle | ApiError":
-        """The deployment of a request, by the name in its body or its header `x-variator-model`."""
+    def _find(self, request: Request, body: bytes) -> DeploymentHandle:
+        """The deployment of a request, by the name in its body or its header `x-variator-model`.
+
+        Raises:
+            ApiError: The request names none, or one that does not exist.
+        """
         if len(self._replicas) == 1:
             return next(iter(self._replicas.values()))
         asked = request.headers.get("x-variator-model") or _model_of(body)
         there = ", ".join(self._replicas)
         if asked is None:
-            return ApiError(400, f"Name a model: `model` in the body, or x-variator-model; one of {there}.")
-        handle = self._replicas.get(asked.partition("@")[0])
-        return handle or ApiError(404, f"There is no model {asked!r}; there is {there}.", "model_not_found")
+            raise ApiError(400, f"Name a model: `model` in the body, or x-variator-model; one of {there}.")
+        name = asked.partition("@")[0]
+        if name not in self._replicas:
+            raise ApiError(404, f"There is no model {name!r}; there is {there}.", "model_not_found")
+        return self._replicas[name]
 
     async def _models(self, request: Request) -> Response:
         """The models of all bundles."""
@@ -212,7 +223,7 @@ def app(arguments: AppArguments) -> Any:
     ingress = serve.deployment(
         Ingress, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100_000, health_check_period_s=2
     )
-    return ingress.bind(replicas)
+    return ingress.bind(replicas, settings)
 
 
 def _model_of(body: bytes) -> str | None:

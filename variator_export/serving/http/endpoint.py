@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -23,6 +24,9 @@ from variator_export.text.tokenizer import TokenRow
 _LOG = logging.getLogger(__name__)
 # The status of a request whose client has hung up, in metrics and logs. Nobody receives it.
 _HUNG_UP = 499
+# A body of so many bytes is parsed in less time than handing it to a thread takes.
+_SMALL_BODY = 32 * 1024
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ class Call:
         """
         settings = self.state.settings
         return Fields(self.body, wrong_status, min(settings.max_texts, settings.max_queue_rows))
+
+    async def parse(self, work: Callable[..., _Result], *arguments: object) -> _Result:
+        """Run work on the body: here if the body is small, else on a thread, beside the event loop."""
+        if len(self.body) <= _SMALL_BODY:
+            return work(*arguments)
+        return await self.state.in_thread(work, *arguments)
 
     async def answer(self, rows: Sequence[TokenRow], allowed: Sequence[int] | None) -> Answer:
         """Run rows, and wait for their answer. A call that is cancelled takes its rows out of the queue.

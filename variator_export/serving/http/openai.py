@@ -20,7 +20,7 @@ _WRONG = 400
 async def embeddings(call: Call) -> Reply:
     """Answer `/v1/embeddings`."""
     state, model = call.state, call.live.model
-    fields = await state.in_thread(call.fields, _WRONG)
+    fields = await call.parse(call.fields, _WRONG)
     allowed = call.allowed(pinned(call, fields.text("model")))
     if not model.embeds:
         raise ApiError(
@@ -28,7 +28,7 @@ async def embeddings(call: Call) -> Reply:
         )
     encoding_format = fields.choice("encoding_format", ("float", "base64"))
     dimensions = fields.size("dimensions", model.bundle.manifest.backbone.hidden_size)
-    given = await state.in_thread(fields.texts_or_ids, "input")
+    given = await call.parse(fields.texts_or_ids, "input")
     encoded = await state.in_thread(encode, model, given, state.settings.truncate)
     answer = await call.answer(encoded.rows, allowed)
     arguments = (answer, dimensions, encoding_format, state.model_name, encoded.tokens)

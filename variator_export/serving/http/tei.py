@@ -22,7 +22,7 @@ _WRONG = 422
 async def embed(call: Call) -> Reply:
     """Answer `/embed`: a list of vectors, float32."""
     state, model = call.state, call.live.model
-    fields = await state.in_thread(call.fields, _WRONG)
+    fields = await call.parse(call.fields, _WRONG)
     allowed = call.allowed(None)
     if not model.embeds:
         raise ApiError(_WRONG, f"{state.model_name} has no embeddings; use /predict.")
@@ -30,7 +30,7 @@ async def embed(call: Call) -> Reply:
     normalize = fields.boolean("normalize", True)
     truncate = fields.boolean("truncate", state.settings.truncate)
     prompt_name = fields.text("prompt_name")
-    given = await state.in_thread(fields.texts_or_ids, "inputs")
+    given = await call.parse(fields.texts_or_ids, "inputs")
     encoded = await state.in_thread(encode, model, given, truncate, prompt_name)
     answer = await call.answer(encoded.rows, allowed)
     if len(encoded.rows) == 1:
@@ -44,11 +44,11 @@ async def predict(call: Call) -> Reply:
     One text or pair gets its prediction, and a list of them gets a list.
     """
     state, model = call.state, call.live.model
-    fields = await state.in_thread(call.fields, _WRONG)
+    fields = await call.parse(call.fields, _WRONG)
     allowed = call.allowed(None)
     truncate = fields.boolean("truncate", state.settings.truncate)
     raw = fields.boolean("raw_scores", False)
-    rows, single = await state.in_thread(fields.rows, "inputs")
+    rows, single = await call.parse(fields.rows, "inputs")
     first, second = _split(rows)
     if (missing := model.text.no_predictions(pairs=second is not None)) is not None:
         raise missing
