@@ -22,7 +22,7 @@ OLDEST_TESTS := \
 	tests/test_quality.py::test_classification_metrics_by_hand \
 	tests/test_quality.py::test_similarity_is_a_rank_correlation \
 	tests/test_report.py::test_the_page_tells_what_was_measured \
-	tests/test_serve.py::test_the_official_client_of_openai \
+	tests/test_serve.py::test_embed_as_text_embeddings_inference_has_it \
 	tests/test_serve.py::test_keys_and_limits \
 	tests/test_serve.py::test_sigterm_under_load_answers_what_was_accepted \
 	tests/test_serve.py::test_the_metrics_count_what_happened \
@@ -30,7 +30,7 @@ OLDEST_TESTS := \
 	tests/test_training.py::test_fine_tuning_writes_a_classifier_that_names_its_classes \
 	tests/test_verify.py::test_a_correct_bundle_passes \
 	--deselect tests/test_session.py::test_plugins_of_several_tasks_in_one_session
-EXTRAS := alternatives,export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,parquet,ray,report,serve,demo,docs,dev
+EXTRAS := alternatives,export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,parquet,ray,report,serve,clients,demo,docs,dev
 
 # Python compiles what is imported; pip would compile everything, and that takes as long as the installation.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile

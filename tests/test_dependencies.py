@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # twice, and nobody installs the rest beside something else.
 NOT_RUN_AT_THEIR_OLDEST = {
     *("ray", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "torchao"),
-    *("demo", "docs", "dev"),
+    *("clients", "demo", "docs", "dev"),
 }
 
 

@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx2
 import numpy as np
-import openai
 import pytest
 from command_line import call
 from huggingface_hub import InferenceClient
@@ -94,13 +94,21 @@ def evaluated(embedding_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
+def unevaluated(embedding_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small embedding model without an evaluation, which other tests may have stored."""
+    bundle = shutil.copytree(embedding_bundle, tmp_path_factory.mktemp("unevaluated") / "small")
+    (bundle / "reports/quality.json").unlink(missing_ok=True)
+    return bundle
+
+
+@pytest.fixture(scope="module")
 def server(evaluated: Path) -> Iterator[Server]:
     with serving(evaluated, "--slo-ms", "5000", "--max-texts", "100") as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def locked(embedding_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def locked(unevaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a key, small limits, and a bundle that was not evaluated."""
     file = tmp_path_factory.mktemp("keys") / "keys"
     file.write_text(f"{KEY}\nanother-key-for-another-client\n")
@@ -112,7 +120,7 @@ def locked(embedding_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "--no-truncate",
         "--allow-unknown-quality",
     ]
-    with serving(embedding_bundle, *options) as found:
+    with serving(unevaluated, *options) as found:
         yield found
 
 
@@ -125,6 +133,8 @@ def _units(bundle: Path, texts: list[str], ratio: int) -> np.ndarray:
 
 
 def test_the_official_client_of_openai(server: Server, evaluated: Path) -> None:
+    import openai
+
     client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
     for form in ("float", "base64"):
         found = client.embeddings.create(model="small@4", input=TEXTS, encoding_format=form)
@@ -551,22 +561,24 @@ def test_a_new_bundle_without_the_static_ratio_is_not_taken(evaluated: Path, tmp
 
 
 def test_what_cannot_be_served_is_said_at_once(
-    small_bundle: Path, embedding_bundle: Path, tmp_path: Path, server: Server
+    small_bundle: Path, unevaluated: Path, tmp_path: Path, server: Server
 ) -> None:
     def failed(bundle: Path, *options: str) -> tuple[int, str]:
-        done = call("serve", str(bundle), "--port", "0", *options)
+        # What is served all the same would be served for ever.
+        with mock.patch("variator_export.serving.http.server.serve", return_value=True):
+            done = call("serve", str(bundle), "--port", "0", "--calibration-seconds", "0", *options)
         return done.returncode, done.stderr
 
-    code, said = failed(embedding_bundle)
+    code, said = failed(unevaluated)
     assert code == 1
     assert "has no stored evaluation" in said
-    assert f"variator-export evaluate {embedding_bundle}" in said
+    assert f"variator-export evaluate {unevaluated}" in said
     assert failed(tmp_path / "none")[0] == 1
     code, said = failed(small_bundle, "--allow-unknown-quality")
     assert code == 1
     assert "neither sentence embeddings nor a task with predictions" in said
     port = server.address.rpartition(":")[2]
-    done = call("serve", str(embedding_bundle), "--port", port)
+    done = call("serve", str(unevaluated), "--port", port)
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1, port {port}: Address already in use" in done.stderr
     for options, said in (
@@ -576,16 +588,16 @@ def test_what_cannot_be_served_is_said_at_once(
         (["--index", "--max-loss", "1%"], "--index serves ratio 1"),
         (["--max-loss", "2"], "--max-loss 2 is not a share"),
     ):
-        code, error = failed(embedding_bundle, *options)
+        code, error = failed(unevaluated, *options)
         assert code == 2, options
         assert said in error
     (tmp_path / "short").write_text("abc\n")
     (tmp_path / "empty").write_text("\n")
     for name, said in (("short", "can be guessed"), ("empty", "holds no key"), ("absent", "cannot be read")):
-        code, error = failed(embedding_bundle, "--api-key-file", str(tmp_path / name))
+        code, error = failed(unevaluated, "--api-key-file", str(tmp_path / name))
         assert code == 1
         assert said in error
-    code, error = failed(embedding_bundle, "--allow-unknown-quality", "--max-loss", "1%")
+    code, error = failed(unevaluated, "--allow-unknown-quality", "--max-loss", "1%")
     assert code == 1
     assert "no stored evaluation" in error
 
