@@ -18,7 +18,6 @@ import contextlib
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,16 @@ from typing import Any
 
 import numpy as np
 from common import describe, minilm_folder, write_result
-from serving_load import Outcome, TracePoint, read_trace, replay, saturate, texts_of_lengths
+from serving_load import (
+    Outcome,
+    TracePoint,
+    free_port,
+    read_corpus,
+    read_trace,
+    replay,
+    saturate,
+    texts_of_lengths,
+)
 
 from variator_export.building.recipe_build import build
 from variator_export.recipe.recipe import Recipe
@@ -85,9 +93,7 @@ def build_bundle(folder: Path, data: Path, precision: str) -> Path:
 @contextlib.contextmanager
 def serving(bundle: Path, *arguments: str) -> Iterator[tuple[str, int, int]]:
     """A server in a process of its own: its host, port and process id."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "variator_export", "serve", str(bundle), "--slo-ms", f"{GOAL_MS:g}"]
     process = subprocess.Popen([*command, "--port", str(port), *arguments], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -246,10 +252,7 @@ def main() -> None:
         bundle = folder / options.precision
         if not bundle.exists():
             bundle = build_bundle(folder, options.data, options.precision)
-        corpus = "\n".join(
-            path.read_text(encoding="utf-8")
-            for path in sorted((options.data / "corpus").glob("**/*.txt"))[:3]
-        )
+        corpus = read_corpus(options.data)
         traces = {
             name: read_trace(
                 options.data / f"azure-llm-2023/azure_{name}.csv", PARTS[name], options.requests, LONGEST

@@ -7,6 +7,7 @@ for a request as the server does.
 import asyncio
 import csv
 import json
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,19 @@ def read_trace(path: Path, start: int, count: int, longest: int) -> list[TracePo
         TracePoint(at - times[0], min(max(int(row["ContextTokens"]), 3), longest))
         for at, row in zip(times, rows, strict=True)
     ]
+
+
+def read_corpus(data: Path) -> str:
+    """The text from which requests are made: the first files of the folder `corpus`."""
+    paths = sorted((data / "corpus").glob("**/*.txt"))[:3]
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def texts_of_lengths(corpus: str, encoder: TextEncoder, lengths: Sequence[int]) -> list[str]:

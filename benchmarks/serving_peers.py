@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import socket
 import subprocess
 import time
 import urllib.request
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from common import describe, write_result
 from serving import GOAL_MS, LONGEST, PARTS, Loop, serving, summarise
-from serving_load import read_trace, replay, texts_of_lengths
+from serving_load import free_port, read_corpus, read_trace, replay, texts_of_lengths
 
 from variator_export.serving.model import ModelOptions, ServedModel
 
@@ -82,9 +81,7 @@ LOADS = (0.3, 0.5, 0.7, 0.85)
 @contextlib.contextmanager
 def running(python: str, program: str, model: Path) -> Iterator[tuple[str, int]]:
     """A peer in a process of its own, and its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [python, "-c", program, str(model), str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -116,12 +113,10 @@ def main() -> None:
     options = parser.parse_args()
     bundle = options.folder / "float32"
     model = ServedModel.open(bundle, ModelOptions(calibration_seconds=2.0))
-    paths = sorted((options.data / "corpus").glob("**/*.txt"))[:3]
-    corpus = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     trace = read_trace(
         options.data / "azure-llm-2023/azure_conv.csv", PARTS["conv"], options.requests, LONGEST
     )
-    texts = texts_of_lengths(corpus, model.text.encoder, [point.tokens for point in trace])
+    texts = texts_of_lengths(read_corpus(options.data), model.text.encoder, [point.tokens for point in trace])
     loop = Loop(model, texts)
     capacity = sorted(loop.seconds(0, 0.34) for _ in range(3))[1]
     runs = []

@@ -360,9 +360,29 @@ def test_keys_and_limits(locked: Server) -> None:
 # Clients that misbehave.
 
 
-def _raw(server: Server) -> socket.socket:
+def _host_and_port(server: Server) -> tuple[str, int]:
     host, port = server.address.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=20)
+    return host, int(port)
+
+
+def _raw(server: Server) -> socket.socket:
+    return socket.create_connection(_host_and_port(server), timeout=20)
+
+
+def _embed_request(texts: list[str]) -> bytes:
+    body = json.dumps({"inputs": texts}).encode()
+    return f"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def _load(server: Server, clients: int, rows: int, within_s: float = 20) -> list[socket.socket]:
+    """Connections with a large request each, of which at least so many rows wait."""
+    connections = [_raw(server) for _ in range(clients)]
+    for connection in connections:
+        connection.sendall(_embed_request(["harbour " * 60] * 100))
+    ends = time.monotonic() + within_s
+    while server.metric("variator_queue_rows") < rows:
+        assert time.monotonic() < ends
+    return connections
 
 
 def test_clients_that_never_finish_a_request_are_let_go(evaluated: Path) -> None:
@@ -399,14 +419,10 @@ def test_a_client_that_does_not_read_its_answer_does_not_keep_the_server_from_st
     evaluated: Path,
 ) -> None:
     with serving(evaluated, "--receive-timeout", "1", "--slo-ms", "60000") as server:
-        host, port = server.address.removeprefix("http://").split(":")
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect((host, int(port)))
-        body = json.dumps({"inputs": ["a"] * 2000}).encode()
-        client.sendall(
-            f"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
-        )
+        client.connect(_host_and_port(server))
+        client.sendall(_embed_request(["a"] * 2000))
         while not server.metric("variator_requests_total"):
             time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
@@ -416,15 +432,7 @@ def test_a_client_that_does_not_read_its_answer_does_not_keep_the_server_from_st
 
 def test_the_work_of_a_client_that_hangs_up_is_dropped(server: Server) -> None:
     before = server.metric("variator_tokens_total")
-    body = json.dumps({"inputs": ["harbour " * 60] * 100}).encode()
-    head = f"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-    clients = [_raw(server) for _ in range(20)]
-    for client in clients:
-        client.sendall(head + body)
-    ends = time.monotonic() + 10
-    while server.metric("variator_queue_rows") < 500:
-        assert time.monotonic() < ends
-    for client in clients:
+    for client in _load(server, 20, 500, within_s=10):
         client.close()
     ends = time.monotonic() + 10
     while server.metric("variator_queue_rows") and time.monotonic() < ends:
@@ -436,8 +444,7 @@ def test_the_work_of_a_client_that_hangs_up_is_dropped(server: Server) -> None:
 
 
 def test_many_connections_at_once(server: Server) -> None:
-    host, port = server.address.removeprefix("http://").split(":")
-    idle = [socket.create_connection((host, int(port))) for _ in range(800)]
+    idle = [_raw(server) for _ in range(800)]
     assert server.post("/embed", {"inputs": "A cat"}).status_code == 200
     for connection in idle:
         connection.close()
@@ -465,14 +472,7 @@ def test_a_busy_server_refuses_early_and_says_when_to_return(evaluated: Path) ->
 
 def test_sigterm_under_load_answers_what_was_accepted(evaluated: Path) -> None:
     with serving(evaluated, "--slo-ms", "60000") as server:
-        body = json.dumps({"inputs": ["harbour " * 60] * 100}).encode()
-        head = f"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-        clients = [_raw(server) for _ in range(40)]
-        for client in clients:
-            client.sendall(head + body)
-        ends = time.monotonic() + 20
-        while server.metric("variator_queue_rows") < 1000:
-            assert time.monotonic() < ends
+        clients = _load(server, 40, 1000)
         server.process.send_signal(signal.SIGTERM)
         answers = []
         for client in clients:
@@ -488,15 +488,7 @@ def test_sigterm_under_load_answers_what_was_accepted(evaluated: Path) -> None:
 
 def test_a_second_sigint_gives_up_what_waits(evaluated: Path) -> None:
     with serving(evaluated, "--slo-ms", "60000") as server:
-        body = json.dumps({"inputs": ["harbour " * 60] * 100}).encode()
-        clients = [_raw(server) for _ in range(30)]
-        for client in clients:
-            client.sendall(
-                f"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
-            )
-        ends = time.monotonic() + 20
-        while server.metric("variator_queue_rows") < 500:
-            assert time.monotonic() < ends
+        clients = _load(server, 30, 500)
         for _ in range(2):
             server.process.send_signal(signal.SIGINT)
             time.sleep(0.05)
@@ -506,6 +498,8 @@ def test_a_second_sigint_gives_up_what_waits(evaluated: Path) -> None:
         assert "stopped; what waited was given up" in said
         assert "Traceback" not in said
         assert "terminate called" not in said
+        for client in clients:
+            client.close()
 
 
 def test_sighup_takes_a_new_bundle_without_losing_a_request(evaluated: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from variator_export.engines.batches import run_rows
 from variator_export.engines.target import Session
 from variator_export.inference import EMBEDDING, TextModel
 from variator_export.serving.calibration import calibrate, token_budget
-from variator_export.serving.cost_model import CostModel, Measurement
 from variator_export.serving.variants import ServedVariant, Variants, read_variants
 from variator_export.sessions import Bundle
 from variator_export.text.predictions import TASKS
@@ -58,7 +57,6 @@ class ServedModel:
         text: The bundle's tokenizer, and predictions from outputs.
         variants: The variants that requests may run at.
         cost: The time of a batch, calibrated on this machine.
-        measured: The batches that were measured for it.
         max_batch_tokens: The number of padded tokens that make a full batch on this machine.
     """
 
@@ -72,9 +70,7 @@ class ServedModel:
         self._token_outputs = backbone.token_outputs
         self._kept = (EMBEDDING,) if EMBEDDING in backbone.outputs else backbone.outputs
         longest = self._longest = self.text.encoder.max_length or backbone.max_length or 512
-        self.cost: CostModel
-        self.measured: list[Measurement]
-        self.cost, self.measured = calibrate(self._run_shape, variants, longest, calibration_seconds)
+        self.cost, _ = calibrate(self._run_shape, variants, longest, calibration_seconds)
         self.max_batch_tokens = token_budget(self.cost, variants, min(_USUAL_LENGTH, longest))
 
     @classmethod
@@ -114,11 +110,6 @@ class ServedModel:
     def embeds(self) -> bool:
         """Whether the model has sentence embeddings."""
         return self._kept == (EMBEDDING,)
-
-    @property
-    def identity(self) -> str:
-        """The sha256 of the backbone's weights."""
-        return self.bundle.manifest.backbone.weights_sha256
 
     @property
     def untrained(self) -> list[str]:
@@ -169,8 +160,7 @@ class ServedModel:
     def _run_shape(self, variant: str, rows: int, length: int) -> None:
         """Run a batch of a shape, for its time."""
         shape = (rows, length)
-        token = self.text.encoder.pad_token_id
         inputs = {name: np.zeros(shape, np.int64) for name in self._inputs}
-        inputs["input_ids"][:] = token
+        inputs["input_ids"][:] = self.text.encoder.pad_token_id
         inputs["attention_mask"][:] = 1
         self._session.run(inputs, ratio=variant)

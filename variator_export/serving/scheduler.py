@@ -159,7 +159,7 @@ class Scheduler:
             lane.discard(row)
         length = max(row.length for row in rows)
         variant = self.variants.all[level]
-        expected = self.cost.batch_ms(variant.name, len(rows), length)
+        expected = state.options[chosen].batch_ms
         self._settle(lane, expected)
         padding = len(rows) * length / sum(row.length for row in rows)
         self._padding += _PADDING_SHARE * (padding - self._padding)
@@ -200,6 +200,7 @@ class Scheduler:
         """What the policy sees, and the rows of the next batch by the level that it chooses."""
         # Without pins and bounds, the same rows run together whatever the level is.
         mixed = len(list(lane.loads())) > 1
+        time_ms = self._time_ms(lane, now_ms)
         options: list[Option] = []
         batches: list[list[Row]] = []
         for level in range(len(self.variants.all)):
@@ -209,7 +210,7 @@ class Scheduler:
             batches.append(rows)
             name = self.variants.all[runs_at].name
             batch_ms = self.cost.batch_ms(name, len(rows), max(row.length for row in rows))
-            options.append(Option(batch_ms, self._queued_ms(lane, level) / self._time_ms(lane, now_ms)))
+            options.append(Option(batch_ms, self._queued_ms(lane, level) / time_ms))
         return QueueState(options, head.deadline_ms - now_ms, self.limits.goal_ms), batches
 
     def _time_ms(self, lane: Batcher, now_ms: float) -> float:

@@ -8,12 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from variator_export.building.plan import parse_ratio
-from variator_export.cli import completion, options
+from variator_export.cli import options, run_options
 from variator_export.cli.output import Format, Output
 from variator_export.cli.run.files import SUFFIXES, numbers, read_texts, write_results
 from variator_export.core.errors import UsageError
 from variator_export.engines.batches import BATCH_SIZE
-from variator_export.engines.targets import TARGETS
 from variator_export.sessions import Bundle
 from variator_export.text.tokenizer import token_row
 
@@ -48,25 +47,11 @@ def run_command(
             help="The ratio to run. Default: the bundle's default variant, ratio 1 unless built otherwise.",
         ),
     ] = None,
-    variant: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The variant to run, instead of --ratio.")
-    ] = None,
-    target: Annotated[
-        str,
-        typer.Option(
-            metavar="T",
-            help=f"The target to run on: {', '.join(TARGETS.names())}.",
-            autocompletion=completion.run_targets,
-        ),
-    ] = "onnxruntime",
+    variant: run_options.VariantOption = None,
+    target: run_options.RunTargetOption = "onnxruntime",
     allow_unverified: options.AllowUnverifiedOption = False,
     trust_host_code: options.TrustHostCodeOption = False,
-    truncate: Annotated[
-        bool,
-        typer.Option(
-            help="Whether to truncate texts to the model's limit, as its users do, or refuse longer ones."
-        ),
-    ] = True,
+    truncate: run_options.TruncateOption = True,
     prompt: options.PromptOption = None,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="The largest number of texts to run at once.")

@@ -9,12 +9,11 @@ from typing import Annotated
 import typer
 
 from variator_export.building.plan import parse_ratio
-from variator_export.cli import completion, options
+from variator_export.cli import options, run_options
 from variator_export.cli.output import Format, Output
 from variator_export.cli.serving.embed_progress import ConsoleEmbedProgress
 from variator_export.core.errors import UsageError, UserError
 from variator_export.engines.batches import BATCH_SIZE
-from variator_export.engines.targets import TARGETS
 from variator_export.serving.offline.formats import FORMATS
 from variator_export.serving.offline.progress import EmbedProgress
 from variator_export.serving.offline.run import embed_file
@@ -57,26 +56,12 @@ def embed_command(
         str | None,
         typer.Option(metavar="K", help="The ratio to run. Default: 1, the backbone without plugins."),
     ] = None,
-    variant: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The variant to run, instead of --ratio.")
-    ] = None,
-    target: Annotated[
-        str,
-        typer.Option(
-            metavar="T",
-            help=f"The target to run on: {', '.join(TARGETS.names())}.",
-            autocompletion=completion.run_targets,
-        ),
-    ] = "onnxruntime",
+    variant: run_options.VariantOption = None,
+    target: run_options.RunTargetOption = "onnxruntime",
     allow_unverified: options.AllowUnverifiedOption = False,
     trust_host_code: options.TrustHostCodeOption = False,
     prompt: options.PromptOption = None,
-    truncate: Annotated[
-        bool,
-        typer.Option(
-            help="Whether to truncate texts to the model's limit, as its users do, or refuse longer ones."
-        ),
-    ] = True,
+    truncate: run_options.TruncateOption = True,
     normalize: Annotated[
         bool,
         typer.Option("--normalize", help="Scale vectors to length 1, where the model does not do so itself."),

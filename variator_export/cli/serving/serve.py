@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from variator_export.cli import completion, options
+from variator_export.cli import options, run_options
 from variator_export.cli.output import Output
 from variator_export.core.environment import require
 from variator_export.core.errors import UsageError, UserError
-from variator_export.engines.targets import TARGETS
 from variator_export.serving.model import ModelOptions, ServedModel
 from variator_export.serving.policies import POLICIES
 
@@ -74,14 +73,7 @@ def serve_command(
     served_model_name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The model's name in requests. Default: the recipe's.")
     ] = None,
-    target: Annotated[
-        str,
-        typer.Option(
-            metavar="T",
-            help=f"The target to run on: {', '.join(TARGETS.names())}.",
-            autocompletion=completion.run_targets,
-        ),
-    ] = "onnxruntime",
+    target: run_options.RunTargetOption = "onnxruntime",
     threads: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Threads of an operator on a CPU. Default: all cores."),
@@ -121,10 +113,7 @@ def serve_command(
             help="Whether to refuse (429) requests that could not meet the goal, or to answer them late."
         ),
     ] = True,
-    truncate: Annotated[
-        bool,
-        typer.Option(help="Whether to truncate texts to the model's limit, or refuse longer ones."),
-    ] = True,
+    truncate: run_options.TruncateOption = True,
     calibration_seconds: Annotated[
         float,
         typer.Option(min=0.0, metavar="S", help="The time to measure batches at start."),

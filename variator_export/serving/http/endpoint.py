@@ -61,9 +61,7 @@ class Call:
 
     async def parse(self, work: Callable[..., _Result], *arguments: object) -> _Result:
         """Run work on the body: here if the body is small, else on a thread, beside the event loop."""
-        if len(self.body) <= _SMALL_BODY:
-            return work(*arguments)
-        return await self.state.in_thread(work, *arguments)
+        return await self.state.run(len(self.body) <= _SMALL_BODY, work, *arguments)
 
     async def answer(self, rows: Sequence[TokenRow], allowed: Sequence[int] | None) -> Answer:
         """Run rows, and wait for their answer. A call that is cancelled takes its rows out of the queue.

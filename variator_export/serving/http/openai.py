@@ -31,10 +31,9 @@ async def embeddings(call: Call) -> Reply:
     given = await call.parse(fields.texts_or_ids, "input")
     encoded = await state.in_thread(encode, model, given, state.settings.truncate)
     answer = await call.answer(encoded.rows, allowed)
+    small = len(encoded.rows) == 1
     arguments = (answer, dimensions, encoding_format, state.model_name, encoded.tokens)
-    if len(encoded.rows) == 1:
-        return Reply(_write(*arguments), answer)
-    return Reply(await state.in_thread(_write, *arguments), answer)
+    return Reply(await state.run(small, _write, *arguments), answer)
 
 
 def models(state: ServerState, _: Request) -> Response:

@@ -81,6 +81,10 @@ class ServerState:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._tokenizers, functools.partial(work, *arguments))
 
+    async def run(self, small: bool, work: Callable[..., _Result], *arguments: object) -> _Result:
+        """Run work here if it is small, so that handing it over would take longer; else on a thread."""
+        return work(*arguments) if small else await self.in_thread(work, *arguments)
+
     @contextlib.contextmanager
     def in_use(self) -> Iterator[Live]:
         """The model that answers now, which stays open for this call if it is replaced meanwhile."""

@@ -33,9 +33,8 @@ async def embed(call: Call) -> Reply:
     given = await call.parse(fields.texts_or_ids, "inputs")
     encoded = await state.in_thread(encode, model, given, truncate, prompt_name)
     answer = await call.answer(encoded.rows, allowed)
-    if len(encoded.rows) == 1:
-        return Reply(_vectors(answer, dimensions, normalize), answer)
-    return Reply(await state.in_thread(_vectors, answer, dimensions, normalize), answer)
+    small = len(encoded.rows) == 1
+    return Reply(await state.run(small, _vectors, answer, dimensions, normalize), answer)
 
 
 async def predict(call: Call) -> Reply:
