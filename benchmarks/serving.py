@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +170,9 @@ def measure(
     corpus: str,
     loads: Sequence[float],
     policies: Sequence[str],
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """All policies at all loads of all traces."""
+    """All policies at all loads of all traces. `keep` gets what is known after each policy."""
     model = ServedModel.open(bundle, ModelOptions(calibration_seconds=4.0))
     losses = {v.ratio: v.loss or 0.0 for v in model.variants.all}
     texts = {
@@ -185,7 +186,14 @@ def measure(
         loop.seconds(0, 0.1)
         capacity = float(np.median([loop.seconds(0, 0.34) for _ in range(3)]))
         levels = {str(v.ratio): loop.seconds(level, 0.34) for level, v in enumerate(model.variants.all)}
-        runs = []
+        runs: list[dict[str, Any]] = []
+        result["traces"][name] = {
+            "capacity_s": capacity,
+            "capacity_s_by_ratio": levels,
+            "requests": len(trace),
+            "tokens": sum(point.tokens for point in trace),
+            "runs": runs,
+        }
         for policy in policies:
             before = loop.seconds(0, 0.25)
             with serving(bundle, *POLICIES[policy]) as (host, port, _):
@@ -200,13 +208,7 @@ def measure(
                     print(name, json.dumps(run), flush=True)
                 choosing = choosing_ms(address)
             runs[-1]["choosing_ms"] = choosing
-        result["traces"][name] = {
-            "capacity_s": capacity,
-            "capacity_s_by_ratio": levels,
-            "requests": len(trace),
-            "tokens": sum(point.tokens for point in trace),
-            "runs": runs,
-        }
+            keep(result)
     result["overhead"] = overhead(bundle, model, next(iter(texts.values())))
     return result
 
@@ -259,12 +261,11 @@ def main() -> None:
             )
             for name in options.trace or PARTS
         }
-        found = measure(bundle, traces, corpus, options.load or LOADS, options.policy or list(POLICIES))
-    described = describe("starlette", "uvicorn", "tokenizers")
-    write_result(
-        options.output,
-        described | {"precision": options.precision, "goal_ms": GOAL_MS, "longest_tokens": LONGEST} | found,
-    )
+        described = describe("starlette", "uvicorn", "tokenizers")
+        described |= {"precision": options.precision, "goal_ms": GOAL_MS, "longest_tokens": LONGEST}
+        loads, policies = options.load or LOADS, options.policy or list(POLICIES)
+        keep = lambda found: write_result(options.output, described | found)  # noqa: E731
+        keep(measure(bundle, traces, corpus, loads, policies, keep))
 
 
 if __name__ == "__main__":

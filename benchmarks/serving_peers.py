@@ -14,11 +14,15 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from common import describe, write_result
 from serving import GOAL_MS, LONGEST, PARTS, Loop, serving, summarise
@@ -69,10 +73,12 @@ class Embed(ls.LitAPI):
         return [vector.tolist()]
 
 
-api = Embed(max_batch_size=16, batch_timeout=0.01, api_path="/embed")
-ls.LitServer(api, accelerator="cpu", timeout=False).run(
-    host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning"
-)
+# Its workers are new processes, which import this file.
+if __name__ == "__main__":
+    api = Embed(max_batch_size=16, batch_timeout=0.01, api_path="/embed")
+    ls.LitServer(api, accelerator="cpu", timeout=False).run(
+        host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning"
+    )
 """
 PEERS = {"fastapi": _FASTAPI, "litserve": _LITSERVE}
 LOADS = (0.3, 0.5, 0.7, 0.85)
@@ -82,8 +88,12 @@ LOADS = (0.3, 0.5, 0.7, 0.85)
 def running(python: str, program: str, model: Path) -> Iterator[tuple[str, int]]:
     """A peer in a process of its own, and its address."""
     port = free_port()
-    command = [python, "-c", program, str(model), str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tempfile.TemporaryDirectory()
+    path = Path(folder.name, "program.py")
+    path.write_text(program)
+    command = [python, str(path), str(model), str(port)]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **quiet, start_new_session=True)
     try:
         for _ in range(600):
             with contextlib.suppress(OSError):
@@ -98,8 +108,10 @@ def running(python: str, program: str, model: Path) -> Iterator[tuple[str, int]]
             raise RuntimeError("the server did not start")
         yield "127.0.0.1", port
     finally:
-        process.terminate()
+        # With the workers, which LitServe leaves running when it is terminated.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
+        folder.cleanup()
 
 
 def main() -> None:

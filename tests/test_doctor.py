@@ -22,7 +22,8 @@ def _requires(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 def test_every_extra_for_users_has_a_purpose() -> None:
     path = Path(__file__).parent.parent / "pyproject.toml"
     declared = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert declared.keys() - {"dev", "docs"} == PURPOSES.keys()
+    for_developers = {"dev", "docs", "clients"}
+    assert declared.keys() - for_developers == PURPOSES.keys()
 
 
 def test_states_of_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

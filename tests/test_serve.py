@@ -403,10 +403,12 @@ def test_clients_that_never_finish_a_request_are_let_go(evaluated: Path) -> None
             again = _raw(server)
             again.sendall(first)
             assert again.recv(1000).startswith(b"HTTP/1.1 200")
-            again.sendall(rest)
             started = time.monotonic()
-            while again.recv(1000):
-                pass
+            # A connection that is closed before all was read is reset.
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                again.sendall(rest)
+                while again.recv(1000):
+                    pass
             assert time.monotonic() - started < 5
         # A connection that is kept open between two requests is not silent.
         with httpx2.Client(base_url=server.address) as client:

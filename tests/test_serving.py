@@ -525,6 +525,23 @@ def test_a_listener_that_fails_costs_no_answer() -> None:
     _until(lambda: not service.healthy)
 
 
+def test_a_batch_is_counted_before_its_answers_are_given() -> None:
+    counted: list[bool] = []
+    runner = _Runner()
+    runner.go.clear()
+
+    class Watching(Listener):
+        def batch_done(self, batch: Batch, ms: float, choosing_ms: float) -> None:
+            counted.append(any(row.payload.request.future.done() for row in batch.rows))
+
+    service = Service(runner, StaticPolicy(0), Limits(1e6), Watching())
+    future = service.submit([_row(7)])
+    runner.go.set()
+    future.result(5)
+    assert counted == [False]
+    service.close()
+
+
 def test_closing_answers_what_was_accepted_and_takes_no_more() -> None:
     runner = _Runner()
     runner.go.clear()

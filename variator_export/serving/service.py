@@ -220,11 +220,14 @@ class Service:
             outputs = self._one_by_one(payloads, batch.variant, error)
         failed = sum(isinstance(output, Exception) for output in outputs)
         ended = self.now_ms()
-        for payload, output in zip(payloads, outputs, strict=True):
-            self._deliver(payload, output, batch.variant)
         with self._changed:
             self._scheduler.finished(batch, ended, counts=not failed)
-        self._listener.batch_done(batch, ended - batch.started_ms, choosing_ms)
+        try:
+            # Before the answers: whoever has an answer finds it in the metrics.
+            self._listener.batch_done(batch, ended - batch.started_ms, choosing_ms)
+        finally:
+            for payload, output in zip(payloads, outputs, strict=True):
+                self._deliver(payload, output, batch.variant)
         if failed == len(outputs):
             self._probe()
         else:
