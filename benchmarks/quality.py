@@ -25,7 +25,8 @@ from variator_export.core.progress import Progress
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns, Examples
 from variator_export.data.texts import read_texts
-from variator_export.model.backbone import load_backbone, read_backbone_info
+from variator_export.model.backbone import load_backbone
+from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.plugin_file import load_plugin, load_plugin_config, save_plugin
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.source import BackboneSource, resolve_source

@@ -32,7 +32,8 @@ from variator_export import Bundle
 from variator_export.building.recipe_build import build
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, machine, versions
 from variator_export.core.json_file import write_json
-from variator_export.model.backbone import load_backbone, quiet_transformers, read_backbone_info
+from variator_export.model.backbone import load_backbone, quiet_transformers
+from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Recipe

@@ -30,7 +30,8 @@ import variator_export.graph.trace
 from variator_export.building.compile_engines import compile_engines
 from variator_export.building.recipe_build import build
 from variator_export.building.steps.engines import EngineOrder
-from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
+from variator_export.model.backbone import Backbone, load_backbone
+from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.plugin import initialise_plugin
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import BackboneIdentity, Plugin, PluginConfig, plugin_input_shapes
@@ -159,6 +160,59 @@ MODELS: dict[str, Callable[[int], transformers.PreTrainedModel]] = {
 }
 
 
+def _bart_like(prefix: str) -> Callable[[int], transformers.PreTrainedModel]:
+    """A small model of the family of BART, by the prefix of its classes."""
+
+    def make(layers: int) -> transformers.PreTrainedModel:
+        config = getattr(transformers, f"{prefix}Config")(
+            vocab_size=VOCAB_SIZE,
+            d_model=32,
+            encoder_layers=layers,
+            decoder_layers=layers,
+            encoder_attention_heads=4,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=40,
+            max_position_embeddings=64,
+            init_std=0.3,
+            **{"pad_token_id": 0, "bos_token_id": 101, "eos_token_id": 102, "decoder_start_token_id": 102},
+        )
+        return getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
+
+    return make
+
+
+def _t5_like(prefix: str, feed_forward: str) -> Callable[[int], transformers.PreTrainedModel]:
+    """A small T5 or mT5 with both stacks."""
+
+    def make(layers: int) -> transformers.PreTrainedModel:
+        sizes = _t5_config(feed_forward, layers).to_dict()
+        own = {"num_decoder_layers": layers + 1, "eos_token_id": 102, "decoder_start_token_id": 0}
+        kept = ("vocab_size", "d_model", "d_kv", "num_heads", "d_ff", "num_layers", "feed_forward_proj")
+        config = getattr(transformers, f"{prefix}Config")(
+            **{name: sizes[name] for name in kept},
+            **own,
+            pad_token_id=0,
+            # The products of a gated layer amplify what a larger factor makes of rounding.
+            initializer_factor=2.0 if feed_forward == "relu" else 1.0,
+            tie_word_embeddings=feed_forward == "relu",
+        )
+        return getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
+
+    return make
+
+
+# Models that generate text.
+TEXT_MODELS: dict[str, Callable[[int], transformers.PreTrainedModel]] = {
+    "t5-text": _t5_like("T5", "relu"),
+    "t5-gated-text": _t5_like("T5", "gated-gelu"),
+    "mt5-text": _t5_like("MT5", "gated-gelu"),
+    "bart-text": _bart_like("Bart"),
+    "mbart-text": _bart_like("MBart"),
+    "pegasus-text": _bart_like("Pegasus"),
+}
+
+
 @pytest.fixture(scope="session")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
     """What is made once for all workers."""
@@ -181,12 +235,12 @@ def minilm_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def small_model(artefacts: Artefacts, minilm_folder: Path) -> Callable[..., Path]:
-    """The folder of a small random model with MiniLM's tokenizer, by its name in MODELS."""
+    """The folder of a small random model with MiniLM's tokenizer, by its name in MODELS or TEXT_MODELS."""
 
     def find(name: str, layers: int = 2) -> Path:
         def make(folder: Path) -> None:
             torch.manual_seed(0)
-            MODELS[name](layers).save_pretrained(folder)
+            (MODELS | TEXT_MODELS)[name](layers).save_pretrained(folder)
             copy_tokenizer(minilm_folder, folder)
 
         return artefacts.folder(f"models/{layers}-layers/{name}", make)

@@ -20,8 +20,7 @@ from variator_export.core.hashing import code_digest, sha256_json
 from variator_export.model.backbone import Backbone
 
 STORE = Path(__file__).parent.parent / "build" / "test-traces"
-Trace = Callable[..., ir.Model]
-_GRAPH = "graph.onnx"
+Trace = Callable[..., dict[str, ir.Model]]
 
 
 def stored(trace: Trace) -> Trace:
@@ -38,18 +37,23 @@ def stored(trace: Trace) -> Trace:
         if other.name != code[:16]:
             shutil.rmtree(other, ignore_errors=True)
 
-    def look_up(backbone: Backbone, folder: Path, weights_name: str, *opset: int) -> ir.Model:
+    def look_up(backbone: Backbone, folder: Path, weights_name: str, *opset: int) -> dict[str, ir.Model]:
         def make(new: Path) -> None:
-            ir.save(trace(backbone, new, weights_name, *opset), new / _GRAPH)
+            for part, model in trace(backbone, new, weights_name, *opset).items():
+                ir.save(model, new / f"{part}.onnx")
 
         kept = artefacts.folder(_address(backbone, weights_name, opset), make)
         shutil.copyfile(kept / weights_name, folder / weights_name)
-        shutil.copyfile(kept / _GRAPH, folder / _GRAPH)
-        model = ir.load(folder / _GRAPH)
-        (folder / _GRAPH).unlink()
-        return model
+        models = {}
+        for graph in sorted(kept.glob("*.onnx")):
+            copy = folder / f"traced.{graph.name}"
+            shutil.copyfile(graph, copy)
+            models[graph.stem] = ir.load(copy)
+            copy.unlink()
+        return models
 
     look_up.looks_into_store = True  # type: ignore[attr-defined]
+    look_up.without_store = trace  # type: ignore[attr-defined]
     return look_up
 
 

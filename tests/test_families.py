@@ -22,7 +22,8 @@ from variator_export.core.errors import UserError
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns
 from variator_export.engines.eager import EagerModel
-from variator_export.model.backbone import Backbone, load_classifier, read_backbone_info
+from variator_export.model.backbone import Backbone, load_classifier
+from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.families import (
     FAMILIES,
     architectures,

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from stored_traces import Trace
 
+from variator_export.bundle.parts import MODEL
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
@@ -38,7 +39,7 @@ class Traced:
 
     def __init__(self, backbone: Backbone, folder: Path, trace: Trace) -> None:
         self.backbone, self.folder = backbone, folder
-        ir.save(trace(backbone, folder, "weights.safetensors"), folder / "any-ratio.onnx")
+        ir.save(trace(backbone, folder, "weights.safetensors")[MODEL], folder / "any-ratio.onnx")
         self.any_ratio = OnnxRuntimeRunner(folder / "any-ratio.onnx")
 
     def bind(self, plugin: Plugin | None) -> Path:

@@ -21,10 +21,10 @@ LAYERS = [
     {"benchmark"},
     {"verification"},
     {"sessions"},
-    {"inference"},
+    {"inference", "text_to_text"},
     {"engines", "graph", "training"},
     {"model"},
-    {"bundle", "recipe", "data", "text"},
+    {"bundle", "recipe", "data", "text", "generation"},
     {"core"},
 ]
 # The way in of optimum-cli, which is above everything.

@@ -17,6 +17,7 @@ from stored_traces import Trace
 
 from variator_export.building.recipe_build import BuildResult, build
 from variator_export.building.steps import forms
+from variator_export.bundle.parts import MODEL
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.graph.bind import bind, bind_baseline
@@ -167,7 +168,7 @@ def test_graphs_of_opset_20_equal_those_of_opset_23(
         folder = tmp_path / str(opset)
         folder.mkdir()
         any_ratio = folder / "any-ratio.onnx"
-        ir.save(trace(backbone, folder, "weights.safetensors", opset), any_ratio)
+        ir.save(trace(backbone, folder, "weights.safetensors", opset)[MODEL], any_ratio)
         save_plugin(plugin, folder / "plugin")
         ir.save(bind_baseline(any_ratio), folder / "1.onnx")
         ir.save(bind(any_ratio, plugin.config, "plugin/plugin.safetensors"), folder / "3.onnx")

@@ -23,6 +23,7 @@ from stored_traces import Trace
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
 from variator_export.building.recipe_build import default_bundle
+from variator_export.bundle.parts import MODEL
 from variator_export.core.precision import find_precision
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.request import EngineRequest, Profile
@@ -71,7 +72,7 @@ def test_an_engine_can_be_built_of_every_family_in_half_precision(
 ) -> None:
     # The builder sees every operator of the family in one layer.
     backbone = load_model(model, layers=1).in_precision(find_precision(precision))
-    ir.save(trace(backbone, tmp_path, "weights.safetensors"), tmp_path / "any-ratio.onnx")
+    ir.save(trace(backbone, tmp_path, "weights.safetensors")[MODEL], tmp_path / "any-ratio.onnx")
     plugin = plugin_for(backbone, 2)
     save_plugin(plugin, tmp_path / "plugin")
     ir.save(

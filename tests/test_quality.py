@@ -20,7 +20,8 @@ from variator_export.core.errors import NumbersDisagreeError, UsageError, UserEr
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns, Examples
 from variator_export.engines.eager import EagerModel
-from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
+from variator_export.model.backbone import Backbone, load_backbone
+from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.quality.evaluation import store_quality

@@ -531,7 +531,7 @@ def test_a_batch_is_counted_before_its_answers_are_given() -> None:
     runner.go.clear()
 
     class Watching(Listener):
-        def batch_done(self, batch: Batch, ms: float, choosing_ms: float) -> None:
+        def batch_done(self, batch: Batch, *_: float) -> None:
             counted.append(any(row.payload.request.future.done() for row in batch.rows))
 
     service = Service(runner, StaticPolicy(0), Limits(1e6), Watching())

@@ -15,7 +15,8 @@ from conftest import BLOCK, plugin_for
 from variator_export import Bundle, UserError, build
 from variator_export.engines.onnxruntime.graph import IoBindingRunner
 from variator_export.engines.onnxruntime.providers import PROVIDERS
-from variator_export.model.backbone import load_backbone, read_backbone_info
+from variator_export.model.backbone import load_backbone
+from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.methods import method_of
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin

@@ -11,7 +11,8 @@ from conftest import MINILM
 from safetensors.torch import load_file, save_file
 
 from variator_export.core.errors import UserError
-from variator_export.model.backbone import load_backbone, read_backbone_info
+from variator_export.model.backbone import load_backbone
+from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.pooling import Pooling, PoolingSpec, read_pooling
 from variator_export.model.source import resolve_source
 from variator_export.text.tokenizer import TextEncoder

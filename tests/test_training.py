@@ -23,7 +23,8 @@ from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns
 from variator_export.data.texts import read_texts
 from variator_export.model.augmented import PlainModel
-from variator_export.model.backbone import Backbone, load_backbone, read_backbone_info
+from variator_export.model.backbone import Backbone, load_backbone
+from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.plugin_file import load_plugin, load_plugin_config
 from variator_export.model.source import resolve_source
 from variator_export.text.tokenizer import TextEncoder

@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from variator_export.engines.target import Session, SessionOptions
 from variator_export.engines.targets import TARGETS
 from variator_export.inference import TextModel, TextOrPair
 from variator_export.text.tokenizer import TextEncoder
+from variator_export.text_to_text import TextToText, one_text, text_to_text
 
 
 class Bundle(BundleFiles):
@@ -159,6 +160,65 @@ class Bundle(BundleFiles):
         )
         return found[0] if isinstance(texts, str) else found
 
+    def generate(
+        self,
+        texts: str | Iterable[str],
+        ratio: int | str | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        target: str = "onnxruntime",
+        **settings: Any,
+    ) -> Any:
+        """Texts that a model of the task `text2text-generation` makes of texts.
+
+        Args:
+            texts: Texts, from a list, an array, a series or a generator; or one text. A longer text than the
+                model accepts is truncated.
+            ratio: The ratio, or the name of a variant. None for the default variant.
+            batch_size: The largest number of texts to run at once.
+            target: The runtime, as for `session`.
+            **settings: Settings of the generation, with transformers' names: `max_new_tokens`, `num_beams`,
+                `do_sample`, `temperature` … (`variator_export.generation.settings`). The model's
+                generation_config.json has the defaults.
+
+        Returns:
+            A text for each text, in a list, or one text for one text. With `num_return_sequences`, a list of
+            texts in place of each.
+
+        Raises:
+            UserError: The model does not generate text; there is no such variant or setting, or settings
+                contradict each other; or a text is not a string.
+        """
+        model = self.text_to_text(ratio, target)
+        rows = model.encoder.token_rows([texts] if isinstance(texts, str) else texts)
+        found: list[Any] = model.generate(rows, batch_size, **settings)
+        if settings.get("num_return_sequences") is None:
+            found = one_text(found)
+        return found[0] if isinstance(texts, str) else found
+
+    def generate_stream(
+        self, text: str, ratio: int | str | None = None, *, target: str = "onnxruntime", **settings: Any
+    ) -> Iterator[str]:
+        """The text that `generate` makes of one text, piece by piece, by greedy search or sampling.
+
+        Raises:
+            UserError: Same conditions as `generate`; or the settings ask for beams.
+        """
+        model = self.text_to_text(ratio, target)
+        return model.stream(model.encoder.token_rows([text])[0], **settings)
+
+    def text_to_text(
+        self, ratio: int | str | None = None, target: str = "onnxruntime", session: Session | None = None
+    ) -> TextToText:
+        """The model from text to generated text, at a ratio; arguments are those of `text_model`.
+
+        Raises:
+            UserError: The model does not generate text, the target cannot run on this machine, or there is
+                no such variant.
+        """
+        variant, session, encoder = self._open(ratio, target, session)
+        return text_to_text(session, variant, encoder, self.manifest.backbone)
+
     def text_model(
         self, ratio: int | str | None = None, target: str = "onnxruntime", session: Session | None = None
     ) -> TextModel:
@@ -172,6 +232,14 @@ class Bundle(BundleFiles):
         Raises:
             UserError: The target cannot run on this machine, or there is no such variant.
         """
+        variant, session, encoder = self._open(ratio, target, session)
+        run = functools.partial(session.run, ratio=variant)
+        return TextModel(run, encoder, self.manifest.backbone, self.config())
+
+    def _open(
+        self, ratio: int | str | None, target: str, session: Session | None
+    ) -> tuple[str, Session, TextEncoder]:
+        """A variant's name, the session to run it on, and the tokenizer; each is opened once."""
         variant = self.variant(self.manifest.default_variant if ratio is None else ratio)
         with self._lock:
             if session is None:
@@ -180,8 +248,7 @@ class Bundle(BundleFiles):
                 session = self._sessions[target]
             if self._encoder is None:
                 self._encoder = self.text_encoder()
-        run = functools.partial(session.run, ratio=variant.name)
-        return TextModel(run, self._encoder, self.manifest.backbone, self.config())
+            return variant.name, session, self._encoder
 
     def config(self) -> dict[str, Any]:
         """The content of the model's config.json."""

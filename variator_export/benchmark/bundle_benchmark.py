@@ -162,6 +162,7 @@ def bench(
     progress = progress or Progress()
     settings = settings or TimingSettings()
     opened = Bundle.load(bundle)
+    opened.refuse_decoder("bench")
     if profile or runtimes is None or any(RUNTIMES[name].needs == "onnxruntime" for name in runtimes):
         require_onnxruntime()
     if profile:

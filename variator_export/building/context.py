@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from variator_export.building.plan import VariantPlan
 from variator_export.building.staging import StagedBundle
+from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, CALIBRATION
+from variator_export.bundle.parts import DECODER, ENCODER, MODEL, graph_name
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
+from variator_export.core.json_file import read_json_object
 from variator_export.core.precision import find_precision
+from variator_export.generation.settings import SETTINGS_NAME
 from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import PluginHost, load_plugin_config
 from variator_export.model.plugin_layout import PluginConfig
@@ -22,10 +26,9 @@ from variator_export.text.tokenizer import TOKENIZER_FILES, TextEncoder
 
 if TYPE_CHECKING:
     from variator_export.engines.eager import EagerModel
-    from variator_export.model.backbone import Backbone, BackboneInfo
+    from variator_export.model.backbone import Backbone
+    from variator_export.model.backbone_info import BackboneInfo
     from variator_export.model.quantization.calibration import Calibration
-
-ANY_RATIO_NAME = "any-ratio.onnx"
 
 # The source files that determine the result of tracing, binding, verification and plugin initialisation.
 TRACED_BY = ("graph", "model", "core/axes.py", "core/precision.py")
@@ -49,6 +52,7 @@ TEXT_CHECKED_BY = (
     "verification",
     "core/precision.py",
 )
+TEXT_TO_TEXT = "text2text-generation"
 INITIALISED_BY = ("model/plugin.py", "model/plugin_file.py", "model/plugin_layout.py")
 
 T = TypeVar("T")
@@ -77,7 +81,7 @@ class BuildContext:
         names = ["config.json", *TOKENIZER_FILES]
         # modules.json and the folders it names define how sentence embeddings are pooled.
         pooling = ["modules.json", *_pooling_files(source.folder)]
-        copied = [*names, *TEXT_SETTINGS_FILES, *pooling]
+        copied = [*names, *TEXT_SETTINGS_FILES, *pooling, SETTINGS_NAME]
         self.backbone_files = {n: source.folder / n for n in copied if (source.folder / n).is_file()}
         decisive = [*names, *pooling]
         self.backbone_key: dict[str, Any] = {
@@ -87,6 +91,39 @@ class BuildContext:
             "files": {n: sha256_file(p) for n in decisive if (p := source.folder / n).is_file()},
         }
 
+    @cached_property
+    def generates(self) -> bool:
+        """Whether the model generates text, found by its task or its class, without torch."""
+        backbone = self.recipe.backbone
+        if backbone.task is not None:
+            return backbone.task == TEXT_TO_TEXT
+        name = backbone.architecture
+        if name is None:
+            config = read_json_object(self.source.folder / "config.json", "Restore it from its source.")
+            listed = config.get("architectures")
+            name = listed[0] if isinstance(listed, list) and listed else None
+        return isinstance(name, str) and name.endswith("ForConditionalGeneration")
+
+    @property
+    def part(self) -> str:
+        """The part of the model that plugins are in."""
+        return ENCODER if self.generates else MODEL
+
+    @property
+    def any_ratio(self) -> str:
+        """The graph that takes plugins as inputs."""
+        return graph_name(ANY_RATIO, self.part)
+
+    @property
+    def traced(self) -> dict[str, str]:
+        """The graphs that are traced, by part."""
+        own = {self.part: self.any_ratio}
+        return own | {DECODER: f"{DECODER}.onnx"} if self.generates else own
+
+    def graph(self, plan: VariantPlan) -> str:
+        """Return a variant's own graph of the part with plugins."""
+        return graph_name(plan.name, self.part)
+
     def code_fingerprint(self, *parts: str) -> dict[str, str | None]:
         """Return the versions and the digest of the code that determine a step's result."""
         return {**self.made_by, "code": code_digest(*parts)}
@@ -95,7 +132,7 @@ class BuildContext:
     def info(self) -> "BackboneInfo":
         """The backbone's configuration; needs torch and transformers."""
         require_export()
-        from variator_export.model.backbone import read_backbone_info
+        from variator_export.model.backbone_info import read_backbone_info
 
         backbone = self.recipe.backbone
         return read_backbone_info(self.source, backbone.architecture, backbone.task)
@@ -188,7 +225,7 @@ class BuildContext:
         config = f"{self.plugin_folder(plan)}/plugin_config.json"
         sha256 = self.staged.sha256
         return {
-            "any_ratio": sha256(ANY_RATIO_NAME),
+            "any_ratio": sha256(self.any_ratio),
             "weights": sha256(BACKBONE_WEIGHTS),
             "plugin": sha256(tensors) if plan.plugin else None,
             "plugin_config": sha256(config) if plan.plugin else None,

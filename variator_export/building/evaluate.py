@@ -129,9 +129,9 @@ def _backbone_of(paths: Sequence[Path]) -> str:
 def _check_backbone(source: str, architecture: str | None, request: Request) -> None:
     """Refuse a backbone before the export if the task could not be measured after it."""
     require_export()
-    from variator_export.model.backbone import read_backbone_info
+    from variator_export.model.backbone_info import read_backbone_info
 
     info = read_backbone_info(resolve_source(source), architecture)
     config = info.config.to_dict()
-    model = EvaluatedModel(source, info.spec.head.task, info.outputs, info.spec.token_outputs, config)
+    model = EvaluatedModel(source, info.spec.head.task, info.outputs, info.token_outputs, config)
     request.prepare(model, TextEncoder(info.source.folder, info.max_length))

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from variator_export.building.context import ANY_RATIO_NAME, BuildContext
+from variator_export.building.context import BuildContext
 from variator_export.building.plan import VariantPlan, merge, pin_sources, select_plugins
 from variator_export.building.speed import speed_of_bundle
 from variator_export.building.staging import StagedBundle
-from variator_export.building.steps import forms
+from variator_export.building.steps import forms, text_to_text
 from variator_export.building.steps import graphs as steps
 from variator_export.building.steps.calibrate import calibrate_backbone
 from variator_export.building.steps.engines import EngineOrder, EngineSources, check_order, make_engines
@@ -24,7 +24,7 @@ from variator_export.bundle.manifest import (
     is_bundle,
 )
 from variator_export.bundle.origin import store_origin
-from variator_export.bundle.parts import MODEL, PartEntry, graph_name
+from variator_export.bundle.parts import DECODER, PartEntry
 from variator_export.bundle.publishing import exclusive
 from variator_export.bundle.reports import build_verification_report, read_report
 from variator_export.core.environment import require_onnxruntime
@@ -40,7 +40,7 @@ from variator_export.recipe.recipe_file import load_recipe
 from variator_export.verification.judging.judge import GIVEN_ROUNDING
 
 if TYPE_CHECKING:
-    from variator_export.model.backbone import BackboneInfo
+    pass
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def build(
         if is_plain_folder(recipe.backbone.source):
             store_origin(bundle, source.folder)
         speed: Mapping[str, Any] | None = None
-        if recipe.speed is not None and find_precision(recipe.precision).is_half:
+        if recipe.speed is not None and context.generates:
+            progress.note("speed: not measured: there is no measurement of generated text yet")
+        elif recipe.speed is not None and find_precision(recipe.precision).is_half:
             progress.note(f"speed: not measured: {recipe.precision} is not representative on a CPU")
         elif recipe.speed is not None:
             # Measured while the folder is still locked: parallel builds would distort each other's timings.
@@ -160,6 +162,8 @@ def _make(
     context: BuildContext, variants: list[VariantPlan], order: EngineOrder, versions: Mapping[str, str]
 ) -> Manifest:
     """Run all steps. Plugins come first, so that an invalid plugin is rejected before the slow trace."""
+    if context.generates:
+        text_to_text.check_recipe(context)
     steps.copy_backbone_files(context)
     graphs = context.recipe.graphs
     assert graphs.opset is not None
@@ -182,8 +186,12 @@ def _make(
         for plan in variants:
             if plan.plugin is not None:
                 forms.make_adapter(context, plan)
-    backbone, any_ratio = _backbone_entry(context), {MODEL: ANY_RATIO_NAME}
-    steps.check_texts_of_baseline(context, next(p for p in variants if _is_baseline(p)), backbone)
+    backbone, any_ratio = _backbone_entry(context), context.traced
+    baseline = next(p for p in variants if _is_baseline(p))
+    if context.generates:
+        text_to_text.verify_generation(context, variants)
+    else:
+        steps.check_texts_of_baseline(context, baseline, backbone)
     sources = EngineSources(backbone, entries, any_ratio, context.recipe.precision)
     engines = make_engines(context.staged, sources, order, versions)
     targets = tuple(sorted({*context.recipe.targets, *(engine.target for engine in engines)}))
@@ -224,7 +232,7 @@ def _variant_entry(context: BuildContext, plan: VariantPlan) -> Variant:
         baseline=_is_baseline(plan),
         ratio=plan.ratio,
         plugin=plugin,
-        graphs={MODEL: graph_name(plan.name, MODEL)},
+        graphs=context.traced | {context.part: context.graph(plan)},
         reference=steps.reference_path(plan),
         precision_proof=steps.precision_proof(context, plan),
     )
@@ -243,16 +251,18 @@ def _backbone_entry(context: BuildContext) -> BackboneEntry:
         weights_sha256=context.source.weights_sha256,
         hidden_size=info.size.hidden_size,
         num_layers=info.size.num_layers,
-        parts={MODEL: _part(staged, info)},
+        parts={part: _part(context, part, graph) for part, graph in context.traced.items()},
         pad_token_id=context.encoder.pad_token_id,
         max_length=info.max_length,
         encoder_size=info.size,
+        decoder_size=info.decoder_size,
+        max_output_length=info.max_output_length,
         padding_states_vary=info.spec.family.padding_states_vary,
     )
 
 
-def _part(staged: StagedBundle, info: "BackboneInfo") -> PartEntry:
-    """Read the description of the model part from the trace.
+def _part(context: BuildContext, part: str, graph: str) -> PartEntry:
+    """Read the description of a part of the model from its trace.
 
     A reused trace may not have been copied yet, so the old bundle's file is read in that case.
     """
@@ -260,10 +270,14 @@ def _part(staged: StagedBundle, info: "BackboneInfo") -> PartEntry:
 
     from variator_export.graph.parts import part_of
 
-    path = staged.folder / ANY_RATIO_NAME
-    if not path.exists() and staged.old is not None:
-        path = staged.old.path / ANY_RATIO_NAME
-    return part_of(ir.load(path).graph, info.size.num_layers)
+    path = context.staged.folder / graph
+    if not path.exists() and context.staged.old is not None:
+        path = context.staged.old.path / graph
+    return part_of(
+        ir.load(path).graph,
+        num_sites=context.info.size.num_layers if part == context.part else 0,
+        feeds=text_to_text.feeds(context.info) if part == DECODER else {},
+    )
 
 
 def worst_finding(bundle: Path, variant: str) -> dict[str, Any] | None:

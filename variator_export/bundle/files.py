@@ -110,6 +110,22 @@ class BundleFiles:
             )
         return found[0]
 
+    def refuse_decoder(self, what: str) -> None:
+        """Refuse a bundle of a model that generates text.
+
+        Args:
+            what: What does not know such models, as the subject of a sentence.
+
+        Raises:
+            UserError: The bundle has a decoder.
+        """
+        if self.manifest.backbone.generates:
+            raise UserError(
+                f"{self.path} generates text, which {what} does not support yet.",
+                "build, verify, inspect and run do. For its encoder alone, build it with "
+                "--task feature-extraction.",
+            )
+
     def variant_folder(self, variant: Variant) -> Path:
         """The folder of a variant's plugin, after its hashes are checked; the bundle's folder without one."""
         if variant.plugin is None:

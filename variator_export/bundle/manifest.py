@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from variator_export.bundle.parts import MODEL, PartEntry, only_part
-from variator_export.core.encoder_size import EncoderSize
+from variator_export.bundle.parts import DECODER, MODEL, PartEntry, with_plugins
+from variator_export.core.encoder_size import DecoderSize, EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
 from variator_export.core.validation import describe_validation_error
@@ -20,8 +20,6 @@ BACKBONE_CONFIG = "config.json"
 BACKBONE_WEIGHTS = "weights.safetensors"
 # The scales of a static quantisation, from which `verify` quantises the backbone again.
 CALIBRATION = "calibration.safetensors"
-# The second name of the default variant's graph, which programs open that know no bundles.
-DEFAULT_GRAPH = "model.onnx"
 SCHEMA_VERSION = 4
 # The minimum share of multiply-accumulates that must be in the requested precision.
 LEAST_SHARE = 0.95
@@ -55,6 +53,8 @@ class BackboneEntry(_Part):
         max_length: The longest input in tokens. None if there is no limit.
         encoder_size: The dimensions needed for the analytic count of multiply-accumulates.
         padding_states_vary: Whether the hidden states of padding depend on the amount of padding.
+        decoder_size: The dimensions of the decoder. None for a model that does not generate text.
+        max_output_length: The longest generated text in tokens. None if there is no limit.
     """
 
     source: str
@@ -69,6 +69,8 @@ class BackboneEntry(_Part):
     max_length: int | None
     encoder_size: EncoderSize
     padding_states_vary: bool = False
+    decoder_size: DecoderSize | None = None
+    max_output_length: int | None = None
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> "BackboneEntry":
@@ -78,18 +80,23 @@ class BackboneEntry(_Part):
         return self
 
     @property
+    def generates(self) -> bool:
+        """Whether the model generates text."""
+        return DECODER in self.parts
+
+    @property
     def part(self) -> PartEntry:
-        """The part of a one-part model."""
-        return only_part(self.parts)
+        """The part that plugins are in: the model, or the encoder of a model that generates text."""
+        return with_plugins(self.parts)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The input names of a one-part model."""
+        """The input names of the part that plugins are in."""
         return self.part.input_names
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The output names of a one-part model, in order."""
+        """The output names of the part that plugins are in, in order."""
         return self.part.output_names
 
     @property
@@ -133,7 +140,8 @@ class Variant(_Part):
         method: The method that built the variant (`model.methods`).
         baseline: Whether the variant is the plain backbone, which the other variants are compared with.
         plugin: The variant's plugin. None for the baseline.
-        graphs: ONNX files by part of the model; an encoder has one part, `model`.
+        graphs: ONNX files by part of the model; an encoder has one part, `model`. A decoder's file is the
+            same for all variants.
     """
 
     name: str = Field(max_length=_LONGEST_NAME)
@@ -147,8 +155,8 @@ class Variant(_Part):
 
     @property
     def graph(self) -> str:
-        """The graph of a one-part model."""
-        return only_part(self.graphs)
+        """The variant's own graph, of the part that plugins are in."""
+        return with_plugins(self.graphs)
 
     @property
     def plugin_state(self) -> str:
@@ -244,8 +252,8 @@ class Manifest(_Part):
 
     @property
     def any_ratio_graph(self) -> str:
-        """The graph that runs all variants of a one-part model."""
-        return only_part(self.any_ratio)
+        """The graph that runs all variants, of the part that plugins are in."""
+        return with_plugins(self.any_ratio)
 
     @property
     def baseline(self) -> Variant:

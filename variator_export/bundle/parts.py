@@ -1,7 +1,7 @@
 """Parts of a model: the piece that one graph computes, with its inputs and outputs.
 
-An encoder has one part, `model`. A model with two stacks has several (`encoder_model`,
-`decoder_with_past_model`). A variant has its own graph for each part, or shares one with other variants.
+An encoder has one part, `model`. A model that generates text has `encoder_model`, whose graph is a variant's
+own, and `decoder_with_past_model`, one graph for all variants (names of Optimum).
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,11 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from variator_export.core.axes import LENGTH
-from variator_export.core.errors import UserError
 
 # The name of the part in a one-part model.
 MODEL = "model"
+# The parts of a model that generates text.
+ENCODER, DECODER = "encoder_model", "decoder_with_past_model"
 T = TypeVar("T")
 
 
@@ -65,18 +66,9 @@ class PartEntry(_Entry):
         return tuple(tensor.name for tensor in self.outputs if LENGTH in tensor.axes)
 
 
-def only_part(parts: Mapping[str, T]) -> T:
-    """The entry for the only part of a model.
-
-    Raises:
-        UserError: The model has several parts.
-    """
-    if MODEL not in parts:
-        raise UserError(
-            f"This needs a model of one part; the bundle's model has the parts {', '.join(parts)}.",
-            "Use a command or a method for models of several parts.",
-        )
-    return parts[MODEL]
+def with_plugins(parts: Mapping[str, T]) -> T:
+    """The entry for the part that plugins are in."""
+    return parts[ENCODER if ENCODER in parts else MODEL]
 
 
 def graph_name(variant: str, part: str) -> str:

@@ -51,7 +51,7 @@ def import_command(
     for module in ("torch", "transformers"):
         require(module, "export", "Importing a checkpoint")
     check_push(push_to_hub)
-    from variator_export.model.backbone import read_backbone_info
+    from variator_export.model.backbone_info import read_backbone_info
     from variator_export.model.plugin_card import is_plugin_folder
     from variator_export.model.plugin_file import save_plugin
     from variator_export.model.source import resolve_source

@@ -7,8 +7,10 @@ import typer
 from rich.table import Table
 
 from variator_export.bundle.engine_records import ANY_RATIO
-from variator_export.bundle.manifest import DEFAULT_GRAPH
+from variator_export.bundle.manifest import BackboneEntry
+from variator_export.bundle.parts import DECODER, ENCODER, MODEL
 from variator_export.cli.output import Format, Output
+from variator_export.core.axes import is_key_or_value
 from variator_export.sessions import Bundle
 
 
@@ -39,14 +41,23 @@ def inspect_command(
         f"{backbone.num_layers} layers, hidden size "
         f"{backbone.hidden_size}, {manifest.precision}, {limit})"
     )
-    printer.text(f"graphs: opset {manifest.opset}; {DEFAULT_GRAPH} is {manifest.default_variant}")
-    printer.text(f"inputs: {', '.join(backbone.inputs)}; outputs: {', '.join(backbone.outputs)}")
+    default = f"{ENCODER if backbone.generates else MODEL}.onnx"
+    printer.text(f"graphs: opset {manifest.opset}; {default} is {manifest.default_variant}")
+    printer.text(f"inputs: {', '.join(backbone.inputs)}; outputs: {', '.join(_shown_outputs(backbone))}")
+    if backbone.generates:
+        printer.text(f"decoder: {manifest.any_ratio[DECODER]}, the same for every ratio")
     made_by = (f"{name} {value}" for name, value in manifest.made_by.items() if name != "code")
     printer.text(f"made by: {', '.join(made_by)}")
     printer.text()
     printer.table(_variants_table(loaded))
     printer.text()
     printer.table(_files_table(loaded))
+
+
+def _shown_outputs(backbone: BackboneEntry) -> list[str]:
+    """The outputs, with the keys and values of all layers as one."""
+    own = [name for name in backbone.outputs if not is_key_or_value(name)]
+    return own if len(own) == len(backbone.outputs) else [*own, "keys and values for the decoder"]
 
 
 def _variants_table(bundle: Bundle) -> Table:

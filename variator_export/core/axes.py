@@ -1,4 +1,4 @@
-"""Names of the axes whose sizes a caller chooses, as used in graphs, manifests and profiles."""
+"""Names of the axes whose sizes a caller chooses, and of the tensors that a decoder reads."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,3 +6,40 @@ from collections.abc import Mapping, Sequence
 InputShapes = Mapping[str, Sequence[int]]
 
 BATCH, LENGTH = "batch_size", "sequence_length"
+# The tokens that a decoder has taken so far.
+PAST_LENGTH = "past_sequence_length"
+
+# Keys and values of a decoder layer, (batch_size, heads, tokens, head_size), by Optimum's names: of the
+# decoder's own tokens and of the encoder's, as outputs (`present`) and as inputs (`past_key_values`).
+_PRESENT, _PAST = "present", "past_key_values"
+KINDS = ("key", "value")
+
+
+def present_name(layer: int, stack: str, kind: str) -> str:
+    """The output with keys or values of a decoder layer, of the stack `encoder` or `decoder`."""
+    return f"{_PRESENT}.{layer}.{stack}.{kind}"
+
+
+def past_name(layer: int, stack: str, kind: str) -> str:
+    """The input with keys or values of a decoder layer, of the stack `encoder` or `decoder`."""
+    return f"{_PAST}.{layer}.{stack}.{kind}"
+
+
+def present_names(layers: int, stack: str) -> tuple[str, ...]:
+    """The outputs with keys and values of a stack, in the order of the layers."""
+    return tuple(present_name(layer, stack, kind) for layer in range(layers) for kind in KINDS)
+
+
+def past_names(layers: int, stack: str) -> tuple[str, ...]:
+    """The inputs with keys and values of a stack, in the order of the layers."""
+    return tuple(past_name(layer, stack, kind) for layer in range(layers) for kind in KINDS)
+
+
+def is_key_or_value(output: str) -> bool:
+    """Whether an output is keys or values of a decoder layer."""
+    return output.startswith(f"{_PRESENT}.")
+
+
+def token_axis(output: str) -> int:
+    """The axis of tokens in an output with one row per token: after the heads for keys and values."""
+    return 2 if is_key_or_value(output) else 1

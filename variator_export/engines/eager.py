@@ -96,6 +96,49 @@ class EagerModel:
             outputs = self._call({name: torch.from_numpy(array) for name, array in inputs.items()})
         return {name: _numpy(value) for name, value in outputs.items()}
 
+    def scores(self, inputs: Mapping[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
+        """Scores of the next token after each of the given ones, of a model that generates text.
+
+        Args:
+            inputs: int64 inputs of the encoder (B, S).
+            tokens: int64 (B, T), the start token first.
+
+        Returns:
+            (B, T, V).
+        """
+        with torch.inference_mode(), self._precision:
+            found = self.transformer(
+                **self._encoded(inputs), decoder_input_ids=torch.from_numpy(tokens), use_cache=False
+            )
+        return _numpy(found.logits)
+
+    def generate(self, inputs: Mapping[str, np.ndarray], **settings: Any) -> np.ndarray:
+        """Tokens that transformers' own `generate` gives, int64 (B, longest), the start token first.
+
+        Args:
+            inputs: int64 inputs of the encoder (B, S).
+            **settings: Settings of transformers' `GenerationConfig`.
+        """
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        with torch.inference_mode(), self._precision:
+            ids = torch.from_numpy(inputs["input_ids"])
+            # transformers gives the cache as many layers as the encoder, where it should ask the decoder.
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            found = self.transformer.generate(ids, **self._encoded(inputs), **settings, past_key_values=cache)
+        return np.asarray(found.numpy())
+
+    def _encoded(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The encoder's states with the plugin, and the mask, as transformers' models take them."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        states = self._call(tensors)["last_hidden_state"]
+        return {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=states),
+            "attention_mask": tensors["attention_mask"],
+        }
+
     @functools.cached_property
     def _quantized_layers(self) -> dict[str, QuantizedLinear]:
         """The quantised layers by the name of their weight in the backbone, which they share it with."""

@@ -5,10 +5,10 @@ entry point.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import versions
 from variator_export.engines.base import Arrays
 from variator_export.engines.request import EngineRequest, TimingCacheMode
+from variator_export.generation.search import Sequences
+from variator_export.generation.settings import GenerationSettings
 from variator_export.recipe.recipe import EngineRecipe
 
 if TYPE_CHECKING:
@@ -76,6 +78,41 @@ class Session(Protocol):
         Raises:
             UserError: The session accepts no plugins, or the plugin does not fit. The session stays as it
                 was.
+        """
+        ...
+
+
+@runtime_checkable
+class GeneratingSession(Session, Protocol):
+    """A session that generates text."""
+
+    @property
+    def settings(self) -> GenerationSettings:
+        """The model's own settings."""
+        ...
+
+    def generate(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None, **settings: Any
+    ) -> Sequences:
+        """Generate tokens.
+
+        Args:
+            inputs: int64 arrays (B, S): `input_ids`, and `attention_mask` with 0 for padding.
+            ratio: As for `run`.
+            **settings: Changes of the model's own settings (`generation.settings.GenerationSettings`).
+
+        Raises:
+            UserError: Same conditions as `run`; or a setting does not exist, or contradicts another one.
+        """
+        ...
+
+    def stream(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None, **settings: Any
+    ) -> Iterator[np.ndarray]:
+        """Generate tokens one after the other; arguments and errors are those of `generate`.
+
+        Yields:
+            The next token of each row, int64 (rows,), and the pad token for rows that ended.
         """
         ...
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from variator_export.core.axes import BATCH, LENGTH
+from variator_export.core.axes import BATCH, LENGTH, token_axis
 from variator_export.graph.constants import add_constant
 from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 
@@ -63,9 +63,10 @@ def add_window_padding(
         name, shape = str(value.name), value.shape
         assert shape is not None
         value.name = name + _PADDED
-        sliced = tape.op("Slice", [value, constants([0]), length, constants([1])])
+        axis = token_axis(name)
+        sliced = tape.op("Slice", [value, constants([0]), length, constants([axis])])
         sliced.name, sliced.type = name, value.type
-        sliced.shape = ir.Shape([BATCH, LENGTH, *shape[2:]])
+        sliced.shape = ir.Shape([BATCH, *shape[1:axis], LENGTH, *shape[axis + 1 :]])
         graph.outputs[position] = sliced
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from variator_export.core.errors import UserError, first_line
-from variator_export.graph.trace import quiet_exporter
+from variator_export.graph.export import quiet_exporter
 from variator_export.model.augmented import PlainModel
 from variator_export.model.backbone import Backbone
 
@@ -43,7 +43,7 @@ def export_plain(backbone: Backbone, path: Path) -> Path:
     axes = {name: {0: "batch_size", 1: "sequence_length"} for name in names}
     axes |= {
         name: {0: "batch_size", 1: "sequence_length"}
-        if name in backbone.spec.token_outputs
+        if name in backbone.info.token_outputs
         else {0: "batch_size"}
         for name in outputs
     }

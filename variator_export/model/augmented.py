@@ -9,11 +9,15 @@ Shapes: B batch, S tokens before padding, W windows, k ratio, N = W*k tokens wit
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from variator_export.core.axes import token_axis
 from variator_export.model.backbone import Backbone
+from variator_export.model.cross_attention import cross_states
+from variator_export.model.families.base import Architecture
 from variator_export.model.plugin import CompressionPlugin, LayerPlugin
 from variator_export.model.pooling import Pooling
 
@@ -68,7 +72,10 @@ class WindowedModel(nn.Module):
         def wrap(layer: int, ffn: nn.Module) -> nn.Module:
             return CompressedFeedForward(ffn, layers[layer], self.windows, split=split)
 
-        self.spec.family.wrap_ffns(self.model, wrap)
+        family = self.spec.family
+        family.wrap_ffns(self.model, wrap)
+        if family.clamp_positions is not None:
+            family.clamp_positions(self.model)
         self.eval()
 
     def forward(
@@ -97,9 +104,7 @@ class WindowedModel(nn.Module):
             self.windows.keep = mask > 0 if exclude_padding else None
         flat = {name: value.reshape(batch, windows * ratio) for name, value in inputs.items()}
         positions = self._positions(flat)
-        return run_backbone(
-            self.model, self.pooling, self.spec.outputs, flat, positions, hidden_states=hidden_states
-        )
+        return run_backbone(self.model, self.spec, self.pooling, flat, positions, hidden_states=hidden_states)
 
     def _positions(self, flat: dict[str, Tensor]) -> dict[str, Tensor]:
         """Position ids for a family with absolute positions; empty for any other family."""
@@ -124,7 +129,7 @@ class AugmentedModel(nn.Module):
         self.ratio = plugin.config.ratio
         self.exclude_padding = plugin.config.masking == "exclude-padding"
         self.pad_token_id = backbone.pad_token_id
-        self.token_outputs = backbone.spec.token_outputs
+        self.token_outputs = backbone.info.token_outputs
 
     @property
     def transformer(self) -> nn.Module:
@@ -151,7 +156,7 @@ class AugmentedModel(nn.Module):
     def unpad(self, outputs: dict[str, Tensor], length: int) -> dict[str, Tensor]:
         """Cut the rows of padding off the outputs of `windowed`."""
         return {
-            name: value[:, :length]
+            name: value.narrow(token_axis(name), 0, length)
             if name in self.token_outputs or name.startswith(HIDDEN_STATES_PREFIX)
             else value
             for name, value in outputs.items()
@@ -164,7 +169,7 @@ class PlainModel(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.model = _copy_sharing_weights(backbone.model)
-        self.outputs = backbone.spec.outputs
+        self.spec = backbone.spec
         self.pooling = Pooling(backbone.pooling) if backbone.pooling else None
 
     @property
@@ -174,7 +179,7 @@ class PlainModel(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], *, hidden_states: bool = False) -> dict[str, Tensor]:
         """Run on int64 inputs (B, S); returns outputs by name."""
-        return run_backbone(self.model, self.pooling, self.outputs, inputs, {}, hidden_states=hidden_states)
+        return run_backbone(self.model, self.spec, self.pooling, inputs, {}, hidden_states=hidden_states)
 
 
 def augmented_model(backbone: Backbone, folder: Path) -> AugmentedModel:
@@ -191,9 +196,9 @@ def plain_model(backbone: Backbone, _folder: Path) -> PlainModel:
 
 
 def run_backbone(
-    model: nn.Module,
+    model: Any,
+    spec: Architecture,
     pooling: Pooling | None,
-    outputs: tuple[str, ...],
     inputs: dict[str, Tensor],
     positions: dict[str, Tensor],
     *,
@@ -201,12 +206,17 @@ def run_backbone(
 ) -> dict[str, Tensor]:
     """Call the backbone and select its outputs; add `sentence_embedding` if the backbone declares a pooling.
 
+    Of a model that generates text, the encoder is called, and the keys and values for the decoder are added.
+
     With `hidden_states`, the result also holds the output of encoder layer i as `hidden_states.{i}`. The
     output of the last layer is the input of the backbone's head.
     """
     options = {"output_hidden_states": True} if hidden_states else {}
-    found = model(**inputs, **positions, **options)
-    result = {name: found[name] for name in outputs}
+    called = model.get_encoder() if spec.head.generates else model
+    found = called(**inputs, **positions, **options)
+    result = {name: found[name] for name in spec.outputs}
+    if spec.head.generates:
+        result |= cross_states(spec, model, found["last_hidden_state"])
     if hidden_states:
         # The first entry is the output of the embedding layer.
         layers = found["hidden_states"][1:]

@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,83 +13,18 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from variator_export.core.encoder_size import EncoderSize
 from variator_export.core.errors import UserError
-from variator_export.core.json_file import read_json_object
 from variator_export.core.precision import Precision
-from variator_export.model.families import find_architecture, find_task
+from variator_export.model.backbone_info import BackboneInfo, read_backbone_info
 from variator_export.model.families.base import Architecture
-from variator_export.model.plugin_layout import BackboneIdentity
-from variator_export.model.pooling import PoolingSpec, read_pooling
+from variator_export.model.pooling import PoolingSpec
 from variator_export.model.quantization.calibration import Calibration
 from variator_export.model.quantization.layers import is_part_of, linear_layers
-from variator_export.model.quantization.model import quantize_model
 from variator_export.model.source import BackboneSource
 
 # Constants that older versions of transformers stored with the weights.
 _POSITION_BUFFERS = ("position_ids", "token_type_ids")
 _INDEX = re.compile(r"\b\d+\b")
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """Properties of a backbone that can be read without its weights.
-
-    Attributes:
-        source: Source of the backbone.
-        spec: The backbone's architecture in the table of sites.
-        config: The transformers configuration.
-        pooling: The pooling that the folder declares for sentence embeddings; None if it declares none.
-    """
-
-    source: BackboneSource
-    spec: Architecture
-    config: Any
-    pooling: PoolingSpec | None
-
-    @property
-    def identity(self) -> BackboneIdentity:
-        """The backbone's identity, as plugin files record it."""
-        source = self.source
-        return BackboneIdentity(
-            model_type=self.spec.family.name, name=source.label, weights_sha256=source.weights_sha256
-        )
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs of the backbone's graphs, in order."""
-        return (*self.spec.outputs, *(("sentence_embedding",) if self.pooling else ()))
-
-    @property
-    def size(self) -> EncoderSize:
-        """The sizes of the backbone's encoder."""
-        return self.spec.family.size(self.config)
-
-    @property
-    def max_length(self) -> int | None:
-        """The longest input in tokens; None if there is no limit."""
-        return self.spec.family.max_length(self.config)
-
-    def quantize(
-        self,
-        model: nn.Module,
-        precision: Precision,
-        kept: Sequence[str] = (),
-        calibration: Calibration | None = None,
-        original: nn.Module | None = None,
-    ) -> int:
-        """Quantise a model of this architecture in place; returns the number of quantised linear layers.
-
-        Args:
-            model: The model, in float32 or in the precision's own type.
-            precision: The precision.
-            kept: Parts of the names of modules that are not quantised, besides the family's own.
-            calibration: The calibration, for precisions that need one.
-            original: The model in float32, if `model` is in another type.
-        """
-        family = self.spec.family
-        kept = (*family.float32_modules, *kept)
-        return quantize_model(model, family.stack, kept, precision, calibration, original)
 
 
 @dataclass(frozen=True)
@@ -199,52 +133,6 @@ class Backbone:
         kinds = dict.fromkeys(kind for _, _, kind in inner)
         layers = dict.fromkeys(f"{stack}.{index}" for index, _, _ in inner)
         return (*kinds, *layers)
-
-
-def read_backbone_info(
-    source: BackboneSource, architecture: str | None = None, task: str | None = None
-) -> BackboneInfo:
-    """Read a backbone's configuration and find it in the table of sites.
-
-    Args:
-        source: Source of the backbone.
-        architecture: The transformers class to load; None for the class that config.json names.
-        task: Task of the class to load, which is chosen from the same family. An alternative to
-            `architecture`.
-
-    Raises:
-        UserError: The configuration cannot be read or the architecture is not supported.
-    """
-    path = source.folder / "config.json"
-    content = read_json_object(path, "Restore it from its source.")
-    listed = content.get("architectures")
-    named = architecture or (listed[0] if isinstance(listed, list) and listed else None)
-    if not isinstance(named, str):
-        raise UserError(
-            f"{path} does not name its architecture.",
-            "Set backbone.architecture in the recipe, for example BertModel.",
-        )
-    spec = find_architecture(named) if task is None else find_task(named, task)
-    if content.get("model_type") != spec.family.name:
-        raise UserError(
-            f"{path} has model_type {content.get('model_type')!r}; {named} belongs to {spec.family.name!r}.",
-            "Choose an architecture of the backbone's own family.",
-        )
-    try:
-        config = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True)
-    except Exception as error:  # transformers' validation raises errors of any type
-        raise UserError(
-            f"{path} is refused by transformers {transformers.__version__}: {error}",
-            "Restore it from its source, or save it again with this version of transformers.",
-        ) from error
-    reason = spec.family.refuse(config)
-    if reason is not None:
-        raise UserError(f"The backbone {source.name} cannot be compressed: {reason}.", "Choose another one.")
-    return BackboneInfo(source, spec, config, _pooling(source.folder, spec))
-
-
-def _pooling(folder: Path, spec: Architecture) -> PoolingSpec | None:
-    return read_pooling(folder) if "last_hidden_state" in spec.outputs else None
 
 
 def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:

@@ -6,7 +6,8 @@ import torch
 
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
-from variator_export.model.backbone import Backbone, BackboneInfo, load_backbone
+from variator_export.model.backbone import Backbone, load_backbone
+from variator_export.model.backbone_info import BackboneInfo
 from variator_export.model.quantization.calibration import Calibration
 
 

@@ -20,7 +20,7 @@ def analytic_macs(
 
     Returns:
         MACs of one forward pass: projections, attention scores and weighted sums, feed-forward networks,
-        and the plugin.
+        the plugin, and the keys and values for a decoder.
     """
     d, a = size.hidden_size, size.attention_size
     attention = length * 4 * d * a + 2 * length * length * a
@@ -38,4 +38,5 @@ def analytic_macs(
         decompress = windows * d * m + length * (d * m + m * d)  # down on y; down on x, up
         layer += compress + decompress
     positions = 2 * num_positions * d * a  # projected once for all rows
-    return round(size.num_layers * (batch_size * layer + positions))
+    cross = batch_size * length * d * size.cross_size
+    return round(size.num_layers * (batch_size * layer + positions)) + cross

@@ -32,6 +32,7 @@ _BACKBONE_FILES = (
     _SHARDS,
     *TOKENIZER_FILES,
     *TEXT_SETTINGS_FILES,
+    "generation_config.json",
     "modules.json",
     "[0-9]_*/config.json",
 )

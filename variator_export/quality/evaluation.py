@@ -107,6 +107,7 @@ def evaluate_bundle(
         UserError: The data does not fit the task, or a package is not installed.
         NumbersDisagreeError: The exported graph does not compute what eager PyTorch computes.
     """
+    bundle.refuse_decoder("evaluate")
     for module in ("scipy", "sklearn"):
         require(module, "evaluate", "Evaluating quality")
     if "eager" in runtimes:

@@ -75,6 +75,7 @@ def report(
             "Create it, or choose another --output.",
         )
     opened = Bundle.load(bundle)
+    opened.refuse_decoder("report")
     opened.check_all()
     sources = Sources(opened)
     recommended = sources.recommendations(goals)

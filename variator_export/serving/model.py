@@ -86,6 +86,7 @@ class ServedModel:
                 variant loses as little as was asked for.
         """
         bundle = Bundle.load(path)
+        bundle.refuse_decoder("serve")
         task = bundle.manifest.backbone.task
         if EMBEDDING not in bundle.manifest.backbone.outputs and task not in TASKS:
             raise UserError(

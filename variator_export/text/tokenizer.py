@@ -214,6 +214,11 @@ class TextEncoder:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
+    def plain(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
     @property
     def vocab_size(self) -> int:
         """The number of token ids, added tokens included."""

@@ -312,6 +312,9 @@ def verify(
             more, lost = eager.quantization(variant, runs.graph_inputs(variant), progress)
             findings[variant.name] += tuple(more)
             losses[variant.name] = tuple(lost)
+    if eager is not None and manifest.backbone.generates and target == GRAPHS:
+        for variant in chosen:
+            findings[variant.name] += tuple(eager.generation(variant, progress))
     bisections: list[Bisection] = []
     if reproduction is not None and eager is not None:
         for variant in chosen:

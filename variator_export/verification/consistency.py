@@ -106,7 +106,7 @@ def check_backbone(bundle: BundleFiles, backbone: "Backbone") -> None:
         "num_layers": (entry.num_layers, info.size.num_layers),
         "max_length": (entry.max_length, info.max_length),
         "outputs": (entry.outputs, info.outputs),
-        "token_outputs": (tuple(entry.token_outputs), tuple(info.spec.token_outputs)),
+        "token_outputs": (tuple(entry.token_outputs), tuple(info.token_outputs)),
     }
     for name, (found, expected) in facts.items():
         if found != expected:

@@ -11,6 +11,7 @@ import numpy as np
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import CALIBRATION, Variant
 from variator_export.bundle.origin import recorded_origin
+from variator_export.bundle.parts import DECODER
 from variator_export.core.environment import require_export
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
@@ -25,6 +26,7 @@ from variator_export.verification.judging.judge import REFERENCE, Finding
 from variator_export.verification.reference import Expected, eager_reference
 from variator_export.verification.runs import Runs
 from variator_export.verification.stored_recipe import recipe_of
+from variator_export.verification.verified_graph import open_for_verification
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
@@ -73,7 +75,7 @@ def load_bundle_backbone(
         UserError: The backbone is missing, or has different weights.
     """
     require_export()
-    from variator_export.model.backbone import read_backbone_info
+    from variator_export.model.backbone_info import read_backbone_info
     from variator_export.model.in_precision import load_in_precision
 
     entry = bundle.manifest.backbone
@@ -178,6 +180,34 @@ class EagerBundle:
         )
         with progress.bar(f"rounding {variant.name}", len(graphs)) as advance:
             return check_quantization(subject, self._cases(variant), advance)
+
+    def generation(self, variant: Variant, progress: Progress) -> list[Finding]:
+        """Check the decoder with a variant's encoder: scores along given tokens, and greedy search."""
+        from variator_export.engines.eager import EagerModel
+        from variator_export.generation.settings import read_settings
+        from variator_export.verification.generation import (
+            GeneratingVariant,
+            check_generation,
+            generation_cases,
+        )
+
+        bundle, precision = self._bundle, self._bundle.manifest.precision
+        size, decoder = bundle.manifest.backbone.decoder_size, bundle.manifest.any_ratio[DECODER]
+        assert size is not None
+        subject = GeneratingVariant(
+            graph=decoder,
+            encoder=open_for_verification(bundle.graph(variant.graph), {}, precision),
+            decoder=open_for_verification(bundle.graph(decoder), {}, precision),
+            size=size,
+            settings=read_settings(bundle.path),
+            exact=EagerModel.of_variant(self._exact, bundle, variant),
+            same_precision=EagerModel.of_variant(self._backbone, bundle, variant),
+            precision=precision,
+        )
+        with progress.bar(f"generate {variant.name}", 1) as advance:
+            findings, _ = check_generation(subject, generation_cases(self._cases(variant)), self._seed or 0)
+            advance()
+        return findings
 
     def bisect(
         self, variant: Variant, findings: Sequence[Finding], runs: Runs, folder: Path, progress: Progress

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from variator_export.core.axes import token_axis
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, Runner
 from variator_export.verification.judging.error_budget import Budget
@@ -227,7 +228,10 @@ class _Rows:
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph, and refuse outputs without one row per input row, or per token for token outputs."""
-        outputs = self._runner.run(inputs)
+        outputs = {
+            name: np.moveaxis(values, token_axis(name), 1) if name in self._token_outputs else values
+            for name, values in self._runner.run(inputs).items()
+        }
         shape = inputs["input_ids"].shape
         for name, values in outputs.items():
             expected = shape if name in self._token_outputs else shape[:1]

@@ -4,7 +4,7 @@ The reference is computed with eager PyTorch, or read from the bundle on a machi
 the backbone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from variator_export.core.axes import is_key_or_value
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, Runner
 from variator_export.verification.cases import REAL_TEXT, Case
@@ -92,6 +93,9 @@ def _refuse_not_finite(case: Case, outputs: Arrays) -> None:
 def save_reference(reference: Sequence[Expected], path: Path) -> None:
     """Store the small cases, so that a machine without torch can verify.
 
+    Without keys and values for a decoder: they are products of the last hidden states, and would be most of
+    the bundle.
+
     The tensors are CASE/inputs/NAME, int64 (B, S); CASE/outputs/NAME, float32 (half the bytes of float64; the
     rounding is an eighth of the smallest limit); and CASE/base_error/NAME, float64 (3,), the fields of
     `Budget`.
@@ -103,13 +107,20 @@ def save_reference(reference: Sequence[Expected], path: Path) -> None:
             continue
         tensors |= {f"{name}/inputs/{key}": array for key, array in expected.case.inputs.items()}
         tensors |= {
-            f"{name}/outputs/{key}": array.astype(np.float32) for key, array in expected.outputs.items()
+            f"{name}/outputs/{key}": expected.outputs[key].astype(np.float32)
+            for key in stored_outputs(expected.outputs)
         }
         tensors |= {
-            f"{name}/base_error/{key}": np.array(astuple(budget)) for key, budget in expected.budgets.items()
+            f"{name}/base_error/{key}": np.array(astuple(expected.budgets[key]))
+            for key in stored_outputs(expected.budgets)
         }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}))
+
+
+def stored_outputs(outputs: Iterable[str]) -> list[str]:
+    """The outputs that a stored reference has, of all outputs of a graph."""
+    return [name for name in outputs if not is_key_or_value(name)]
 
 
 def load_reference(path: Path, outputs: Sequence[str] | None = None) -> list[Expected]:
@@ -117,7 +128,7 @@ def load_reference(path: Path, outputs: Sequence[str] | None = None) -> list[Exp
 
     Args:
         path: The file.
-        outputs: Names of the outputs that every case must have. None means that they are not checked.
+        outputs: Names of the graph's outputs. None means that they are not checked.
 
     Raises:
         UserError: The file is not a stored reference, or lacks an output or the real text.
@@ -130,7 +141,7 @@ def load_reference(path: Path, outputs: Sequence[str] | None = None) -> list[Exp
         if REAL_TEXT not in parts:
             raise ValueError(f"it lacks the case {REAL_TEXT!r}")
         for case, part in parts.items():
-            if outputs is not None and part["outputs"].keys() != set(outputs):
+            if outputs is not None and part["outputs"].keys() != set(stored_outputs(outputs)):
                 raise ValueError(f"the case {case!r} has the outputs {', '.join(sorted(part['outputs']))}")
             for name, array in (*part["outputs"].items(), *part["base_error"].items()):
                 if array.dtype.kind != "f":

@@ -4,10 +4,8 @@ import shutil
 
 import numpy as np
 
-from variator_export.building.context import ANY_RATIO_NAME, BuildContext
+from variator_export.building.context import BuildContext
 from variator_export.building.plan import VariantPlan
-from variator_export.bundle.manifest import DEFAULT_GRAPH
-from variator_export.bundle.parts import MODEL, graph_name
 from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import NumbersDisagreeError
 from variator_export.engines.onnxruntime.adapters import write_adapter
@@ -22,12 +20,12 @@ def name_default(context: BuildContext, plan: VariantPlan) -> None:
 
     A copy, because ONNX Runtime refuses links to graphs with external data. The weights are not copied.
     """
-    staged, source = context.staged, graph_name(plan.name, MODEL)
+    staged, source, name = context.staged, context.graph(plan), f"{context.part}.onnx"
 
     def make() -> None:
-        shutil.copyfile(staged.folder / source, staged.folder / DEFAULT_GRAPH)
+        shutil.copyfile(staged.folder / source, staged.folder / name)
 
-    staged.step("default", {"variant": plan.name, "graph": staged.sha256(source)}, [DEFAULT_GRAPH], make)
+    staged.step("default", {"variant": plan.name, "graph": staged.sha256(source)}, [name], make)
 
 
 def adapter_name(variant: str) -> str:
@@ -55,7 +53,7 @@ def make_adapter(context: BuildContext, plan: VariantPlan) -> None:
             context.info.size, folder / context.plugin_folder(plan)
         )
         write_adapter(plugin, folder / name)
-        runner = open_for_verification(folder / ANY_RATIO_NAME, plugin, context.recipe.precision)
+        runner = open_for_verification(folder / context.any_ratio, plugin, context.recipe.precision)
         inputs = {n: np.ones((2, plan.ratio + 1), np.int64) for n in context.info.spec.family.inputs}
         if "attention_mask" in inputs:
             inputs["attention_mask"][1, -1] = 0  # so that the masking mode matters

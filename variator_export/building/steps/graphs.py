@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from variator_export.building.context import (
-    ANY_RATIO_NAME,
     BOUND_BY,
     INITIALISED_BY,
     TEXT_CHECKED_BY,
@@ -17,7 +16,6 @@ from variator_export.building.context import (
 )
 from variator_export.building.plan import VariantPlan
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, CALIBRATION, LEAST_SHARE, PrecisionProof
-from variator_export.bundle.parts import MODEL, graph_name
 from variator_export.bundle.reports import build_verification_report
 from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import NumbersDisagreeError, UserError
@@ -141,8 +139,8 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
         )
         opset = context.recipe.graphs.opset
         assert opset is not None
-        model = trace(context.backbone, staged.folder, BACKBONE_WEIGHTS, opset)
-        ir.save(model, staged.folder / ANY_RATIO_NAME)
+        for part, model in trace(context.backbone, staged.folder, BACKBONE_WEIGHTS, opset).items():
+            ir.save(model, staged.folder / context.traced[part])
 
     depends_on: dict[str, Any] = {
         "backbone": context.backbone_key,
@@ -155,19 +153,19 @@ def trace_backbone(context: BuildContext, variants: list[VariantPlan]) -> None:
         depends_on["float32_modules"] = list(context.recipe.quantization.float32_modules)
     if context.calibration is not None:
         depends_on["calibration"] = staged.sha256(CALIBRATION)
-    staged.step("trace", depends_on, [ANY_RATIO_NAME, BACKBONE_WEIGHTS], make)
+    staged.step("trace", depends_on, [*context.traced.values(), BACKBONE_WEIGHTS], make)
 
 
 def bind_variant(context: BuildContext, plan: VariantPlan) -> None:
     """Bind a variant's plugin into the any-ratio graph, which yields the graph of one ratio."""
     staged = context.staged
-    output = f"{plan.name}.onnx"
+    output = context.graph(plan)
 
     def make() -> None:
         import onnx_ir as ir
 
         method = METHODS.find(plan.method)
-        model = method.bind(staged.folder / ANY_RATIO_NAME, context.plugin_folder(plan))
+        model = method.bind(staged.folder / context.any_ratio, context.plugin_folder(plan))
         ir.save(model, staged.folder / output)
 
     depends_on = {**context.graph_input_hashes(plan), "made_by": context.code_fingerprint(*BOUND_BY)}
@@ -181,7 +179,7 @@ def precision_proof(context: BuildContext, plan: VariantPlan) -> PrecisionProof:
         NumbersDisagreeError: Less than 95 % of the multiply-accumulates outside modules declared as float32
             are in the recipe's precision.
     """
-    staged, name = context.staged, f"{plan.name}.onnx"
+    staged, name = context.staged, context.graph(plan)
     if staged.old is not None:
         for variant in staged.old.manifest.variants:
             files = staged.old.manifest.files
@@ -207,7 +205,7 @@ def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
     staged, recipe = context.staged, context.recipe
     depends_on = {
         **context.graph_input_hashes(plan),
-        "graph": staged.sha256(f"{plan.name}.onnx"),
+        "graph": staged.sha256(context.graph(plan)),
         "backbone": context.backbone_key,
         "cases": recipe.verify.model_dump(mode="json"),
         "allowed": MULTIPLE,
@@ -276,7 +274,7 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
     subject = CheckedVariant(
         plan.ratio,
         context.encoder.pad_token_id,
-        info.spec.token_outputs,
+        info.token_outputs,
         info.max_length,
         padding_states_vary=info.spec.family.padding_states_vary,
         masking=None if plan.plugin is None else context.plugin_config(plan).masking,
@@ -288,7 +286,7 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         # Reference first, then the sessions, so that the float64 copy and the sessions are never in memory
         # at the same time.
         reference = _reference(context, plan, cases, advance)
-        graphs = {graph_name(plan.name, MODEL): {}, ANY_RATIO_NAME: extra}
+        graphs: dict[str, Arrays] = {context.graph(plan): {}, context.any_ratio: extra}
         openers = {
             name: functools.partial(open_for_verification, folder / name, extra, recipe.precision)
             for name, extra in graphs.items()
@@ -304,7 +302,7 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
                 exact=context.eager(plan, context.backbone.to_dtype(torch.float64)),
                 rounded=context.eager(plan),
                 float32=context.eager(plan, context.unquantized),
-                token_outputs=info.spec.token_outputs,
+                token_outputs=info.token_outputs,
                 limits=recipe.quantization,
             )
             more, losses = check_quantization(quantized, cases, advance)

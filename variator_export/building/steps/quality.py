@@ -39,7 +39,7 @@ def read_request(context: BuildContext) -> Request | None:
         context.source.name,
         info.spec.head.task,
         info.outputs,
-        info.spec.token_outputs,
+        info.token_outputs,
         info.config.to_dict(),
     )
     request.prepare(model, context.encoder)

@@ -1,5 +1,6 @@
 """`variator-export run`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,13 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from variator_export.building.plan import parse_ratio
+from variator_export.bundle.manifest import Variant
 from variator_export.cli import options, run_options
 from variator_export.cli.output import Format, Output
 from variator_export.cli.run.files import SUFFIXES, numbers, read_texts, write_results
+from variator_export.cli.run.generation import parse_settings, run_generation
 from variator_export.core.errors import UsageError
 from variator_export.engines.batches import BATCH_SIZE
 from variator_export.sessions import Bundle
-from variator_export.text.tokenizer import token_row
+from variator_export.text.tokenizer import TokenRow, token_row
 
 _SHOWN_ENTITIES = 5
 
@@ -56,6 +59,24 @@ def run_command(
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="The largest number of texts to run at once.")
     ] = BATCH_SIZE,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="The longest generated text in tokens. Default: the model's own setting."
+        ),
+    ] = None,
+    num_beams: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="The number of beams. Default: the model's own setting."),
+    ] = None,
+    generation: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Another setting of the generation, with transformers' name, for example do_sample=true; "
+            "may be repeated.",
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,7 +99,8 @@ def run_command(
 ) -> None:
     """Run texts through a bundle, without torch or transformers.
 
-    Prints labels, entities or answers, by the model's task, and the outputs.
+    Prints labels, entities or answers, by the model's task, and the outputs. A model that generates text
+    prints one text as it comes.
 
     **Examples**
 
@@ -86,6 +108,8 @@ def run_command(
 
     `variator-export run artifacts/minilm --ratio 4 --input texts.txt --output-name sentence_embedding
     --output vectors.npy`
+
+    `variator-export run summariser --ratio 4 --input articles.txt --max-new-tokens 60 --num-beams 4`
 
     `variator-export run reranker --text "When does it leave?" --pair "The ferry leaves at seven."`
     """
@@ -96,20 +120,39 @@ def run_command(
     first, second = _texts(bundle, text, pair, input, (text_column, pair_column, header))
     loaded = Bundle.load(bundle)
     entry = loaded.variant(loaded.manifest.default_variant if choice is None else choice)
-    names = _outputs(loaded, only, output)
+    generates = loaded.manifest.backbone.generates
+    settings = parse_settings(generation or (), max_new_tokens, num_beams)
+    if generates and (second is not None or only):
+        raise UsageError(
+            f"{bundle} generates text: it takes neither --pair nor --output-name.", "Leave them out."
+        )
+    if settings and not generates:
+        raise UsageError(
+            f"{bundle} does not generate text, so it has no {next(iter(settings))}.", "Leave it out."
+        )
+    names = () if generates else _outputs(loaded, only, output)
     session = loaded.session(
         target, entry.name, allow_unverified=allow_unverified, trust_host_code=trust_host_code
     )
+    if generates:
+        generator = loaded.text_to_text(entry.name, session=session)
+        rows = generator.encoder.token_rows(first, truncate=truncate, prompt_name=prompt)
+        _warn(printer, rows, generator.encoder.max_length, entry)
+        run_generation(
+            printer,
+            generator,
+            rows,
+            first,
+            settings=settings,
+            batch_size=batch_size,
+            output=output,
+            about={"variant": entry.name, "ratio": entry.ratio, "target": target},
+        )
+        return
     model = loaded.text_model(entry.name, session=session)
     encodings = model.encode(first, second, truncate=truncate, prompt_name=prompt)
     rows = [token_row(encoding) for encoding in encodings]
-    if cut := sum(row.truncated for row in rows):
-        limit = model.encoder.max_length
-        printer.hint(f"{cut} of {len(rows)} texts were truncated to the model's limit of {limit} tokens.")
-    if entry.plugin is not None and not entry.plugin.trained:
-        printer.hint(
-            f"warning: the plugin of {entry.name} was only initialised; its outputs are meaningless."
-        )
+    _warn(printer, rows, model.encoder.max_length, entry)
     found = model.outputs(rows, batch_size)
     predicts = model.no_predictions(pairs=second is not None) is None
     predictions = model.predictions(encodings, found, first, second) if predicts else [None] * len(first)
@@ -130,6 +173,16 @@ def run_command(
         printer.document({"variant": entry.name, "ratio": entry.ratio, "results": shown})
     elif output is None:
         printer.table(_table(f"{entry.name} on {target}", results))
+
+
+def _warn(printer: Output, rows: Sequence[TokenRow], limit: int | None, variant: Variant) -> None:
+    """Say what makes the results other than expected."""
+    if cut := sum(row.truncated for row in rows):
+        printer.hint(f"{cut} of {len(rows)} texts were truncated to the model's limit of {limit} tokens.")
+    if variant.plugin is not None and not variant.plugin.trained:
+        printer.hint(
+            f"warning: the plugin of {variant.name} was only initialised; its outputs are meaningless."
+        )
 
 
 def _texts(

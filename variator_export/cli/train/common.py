@@ -31,7 +31,8 @@ def load(source: str | None, task: str | None, architecture: str | None) -> Any:
         UsageError: Both a task and an architecture were given.
     """
     options.check_architecture(task, architecture)
-    from variator_export.model.backbone import load_backbone, read_backbone_info
+    from variator_export.model.backbone import load_backbone
+    from variator_export.model.backbone_info import read_backbone_info
     from variator_export.model.source import resolve_source
     from variator_export.text.tokenizer import TextEncoder
 

@@ -26,6 +26,8 @@ _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
 _BREAKS_FLOAT8 = ["QDQPropagationTransformer"]
 # Suffix of the events in which ONNX Runtime reports the time of an operator itself.
 _KERNEL = "_kernel_time"
+# TensorProto.BFLOAT16
+_ONNX_BFLOAT16 = 16
 
 
 def _open(
@@ -226,9 +228,35 @@ class IoBindingRunner:
         """Run the graph once; int64 inputs (B, S), and the uploaded arrays."""
         if not self._binds:
             return _call(self._session, {**inputs, **uploaded})
+        return dict(zip(self._outputs, self._run(inputs, uploaded).copy_outputs_to_cpu(), strict=True))
+
+    def run_values(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the graph once, as `run` does, and leave the outputs on the device.
+
+        Returns:
+            Values by name that can be inputs of another run. The runner must bind.
+        """
+        return dict(zip(self._outputs, self._run(inputs, uploaded).get_outputs(), strict=True))
+
+    def _run(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> Any:
         try:
             binding = self._bind(inputs, uploaded)
             self._session.run_with_iobinding(binding)
-            return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+            return binding
         except Exception as error:  # onnxruntime's exceptions have no common base class
             raise _failed(inputs, error) from error
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Any:
+        """A value on the device that holds nothing: one of its sizes is 0."""
+        from onnxruntime import OrtValue
+
+        if dtype == "bfloat16":  # numpy has no such type
+            array = np.empty(shape, np.uint16)
+            return OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ONNX_BFLOAT16)
+        return OrtValue.ortvalue_from_numpy(np.empty(shape, dtype), self._device, 0)
+
+    def take(self, value: Any, rows: np.ndarray) -> Any:
+        """Some rows of a value on the device."""
+        from onnxruntime import OrtValue
+
+        return OrtValue.ortvalue_from_numpy(value.numpy()[rows], self._device, 0)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import BackboneEntry
 from variator_export.core.errors import UserError
 from variator_export.engines.added_plugin import load_added_plugin, refuse_added_plugin
 from variator_export.engines.base import Arrays, check_inputs
@@ -35,7 +36,7 @@ class OnnxRuntimeSession:
     def __init__(self, bundle: BundleFiles, *, threads: int | None = None, provider: Provider = CPU) -> None:
         self._bundle, self._backbone = bundle, bundle.manifest.backbone
         graph = bundle.graph(bundle.manifest.any_ratio_graph)
-        self._graph = IoBindingRunner(graph, provider, threads=threads)
+        self._graph = _open(graph, self._backbone, provider, threads)
         # Load all plugins now, so that publishing the bundle again later changes nothing here. The table is
         # only ever replaced as a whole: calls in other threads see either the old or the new table.
         self._plugins = {
@@ -100,10 +101,20 @@ class OnnxRuntimeSession:
         Raises:
             UserError: The session has no such variant or plugin, or the inputs do not fit.
         """
+        return self._graph.run(*self._arguments(inputs, ratio))
+
+    def run_on_device(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None
+    ) -> dict[str, Any]:
+        """Run the model once, as `run` does, and leave the outputs on the device."""
+        return self._graph.run_values(*self._arguments(inputs, ratio))
+
+    def _arguments(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None
+    ) -> tuple[Arrays, Mapping[str, Any]]:
         asked = self._bundle.manifest.default_variant if ratio is None else ratio
         plugin = self._find(asked).tensors
-        arrays = check_inputs(inputs, self._backbone.part, self._backbone.max_length)
-        return self._graph.run(arrays, plugin)
+        return check_inputs(inputs, self._backbone.part, self._backbone.max_length), plugin
 
 
 class OnnxRuntimeVariantSession:
@@ -119,7 +130,8 @@ class OnnxRuntimeVariantSession:
     ) -> None:
         self._bundle, self._backbone = bundle, bundle.manifest.backbone
         self._variant = bundle.variant(variant)
-        self._graph = IoBindingRunner(bundle.graph(self._variant.graph), provider, threads=threads)
+        graph = bundle.graph(self._variant.graph)
+        self._graph = _open(graph, self._backbone, provider, threads)
         bundle.check_unchanged()
 
     @property
@@ -147,9 +159,23 @@ class OnnxRuntimeVariantSession:
         Raises:
             UserError: The call asks for another ratio, or the inputs do not fit.
         """
+        return self._graph.run(self._arguments(inputs, ratio), {})
+
+    def run_on_device(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None
+    ) -> dict[str, Any]:
+        """Run the variant once, as `run` does, and leave the outputs on the device."""
+        return self._graph.run_values(self._arguments(inputs, ratio), {})
+
+    def _arguments(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> Arrays:
         if ratio not in (None, self._variant.ratio, self._variant.name):
             raise UserError(
                 f"This session runs {self._variant.name} (ratio {self._variant.ratio}), not {ratio!r}.",
                 "Open a session for every ratio: leave out `variant` in bundle.session(...).",
             )
-        return self._graph.run(check_inputs(inputs, self._backbone.part, self._backbone.max_length), {})
+        return check_inputs(inputs, self._backbone.part, self._backbone.max_length)
+
+
+def _open(graph: Path, backbone: BackboneEntry, provider: Provider, threads: int | None) -> IoBindingRunner:
+    # A decoder reads the outputs from the device, on a CPU too.
+    return IoBindingRunner(graph, provider, threads=threads, bind=True if backbone.generates else None)

@@ -1,6 +1,7 @@
 """ONNX Runtime as a target: on the CPU, and on NVIDIA GPUs through its providers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.core.errors import UserError
@@ -62,9 +63,17 @@ class OnnxRuntimeTarget(Target):
         )
 
         self.require(bundle)
-        if variant is None:
-            return OnnxRuntimeSession(bundle, threads=options.threads, provider=self.provider)
-        return OnnxRuntimeVariantSession(bundle, variant, threads=options.threads, provider=self.provider)
+        how: dict[str, Any] = {"threads": options.threads, "provider": self.provider}
+        session = (
+            OnnxRuntimeSession(bundle, **how)
+            if variant is None
+            else OnnxRuntimeVariantSession(bundle, variant, **how)
+        )
+        if bundle.manifest.backbone.generates:
+            from variator_export.engines.onnxruntime.text_session import OnnxRuntimeTextSession
+
+            return OnnxRuntimeTextSession(bundle, session, **how)
+        return session
 
 
 CPU_TARGET, CUDA_TARGET, TENSORRT_TARGET, TENSORRT_RTX_TARGET = (

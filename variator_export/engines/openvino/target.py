@@ -23,6 +23,7 @@ class OpenVinoTarget(Target):
         Raises:
             UserError: OpenVINO does not run the bundle's precision.
         """
+        bundle.refuse_decoder("the target openvino")
         precision = bundle.manifest.precision
         if precision not in HINTS:
             raise UserError(

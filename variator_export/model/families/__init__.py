@@ -8,7 +8,7 @@ from variator_export.core.registry import Registry, remedy
 from variator_export.model.families.base import Architecture, Family
 
 # Ends of the class names of models that a family file cannot describe.
-_NOT_ENCODERS = ("ForCausalLM", "LMHeadModel", "ForImageClassification", "ForConditionalGeneration")
+_NOT_ENCODERS = ("ForCausalLM", "LMHeadModel", "ForImageClassification")
 
 FAMILIES = Registry(
     kind="family",
@@ -17,13 +17,17 @@ FAMILIES = Registry(
     own={
         family: f"variator_export.model.families.{reference}"
         for family, reference in {
+            "bart": "bart:BART",
             "bert": "bert:BERT",
             "deberta": "deberta:DEBERTA",
             "deberta-v2": "deberta:DEBERTA_V2",
             "distilbert": "distilbert:DISTILBERT",
             "electra": "electra:ELECTRA",
+            "mbart": "bart:MBART",
             "modernbert": "modernbert:MODERNBERT",
             "mpnet": "mpnet:MPNET",
+            "mt5": "t5:MT5",
+            "pegasus": "bart:PEGASUS",
             "roberta": "roberta:ROBERTA",
             "t5": "t5:T5",
             "xlm-roberta": "roberta:XLM_ROBERTA",
@@ -70,7 +74,7 @@ def find_architecture(name: str) -> Architecture:
     same_family = [other for other, found in known.items() if found.family.name == nearest]
     hint = "A family of encoders is one file; others can add it from outside (see docs/families.md)."
     if name.endswith(_NOT_ENCODERS):
-        hint = "Only encoders of text can be compressed."
+        hint = "Only encoders of text can be compressed, alone or with a decoder that reads them."
     if same_family:
         hint = f"Use {' or '.join(same_family)} from its family (--task or backbone.architecture). {hint}"
     raise UserError(

@@ -4,13 +4,13 @@ Each family has one file and is listed in `families/__init__.py`. Adding a famil
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from variator_export.core.encoder_size import EncoderSize
+from variator_export.core.encoder_size import DecoderSize, EncoderSize
 
 WrapFFN = Callable[[int, nn.Module], nn.Module]
 Positions = Callable[[Tensor, Any], Tensor]
@@ -25,16 +25,20 @@ class Head:
         outputs: Names of the model's outputs, as the model spells them.
         token_outputs: Names of the outputs with one row per token, which are cut back to the caller's length.
         init_options: Options for the class's constructor, to leave out modules that no output needs.
+        generates: Whether the model generates text with the family's decoder. The outputs are then those of
+            the encoder, without the keys and values for the decoder.
     """
 
     task: str
     outputs: tuple[str, ...]
     token_outputs: tuple[str, ...] = ()
     init_options: Mapping[str, Any] = field(default_factory=dict)
+    generates: bool = False
 
 
 _SPANS = ("start_logits", "end_logits")
 FEATURES = Head("feature-extraction", ("last_hidden_state",), ("last_hidden_state",))
+TEXT_TO_TEXT = Head("text2text-generation", ("last_hidden_state",), ("last_hidden_state",), generates=True)
 _HEADS = {
     "ForSequenceClassification": Head("text-classification", ("logits",)),
     "ForTokenClassification": Head("token-classification", ("logits",), ("logits",)),
@@ -55,6 +59,31 @@ def encoder_heads(prefix: str, model_options: Mapping[str, Any] | None = None) -
 
 
 @dataclass(frozen=True)
+class Decoder:
+    """The decoder of a family with two stacks.
+
+    Attributes:
+        stack: Name of the module that holds the decoder layers, inside transformers' base model.
+        cross_projections: Function of a decoder layer that returns the linear layers of its cross-attention
+            that make keys and values out of the encoder's hidden states.
+        size: Function of the configuration that returns the decoder's sizes.
+        max_length: Function of the configuration that returns the longest output in tokens; None if there is
+            no limit.
+    """
+
+    stack: str
+    cross_projections: Callable[[nn.Module], tuple[nn.Module, nn.Module]]
+    size: Callable[[Any], DecoderSize]
+    max_length: Callable[[Any], int | None]
+
+    def layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The decoder layers of a transformers model, in order."""
+        base = getattr(model, "base_model", model)
+        layers: Any = base.get_submodule(self.stack)
+        return list(layers)
+
+
+@dataclass(frozen=True)
 class Family:
     """A backbone family.
 
@@ -65,7 +94,7 @@ class Family:
         positions: Function of (`input_ids` (B, N), the configuration) that returns `position_ids` for
             absolute positions. Padding to a multiple of k may exceed the backbone's last position (length 512
             with k=3 needs slot 513), so the ids are clamped to it. None if the backbone has no position ids,
-            or has no last position.
+            or has no last position, or finds the positions itself.
         stack: Name of the module that holds the encoder layers, inside transformers' base model.
         wrap_ffns: Replaces the feed-forward network of every encoder layer by the result of the given
             function of (layer, feed-forward network without residual and layer norm).
@@ -77,6 +106,9 @@ class Family:
         float32_modules: Last name components of the modules that stay in float32 in a float16 or int8 model,
             as in transformers: their results would overflow float16, and their inputs have the outliers that
             int8 rounds worst.
+        clamp_positions: For a backbone that finds its positions itself: makes its encoder clamp them, in
+            place, for the same reason. None if it need not.
+        decoder: The decoder, for classes that generate text. None in a family of encoders.
         padding_states_vary: Whether the hidden states of padding depend on the amount of padding. A plugin
             that does not exclude padding reads them, so its outputs depend on it too.
     """
@@ -91,6 +123,8 @@ class Family:
     max_length: Callable[[Any], int | None]
     refuse: Callable[[Any], str | None] = lambda _config: None
     float32_modules: tuple[str, ...] = ()
+    clamp_positions: Callable[[nn.Module], None] | None = None
+    decoder: Decoder | None = None
     padding_states_vary: bool = False
 
 

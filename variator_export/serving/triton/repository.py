@@ -75,6 +75,7 @@ def export_repository(
         )
     _check_output(output, overwrite=overwrite)
     bundle = BundleFiles(bundle_folder(source))
+    bundle.refuse_decoder("export-triton")
     models = BACKENDS[options.backend](bundle, options)
     with exclusive(output) as staging:
         for model in models:

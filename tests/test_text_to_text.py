@@ -1,0 +1,336 @@
+"""Models that generate text: from checkpoint to generated text, at every ratio."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+import transformers
+from artefacts import Artefacts
+from command_line import call
+from conftest import TEXT_MODELS, VOCAB_SIZE, plugin_for
+from safetensors import safe_open
+
+from variator_export import Bundle, NumbersDisagreeError, UserError, build
+from variator_export.bundle.parts import DECODER, ENCODER
+from variator_export.engines.eager import EagerModel
+from variator_export.graph import trace, trace_decoder
+from variator_export.graph.macs import graph_macs
+from variator_export.model.backbone import Backbone
+from variator_export.model.macs import analytic_macs
+from variator_export.model.methods import method_of
+from variator_export.model.plugin_file import save_plugin
+from variator_export.recipe.recipe import Recipe
+
+RATIOS = (2, 3, 4)
+TEXTS = [
+    "The ferry to the island leaves at seven.",
+    "Prices rose 3.4 % in May.",
+    "Yes.",
+    "She had kept every letter he wrote, tied with a blue ribbon, in the drawer beneath the window.",
+]
+Find = Callable[[str], Bundle]
+
+
+def _recipe(source: Path, plugins: list[Path], **changes: object) -> Recipe:
+    recipe = {
+        "name": "text",
+        "backbone": {"source": str(source)},
+        "plugins": [{"source": str(plugin)} for plugin in plugins],
+        "targets": ["onnxruntime"],
+        "speed": None,
+    }
+    return Recipe.model_validate(recipe | changes)
+
+
+@pytest.fixture(scope="session")
+def text_recipe(artefacts: Artefacts, load_model: Callable[..., Backbone]) -> Callable[..., Recipe]:
+    """A recipe of a small model that generates text, with random plugins, by the model's name."""
+
+    def find(name: str, ratios: tuple[int, ...] = RATIOS, **changes: object) -> Recipe:
+        backbone = load_model(name)
+
+        def save(ratio: int, folder: Path) -> None:
+            masking = "exclude-padding" if ratio == 3 else "none"
+            save_plugin(plugin_for(backbone, ratio, masking=masking), folder)
+
+        plugins = [artefacts.folder(f"text/{name}/{k}", functools.partial(save, k)) for k in ratios]
+        return _recipe(backbone.info.source.folder, plugins, **changes)
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def text_bundle(artefacts: Artefacts, text_recipe: Callable[..., Recipe]) -> Find:
+    """A bundle of a small model that generates text, not to be changed."""
+
+    def find(name: str) -> Bundle:
+        return Bundle.load(artefacts.folder(f"bundles/{name}", functools.partial(build, text_recipe(name))))
+
+    return find
+
+
+def _inputs(rows: int, length: int, seed: int) -> dict[str, np.ndarray]:
+    """Random tokens in rows of different length."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, length + 1, rows)
+    lengths[0] = length
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
+    return {
+        "input_ids": np.where(mask > 0, rng.integers(103, VOCAB_SIZE, mask.shape), 0),
+        "attention_mask": mask,
+    }
+
+
+def _rows(tokens: np.ndarray) -> list[list[int]]:
+    """Generated rows as transformers returns them, without the start token and what follows the end."""
+    rows = []
+    for row in tokens[:, 1:].tolist():
+        end = row.index(102) + 1 if 102 in row else len(row)
+        rows.append(row[:end])
+    return rows
+
+
+@pytest.mark.parametrize("name", TEXT_MODELS)
+def test_every_ratio_generates_the_tokens_of_eager_pytorch(
+    text_bundle: Find, load_model: Callable[..., Backbone], name: str
+) -> None:
+    bundle, backbone = text_bundle(name), load_model(name)
+    session = bundle.session()
+    assert session.ratios == (1, *RATIOS)
+    texts = set()
+    for variant in bundle.manifest.variants:
+        eager = EagerModel(backbone, method_of(variant).eager(backbone, bundle.variant_folder(variant)))
+        alone = bundle.session(variant=variant.name)
+        for seed, (rows, length) in enumerate(((5, 17), (1, 1), (3, variant.ratio + 1))):
+            inputs = _inputs(rows, length, seed)
+            for settings in (
+                {"max_new_tokens": 10},
+                {"max_new_tokens": 8, "num_beams": 3},
+                {"max_new_tokens": 8, "num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5},
+            ):
+                expected = _rows(eager.generate(inputs, **settings))
+                for one in (session, alone):
+                    found = one.generate(inputs, variant.name, **settings)
+                    assert [s.tolist() for row in found.tokens for s in row] == expected, (variant, settings)
+        texts.add(str(expected))
+    assert len(texts) == len(bundle.manifest.variants), "the ratio makes a difference"
+
+
+def test_files_are_those_that_a_design_of_parts_promises(text_bundle: Find) -> None:
+    bundle = text_bundle("t5-text")
+    manifest = bundle.manifest
+    assert manifest.any_ratio == {ENCODER: f"any-ratio_{ENCODER}.onnx", DECODER: f"{DECODER}.onnx"}
+    for variant in manifest.variants:
+        assert variant.graphs == {ENCODER: f"{variant.name}_{ENCODER}.onnx", DECODER: f"{DECODER}.onnx"}
+    decoder = manifest.backbone.parts[DECODER]
+    assert decoder.feeds["past_key_values.0.encoder.key"] == f"{ENCODER}.present.0.encoder.key"
+    assert decoder.feeds["past_key_values.2.decoder.value"] == f"{DECODER}.present.2.decoder.value"
+    assert decoder.inputs[-1].axes == ("batch_size", 4, "sequence_length", 6)
+    assert manifest.backbone.task == "text2text-generation"
+    assert "generation_config.json" in manifest.files
+
+
+@pytest.mark.parametrize("name", ["t5-text", "t5-gated-text", "bart-text"])
+def test_every_weight_is_stored_once(
+    text_bundle: Find, load_model: Callable[..., Backbone], name: str
+) -> None:
+    bundle, backbone = text_bundle(name), load_model(name)
+    with safe_open(bundle.file("weights.safetensors"), "np") as file:
+        names = list(file.keys())
+        contents = [file.get_tensor(n).tobytes() for n in names]
+    by_content: dict[bytes, list[str]] = {}
+    for found, content in zip(names, contents, strict=True):
+        by_content.setdefault(content, []).append(found)
+    # Layer norms of ones and biases of zeros are equal to each other by chance.
+    assert not [same for content, same in by_content.items() if len(same) > 1 and len(content) > 4 * 64]
+    parameters = sum(p.numel() for p in backbone.model.parameters())
+    stored = sum(len(content) for content in contents) / 4
+    assert stored <= parameters + VOCAB_SIZE, "the bias of BART's scores is a buffer"
+    for graph in sorted(bundle.path.glob("*.onnx")):
+        model = ir.load(graph)
+        for value in model.graph.initializers.values():
+            stored_outside = isinstance(value.const_value, ir.ExternalTensor)
+            assert stored_outside or value.const_value is None or value.const_value.nbytes < 64 * 1024
+
+
+def test_the_savings_count_what_is_not_compressed(text_bundle: Find) -> None:
+    bundle = text_bundle("t5-text")
+    size = bundle.manifest.backbone.encoder_size
+    assert size.cross_size == 2 * 3 * 24
+    for variant in bundle.manifest.variants:
+        bottleneck = variant.plugin.bottleneck_size if variant.plugin else 0
+        expected = analytic_macs(size, 2, 24, variant.ratio, bottleneck)
+        found = graph_macs(bundle.graph(variant.graphs[ENCODER]), 2, 24, variant.ratio)
+        assert found == pytest.approx(expected, rel=0.02)
+
+
+# From text to text.
+
+
+def test_texts_are_those_of_transformers(text_bundle: Find, load_model: Callable[..., Backbone]) -> None:
+    bundle, backbone = text_bundle("bart-text"), load_model("bart-text")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bundle.path)
+    batch = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        found = backbone.model.generate(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=9
+        )
+    expected = tokenizer.batch_decode(found, skip_special_tokens=True)
+    assert bundle.generate(TEXTS, 1, max_new_tokens=9) == expected
+    assert bundle.generate(TEXTS, 1, max_new_tokens=9, batch_size=1) == expected
+    assert bundle.generate(TEXTS[1], 1, max_new_tokens=9) == expected[1]
+    assert "".join(bundle.generate_stream(TEXTS[0], 1, max_new_tokens=9)) == expected[0]
+    several = bundle.generate(TEXTS, 4, max_new_tokens=5, num_beams=2, num_return_sequences=2)
+    assert [len(row) for row in several] == [2] * 4
+
+
+def test_run_prints_the_text_as_it_comes(text_bundle: Find, tmp_path: Path) -> None:
+    bundle = text_bundle("bart-text")
+    expected = bundle.generate(TEXTS, 4, max_new_tokens=6)
+    arguments = ("run", str(bundle.path), "--ratio", "4", "--max-new-tokens", "6")
+    assert call(*arguments, "--text", TEXTS[0]).stdout.strip() == expected[0].strip()
+    document = json.loads(
+        call(*arguments, *(part for t in TEXTS for part in ("--text", t)), "--format", "json").stdout
+    )
+    assert [result["generated"] for result in document["results"]] == expected
+    lines = tmp_path / "found.jsonl"
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    call(*arguments, "--input", str(tmp_path / "texts.txt"), "--output", str(lines))
+    assert [json.loads(line)["generated"] for line in lines.read_text().splitlines()] == expected
+    table = call(*arguments, "--text", TEXTS[0], "--num-beams", "2", "--generation", "length_penalty=0.5")
+    assert "generated" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--generation", "num_beam=2"), "Did you mean 'num_beams'?"),
+        (("--generation", "num_beams"), "not NAME=VALUE"),
+        (("--generation", "num_beams=2", "--num-beams", "2"), "given twice"),
+        (("--generation", "temperature=0.5"), "no effect without do_sample"),
+        (("--max-new-tokens", "65"), "positions for 64"),
+        (("--pair", "b"), "neither --pair nor"),
+        (("--output", "vectors.npy"), "not text"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_run_refuses_what_makes_no_sense(text_bundle: Find, arguments: tuple[str, ...], words: str) -> None:
+    result = call("run", str(text_bundle("bart-text").path), "--text", "a", *arguments)
+    assert result.returncode in (1, 2)
+    assert words in result.stderr
+
+
+def test_generation_settings_are_for_models_that_generate(small_bundle: Path) -> None:
+    result = call("run", str(small_bundle), "--text", "a", "--num-beams", "2")
+    assert (result.returncode, "does not generate text" in result.stderr) == (2, True)
+    with pytest.raises(UserError, match="does not generate text"):
+        Bundle.load(small_bundle).generate(["a"])
+
+
+def test_an_empty_row_is_refused(text_bundle: Find) -> None:
+    inputs = _inputs(3, 5, 0)
+    inputs["attention_mask"][1] = 0
+    with pytest.raises(UserError, match="Row 2 of the inputs has no token"):
+        text_bundle("t5-text").session().generate(inputs)
+
+
+def test_what_a_model_that_generates_does_not_have_is_refused(
+    text_recipe: Callable[..., Recipe], tmp_path: Path, small_model: Callable[[str], Path]
+) -> None:
+    with pytest.raises(UserError, match="cannot be quantised"):
+        build(text_recipe("t5-text", (2,), precision="int8"), tmp_path / "int8")
+    with pytest.raises(UserError, match="no engines of models that generate"):
+        build(text_recipe("t5-text", (2,), targets=["tensorrt-rtx"]), tmp_path / "engine")
+    source = tmp_path / "contrastive"
+    shutil.copytree(small_model("t5-text"), source)
+    settings = source / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"penalty_alpha": 0.6}))
+    with pytest.raises(UserError, match=r"sets penalty_alpha to 0\.6"):
+        build(_recipe(source, []), tmp_path / "contrastive-bundle")
+    assert not any((tmp_path / name).exists() for name in ("int8", "engine", "contrastive-bundle"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("bench",),
+        ("compile", "--target", "tensorrt-rtx"),
+        ("report",),
+        ("serve", "--allow-unknown-quality"),
+        ("export-triton", "--output", "repository"),
+        ("evaluate", "--data", "data.tsv", "--text-column", "text"),
+        ("verify", "--target", "openvino"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_commands_that_do_not_know_generation_say_so(
+    text_bundle: Find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data.tsv").write_text("text\na\nb\n")
+    result = call(command[0], str(text_bundle("t5-text").path), *command[1:])
+    assert result.returncode == 1
+    assert "generates text, which" in result.stderr, result.stderr
+
+
+def test_verify_and_inspect_know_the_decoder(text_bundle: Find, tmp_path: Path) -> None:
+    path = str(shutil.copytree(text_bundle("t5-text").path, tmp_path / "bundle"))
+    result = call("verify", path, "--reference", "eager", "--ratio", "4", "--quick")
+    assert result.returncode == 0, result.stderr
+    assert "generates the tokens of eager" in result.stdout
+    assert call("verify", path, "--reference", "stored").returncode == 0
+    shown = call("inspect", path).stdout
+    assert "decoder: decoder_with_past_model.onnx" in shown
+    assert "keys and values for the decoder" in shown
+
+
+# The build.
+
+
+def test_another_ratio_traces_nothing(text_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    build(text_recipe("t5-text", (2,)), tmp_path / "bundle")
+    result = build(text_recipe("t5-text", (2, 4)), tmp_path / "bundle")
+    made = {step.name for step in result.steps if step.action == "made"}
+    assert made == {
+        "plugin/ratio-4",
+        "bind/ratio-4",
+        "verify/ratio-4",
+        "generate/ratio-4",
+    }
+    again = build(text_recipe("t5-text", (2, 4)), tmp_path / "bundle")
+    assert not again.published
+
+
+@pytest.mark.parametrize("name", ["t5-gated-text", "bart-text"])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_is_built_and_verified(
+    text_recipe: Callable[..., Recipe], tmp_path: Path, name: str, precision: str
+) -> None:
+    build(text_recipe(name, (2,), precision=precision), tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle")
+    cached = next(t for t in bundle.manifest.backbone.parts[DECODER].inputs if "past" in t.name)
+    assert cached.dtype == precision
+    if precision == "float16":
+        assert bundle.generate(TEXTS, 2, max_new_tokens=4)
+
+
+def test_a_fault_in_a_decoder_layer_ends_the_build(
+    text_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trace_decoder._TracedDecoder.forward
+
+    def shifted(self: Any, encoder_attention_mask: Any, input_ids: Any, own: Any, cross: Any) -> Any:
+        return whole(self, encoder_attention_mask, input_ids, own, [*cross[:-1], cross[-1] * 1.01])
+
+    monkeypatch.setattr(trace_decoder._TracedDecoder, "forward", shifted)
+    monkeypatch.setattr(trace, "trace", trace.trace.without_store)
+    with pytest.raises(NumbersDisagreeError, match="agrees along given tokens"):
+        build(text_recipe("t5-text", (2,)), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,133 @@
+"""Sessions that generate text: an encoder at any ratio, and one decoder."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import BACKBONE_CONFIG
+from variator_export.bundle.parts import DECODER
+from variator_export.core.axes import past_name
+from variator_export.core.errors import UserError
+from variator_export.engines.base import Arrays
+from variator_export.engines.onnxruntime.decoder import DecoderCall, OnnxRuntimeDecoder
+from variator_export.engines.onnxruntime.providers import Provider
+from variator_export.engines.onnxruntime.session import OnnxRuntimeSession, OnnxRuntimeVariantSession
+from variator_export.generation.search import Sequences, generate, rows_per_input, stream
+from variator_export.generation.settings import SETTINGS_NAME, GenerationSettings, read_settings
+
+
+class OnnxRuntimeTextSession:
+    """A session that generates text.
+
+    The ratio is chosen for each call, for the encoder; the decoder is the same for every ratio. Threads may
+    share a session.
+
+    Args:
+        bundle: The bundle.
+        encoder: A session on the bundle's encoder.
+        threads: Threads of one operator, as for `IoBindingRunner`.
+        provider: The provider that runs the decoder.
+    """
+
+    def __init__(
+        self,
+        bundle: BundleFiles,
+        encoder: OnnxRuntimeSession | OnnxRuntimeVariantSession,
+        *,
+        threads: int | None = None,
+        provider: Provider,
+    ) -> None:
+        backbone = bundle.manifest.backbone
+        assert backbone.decoder_size is not None
+        self._encoder, self._limit = encoder, backbone.max_output_length
+        for name in (SETTINGS_NAME, BACKBONE_CONFIG):
+            if name in bundle.manifest.files:
+                bundle.file(name)
+        self.settings = read_settings(bundle.path)
+        part = backbone.parts[DECODER]
+        cached = next(t for t in part.inputs if t.name == past_name(0, "decoder", "key"))
+        graph = bundle.graph(bundle.manifest.any_ratio[DECODER])
+        self._decoder = OnnxRuntimeDecoder(
+            graph, backbone.decoder_size, cached.dtype, provider, threads=threads
+        )
+        bundle.check_unchanged()
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """The ratios that the session runs, ascending."""
+        return self._encoder.ratios
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that the session runs: the bundle's variants, then the added plugins."""
+        return self._encoder.names
+
+    def add_plugin(self, name: str, source: str | Path) -> None:
+        """Add another plugin of the backbone (`OnnxRuntimeSession.add_plugin`)."""
+        self._encoder.add_plugin(name, source)
+
+    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
+        """Run the encoder once; returns its states, and the keys and values for the decoder."""
+        return self._encoder.run(inputs, ratio)
+
+    def generate(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None, **settings: Any
+    ) -> Sequences:
+        """Generate tokens.
+
+        Args:
+            inputs: int64 arrays (B, S): `input_ids`, and `attention_mask` with 0 for padding.
+            ratio: A ratio, or the name of a variant or of an added plugin. None for the default variant.
+            **settings: Changes of the model's own settings (`GenerationSettings`).
+
+        Returns:
+            The sequences of each input, with their end token and without the start token.
+
+        Raises:
+            UserError: The session has no such variant, the inputs do not fit, or a setting does not exist,
+                contradicts another one, or asks for more tokens than the model has positions.
+        """
+        asked = self._settings(settings)
+        return generate(self._start(inputs, ratio, asked), _tokens(inputs), asked)
+
+    def stream(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None, **settings: Any
+    ) -> Iterator[np.ndarray]:
+        """Generate tokens one after the other; arguments and errors are those of `generate`.
+
+        Yields:
+            The next token of each row, int64 (rows,), and the pad token for rows that ended.
+        """
+        asked = self._settings(settings)
+        return stream(self._start(inputs, ratio, asked), _tokens(inputs), asked)
+
+    def _settings(self, changes: Mapping[str, Any]) -> GenerationSettings:
+        settings = self.settings.changed(changes)
+        if self._limit is not None and settings.max_new_tokens > self._limit:
+            raise UserError(
+                f"max_new_tokens is {settings.max_new_tokens}; the model has positions for {self._limit}.",
+                f"Set max_new_tokens to {self._limit} at most.",
+            )
+        return settings
+
+    def _start(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None, settings: GenerationSettings
+    ) -> DecoderCall:
+        mask = np.asarray(inputs.get("attention_mask", np.ones(1)))
+        if mask.ndim == 2 and not mask.any(axis=1).all():
+            row = int(np.flatnonzero(~mask.any(axis=1))[0])
+            raise UserError(
+                f"Row {row + 1} of the inputs has no token: its attention mask is 0 everywhere.",
+                "Leave out the row, or give it a token.",
+            )
+        states = self._encoder.run_on_device(inputs, ratio)
+        return self._decoder.start(np.ascontiguousarray(mask, np.int64), states, rows_per_input(settings))
+
+
+def _tokens(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The tokens of each row, without padding."""
+    ids, mask = np.asarray(inputs["input_ids"]), np.asarray(inputs["attention_mask"])
+    return [row[kept > 0] for row, kept in zip(ids, mask, strict=True)]

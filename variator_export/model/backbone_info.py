@@ -1,0 +1,156 @@
+"""Properties of a backbone that can be read without its weights."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+
+from variator_export.bundle.parts import ENCODER, MODEL
+from variator_export.core.encoder_size import DecoderSize, EncoderSize
+from variator_export.core.errors import UserError
+from variator_export.core.json_file import read_json_object
+from variator_export.core.precision import Precision
+from variator_export.model.cross_attention import cross_outputs
+from variator_export.model.families import find_architecture, find_task
+from variator_export.model.families.base import Architecture
+from variator_export.model.plugin_layout import BackboneIdentity
+from variator_export.model.pooling import PoolingSpec, read_pooling
+from variator_export.model.quantization.calibration import Calibration
+from variator_export.model.quantization.model import quantize_model
+from variator_export.model.source import BackboneSource
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """Properties of a backbone that can be read without its weights.
+
+    Attributes:
+        source: Source of the backbone.
+        spec: The backbone's architecture in the table of sites.
+        config: The transformers configuration.
+        pooling: The pooling that the folder declares for sentence embeddings; None if it declares none.
+    """
+
+    source: BackboneSource
+    spec: Architecture
+    config: Any
+    pooling: PoolingSpec | None
+
+    @property
+    def identity(self) -> BackboneIdentity:
+        """The backbone's identity, as plugin files record it."""
+        source = self.source
+        return BackboneIdentity(
+            model_type=self.spec.family.name, name=source.label, weights_sha256=source.weights_sha256
+        )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs of the backbone's graphs, in order."""
+        own = (*self.spec.outputs, *cross_outputs(self.spec, self.config))
+        return (*own, *(("sentence_embedding",) if self.pooling else ()))
+
+    @property
+    def token_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs with one row per token."""
+        return (*self.spec.token_outputs, *cross_outputs(self.spec, self.config))
+
+    @property
+    def size(self) -> EncoderSize:
+        """The sizes of the backbone's encoder."""
+        size, decoder = self.spec.family.size(self.config), self.decoder_size
+        return size if decoder is None else dataclasses.replace(size, cross_size=decoder.cross_size)
+
+    @property
+    def part(self) -> str:
+        """The part of the model that plugins are in."""
+        return ENCODER if self.spec.head.generates else MODEL
+
+    @property
+    def decoder_size(self) -> DecoderSize | None:
+        """The sizes of the backbone's decoder; None for a model that does not generate text."""
+        decoder = self.spec.family.decoder
+        return decoder.size(self.config) if self.spec.head.generates and decoder is not None else None
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest input in tokens; None if there is no limit."""
+        return self.spec.family.max_length(self.config)
+
+    @property
+    def max_output_length(self) -> int | None:
+        """The longest generated text in tokens; None if there is no limit or no decoder."""
+        decoder = self.spec.family.decoder
+        return decoder.max_length(self.config) if self.spec.head.generates and decoder is not None else None
+
+    def quantize(
+        self,
+        model: nn.Module,
+        precision: Precision,
+        kept: Sequence[str] = (),
+        calibration: Calibration | None = None,
+        original: nn.Module | None = None,
+    ) -> int:
+        """Quantise a model of this architecture in place; returns the number of quantised linear layers.
+
+        Args:
+            model: The model, in float32 or in the precision's own type.
+            precision: The precision.
+            kept: Parts of the names of modules that are not quantised, besides the family's own.
+            calibration: The calibration, for precisions that need one.
+            original: The model in float32, if `model` is in another type.
+        """
+        family = self.spec.family
+        kept = (*family.float32_modules, *kept)
+        return quantize_model(model, family.stack, kept, precision, calibration, original)
+
+
+def read_backbone_info(
+    source: BackboneSource, architecture: str | None = None, task: str | None = None
+) -> BackboneInfo:
+    """Read a backbone's configuration and find it in the table of sites.
+
+    Args:
+        source: Source of the backbone.
+        architecture: The transformers class to load; None for the class that config.json names.
+        task: Task of the class to load, which is chosen from the same family. An alternative to
+            `architecture`.
+
+    Raises:
+        UserError: The configuration cannot be read or the architecture is not supported.
+    """
+    path = source.folder / "config.json"
+    content = read_json_object(path, "Restore it from its source.")
+    listed = content.get("architectures")
+    named = architecture or (listed[0] if isinstance(listed, list) and listed else None)
+    if not isinstance(named, str):
+        raise UserError(
+            f"{path} does not name its architecture.",
+            "Set backbone.architecture in the recipe, for example BertModel.",
+        )
+    spec = find_architecture(named) if task is None else find_task(named, task)
+    if content.get("model_type") != spec.family.name:
+        raise UserError(
+            f"{path} has model_type {content.get('model_type')!r}; {named} belongs to {spec.family.name!r}.",
+            "Choose an architecture of the backbone's own family.",
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    except Exception as error:  # transformers' validation raises errors of any type
+        raise UserError(
+            f"{path} is refused by transformers {transformers.__version__}: {error}",
+            "Restore it from its source, or save it again with this version of transformers.",
+        ) from error
+    reason = spec.family.refuse(config)
+    if reason is not None:
+        raise UserError(f"The backbone {source.name} cannot be compressed: {reason}.", "Choose another one.")
+    return BackboneInfo(source, spec, config, _pooling(source.folder, spec))
+
+
+def _pooling(folder: Path, spec: Architecture) -> PoolingSpec | None:
+    embeds = "last_hidden_state" in spec.outputs and not spec.head.generates
+    return read_pooling(folder) if embeds else None
