@@ -12,6 +12,7 @@ from gpu_models import Model
 from safetensors.numpy import save_file
 
 from variator_export.core.errors import UserError
+from variator_export.core.parts import MODEL
 from variator_export.core.precision import find_precision
 from variator_export.engines.base import Arrays
 from variator_export.engines.onnxruntime.graph import IoBindingRunner
@@ -182,7 +183,7 @@ class Ways:
     def _graph(self, ratio: int) -> Path:
         any_ratio, graph = self._folder / "any-ratio.onnx", self._folder / f"ratio-{ratio}.onnx"
         if not any_ratio.exists():
-            onnx_ir.save(trace(self._model.backbone, self._folder, "weights.safetensors"), any_ratio)
+            onnx_ir.save(trace(self._model.backbone, self._folder, "weights.safetensors")[MODEL], any_ratio)
         if not graph.exists():
             onnx_ir.save(self._bind(any_ratio, self._model.plugins[ratio]), graph)
         return graph

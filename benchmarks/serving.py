@@ -5,8 +5,9 @@
 Two traces of the Azure LLM inference data set (CC-BY-4.0; conversations, which arrive steadily, and code,
 which comes in bursts) are replayed against `variator-export serve` on this machine, with texts of the traces'
 lengths, cut at 512 tokens. The load is a share of what ratio 1 carries: the time that the session needs for
-all texts of the trace in a loop without a server, in the batches that the server would make. Every policy
-meets every load, one after the other, and the capacity is measured again before each policy.
+all texts of the trace in a loop without a server, in the batches that the server would make. The servers of
+all policies run side by side, and one after the other meets a load while the others wait; then comes the next
+load. Each round replays another part of the trace, whose capacity is measured first.
 
 Also: the server's overhead (the same texts through the server with enough requests in flight, over the loop),
 and the time that a choice takes, by the server's own metric.
@@ -48,7 +49,7 @@ from variator_export.text.tokenizer import token_row
 
 LONGEST = 512
 GOAL_MS = 500.0
-LOADS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.4)
+LOADS = (0.5, 0.7, 0.85, 1.0, 1.15)
 POLICIES: dict[str, tuple[str, ...]] = {
     "k=1": ("--policy", "static", "--ratio", "1"),
     "k=2": ("--policy", "static", "--ratio", "2"),
@@ -116,8 +117,8 @@ class Loop:
         self._model = model
         self._rows = [token_row(encoding) for encoding in model.text.encode(texts)]
         batcher = Batcher(model.max_batch_tokens, 64)
-        for number, row in enumerate(self._rows):
-            batcher.add(Row(len(row.ids), (0,), 0.0, float(number), payload=row))
+        for number, tokens in enumerate(self._rows):
+            batcher.add(Row(len(tokens.ids), (0,), 0.0, float(number), payload=tokens))
         self._batches = []
         while len(batcher):
             rows = batcher.peek(lambda _: True)
@@ -166,51 +167,65 @@ def choosing_ms(address: tuple[str, int]) -> float:
 
 def measure(
     bundle: Path,
-    traces: dict[str, list[TracePoint]],
+    traces: dict[str, list[list[TracePoint]]],
     corpus: str,
     loads: Sequence[float],
     policies: Sequence[str],
     keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """All policies at all loads of all traces. `keep` gets what is known after each policy."""
+    """All policies at all loads of all traces, in turns. `keep` gets what is known after each load."""
     model = ServedModel.open(bundle, ModelOptions(calibration_seconds=4.0))
     losses = {v.ratio: v.loss or 0.0 for v in model.variants.all}
-    texts = {
-        name: texts_of_lengths(corpus, model.text.encoder, [point.tokens for point in trace])
-        for name, trace in traces.items()
-    }
-    loops = {name: Loop(model, found) for name, found in texts.items()}
     result: dict[str, Any] = {"losses": losses, "max_batch_tokens": model.max_batch_tokens, "traces": {}}
-    for name, trace in traces.items():
-        loop = loops[name]
-        loop.seconds(0, 0.1)
-        capacity = float(np.median([loop.seconds(0, 0.34) for _ in range(3)]))
-        levels = {str(v.ratio): loop.seconds(level, 0.34) for level, v in enumerate(model.variants.all)}
-        runs: list[dict[str, Any]] = []
-        result["traces"][name] = {
-            "capacity_s": capacity,
-            "capacity_s_by_ratio": levels,
-            "requests": len(trace),
-            "tokens": sum(point.tokens for point in trace),
-            "runs": runs,
+    texts = {
+        name: [
+            texts_of_lengths(corpus, model.text.encoder, [point.tokens for point in part]) for part in parts
+        ]
+        for name, parts in traces.items()
+    }
+    for name, parts in traces.items():
+        loops = [Loop(model, found) for found in texts[name]]
+        loops[0].seconds(0, 0.1)
+        outcomes: dict[tuple[str, float], list[list[Outcome]]] = {}
+        of_trace: dict[str, Any] = {
+            "requests": sum(map(len, parts)),
+            "tokens": sum(point.tokens for part in parts for point in part),
+            "capacity_s_by_ratio": {
+                str(v.ratio): loops[0].seconds(level, 0.34) for level, v in enumerate(model.variants.all)
+            },
+            "rounds": [],
         }
-        for policy in policies:
-            before = loop.seconds(0, 0.25)
-            with serving(bundle, *POLICIES[policy]) as (host, port, _):
-                address = (host, port)
+        result["traces"][name] = of_trace
+        with contextlib.ExitStack() as stack:
+            # All servers at once: one that is idle needs no processor, and each load meets all of them.
+            servers = {
+                policy: stack.enter_context(serving(bundle, *POLICIES[policy]))[:2] for policy in policies
+            }
+            for part, words, loop in zip(parts, texts[name], loops, strict=True):
+                capacity = float(np.median([loop.seconds(0, 0.34) for _ in range(3)]))
+                of_trace["rounds"].append({"requests": len(part), "capacity_s": capacity})
                 for load in loads:
-                    scale = capacity / load / trace[-1].at_s
-                    due = [point.at_s * scale for point in trace]
-                    outcomes = asyncio.run(replay(address, "/embed", "inputs", texts[name], due))
-                    run = {"policy": policy, "load": load, "rate": len(due) / due[-1]}
-                    run |= summarise(outcomes, losses) | {"capacity_s_before": before}
-                    runs.append(run)
-                    print(name, json.dumps(run), flush=True)
-                choosing = choosing_ms(address)
-            runs[-1]["choosing_ms"] = choosing
-            keep(result)
-    result["overhead"] = overhead(bundle, model, next(iter(texts.values())))
+                    scale = capacity / load / part[-1].at_s
+                    due = [point.at_s * scale for point in part]
+                    for policy, address in servers.items():
+                        found = asyncio.run(replay(address, "/embed", "inputs", words, due))
+                        outcomes.setdefault((policy, load), []).append(found)
+                        print(name, policy, load, json.dumps(summarise(found, losses)), flush=True)
+                    of_trace["runs"] = [
+                        {"policy": policy, "load": load, **pooled(rounds, losses)}
+                        for (policy, load), rounds in outcomes.items()
+                    ]
+                    keep(result)
+            of_trace["choosing_ms"] = {policy: choosing_ms(server) for policy, server in servers.items()}
+    first = next(iter(texts.values()))[0]
+    result["overhead"] = overhead(bundle, model, first)
     return result
+
+
+def pooled(rounds: Sequence[Sequence[Outcome]], losses: dict[int, float]) -> dict[str, Any]:
+    """All rounds of a policy at a load, and the share within the goal in each."""
+    together = summarise([outcome for found in rounds for outcome in found], losses)
+    return together | {"within_goal_by_round": [summarise(r, losses)["within_goal"] for r in rounds]}
 
 
 def overhead(bundle: Path, model: ServedModel, texts: Sequence[str], rounds: int = 5) -> dict[str, Any]:
@@ -243,7 +258,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--folder", type=Path, help="where bundles are built, or are from an earlier run")
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--requests", type=int, default=900)
+    parser.add_argument("--requests", type=int, default=300, help="of each round")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--trace", action="append", choices=sorted(PARTS))
     parser.add_argument("--load", action="append", type=float)
     parser.add_argument("--policy", action="append", choices=list(POLICIES))
@@ -256,9 +272,15 @@ def main() -> None:
             bundle = build_bundle(folder, options.data, options.precision)
         corpus = read_corpus(options.data)
         traces = {
-            name: read_trace(
-                options.data / f"azure-llm-2023/azure_{name}.csv", PARTS[name], options.requests, LONGEST
-            )
+            name: [
+                read_trace(
+                    options.data / f"azure-llm-2023/azure_{name}.csv",
+                    PARTS[name] + number * options.requests,
+                    options.requests,
+                    LONGEST,
+                )
+                for number in range(options.rounds)
+            ]
             for name in options.trace or PARTS
         }
         described = describe("starlette", "uvicorn", "tokenizers")

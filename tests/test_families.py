@@ -184,7 +184,9 @@ def test_tasks_are_named_as_optimum_names_them() -> None:
     from optimum.exporters.tasks import TasksManager
 
     for name, architecture in architectures().items():
-        if name != "T5EncoderModel":  # which Optimum does not know by its class
+        if architecture.head.generates:  # Optimum finds BART's class under two tasks, and takes the first
+            assert architecture.head.task in TasksManager.get_all_tasks()
+        elif name not in ("T5EncoderModel", "MT5EncoderModel"):  # which Optimum does not know by their class
             assert TasksManager.infer_task_from_model(getattr(transformers, name)) == architecture.head.task
 
 

@@ -184,7 +184,7 @@ def test_streaming_yields_the_tokens_of_greedy_search(model: Any, inputs: dict[s
 def test_beams_cannot_be_streamed(model: Any, inputs: dict[str, torch.Tensor]) -> None:
     settings = BASE.changed({"num_beams": 2})
     with pytest.raises(UserError, match="no tokens to stream"):
-        next(stream(_TorchDecoder(model, inputs, 2), _sources(inputs), settings))
+        stream(_TorchDecoder(model, inputs, 2), _sources(inputs), settings)
 
 
 # Sampling.

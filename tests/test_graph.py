@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from stored_traces import Trace
 
-from variator_export.bundle.parts import MODEL
 from variator_export.core.encoder_size import EncoderSize
+from variator_export.core.parts import MODEL
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.engines.request import EngineRequest, Profile

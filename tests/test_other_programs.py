@@ -17,8 +17,8 @@ from stored_traces import Trace
 
 from variator_export.building.recipe_build import BuildResult, build
 from variator_export.building.steps import forms
-from variator_export.bundle.parts import MODEL
 from variator_export.core.errors import NumbersDisagreeError, UserError
+from variator_export.core.parts import MODEL
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.graph.bind import bind, bind_baseline
 from variator_export.model.backbone import Backbone

@@ -23,7 +23,7 @@ from stored_traces import Trace
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
 from variator_export.building.recipe_build import default_bundle
-from variator_export.bundle.parts import MODEL
+from variator_export.core.parts import MODEL
 from variator_export.core.precision import find_precision
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.request import EngineRequest, Profile

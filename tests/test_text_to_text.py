@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 import transformers
@@ -18,7 +19,7 @@ from conftest import TEXT_MODELS, VOCAB_SIZE, plugin_for
 from safetensors import safe_open
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
-from variator_export.bundle.parts import DECODER, ENCODER
+from variator_export.core.parts import DECODER, ENCODER
 from variator_export.engines.eager import EagerModel
 from variator_export.graph import trace, trace_decoder
 from variator_export.graph.macs import graph_macs
@@ -135,6 +136,34 @@ def test_files_are_those_that_a_design_of_parts_promises(text_bundle: Find) -> N
     assert decoder.inputs[-1].axes == ("batch_size", 4, "sequence_length", 6)
     assert manifest.backbone.task == "text2text-generation"
     assert "generation_config.json" in manifest.files
+
+
+@pytest.mark.parametrize("name", ["t5-gated-text", "bart-text"])
+def test_the_first_step_has_a_decoder_of_its_own_for_optimum(
+    text_bundle: Find, load_model: Callable[..., Backbone], name: str
+) -> None:
+    """It fills a decoder's caches in the order of the inputs, layer by layer."""
+    bundle, backbone = text_bundle(name), load_model(name)
+    first, later = (
+        onnxruntime.InferenceSession(bundle.file(f"{part}.onnx"), providers=["CPUExecutionProvider"])
+        for part in ("decoder_model", DECODER)
+    )
+    past = [value.name for value in later.get_inputs() if "past" in value.name]
+    assert past[:4] == [
+        f"past_key_values.0.{s}.{k}" for s in ("decoder", "encoder") for k in ("key", "value")
+    ]
+    present = [value.name for value in first.get_outputs()]
+    assert present == ["logits", *(n.replace("past_key_values", "present") for n in past)]
+    inputs = _inputs(3, 7, 0)
+    eager = EagerModel(backbone, None)
+    states = eager.run(inputs)["last_hidden_state"]
+    tokens = np.array([[5, 7]] * 3)
+    mask = {"encoder_attention_mask": inputs["attention_mask"]}
+    found = first.run(None, {**mask, "input_ids": tokens[:, :1], "encoder_hidden_states": states})
+    caches = dict(zip(past, found[1:], strict=True))
+    second = later.run(["logits"], {**mask, "input_ids": tokens[:, 1:], **caches})[0]
+    expected = eager.scores(inputs, tokens)
+    np.testing.assert_allclose(np.concatenate([found[0], second], axis=1), expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["t5-text", "t5-gated-text", "bart-text"])

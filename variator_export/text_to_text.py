@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from variator_export.bundle.manifest import BackboneEntry
-from variator_export.bundle.parts import DECODER
 from variator_export.core.errors import UserError
+from variator_export.core.parts import DECODER
 from variator_export.engines.batches import BATCH_SIZE, batches_by_length
 from variator_export.engines.target import GeneratingSession, Session
 from variator_export.text.tokenizer import TextEncoder, TokenRow, pad_rows

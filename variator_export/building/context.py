@@ -10,10 +10,11 @@ from variator_export.building.plan import VariantPlan
 from variator_export.building.staging import StagedBundle
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, CALIBRATION
-from variator_export.bundle.parts import DECODER, ENCODER, MODEL, graph_name
+from variator_export.bundle.parts import graph_name
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.core.json_file import read_json_object
+from variator_export.core.parts import DECODER, ENCODER, MODEL
 from variator_export.core.precision import find_precision
 from variator_export.generation.settings import SETTINGS_NAME
 from variator_export.model.methods import METHODS

@@ -24,11 +24,12 @@ from variator_export.bundle.manifest import (
     is_bundle,
 )
 from variator_export.bundle.origin import store_origin
-from variator_export.bundle.parts import DECODER, PartEntry
+from variator_export.bundle.parts import PartEntry
 from variator_export.bundle.publishing import exclusive
 from variator_export.bundle.reports import build_verification_report, read_report
 from variator_export.core.environment import require_onnxruntime
 from variator_export.core.errors import UserError
+from variator_export.core.parts import DECODER
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress, StepReport
 from variator_export.engines.onnxruntime.kernels import check_quantized
@@ -189,6 +190,7 @@ def _make(
     backbone, any_ratio = _backbone_entry(context), context.traced
     baseline = next(p for p in variants if _is_baseline(p))
     if context.generates:
+        text_to_text.make_first_step(context)
         text_to_text.verify_generation(context, variants)
     else:
         steps.check_texts_of_baseline(context, baseline, backbone)

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from variator_export.bundle.parts import DECODER, MODEL, PartEntry, with_plugins
+from variator_export.bundle.parts import PartEntry, with_plugins
 from variator_export.core.encoder_size import DecoderSize, EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
+from variator_export.core.parts import DECODER, MODEL
 from variator_export.core.validation import describe_validation_error
 
 MANIFEST_NAME = "manifest.json"

@@ -10,11 +10,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from variator_export.core.axes import LENGTH
+from variator_export.core.parts import ENCODER, MODEL
 
-# The name of the part in a one-part model.
-MODEL = "model"
-# The parts of a model that generates text.
-ENCODER, DECODER = "encoder_model", "decoder_with_past_model"
 T = TypeVar("T")
 
 

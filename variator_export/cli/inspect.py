@@ -8,9 +8,9 @@ from rich.table import Table
 
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import BackboneEntry
-from variator_export.bundle.parts import DECODER, ENCODER, MODEL
 from variator_export.cli.output import Format, Output
 from variator_export.core.axes import is_key_or_value
+from variator_export.core.parts import DECODER, ENCODER, MODEL
 from variator_export.sessions import Bundle
 
 

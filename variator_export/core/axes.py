@@ -30,6 +30,16 @@ def present_names(layers: int, stack: str) -> tuple[str, ...]:
     return tuple(present_name(layer, stack, kind) for layer in range(layers) for kind in KINDS)
 
 
+def past_by_layer(layers: int) -> tuple[str, ...]:
+    """The inputs with keys and values of both stacks, layer by layer, as Optimum fills them."""
+    return tuple(
+        past_name(layer, stack, kind)
+        for layer in range(layers)
+        for stack in ("decoder", "encoder")
+        for kind in KINDS
+    )
+
+
 def past_names(layers: int, stack: str) -> tuple[str, ...]:
     """The inputs with keys and values of a stack, in the order of the layers."""
     return tuple(past_name(layer, stack, kind) for layer in range(layers) for kind in KINDS)

@@ -121,7 +121,7 @@ class EagerModel:
         """
         from transformers import DynamicCache, EncoderDecoderCache
 
-        with torch.inference_mode(), self._precision:
+        with torch.inference_mode(), self._precision, quiet_transformers():
             ids = torch.from_numpy(inputs["input_ids"])
             # transformers gives the cache as many layers as the encoder, where it should ask the decoder.
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())

@@ -85,6 +85,12 @@ def stream(
             "Beam search has no tokens to stream: it knows its best sequence only at the end.",
             "Use num_beams=1, or generate without streaming.",
         )
+    return _steps(decoder, sources, settings)
+
+
+def _steps(
+    decoder: StepDecoder, sources: Sequence[Tokens], settings: GenerationSettings
+) -> Iterator[np.ndarray]:
     copies = rows_per_input(settings)
     rules = Rules(settings, [source for source in sources for _ in range(copies)])
     sampler = Sampler(settings) if settings.do_sample else None

@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from variator_export.bundle.parts import DECODER
+from variator_export.core.parts import DECODER
 from variator_export.graph.attention import fuse_attention
 from variator_export.graph.defaults import set_defaults
 from variator_export.graph.export import check_inline

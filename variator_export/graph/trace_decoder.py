@@ -6,6 +6,7 @@ too, which the encoder's graph computes once for each text.
 
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
@@ -16,6 +17,7 @@ from variator_export.core.axes import (
     BATCH,
     LENGTH,
     PAST_LENGTH,
+    past_by_layer,
     past_names,
     present_names,
 )
@@ -119,5 +121,14 @@ def trace_decoder(backbone: Backbone, opset: int) -> Traced:
     model = export(traced, arguments, dynamic_shapes, (inputs, outputs), opset)
     name_modules(model, prefix="model.")
     used = detach_parameters(model.graph, traced, backbone)
+    _sort_inputs(model.graph, [*_INPUTS, *past_by_layer(size.num_layers)])
     model.graph.name = "decoder"
     return Traced(model, used)
+
+
+def _sort_inputs(graph: ir.Graph, names: list[str]) -> None:
+    """Put the inputs into an order. Detached weights, which are inputs for now, come last."""
+    place = {name: index for index, name in enumerate(names)}
+    inputs = sorted(graph.inputs, key=lambda value: place.get(str(value.name), len(place)))
+    graph.inputs.clear()
+    graph.inputs.extend(inputs)

@@ -9,10 +9,10 @@ from typing import Any
 import transformers
 from torch import nn
 
-from variator_export.bundle.parts import ENCODER, MODEL
 from variator_export.core.encoder_size import DecoderSize, EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
+from variator_export.core.parts import ENCODER, MODEL
 from variator_export.core.precision import Precision
 from variator_export.model.cross_attention import cross_outputs
 from variator_export.model.families import find_architecture, find_task

@@ -1,8 +1,9 @@
 """Keys and values that a decoder reads of the encoder, computed once for each input."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from variator_export.core.axes import KINDS, present_name, present_names
 from variator_export.model.families.base import Architecture
@@ -14,6 +15,30 @@ def cross_outputs(architecture: Architecture, config: Any) -> tuple[str, ...]:
         return ()
     assert architecture.family.decoder is not None
     return present_names(architecture.family.decoder.size(config).num_layers, "encoder")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The name of a linear layer, and the names of its tensors in the state dict."""
+
+    module: str
+    weight: str
+    bias: str | None
+
+
+def cross_projections(architecture: Architecture, model: nn.Module) -> list[tuple[Projection, Projection]]:
+    """The linear layers that make keys and values for each decoder layer's cross-attention."""
+    decoder = architecture.family.decoder
+    assert decoder is not None
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def describe(layer: nn.Module) -> Projection:
+        name = names[id(layer)]
+        has_bias = getattr(layer, "bias", None) is not None
+        return Projection(name, f"{name}.weight", f"{name}.bias" if has_bias else None)
+
+    pairs = map(decoder.cross_projections, decoder.layers(model))
+    return [(describe(key), describe(value)) for key, value in pairs]
 
 
 def cross_states(architecture: Architecture, model: Any, hidden: Tensor) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ import numpy as np
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import CALIBRATION, Variant
 from variator_export.bundle.origin import recorded_origin
-from variator_export.bundle.parts import DECODER
 from variator_export.core.environment import require_export
 from variator_export.core.errors import UserError
+from variator_export.core.parts import DECODER
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.model.plugin_file import load_variant_plugin

@@ -8,9 +8,9 @@ import numpy as np
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BACKBONE_CONFIG
-from variator_export.bundle.parts import DECODER
 from variator_export.core.axes import past_name
 from variator_export.core.errors import UserError
+from variator_export.core.parts import DECODER
 from variator_export.engines.base import Arrays
 from variator_export.engines.onnxruntime.decoder import DecoderCall, OnnxRuntimeDecoder
 from variator_export.engines.onnxruntime.providers import Provider
