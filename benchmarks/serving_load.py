@@ -94,13 +94,21 @@ class Client:
             f"content-length: {len(body)}\r\n{headers}\r\n"
         )
         started = time.perf_counter()
-        reader, writer = (
-            self._idle.pop()
-            if self._idle
-            else await asyncio.open_connection(self._host, self._port, limit=2**24)
-        )
-        writer.write(request.encode() + body)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        while True:
+            reused = bool(self._idle)
+            reader, writer = (
+                self._idle.pop()
+                if reused
+                else await asyncio.open_connection(self._host, self._port, limit=2**24)
+            )
+            try:
+                writer.write(request.encode() + body)
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                break
+            except (asyncio.IncompleteReadError, ConnectionError):
+                writer.close()
+                if not reused:  # else the server closed it while it was idle, as uvicorn does after 5 s
+                    raise
         found = {}
         for line in head[1:]:
             name, _, value = line.partition(":")

@@ -130,11 +130,15 @@ class Batcher:
             total.pairs += load.pairs
         return total
 
-    def peek(self, fits: Callable[[Row], bool]) -> list[Row]:
+    def peek(
+        self, fits: Callable[[Row], bool], in_time: Callable[[int, int], bool] = lambda *_: True
+    ) -> list[Row]:
         """The rows that would run next: the head, and rows of like length that may run with it.
 
         Args:
             fits: Whether a row may run in the same batch as the head.
+            in_time: Whether a batch of so many rows, padded to so many tokens, is short enough. The head
+                alone always is.
         """
         head = self.head()
         if head is None:
@@ -146,8 +150,9 @@ class Batcher:
             if len(batch) == self.max_rows:
                 break
             new_shortest, new_longest = min(shortest, row.length), max(longest, row.length)
-            padded = new_longest * (len(batch) + 1)
-            if new_longest <= longest_beside(new_shortest) and padded <= self.max_tokens and fits(row):
+            count = len(batch) + 1
+            alike = new_longest <= longest_beside(new_shortest) and new_longest * count <= self.max_tokens
+            if alike and fits(row) and in_time(count, new_longest):
                 batch.append(row)
                 shortest, longest = new_shortest, new_longest
         return batch
