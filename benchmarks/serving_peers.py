@@ -80,6 +80,9 @@ if __name__ == "__main__":
         host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning"
     )
 """
+_DISTRIBUTIONS = (
+    *("fastapi", "litserve", "sentence-transformers", "optimum-onnx", "onnxruntime", "starlette", "uvicorn"),
+)
 PEERS = {"fastapi": _FASTAPI, "litserve": _LITSERVE}
 LOADS = (0.3, 0.5, 0.7, 0.85)
 
@@ -114,6 +117,15 @@ def running(python: str, program: str, model: Path) -> Iterator[tuple[str, int]]
         folder.cleanup()
 
 
+def _versions(python: str) -> dict[str, str]:
+    """The versions that the peers run with, from their own environment."""
+    code = "import json, sys; from importlib.metadata import version; "
+    code += "print(json.dumps({name: version(name) for name in sys.argv[1:]}))"
+    found = subprocess.run([python, "-c", code, *_DISTRIBUTIONS], capture_output=True, text=True, check=True)
+    versions: dict[str, str] = json.loads(found.stdout)
+    return versions
+
+
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -146,9 +158,7 @@ def main() -> None:
                 run = {"server": name, "load": load} | summarise(outcomes, {1: 0.0})
                 runs.append(run)
                 print(json.dumps(run), flush=True)
-    described = describe(
-        "fastapi", "litserve", "sentence-transformers", "optimum-onnx", "starlette", "uvicorn"
-    )
+    described = describe("starlette", "uvicorn") | {"peers": _versions(options.python)}
     write_result(options.output, described | {"goal_ms": GOAL_MS, "capacity_s": capacity, "runs": runs})
 
 

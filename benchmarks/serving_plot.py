@@ -60,16 +60,21 @@ def plot(result: dict[str, Any], path: Path) -> None:
                 100 * point[1], 100 * point[0], color=colour, marker=marker, markersize=size, linestyle=""
             )
             right.annotate(
-                policy, (100 * point[1], 100 * point[0]), xytext=(8, 4), textcoords="offset points"
+                policy,
+                (100 * point[1], 100 * point[0]),
+                # `slack` lies where k=1 does.
+                xytext=(9, -12 if policy == "slack" else 5),
+                textcoords="offset points",
+                color=colour,
             )
     left.set_xlabel("load, % of what ratio 1 carries at most")
     left.set_ylabel(f"% within {result['goal_ms']:.0f} ms")
-    left.set_ylim(0, 103)
+    left.set_ylim(50, 102)
     left.legend(fontsize=8)
     right.set_xlabel("Spearman lost, %")
-    right.set_ylabel("load carried, 99 % within the goal")
+    right.set_ylabel("load with 99 % within the goal, %")
     right.set_xlim(-0.08, 1.7)
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 105)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
