@@ -22,6 +22,8 @@ from variator_export.quality.metrics import (
     entity_spans,
     masked_token_metrics,
     multi_label_metrics,
+    rouge_l,
+    text_metrics,
 )
 from variator_export.sessions import Bundle
 
@@ -74,6 +76,19 @@ def test_perplexity_by_hand() -> None:
     metrics = masked_token_metrics(tokens, tokens)
     assert metrics["perplexity"].value == pytest.approx((1 / (0.5 * 0.25 * 0.5)) ** (1 / 3))
     assert metrics["accuracy"].value == pytest.approx(2 / 3)
+
+
+def test_rouge_l_by_hand() -> None:
+    # The longest common subsequence is "the cat on mat": 4 of 6 and of 5 words.
+    assert rouge_l("The cat sat on a mat", "the cat is on mat!") == pytest.approx(2 * 4 / (6 + 5))
+    assert rouge_l("b a", "a b") == pytest.approx(0.5), "the order counts"
+    assert rouge_l("Größe 5", "größe: 5") == 1.0, "letters of every language, punctuation aside"
+    assert (rouge_l("", "word"), rouge_l("word", ""), rouge_l("", "...")) == (0.0, 0.0, 1.0)
+    metrics = text_metrics(["a b", "c d", "e"], ["a b", "x", "e"], [("x", "a b "), ("c",), ("y", "f e")])
+    values = {name: samples.value for name, samples in metrics.items()}
+    assert values == pytest.approx(
+        {"rouge_l": (1 + 2 / 3 + 2 / 3) / 3, "exact_match": 1 / 3, "agreement": 2 / 3}
+    )
 
 
 def test_tags_are_those_of_transformers(

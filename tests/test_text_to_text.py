@@ -294,7 +294,6 @@ def test_what_a_model_that_generates_does_not_have_is_refused(
         ("report",),
         ("serve", "--allow-unknown-quality"),
         ("export-triton", "--output", "repository"),
-        ("evaluate", "--data", "data.tsv", "--text-column", "text"),
         ("verify", "--target", "openvino"),
     ],
     ids=lambda command: command[0],
@@ -321,6 +320,68 @@ def test_verify_and_inspect_know_the_decoder(text_bundle: Find, tmp_path: Path) 
 
 
 # The build.
+
+
+def test_every_ratio_is_evaluated_on_the_text_that_it_generates(text_bundle: Find, tmp_path: Path) -> None:
+    shutil.copytree(text_bundle("t5-text").path, tmp_path / "bundle")
+    bundle, data = Bundle.load(tmp_path / "bundle"), tmp_path / "texts.jsonl"
+    generated = bundle.generate(TEXTS, 1, max_new_tokens=6, num_beams=2)
+    references: list[Any] = [*generated[:2], ["something else", generated[2]], "never this"]
+    lines = [json.dumps({"text": t, "right": r}) for t, r in zip(TEXTS, references, strict=True)]
+    data.write_text("\n".join(lines) + "\n")
+    arguments = ["evaluate", bundle.path, "--data", data, "--label-column", "right", "--format", "json"]
+    settings = ["--max-new-tokens", 6, "--num-beams", 2]
+    output = call(*map(str, (*arguments, *settings)))
+    assert output.returncode == 0, output.stderr
+    quality = json.loads(output.stdout)
+    assert (quality["task"], quality["metric"]) == ("text2text-generation", "rouge_l")
+    assert quality["data"]["generation"] == {"max_new_tokens": 6, "num_beams": 2}
+    first = quality["rows"][0]
+    assert (first["ratio"], first["metrics"]["exact_match"], first["metrics"]["agreement"]) == (1, 0.75, 1.0)
+    assert len(quality["rows"]) == 2 * (1 + len(RATIOS))
+    assert {found["same_texts"] for found in quality["agreement"].values()} == {1.0}
+    by_ratio = {row["ratio"]: row["metrics"]["agreement"] for row in quality["rows"]}
+    for ratio in RATIOS:
+        texts = bundle.generate(TEXTS, ratio, max_new_tokens=6, num_beams=2)
+        assert by_ratio[ratio] == np.mean([a == b for a, b in zip(texts, generated, strict=True)])
+    for changes, words in (
+        (("--generation", "do_sample=true"), "Sampled text differs from run to run"),
+        (("--generation", "num_beam=2"), "Did you mean 'num_beams'?"),
+        (("--pair-column", "text"), "read one text, not a pair"),
+        (("--label-column", "nothing"), "no column 'nothing'"),
+    ):
+        refused = call(*map(str, (*arguments, *changes)))
+        assert refused.returncode == 1, changes
+        assert words in refused.stderr
+    lines[1] = json.dumps({"text": "x", "right": []})
+    data.write_text("\n".join(lines))
+    assert "line 2 has no reference" in call(*map(str, arguments)).stderr
+
+
+def test_settings_of_generation_are_for_text(small_bundle: Path, tmp_path: Path) -> None:
+    data = tmp_path / "texts.tsv"
+    data.write_text("text\nOne.\nTwo.\n")
+    refused = call("evaluate", str(small_bundle), "--data", str(data), "--max-new-tokens", "5")
+    assert refused.returncode == 1
+    assert "generates no text, so max_new_tokens would not be used" in refused.stderr
+
+
+def test_a_build_publishes_no_ratio_that_loses_too_much_text(
+    text_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    data = tmp_path / "texts.jsonl"
+    plain = Bundle.load(build(text_recipe("t5-text", (2,)), tmp_path / "bundle").bundle)
+    texts = plain.generate(TEXTS, 1, max_new_tokens=6)
+    data.write_text(
+        "".join(json.dumps({"text": t, "label": r}) + "\n" for t, r in zip(TEXTS, texts, strict=True))
+    )
+    quality = {"data": str(data), "generation": {"max_new_tokens": 6}, "max_loss": 0.0}
+    recipe = text_recipe("t5-text", (2,), quality=quality)
+    with pytest.raises(NumbersDisagreeError, match=r"loses .* of rouge_l on texts\.jsonl"):
+        build(recipe, tmp_path / "bundle")
+    wrong = text_recipe("t5-text", (2,), quality=quality | {"generation": {"nothing": 6}})
+    with pytest.raises(UserError, match="There is no generation setting"):
+        build(wrong, tmp_path / "bundle")
 
 
 def test_another_ratio_traces_nothing(text_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

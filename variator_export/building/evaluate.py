@@ -1,9 +1,10 @@
 """Quality of plugins and of bundles: plugin folders are exported first, to measure what would be deployed."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from variator_export.building.recipe_build import build
 from variator_export.bundle.manifest import is_bundle
@@ -31,6 +32,7 @@ def evaluate(
     runtimes: Sequence[EvaluationRuntime] = ("eager", "onnxruntime"),
     max_tokens: int | None = None,
     prompt_name: str | None = None,
+    generation: Mapping[str, Any] | None = None,
     output: Path | None = None,
     progress: Progress | None = None,
 ) -> Quality:
@@ -47,6 +49,8 @@ def evaluate(
             a quantised bundle is the float32 one, so there the outputs need not agree.
         max_tokens: Maximum length of a text. Longer texts are truncated. None means the model's limit.
         prompt_name: The model's prompt to put before each text. None means the model's default prompt.
+        generation: Changes of the model's own settings of generation, such as `max_new_tokens`; for a model
+            that generates text.
         output: The folder of the bundle that plugin folders are exported to, a new one or one of the same
             backbone. `build` goes on from there. None means a temporary folder.
         progress: Receives progress reports.
@@ -65,7 +69,7 @@ def evaluate(
             "A bundle's graphs contain their backbone, so --backbone would not be used.", "Leave it out."
         )
     progress = progress or Progress()
-    request = Request(task, examples, max_tokens, prompt_name)
+    request = Request(task, examples, max_tokens, prompt_name, generation or {})
     with _bundle(folders, request, (backbone, architecture), output, progress) as bundle:
         return evaluate_bundle(bundle, request, backbone=backbone, runtimes=runtimes, progress=progress)
 
@@ -134,4 +138,5 @@ def _check_backbone(source: str, architecture: str | None, request: Request) -> 
     info = read_backbone_info(resolve_source(source), architecture)
     config = info.config.to_dict()
     model = EvaluatedModel(source, info.spec.head.task, info.outputs, info.token_outputs, config)
-    request.prepare(model, TextEncoder(info.source.folder, info.max_length))
+    _, measurement = request.prepare(model, TextEncoder(info.source.folder, info.max_length))
+    request.settings(measurement, info.source.folder)

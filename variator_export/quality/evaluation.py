@@ -1,7 +1,7 @@
 """Quality of every ratio against the uncompressed backbone, in eager PyTorch and through exported graphs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,14 @@ from variator_export.core.progress import Progress
 from variator_export.data.examples import Examples
 from variator_export.engines.base import Runner
 from variator_export.engines.batches import run_rows
+from variator_export.engines.target import GeneratingSession
+from variator_export.generation.settings import GenerationSettings, read_settings
+from variator_export.quality.generating import deterministic, eager_runner, session_runner
 from variator_export.quality.metrics import Metrics, relative_loss
 from variator_export.quality.samples import Interval, interval, loss_interval
 from variator_export.quality.tasks import choose_task
 from variator_export.quality.tasks.base import Encode, EvaluatedModel, Kept, Measurement
+from variator_export.quality.tasks.generated_text import TEXT_TO_TEXT
 from variator_export.sessions import Bundle
 from variator_export.text.tokenizer import TextEncoder
 from variator_export.verification.eager_bundle import load_bundle_backbone
@@ -107,7 +111,6 @@ def evaluate_bundle(
         UserError: The data does not fit the task, or a package is not installed.
         NumbersDisagreeError: The exported graph does not compute what eager PyTorch computes.
     """
-    bundle.refuse_decoder("evaluate")
     for module in ("scipy", "sklearn"):
         require(module, "evaluate", "Evaluating quality")
     if "eager" in runtimes:
@@ -115,7 +118,8 @@ def evaluate_bundle(
     entry, examples = bundle.manifest.backbone, request.examples
     model = EvaluatedModel(entry.source, entry.task, entry.outputs, entry.token_outputs, bundle.config())
     name, measurement = request.prepare(model, bundle.text_encoder())
-    evaluation = _Evaluation(bundle, measurement, tuple(runtimes), progress or Progress())
+    settings = request.settings(measurement, bundle.path)
+    evaluation = _Evaluation(bundle, measurement, tuple(runtimes), settings, progress or Progress())
     evaluation.run(backbone)
     data = {
         "name": examples.name,
@@ -126,6 +130,8 @@ def evaluate_bundle(
         "prompt_name": request.prompt_name,
         "truncated": sum(row.truncated for row in measurement.rows),
     }
+    if settings is not None:
+        data["generation"] = settings.model_dump(mode="json", include={"max_new_tokens", *request.generation})
     return Quality(
         name,
         measurement.metric,
@@ -147,12 +153,14 @@ class Request:
         examples: Texts, with the pairs and targets that the task needs.
         max_tokens: Maximum length of a text. Longer texts are truncated. None means the model's limit.
         prompt_name: The model's prompt to put before each text. None means the model's default prompt.
+        generation: Changes of the model's own settings of generation (`GenerationSettings`).
     """
 
     task: str | None
     examples: Examples
     max_tokens: int | None = None
     prompt_name: str | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def prepare(self, model: EvaluatedModel, encoder: TextEncoder) -> tuple[str, Measurement]:
         """Return the task's name and its measurement.
@@ -161,9 +169,26 @@ class Request:
             UserError: The model or the examples do not fit the task.
         """
         task = choose_task(self.task, model, self.examples)
+        if self.generation and task.name != TEXT_TO_TEXT.name:
+            raise UserError(
+                f"The task {task.name} generates no text, so {', '.join(self.generation)} would not be used.",
+                "Leave out the settings of generation.",
+            )
         limits = [limit for limit in (self.max_tokens, encoder.max_length) if limit is not None]
         encode = Encode(encoder, min(limits, default=None), self.prompt_name, model.task)
         return task.name, task.measurement(model, self.examples, encode)
+
+    def settings(self, measurement: Measurement, folder: Path) -> GenerationSettings | None:
+        """The settings of generation for a measurement; None if it generates nothing.
+
+        Args:
+            measurement: The measurement.
+            folder: The folder with the model's own settings.
+
+        Raises:
+            UserError: A setting does not exist, contradicts another one, or asks for draws.
+        """
+        return deterministic(read_settings(folder), self.generation) if measurement.generates else None
 
 
 class _Evaluation:
@@ -180,11 +205,13 @@ class _Evaluation:
         bundle: Bundle,
         measurement: Measurement,
         runtimes: tuple[EvaluationRuntime, ...],
+        settings: GenerationSettings | None,
         progress: Progress,
     ) -> None:
         self._bundle = bundle
         self._measurement = measurement
         self._runtimes = runtimes
+        self._settings = settings
         self._progress = progress
         self._quantizes = find_precision(bundle.manifest.precision).quantizes
         # The uncompressed model's outputs and metrics, by runtime.
@@ -204,7 +231,7 @@ class _Evaluation:
             )
         others = [variant for variant in self._bundle.manifest.variants if variant is not first]
         variants = [first, *sorted(others, key=lambda v: (v.ratio, v.name))]
-        runners = {r: _runners(self._bundle, variants, r, backbone) for r in self._runtimes}
+        runners = {r: _runners(self._bundle, variants, r, backbone, self._settings) for r in self._runtimes}
         for variant in variants:
             found = {runtime: self._outputs(variant, runtime, runners[runtime]) for runtime in self._runtimes}
             for runtime in sorted(found, key=lambda name: name != "eager"):  # what others are compared with
@@ -252,6 +279,9 @@ class _Evaluation:
 
     def _agree(self, variant: str, found: Mapping[EvaluationRuntime, Kept]) -> dict[str, Any]:
         compared = [self._measurement.compared(found[runtime]) for runtime in ("onnxruntime", "eager")]
+        if self._measurement.generates:
+            # Where two tokens are equally good within rounding, texts may part; `verify` finds all else.
+            return {"same_texts": float(np.mean(compared[0] == compared[1]))}
         result = deviation(*compared)
         allowed = find_precision(self._bundle.manifest.precision).agreement
         # Negated so that NaN is refused too.
@@ -264,19 +294,29 @@ class _Evaluation:
 
 
 def _runners(
-    bundle: Bundle, variants: Sequence[Variant], runtime: EvaluationRuntime, backbone: str | None
+    bundle: Bundle,
+    variants: Sequence[Variant],
+    runtime: EvaluationRuntime,
+    backbone: str | None,
+    settings: GenerationSettings | None,
 ) -> Iterator[Runner]:
-    """Yield the runner of each variant."""
+    """Yield the runner of each variant; settings of generation for one that generates text."""
     if runtime == "onnxruntime":
         for variant in variants:
-            yield bundle.session("onnxruntime", variant.name)
+            session = bundle.session("onnxruntime", variant.name)
+            if settings is None:
+                yield session
+            else:
+                assert isinstance(session, GeneratingSession)
+                yield session_runner(session, variant.name, settings)
         return
     from variator_export.engines.eager import EagerModel
 
     precision = find_precision(bundle.manifest.precision).unquantized
     loaded = load_bundle_backbone(bundle, backbone, "--runtime onnxruntime", precision)
     for variant in variants:
-        yield EagerModel.of_variant(loaded, bundle, variant)
+        model = EagerModel.of_variant(loaded, bundle, variant)
+        yield model if settings is None else eager_runner(model, settings)
 
 
 def store_quality(bundle: Path, quality: Quality) -> None:

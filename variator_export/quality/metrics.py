@@ -19,6 +19,7 @@ Metrics = dict[str, Samples]
 NEIGHBOURS = 10
 _QUERIES_AT_A_TIME = 1024
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WORDS = re.compile(r"[^\W_]+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -223,6 +224,47 @@ def answer_metrics(
 def normalise_answer(text: str) -> str:
     """Reduce an answer to what SQuAD compares: lower case, no punctuation, no articles, single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def text_metrics(
+    predicted: Sequence[str], uncompressed: Sequence[str], references: Sequence[Sequence[str]]
+) -> Metrics:
+    """Compute metrics of N generated texts, each with one or several references.
+
+    Returns:
+        `rouge_l`, see there, with the best reference; `exact_match`, the share of texts that are a reference,
+        spaces at the ends aside; and `agreement`, the share of texts that are the uncompressed model's.
+    """
+    pairs = list(zip(predicted, references, strict=True))
+    return {
+        "rouge_l": mean(
+            np.array([max(rouge_l(text, true) for true in accepted) for text, accepted in pairs])
+        ),
+        "exact_match": mean(
+            np.array([text in [true.strip() for true in accepted] for text, accepted in pairs])
+        ),
+        "agreement": mean(np.array([a == b for a, b in zip(predicted, uncompressed, strict=True)])),
+    }
+
+
+def rouge_l(text: str, reference: str) -> float:
+    """Compute ROUGE-L: F1 of the words in the longest common subsequence (Lin 2004, over the whole text).
+
+    Words are runs of letters and digits, in lower case. Without stemming this is what Google's `rouge_score`
+    computes for ASCII text; there, other letters are no words. Two texts without words have 1.
+    """
+    found, expected = (_WORDS.findall(t.lower()) for t in (text, reference))
+    if not found or not expected:
+        return float(found == expected)
+    # lengths[j]: of the longest common subsequence of the words so far and the reference's first j.
+    lengths = [0] * (len(expected) + 1)
+    for word in found:
+        before = 0
+        for j, other in enumerate(expected, start=1):
+            here = lengths[j]
+            lengths[j] = before + 1 if word == other else max(here, lengths[j - 1])
+            before = here
+    return 2 * lengths[-1] / (len(found) + len(expected))
 
 
 def masked_token_metrics(tokens: Sequence[np.ndarray], uncompressed: Sequence[np.ndarray]) -> Metrics:

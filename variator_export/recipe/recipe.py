@@ -1,6 +1,6 @@
 """Recipes: typed, validated descriptions of a build. Unknown keys are refused; `recipe_file` reads YAML."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -152,6 +152,9 @@ class QualityRecipe(_Part):
     """Task to evaluate; None for the first that the model and the data allow."""
     max_tokens: int | None = Field(default=None, ge=3)
     """Truncate longer texts to this number of tokens; None for the model's limit."""
+    generation: dict[str, Any] = Field(default_factory=dict)
+    """Changes of the model's own settings of generation, such as `max_new_tokens`; for models that generate
+    text."""
     max_loss: float = Field(ge=0, le=1)
     """The largest share of the task's main metric that a ratio may lose against ratio 1; in int8, against
     ratio 1 in float32. A build that loses more publishes nothing."""

@@ -18,7 +18,7 @@ from variator_export.quality.evaluation import (
 from variator_export.quality.tasks.base import EvaluatedModel
 from variator_export.sessions import Bundle
 
-_MADE_BY = ("quality", "engines/onnxruntime", "engines/eager.py", "text", "data")
+_MADE_BY = ("quality", "engines/onnxruntime", "engines/eager.py", "generation", "text", "data")
 
 
 def read_request(context: BuildContext) -> Request | None:
@@ -33,7 +33,9 @@ def read_request(context: BuildContext) -> Request | None:
     for module in ("scipy", "sklearn"):
         require(module, "evaluate", "Evaluating quality")
     columns = Columns(recipe.text_column, recipe.pair_column, recipe.label_column)
-    request = Request(recipe.task, read_examples(recipe.data, columns), recipe.max_tokens)
+    request = Request(
+        recipe.task, read_examples(recipe.data, columns), recipe.max_tokens, generation=recipe.generation
+    )
     info = context.info
     model = EvaluatedModel(
         context.source.name,
@@ -42,7 +44,8 @@ def read_request(context: BuildContext) -> Request | None:
         info.token_outputs,
         info.config.to_dict(),
     )
-    request.prepare(model, context.encoder)
+    _, measurement = request.prepare(model, context.encoder)
+    request.settings(measurement, context.source.folder)
     return request
 
 

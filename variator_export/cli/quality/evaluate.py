@@ -9,7 +9,7 @@ from rich.table import Table
 from variator_export.building.evaluate import evaluate
 from variator_export.bundle.manifest import is_bundle
 from variator_export.bundle.quality_report import between
-from variator_export.cli import options
+from variator_export.cli import generation_options, options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError
 from variator_export.model.source import plugin_folder
@@ -41,8 +41,8 @@ def evaluate_command(
         typer.Option(
             metavar="T",
             help="What to measure: classification, multi-label, regression, token-classification, "
-            "question-answering, fill-mask, similarity (Spearman correlation of pairs), embedding or "
-            "hidden-states. Default: the first of them that model and data allow.",
+            "question-answering, fill-mask, text2text-generation (ROUGE-L), similarity (Spearman correlation "
+            "of pairs), embedding or hidden-states. Default: the first of them that model and data allow.",
         ),
     ] = None,
     backbone: Annotated[
@@ -62,6 +62,9 @@ def evaluate_command(
         ),
     ] = None,
     prompt: options.PromptOption = None,
+    max_new_tokens: generation_options.MaxNewTokensOption = None,
+    num_beams: generation_options.NumBeamsOption = None,
+    generation: generation_options.GenerationOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -88,6 +91,9 @@ def evaluate_command(
     --label-column label`
 
     `variator-export evaluate artifacts/minilm --data queries.jsonl --runtime onnxruntime` needs no torch.
+
+    `variator-export evaluate artifacts/flan --data dev.tsv --text-column article --label-column summary
+    --max-new-tokens 60`
     """
     options.choose("--runtime", runtime, _RUNTIMES)
     folders = [plugin_folder(path) for path in paths]
@@ -105,6 +111,7 @@ def evaluate_command(
         for path in folders:
             check_card(path)
     names = options.parse_label_map(label_map)
+    settings = generation_options.parse_settings(generation, max_new_tokens, num_beams)
     examples = read_examples(data, Columns(text_column, pair_column, label_column, header)).relabelled(names)
     printer = Output(format)
     with ConsoleProgress(printer) as progress:
@@ -117,6 +124,7 @@ def evaluate_command(
             runtimes=cast(Any, ("eager", "onnxruntime") if runtime == "both" else (runtime,)),
             max_tokens=max_tokens,
             prompt_name=prompt,
+            generation=settings,
             output=output,
             progress=progress,
         )
@@ -142,6 +150,9 @@ def _print(printer: Output, quality: Quality) -> None:
     if quality.data["truncated"]:
         printer.hint(f"{quality.data['truncated']} texts were longer than the limit and were truncated.")
     for variant, deviation in quality.agreement.items():
+        if (same := deviation.get("same_texts")) is not None:
+            printer.hint(f"{variant}: {same:.1%} of the texts are those of eager PyTorch")
+            continue
         error = deviation["relative_frobenius"]
         printer.hint(
             f"{variant}: the exported graph agrees with eager PyTorch: relative Frobenius error {error:.1e}"

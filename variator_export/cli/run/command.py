@@ -10,10 +10,10 @@ from rich.text import Text
 
 from variator_export.building.plan import parse_ratio
 from variator_export.bundle.manifest import Variant
-from variator_export.cli import options, run_options
+from variator_export.cli import generation_options, options, run_options
 from variator_export.cli.output import Format, Output
 from variator_export.cli.run.files import SUFFIXES, numbers, read_texts, write_results
-from variator_export.cli.run.generation import parse_settings, run_generation
+from variator_export.cli.run.generation import run_generation
 from variator_export.core.errors import UsageError
 from variator_export.engines.batches import BATCH_SIZE
 from variator_export.sessions import Bundle
@@ -59,24 +59,9 @@ def run_command(
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="The largest number of texts to run at once.")
     ] = BATCH_SIZE,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="The longest generated text in tokens. Default: the model's own setting."
-        ),
-    ] = None,
-    num_beams: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="The number of beams. Default: the model's own setting."),
-    ] = None,
-    generation: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="Another setting of the generation, with transformers' name, for example do_sample=true; "
-            "may be repeated.",
-        ),
-    ] = None,
+    max_new_tokens: generation_options.MaxNewTokensOption = None,
+    num_beams: generation_options.NumBeamsOption = None,
+    generation: generation_options.GenerationOption = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -121,7 +106,7 @@ def run_command(
     loaded = Bundle.load(bundle)
     entry = loaded.variant(loaded.manifest.default_variant if choice is None else choice)
     generates = loaded.manifest.backbone.generates
-    settings = parse_settings(generation or (), max_new_tokens, num_beams)
+    settings = generation_options.parse_settings(generation, max_new_tokens, num_beams)
     if generates and (second is not None or only):
         raise UsageError(
             f"{bundle} generates text: it takes neither --pair nor --output-name.", "Leave them out."

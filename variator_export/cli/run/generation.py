@@ -1,6 +1,5 @@
 """`variator-export run` for models that generate text."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,38 +13,6 @@ from variator_export.cli.run.files import write_results
 from variator_export.core.errors import UsageError
 from variator_export.text.tokenizer import TokenRow
 from variator_export.text_to_text import TextToText
-
-
-def parse_settings(given: Sequence[str], max_new_tokens: int | None, num_beams: int | None) -> dict[str, Any]:
-    """The settings of a generation as typed.
-
-    Args:
-        given: NAME=VALUE, where the value is JSON, or a word.
-        max_new_tokens: The setting of this name, or None.
-        num_beams: The setting of this name, or None.
-
-    Raises:
-        UsageError: An entry is not NAME=VALUE, or a setting was given twice.
-    """
-    settings: dict[str, Any] = {}
-    for entry in given:
-        name, equals, value = entry.partition("=")
-        if not equals or not name:
-            raise UsageError(
-                f"--generation {entry!r} is not NAME=VALUE.", "For example: --generation length_penalty=0.8"
-            )
-        if name in settings:
-            raise UsageError(f"--generation {name} was given twice.", "Give it once.")
-        try:
-            settings[name] = json.loads(value)
-        except ValueError:
-            settings[name] = value
-    for name, number in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
-        if number is not None:
-            if name in settings:
-                raise UsageError(f"{name} was given twice.", "Give it once.")
-            settings[name] = number
-    return settings
 
 
 def run_generation(

@@ -17,6 +17,7 @@ TASKS: Registry[EvaluationTask] = Registry(
         "token-classification": "variator_export.quality.tasks.entities:TOKEN_CLASSIFICATION",
         "question-answering": "variator_export.quality.tasks.answers:QUESTION_ANSWERING",
         "fill-mask": "variator_export.quality.tasks.masked_tokens:FILL_MASK",
+        "text2text-generation": "variator_export.quality.tasks.generated_text:TEXT_TO_TEXT",
         "similarity": "variator_export.quality.tasks.embeddings:SIMILARITY",
         "embedding": "variator_export.quality.tasks.embeddings:EMBEDDING",
         "hidden-states": "variator_export.quality.tasks.embeddings:HIDDEN_STATES",
@@ -41,6 +42,8 @@ def choose_task(name: str | None, model: EvaluatedModel, examples: Examples) -> 
             continue
         if (wrong := task.unfit_data(examples)) is None:
             return task
+        if task.name == model.task:  # its own task, which the data should have fitted
+            raise wrong
         refused = refused or wrong
     if refused is not None:
         raise refused

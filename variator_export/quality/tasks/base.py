@@ -75,10 +75,13 @@ class Measurement(ABC):
     Attributes:
         metric: The metric in which losses are counted. Larger is better.
         rows: The rows to run the model on.
+        generates: Whether the model generates text (`quality.generating`); its outputs are tokens then, and
+            what is compared are texts.
     """
 
     metric: str
     rows: Sequence[TokenRow]
+    generates: ClassVar[bool] = False
 
     @abstractmethod
     def keep(self, row: int, outputs: Arrays) -> np.ndarray:
@@ -89,7 +92,7 @@ class Measurement(ABC):
         """Compute the metrics of a variant, from what was kept of it and of the uncompressed model."""
 
     def compared(self, kept: Kept) -> np.ndarray:
-        """The numbers in which eager PyTorch and the exported graph must agree, (n,)."""
+        """What eager PyTorch and the exported graph must agree in: numbers (n,), or generated texts (n,)."""
         return np.concatenate([values.ravel() for values in kept])
 
     def warnings(self, kept: Kept) -> list[str]:
