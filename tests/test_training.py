@@ -520,7 +520,7 @@ def test_passages_are_the_same_for_a_seed_and_cut_from_the_text(embedding_model:
     def make(seed: int, noise: float = 0.0) -> list[list[int]]:
         settings = PASSAGES.model_copy(update={"noise": noise})
         passages = Passages(train, encoder, settings, batch_size=4, num_batches=5, seed=seed)
-        return [list(row.ids) for row in passages]
+        return [list(row.ids) for row, _ in passages]
 
     rows = make(0)
     assert rows == make(0) != make(1)
@@ -561,7 +561,7 @@ def test_text_is_mixed_by_shares(tmp_path: Path, embedding_model: Path, texts: s
     # Of many short documents some are held out whole.
     assert [len(pool.documents) for pool in (train[1], held_out[1])] == [180, 20]
     passages = Passages(train, encoder, PASSAGES, batch_size=2, num_batches=400, seed=0)
-    share = sum(row.ids[1] == number and len(row.ids) < 8 for row in passages) / len(passages)
+    share = sum(row.ids[1] == number and len(row.ids) < 8 for row, _ in passages) / len(passages)
     assert 0.7 < share < 0.8
     with pytest.raises(UserError, match=r"add up to 1\.5"):
         read_texts([f"{texts}@0.75", f"{short}@0.75"])

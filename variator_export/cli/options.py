@@ -19,7 +19,7 @@ from variator_export.recipe.recipe import DEFAULT_RECIPE
 from variator_export.recipe.recipe_file import load_recipe
 
 # The fields of training.settings.Losses, which is not imported here because --help does not need it.
-LOSS_TERMS = ("hidden", "layers", "embedding", "logits", "label")
+LOSS_TERMS = ("hidden", "layers", "embedding", "decoder", "logits", "label")
 
 _SHAPE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
 

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from variator_export.engines.base import Arrays
 from variator_export.model.augmented import AugmentedModel, PlainModel
 from variator_export.model.backbone import Backbone, quiet_transformers
+from variator_export.model.decoding import encoder_outputs
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.quantization.layers import GivenRounding, QuantizedLinear
@@ -130,12 +131,10 @@ class EagerModel:
 
     def _encoded(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The encoder's states with the plugin, and the mask, as transformers' models take them."""
-        from transformers.modeling_outputs import BaseModelOutput
-
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         states = self._call(tensors)["last_hidden_state"]
         return {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=states),
+            "encoder_outputs": encoder_outputs(states),
             "attention_mask": tensors["attention_mask"],
         }
 

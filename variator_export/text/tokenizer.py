@@ -1,5 +1,6 @@
 """Conversion of text to token ids with the backbone's own tokenizer, without transformers."""
 
+import itertools
 import re
 import threading
 from collections.abc import Iterable, Sequence
@@ -238,6 +239,15 @@ class TextEncoder:
         encoding = self._tokenizer.encode("a")
         own = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
         return encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]
+
+    def sentinel_ids(self) -> list[int]:
+        """The tokens of T5 for spans that are left out, in order: `<extra_id_0>`, `<extra_id_1>`, …
+
+        Other tokenizers have none.
+        """
+        names = (f"<extra_id_{index}>" for index in itertools.count())
+        ids = itertools.takewhile(lambda i: i is not None, map(self._tokenizer.token_to_id, names))
+        return [int(i) for i in ids if i is not None]
 
     def word_ids(self) -> np.ndarray:
         """The ids of the vocabulary in ascending order, without reserved tokens ([CLS], <pad>, [unused7])."""

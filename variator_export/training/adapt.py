@@ -7,14 +7,17 @@ from variator_export.core.errors import UserError
 from variator_export.data.examples import Examples
 from variator_export.model.backbone import Backbone
 from variator_export.text.tokenizer import TextEncoder
+from variator_export.training.batches import collate_items
+from variator_export.training.distillation import needs_right_text
 from variator_export.training.given_plugins import load_given
 from variator_export.training.plugin_run import TrainedPlugins, train_plugins
 from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation
 from variator_export.training.task_data import (
-    collate_items,
+    class_targets,
     describe_examples,
     task_data,
+    text_targets,
 )
 
 
@@ -28,6 +31,7 @@ def adapt(
     losses: Losses,
     optimisation: Optimisation,
     max_tokens: int = 128,
+    max_target_tokens: int = 128,
 ) -> TrainedPlugins:
     """Train existing plugins further on a task. The results are published as OUTPUT/NAME.
 
@@ -35,44 +39,63 @@ def adapt(
         backbone: The backbone, fine-tuned for the task. It is the teacher, and the plugins are inserted
             into it.
         plugins: Folders of the trained plugins, by name. All are trained in one run.
-        train: Texts of the task. Labels are needed only for the loss term `label`.
+        train: Texts of the task. Labels are needed only for the loss term `label`; the right texts, only for
+            the terms `decoder`, `logits` and `label` of a backbone that generates text.
         held_out: Texts on which the loss is evaluated.
         run: The training run, which says where the plugins are published.
         losses: Weights of the terms of the loss.
         optimisation: Settings of the optimizer.
         max_tokens: Longer texts are truncated to this number of tokens.
+        max_target_tokens: Longer right texts are truncated to this number of tokens.
 
     Raises:
         UserError: A plugin does not fit the backbone, or a label is missing or unknown; see also
             `train_plugins`.
     """
     given = load_given(plugins, backbone)
-    with_labels = bool(losses.label)
-    if with_labels and (train.targets is None or held_out.targets is None):
-        raise UserError(
-            "The loss term label needs labels; the data was read without any.", "Give --label-column NAME."
-        )
+    encoder = TextEncoder(backbone.info.source.folder)
     limit = min(max_tokens, backbone.max_length or max_tokens)
+    settings = {"max_tokens": limit}
+    targets = None
+    if needs_right_text(backbone, losses):
+        decoder = backbone.spec.family.decoder
+        if decoder is None or not decoder.texts_like_sources:
+            raise UserError(
+                f"The right texts of {backbone.spec.name} need the code of their language, which no option "
+                "gives.",
+                "Train on the encoder's states alone: --loss hidden=1",
+            )
+        _refuse_missing(train, held_out, "The decoder's terms of the loss need the right texts")
+        longest = min(max_target_tokens, backbone.info.max_output_length or max_target_tokens)
+        targets, settings = text_targets(encoder, longest), settings | {"max_target_tokens": longest}
+    elif losses.label:
+        _refuse_missing(train, held_out, "The loss term label needs labels")
+        targets = class_targets(getattr(backbone.info.config, "label2id", {}))
     return train_plugins(
         backbone,
         given.modules,
         *task_data(
             train,
             held_out,
-            TextEncoder(backbone.info.source.folder),
+            encoder,
             max_tokens=limit,
-            label2id=getattr(backbone.info.config, "label2id", {}) if with_labels else None,
+            targets=targets,
             optimisation=optimisation,
         ),
-        collate_items(backbone, with_labels=with_labels),
+        collate_items(backbone),
         losses=losses,
         optimisation=optimisation,
         record={
             "stage": "adaptation",
-            "settings": {"max_tokens": limit},
+            "settings": settings,
             "data": describe_examples(("training", train), ("held out", held_out)),
             "parents": given.parents,
         },
         run=run,
         inputs=list(plugins.values()),
     )
+
+
+def _refuse_missing(train: Examples, held_out: Examples, needs: str) -> None:
+    if train.targets is None or held_out.targets is None:
+        raise UserError(f"{needs}; the data was read without any.", "Give --label-column NAME.")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from variator_export.core.errors import UserError
 from variator_export.model.augmented import HIDDEN_STATES_PREFIX, AugmentedModel, PlainModel
 from variator_export.model.backbone import Backbone
+from variator_export.model.decoding import DECODER_STATES, decoder_outputs
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.training import losses
 from variator_export.training.settings import Losses
@@ -38,6 +39,7 @@ class Distillation(TrainedModule):
         self.num_loss_metrics = len(plugins)
         self.clipped = tuple(plugins.values())
         self.num_layers = backbone.info.size.num_layers
+        self.decodes = needs_right_text(backbone, weights)
         # `object.__setattr__` keeps the frozen networks from being registered (see the class docstring).
         networks = {name: AugmentedModel(backbone, plugin) for name, plugin in plugins.items()}
         object.__setattr__(self, "teacher", PlainModel(backbone).eval())
@@ -50,7 +52,8 @@ class Distillation(TrainedModule):
         """Compute the loss of a batch.
 
         Args:
-            labels: Class indices (B,), for the loss term `label`.
+            labels: Class indices (B,), for the loss term `label`; of a backbone that generates text, the
+                tokens of the right text (B, T), with -100 for padding.
             inputs: int64 (B, S), by the backbone's input names.
 
         Returns:
@@ -58,13 +61,23 @@ class Distillation(TrainedModule):
             `metrics`: the loss of each row and plugin, (B, number of plugins), without gradient.
         """
         with torch.no_grad():
-            expected = self.teacher(inputs, hidden_states=True)
+            expected = self._outputs(self.teacher, inputs, labels)
         each = [
-            self._loss(model(inputs, hidden_states=True), expected, inputs["attention_mask"], labels)
+            self._loss(self._outputs(model, inputs, labels), expected, inputs["attention_mask"], labels)
             for model in self.students.values()
         ]
         stacked = torch.stack(each, dim=-1)
         return {"loss": stacked.mean(0).sum(), "metrics": stacked.detach()}
+
+    def _outputs(
+        self, model: AugmentedModel | PlainModel, inputs: dict[str, Tensor], labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = model(inputs, hidden_states=True)
+        if not self.decodes:
+            return found
+        assert labels is not None
+        states, mask = found["last_hidden_state"], inputs["attention_mask"]
+        return found | decoder_outputs(model.transformer, states, mask, labels)
 
     def _loss(
         self, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], mask: Tensor, labels: Tensor | None
@@ -80,12 +93,31 @@ class Distillation(TrainedModule):
         if weights.embedding:
             name = "sentence_embedding"
             total = total + weights.embedding * losses.embedding_loss(found[name], expected[name])
+        if weights.decoder:
+            assert labels is not None
+            mask = labels != losses.IGNORED
+            distance = losses.hidden_loss(found[DECODER_STATES], expected[DECODER_STATES], mask)
+            total = total + weights.decoder * distance
         if weights.logits:
-            total = total + weights.logits * losses.logits_loss(found["logits"], expected["logits"])
+            distance = losses.logits_loss(found["logits"], expected["logits"])
+            total = total + weights.logits * self._of_rows(distance, labels)
         if weights.label:
             assert labels is not None
-            total = total + weights.label * losses.label_loss(found["logits"], labels)
+            distance = losses.label_loss(found["logits"], labels)
+            total = total + weights.label * self._of_rows(distance, labels)
         return total
+
+    def _of_rows(self, distance: Tensor, labels: Tensor | None) -> Tensor:
+        """One value for each row (B,): the mean over the tokens of a generated text."""
+        if not self.decodes:
+            return distance
+        assert labels is not None
+        return losses.token_mean(distance, labels)
+
+
+def needs_right_text(backbone: Backbone, weights: Losses) -> bool:
+    """Whether the loss runs the decoder of a backbone that generates text, along the right text."""
+    return backbone.spec.head.generates and any((weights.decoder, weights.logits, weights.label))
 
 
 def check_losses(backbone: Backbone, weights: Losses) -> None:
@@ -96,14 +128,20 @@ def check_losses(backbone: Backbone, weights: Losses) -> None:
             f"The loss term embedding needs a sentence embedding; {source} declares no pooling.",
             "Choose other terms (--loss hidden=1), or add the files of sentence-transformers (modules.json).",
         )
+    generates = backbone.spec.head.generates
+    if weights.decoder and not generates:
+        raise UserError(
+            f"The loss term decoder needs a decoder; {source} is a {name} without one.",
+            "Leave the term out, or choose a checkpoint that generates text.",
+        )
     for term in ("logits", "label"):
         has_logits = "logits" in backbone.spec.outputs and "logits" not in backbone.spec.token_outputs
-        if getattr(weights, term) and not has_logits:
+        if getattr(weights, term) and not has_logits and not generates:
             raise UserError(
                 f"The loss term {term} needs a classifier; {source} is a {name} without logits of each text.",
                 "Leave the term out, or fine-tune a classifier first: variator-export train finetune",
             )
-    if not any((weights.hidden, weights.embedding, weights.logits, weights.label)):
+    if not any((weights.hidden, weights.embedding, weights.decoder, weights.logits, weights.label)):
         raise UserError(
             "The loss term layers covers every layer but the last, whose plugin would not be trained.",
             "Add a term that covers the last layer: --loss hidden=1 --loss layers=1",

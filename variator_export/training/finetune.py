@@ -13,13 +13,14 @@ from variator_export.data.examples import Examples
 from variator_export.model.backbone import Backbone, load_classifier, quiet_transformers
 from variator_export.model.source import BackboneSource
 from variator_export.text.tokenizer import TOKENIZER_FILES, TextEncoder
+from variator_export.training.batches import collate_items
 from variator_export.training.checkpoints import History
 from variator_export.training.losses import label_loss
 from variator_export.training.processes import device, is_main_process, num_processes
 from variator_export.training.run import RECORD_NAME, Run
 from variator_export.training.settings import Optimisation
 from variator_export.training.task_data import (
-    collate_items,
+    class_targets,
     describe_examples,
     task_data,
 )
@@ -104,10 +105,10 @@ def finetune(
                 held_out,
                 encoder,
                 max_tokens=limit,
-                label2id={label: index for index, label in enumerate(labels)},
+                targets=class_targets({label: index for index, label in enumerate(labels)}),
                 optimisation=optimisation,
             ),
-            collate_items(backbone, with_labels=True),
+            collate_items(backbone),
             optimisation,
             checkpoints,
             {**record, "processes": num_processes()},

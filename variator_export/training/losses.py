@@ -3,11 +3,14 @@
 Every row has the same weight, whatever its length and whatever else is in the batch. The mean over the
 processes of a distributed run is therefore the mean over the whole batch.
 
-Shapes: B batch, S tokens, d hidden size, C classes.
+Shapes: B batch, S tokens, T tokens of the right text, d hidden size, C classes.
 """
 
 from torch import Tensor
 from torch.nn import functional
+
+# The label of padding after the right text, as in transformers.
+IGNORED = -100
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -23,6 +26,11 @@ def relative_hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tens
     return hidden_loss(student, teacher, mask) / _mean_of_tokens(teacher.float().square().mean(-1), mask)
 
 
+def token_mean(values: Tensor, labels: Tensor) -> Tensor:
+    """Average values (B, T) over the tokens of the right text, whose labels (B, T) are not -100; (B,)."""
+    return _mean_of_tokens(values, labels != IGNORED)
+
+
 def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute 1 - cosine of the rows of two tensors (B, d); returns (B,)."""
     return 1 - functional.cosine_similarity(student.float(), teacher.float(), dim=-1)
@@ -31,7 +39,7 @@ def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def logits_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute the Kullback-Leibler divergence from the teacher's class probabilities.
 
-    Both arguments are logits (B, C); returns (B,).
+    Both arguments are logits (B, C); returns (B,). For logits (B, T, C) of a text's tokens, (B, T).
     """
     log_student = functional.log_softmax(student.float(), dim=-1)
     log_teacher = functional.log_softmax(teacher.float(), dim=-1)
@@ -39,8 +47,12 @@ def logits_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def label_loss(student: Tensor, labels: Tensor) -> Tensor:
-    """Compute the cross-entropy of logits (B, C) with class indices (B,); returns (B,)."""
-    return functional.cross_entropy(student.float(), labels, reduction="none")
+    """Compute the cross-entropy of logits (B, C) with class indices (B,); returns (B,).
+
+    For logits (B, T, C) of a text's tokens and token ids (B, T), (B, T), which is 0 where a label is -100.
+    """
+    classes_second = student.float().movedim(-1, 1)
+    return functional.cross_entropy(classes_second, labels, reduction="none", ignore_index=IGNORED)
 
 
 def _mean_of_tokens(values: Tensor, mask: Tensor) -> Tensor:

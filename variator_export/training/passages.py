@@ -15,8 +15,11 @@ import numpy as np
 from variator_export.core.errors import UserError
 from variator_export.data.texts import TextSource
 from variator_export.text.tokenizer import TextEncoder, TokenRow
+from variator_export.training.batches import Item
 from variator_export.training.settings import PassageSettings
 
+# The mean length of a span that is left out, as in T5's own training.
+_SPAN = 3
 # A match ends where a sentence starts. It covers the end of the previous sentence, including closing quotes
 # and brackets, or an empty line.
 _BOUNDARY = re.compile(r"[.!?;:][\"'”’)\]]*\s+|\n\s*\n\s*")
@@ -132,6 +135,40 @@ def _divide(document: TokenizedDocument, sentence: int) -> tuple[TokenizedDocume
     )
 
 
+def corrupt(
+    ids: np.ndarray, sentinels: Sequence[int], share: float, rng: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """Leave out spans of a passage, as T5's own training does (arXiv 1910.10683, 3.1.4).
+
+    Args:
+        ids: Token ids of the passage, without special tokens.
+        sentinels: The token that stands for the first span, for the second, and so on.
+        share: The share of tokens to leave out, in spans of three tokens on average.
+        rng: The random generator.
+
+    Returns:
+        The passage with a sentinel in place of each span; and the spans, each after its sentinel, with one
+        more sentinel at the end.
+    """
+    count = min(max(round(len(ids) * share), 1), len(ids) - 1)
+    if count < 1:  # a passage of one token has nothing to leave out
+        return ids.tolist(), [sentinels[0]]
+    spans = min(max(round(count / _SPAN), 1), len(sentinels) - 1, len(ids) - count)
+    source, target, at = [], [], 0
+    lengths = zip(_parts(len(ids) - count, spans, rng), _parts(count, spans, rng), strict=True)
+    for sentinel, (kept, left_out) in zip(sentinels, lengths, strict=False):
+        source += [*ids[at : at + kept].tolist(), sentinel]
+        target += [sentinel, *ids[at + kept : at + kept + left_out].tolist()]
+        at += kept + left_out
+    return source, [*target, sentinels[spans]]
+
+
+def _parts(total: int, count: int, rng: np.random.Generator) -> list[int]:
+    """Divide a number into positive parts, each division as likely as any other."""
+    cuts = (np.sort(rng.choice(total - 1, count - 1, replace=False)) + 1).tolist() if count > 1 else []
+    return [int(part) for part in np.diff([0, *cuts, total])]
+
+
 class _Drawer:
     """Draws passages from the documents of one pool. Every sentence is equally likely to start a passage."""
 
@@ -150,6 +187,9 @@ class _Drawer:
 
 class Passages:
     """A map-style data set of passages, drawn with replacement.
+
+    The items are token rows with their targets: None, or with `settings.corruption` the tokens that were left
+    out.
 
     Args:
         pools: The text. Each batch is drawn from one pool.
@@ -175,6 +215,7 @@ class Passages:
         self._shares = np.cumsum([left if pool.share is None else pool.share for pool in pools])
         self._before, self._after = encoder.special_tokens_around_text()
         self._vocabulary = encoder.word_ids()
+        self._sentinels = encoder.sentinel_ids() if settings.corruption else []
         self._settings = settings
         self._batch_size = batch_size
         self._num_batches = num_batches
@@ -183,11 +224,11 @@ class Passages:
     def __len__(self) -> int:
         return self._batch_size * self._num_batches
 
-    def __iter__(self) -> Iterator[TokenRow]:
+    def __iter__(self) -> Iterator[Item]:
         return (self[index] for index in range(len(self)))
 
-    def __getitem__(self, index: int) -> TokenRow:
-        """Return passage `index`, with special tokens around it."""
+    def __getitem__(self, index: int) -> Item:
+        """Return passage `index`, with special tokens around it, and its target."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         length, drawer = self._batch(index // self._batch_size)
@@ -197,8 +238,12 @@ class Passages:
             share = rng.uniform(0, 2 * self._settings.noise)
             strangers = self._vocabulary[rng.integers(len(self._vocabulary), size=len(ids))]
             ids = np.where(rng.random(len(ids)) < share, strangers, ids)
-        whole = [*self._before, *cast(list[int], ids.tolist()), *self._after]
-        return TokenRow(whole, [0] * len(whole))
+        tokens, target = cast(list[int], ids.tolist()), None
+        if self._sentinels:
+            tokens, left_out = corrupt(ids, self._sentinels, self._settings.corruption, rng)
+            target = [*self._before, *left_out, *self._after]
+        whole = [*self._before, *tokens, *self._after]
+        return TokenRow(whole, [0] * len(whole)), target
 
     def _batch(self, batch: int) -> tuple[int, _Drawer]:
         """Draw the number of tokens of the passages in a batch, and the pool that they come from.

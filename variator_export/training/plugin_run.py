@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import Dataset
 
 from variator_export.model.backbone import Backbone
@@ -14,7 +13,6 @@ from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME, plugin_card
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin
-from variator_export.text.tokenizer import TokenRow, pad_rows
 from variator_export.training.checkpoints import History
 from variator_export.training.distillation import Distillation
 from variator_export.training.loss_plot import save_loss_plot
@@ -37,16 +35,6 @@ class TrainedPlugins:
     folders: Mapping[str, Path]
     losses: Mapping[str, float]
     history: History
-
-
-def collate_rows(backbone: Backbone) -> Callable[[Sequence[TokenRow]], Batch]:
-    """Return a function that collates token rows into a batch, padded on the right to the longest row."""
-    names, pad = backbone.spec.family.inputs, backbone.pad_token_id
-
-    def collate(rows: Sequence[TokenRow]) -> Batch:
-        return {name: torch.from_numpy(array) for name, array in pad_rows(rows, names, pad).items()}
-
-    return collate
 
 
 def train_plugins(

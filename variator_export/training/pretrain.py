@@ -11,11 +11,33 @@ from variator_export.model.backbone import Backbone
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_layout import PluginConfig
 from variator_export.text.tokenizer import TextEncoder
+from variator_export.training.batches import collate_items
+from variator_export.training.distillation import needs_right_text
 from variator_export.training.given_plugins import GivenPlugins, leave_out_decompression, load_given
 from variator_export.training.passages import Passages, describe_texts, tokenize_documents
-from variator_export.training.plugin_run import TrainedPlugins, collate_rows, train_plugins
+from variator_export.training.plugin_run import TrainedPlugins, train_plugins
 from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation, PassageSettings, PluginShape
+
+# The share of tokens that T5's own training leaves out (arXiv 1910.10683, 3.1.4), as the paper's authors do.
+T5_CORRUPTION = 0.15
+
+
+def fit_preset(
+    backbone: Backbone, losses: Losses, passages: PassageSettings
+) -> tuple[Losses, PassageSettings]:
+    """Fit a preset to a backbone.
+
+    A model without sentence embeddings has no term for them. Of T5, which has tokens for spans that are left
+    out, the decoder's states count as much as the encoder's, as in the paper.
+    """
+    if losses.embedding and backbone.pooling is None:
+        losses = losses.model_copy(update={"embedding": 0.0})
+    if backbone.spec.head.generates and TextEncoder(backbone.info.source.folder).sentinel_ids():
+        losses = losses.model_copy(update={"decoder": 1.0})
+        if not passages.corruption:
+            passages = passages.model_copy(update={"corruption": T5_CORRUPTION})
+    return losses, passages
 
 
 def pretrain(
@@ -45,7 +67,13 @@ def pretrain(
             the backbone, or the output or the losses are not suitable; see also `train_plugins`.
     """
     run.check_output()  # before the text is tokenized
-    if losses.label:
+    if needs_right_text(backbone, losses):
+        if not passages.corruption:
+            raise UserError(
+                "The decoder's terms of the loss need a right text, which plain text does not have.",
+                "Leave out spans for the decoder (--corruption 0.15), or use `train adapt` with a table.",
+            )
+    elif losses.label:
         raise UserError(
             "The loss term label needs labels, which plain text does not have.",
             "Leave the term out, or use `train adapt` with a table.",
@@ -68,6 +96,12 @@ def pretrain(
             f"--max-tokens {limit}",
         )
     encoder = TextEncoder(backbone.info.source.folder)
+    if passages.corruption and not encoder.sentinel_ids():
+        raise UserError(
+            f"The tokenizer of {backbone.info.source.name} has no tokens for spans that are left out "
+            "(<extra_id_0>), as T5's has.",
+            "Train on the encoder's states alone: --loss hidden=1, without --corruption",
+        )
     train, held_out = tokenize_documents(texts, encoder, passages)
     size = optimisation.batch_size
     quiet = passages.model_copy(update={"noise": 0.0})
@@ -96,7 +130,7 @@ def pretrain(
                 seed=optimisation.seed,
             ),
         ),
-        collate_rows(backbone),
+        collate_items(backbone),
         losses=losses,
         optimisation=optimisation,
         record={

@@ -22,13 +22,18 @@ class Losses(_Part):
         hidden: Mean squared error of the last hidden states, which is the paper's loss.
         layers: Mean squared error of every other layer, each relative to the teacher's mean square.
         embedding: 1 - cosine of the sentence embeddings, if the backbone declares a pooling.
-        logits: Kullback-Leibler divergence of the class probabilities, if the backbone has a head.
-        label: Cross-entropy with the labels, if the data has labels. The paper's option for adaptation.
+        decoder: Mean squared error of the decoder's last hidden states along the right text, for a backbone
+            that generates text. The other half of the paper's loss.
+        logits: Kullback-Leibler divergence of the class probabilities, if the backbone has a head; of the
+            next token's probabilities along the right text, if it generates text.
+        label: Cross-entropy with the labels or the right text, if the data has any. The paper's option for
+            adaptation.
     """
 
     hidden: Weight = 1.0
     layers: Weight = 0.0
     embedding: Weight = 0.0
+    decoder: Weight = 0.0
     logits: Weight = 0.0
     label: Weight = 0.0
 
@@ -97,6 +102,8 @@ class PassageSettings(_Part):
         max_tokens: Length of the longest passages, including special tokens.
         noise: Average share of tokens that are replaced by random tokens of the vocabulary. The share of each
             passage is drawn between 0 and twice this value.
+        corruption: Share of tokens that are left out in spans, which the decoder of T5 then generates
+            (arXiv 1910.10683, 3.1.4). 0 for whole passages without a target.
         held_out: Share of the text that is held out and used only to evaluate the loss: the end of each
             document, or whole documents of a source with many documents.
         held_out_passages: Number of held-out passages in each evaluation.
@@ -105,6 +112,7 @@ class PassageSettings(_Part):
     min_tokens: int = Field(default=8, ge=3)
     max_tokens: int = Field(default=128, ge=3)
     noise: float = Field(default=0.0, ge=0, le=0.5)
+    corruption: float = Field(default=0.0, ge=0, le=0.5)
     held_out: float = Field(default=0.02, gt=0, le=0.5)
     held_out_passages: int = Field(default=512, ge=1)
 

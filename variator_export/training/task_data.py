@@ -6,36 +6,31 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from variator_export.core.errors import UserError
 from variator_export.data.examples import Examples
-from variator_export.model.backbone import Backbone
 from variator_export.text.tokenizer import TextEncoder, TokenRow
-from variator_export.training.plugin_run import collate_rows
+from variator_export.training.batches import Item, Target
 from variator_export.training.settings import Optimisation
-from variator_export.training.trainer import Batch
 
 # Examples are sorted by length within groups of this many batches, so that a batch has similar lengths.
 _GROUP = 50
-
-Item = tuple[TokenRow, int]
 
 
 class InOrder(Dataset[Item]):
     """A map-style data set of examples in their original order."""
 
-    def __init__(self, rows: Sequence[TokenRow], labels: Sequence[int]) -> None:
+    def __init__(self, rows: Sequence[TokenRow], targets: Sequence[Target]) -> None:
         self._rows = rows
-        self._labels = labels
+        self._targets = targets
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Item:
-        """Return a row and its class index, which is -1 if the row has no label."""
-        return self._rows[index], self._labels[index]
+        """Return a row and its target."""
+        return self._rows[index], self._targets[index]
 
 
 class Shuffled(InOrder):
@@ -45,7 +40,7 @@ class Shuffled(InOrder):
 
     Args:
         rows: The examples.
-        labels: Class index of each example.
+        targets: The target of each example.
         batch_size: Rows per batch, over all processes.
         num_batches: Number of batches.
         seed: Seed of the order.
@@ -54,13 +49,13 @@ class Shuffled(InOrder):
     def __init__(
         self,
         rows: Sequence[TokenRow],
-        labels: Sequence[int],
+        targets: Sequence[Target],
         *,
         batch_size: int,
         num_batches: int,
         seed: int,
     ) -> None:
-        super().__init__(rows, labels)
+        super().__init__(rows, targets)
         self._batch_size = batch_size
         self._num_batches = num_batches
         self._seed = seed
@@ -91,7 +86,7 @@ def task_data(
     encoder: TextEncoder,
     *,
     max_tokens: int,
-    label2id: Mapping[str, int] | None,
+    targets: Callable[[Examples], Sequence[Target]] | None,
     optimisation: Optimisation,
 ) -> tuple[Dataset[Item], Dataset[Item]]:
     """Tokenize the examples to train on and the held-out examples.
@@ -101,16 +96,16 @@ def task_data(
         held_out: The examples on which the loss is evaluated.
         encoder: The tokenizer.
         max_tokens: Longer texts are truncated to this number of tokens.
-        label2id: Class index of each label; None if labels are not needed.
+        targets: Function from examples to their targets; None if none are needed.
         optimisation: Settings that define the number and size of the batches.
 
     Returns:
-        The training data set and the held-out data set, both of token rows with class indices.
+        The training data set and the held-out data set, both of token rows with targets.
     """
 
-    def encode(examples: Examples) -> tuple[list[TokenRow], list[int]]:
+    def encode(examples: Examples) -> tuple[list[TokenRow], Sequence[Target]]:
         rows = encoder.token_rows(examples.texts, max_tokens, pairs=examples.pairs, truncate=True)
-        return rows, [-1] * len(rows) if label2id is None else examples.class_indices(label2id)
+        return rows, [None] * len(rows) if targets is None else targets(examples)
 
     shuffled = Shuffled(
         *encode(train),
@@ -121,21 +116,26 @@ def task_data(
     return shuffled, InOrder(*encode(held_out))
 
 
-def collate_items(backbone: Backbone, *, with_labels: bool) -> Callable[[Sequence[Item]], Batch]:
-    """Return a function that collates items into a batch, with `labels` (B,) if `with_labels` is set."""
-    collate_texts = collate_rows(backbone)
-
-    def collate(items: Sequence[Item]) -> Batch:
-        batch = collate_texts([row for row, _ in items])
-        if with_labels:
-            batch["labels"] = torch.tensor([label for _, label in items])
-        return batch
-
-    return collate
+def class_targets(label2id: Mapping[str, int]) -> Callable[[Examples], Sequence[Target]]:
+    """Return a function from examples to their class indices."""
+    return lambda examples: examples.class_indices(label2id)
 
 
-def divide(examples: Examples, held_out: float, seed: int) -> tuple[Examples, Examples]:
-    """Hold out a random share of the examples, or of each class if the examples have labels.
+def text_targets(encoder: TextEncoder, max_tokens: int) -> Callable[[Examples], Sequence[Target]]:
+    """Return a function from examples to the tokens of their right texts, which are truncated."""
+    return lambda examples: [row.ids for row in encoder.token_rows(examples.labels(), max_tokens, prompt="")]
+
+
+def divide(
+    examples: Examples, held_out: float, seed: int, *, by_class: bool = True
+) -> tuple[Examples, Examples]:
+    """Hold out a random share of the examples.
+
+    Args:
+        examples: The examples.
+        held_out: The share.
+        seed: Seed of the choice.
+        by_class: Whether to hold out this share of each class, if the examples have labels.
 
     Returns:
         The examples to train on, and the held-out examples.
@@ -145,15 +145,16 @@ def divide(examples: Examples, held_out: float, seed: int) -> tuple[Examples, Ex
     """
     groups: dict[str, list[int]] = {}
     for index in np.random.default_rng(seed).permutation(len(examples)).tolist():
-        groups.setdefault(examples.targets[index] if examples.targets else "", []).append(index)
+        group = examples.targets[index] if examples.targets and by_class else ""
+        groups.setdefault(group, []).append(index)
     chosen: set[int] = set()
     for group in groups.values():
         # At least one example of each class stays in the training data.
         chosen.update(group[: min(round(len(group) * held_out), len(group) - 1)])
     if not chosen:
         raise UserError(
-            f"{examples.name} has {len(examples)} examples: a share of {held_out:g} of each class holds out "
-            "no example.",
+            f"{examples.name} has {len(examples)} examples: a share of {held_out:g}"
+            f"{' of each class' if by_class else ''} holds out no example.",
             "Give more data, a larger --held-out, or a separate file with --validation.",
         )
     train = [index for index in range(len(examples)) if index not in chosen]

@@ -24,13 +24,21 @@ def adapt_command(
     pair_column: options.PairColumnOption = None,
     label_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Column of the label; needed only for --loss label=WEIGHT."),
+        typer.Option(
+            metavar="NAME",
+            help="Column of the label, needed only for --loss label=WEIGHT; or of the right text, for a "
+            "backbone that generates text.",
+        ),
     ] = None,
     label_map: options.LabelMapOption = None,
     header: options.HeaderOption = True,
     validation: options.ValidationOption = None,
     held_out: options.HeldOutOption = 0.05,
     max_tokens: options.MaxTokensOption = 128,
+    max_target_tokens: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Truncate longer right texts to N tokens."),
+    ] = 128,
     loss: options.LossOption = None,
     steps: options.StepsOption = 1000,
     batch_size: options.BatchOption = 32,
@@ -50,13 +58,17 @@ def adapt_command(
 ) -> None:
     """Train plugins further for a task, on a backbone that was fine-tuned for it.
 
-    The default loss is the paper's (`--loss hidden=1`) and needs no labels. The paper's learning rate, 1e-5,
-    is meant for tens of thousands of steps; short runs need a higher one.
+    The default loss is the paper's: `--loss hidden=1`, which needs no labels, and for a backbone that
+    generates text also `--loss decoder=1`, along the right text in --label-column. The paper's learning rate,
+    1e-5, is meant for tens of thousands of steps; short runs need a higher one.
 
     **Examples**
 
     `variator-export train adapt --backbone ./sst2 --plugin plugins/ratio-4 --data train.tsv --text-column
     sentence --output sst2-plugins`
+
+    `variator-export train adapt --backbone ./summariser --plugin plugins/ratio-4 --data articles.jsonl
+    --text-column article --label-column summary --learning-rate 1e-4 --output summariser-plugins`
     """
     if not plugin:
         raise UsageError(
@@ -79,6 +91,7 @@ def adapt_command(
         patience=patience,
     )
     losses = options.checked(Losses, {"hidden": 0.0, **options.parse_losses(loss)} if loss else {})
+    with_decoder = losses if loss else losses.model_copy(update={"decoder": 1.0})
     folders = common.plugin_folders(plugin)
     if losses.label and label_column is None:
         raise UsageError("--loss label needs labels.", "Give --label-column NAME.")
@@ -86,13 +99,16 @@ def adapt_command(
     columns = {"text": text_column, "pair": pair_column, "target": label_column, "header": header}
     printer = Output(format)
     with common.running(printer, output, replace=replace, restart=restart, terms=terms, dtype=dtype) as run:
+        loaded = common.load(backbone, task, architecture)
+        generates = loaded.spec.head.generates
         result = adapt(
-            common.load(backbone, task, architecture),
+            loaded,
             folders,
-            *common.examples_of(data, validation, held_out, seed, columns, names),
+            *common.examples_of(data, validation, held_out, seed, columns, names, by_class=not generates),
             run,
-            losses=losses,
+            losses=with_decoder if generates else losses,
             optimisation=optimisation,
             max_tokens=max_tokens,
+            max_target_tokens=max_target_tokens,
         )
     common.print_plugins(printer, result, output, push_to_hub)

@@ -72,21 +72,26 @@ def examples_of(
     seed: int,
     columns: dict[str, Any],
     label_map: Mapping[str, str] | None = None,
+    *,
+    by_class: bool = True,
 ) -> tuple[Any, Any]:
-    """Return the examples to train on and the held-out examples to measure the loss on."""
+    """Return the examples to train on and the held-out examples to measure the loss on.
+
+    `by_class` is False if the targets are texts, or scores, and not classes.
+    """
     from variator_export.data.example_files import read_examples
     from variator_export.data.examples import Columns
     from variator_export.training.task_data import divide
 
     names = label_map or {}
     read = read_examples(data, Columns(**columns)).relabelled(names)
-    if read.targets is not None:
+    if read.targets is not None and by_class:
         read.classes()  # refuses a single class
     if validation is not None:
         other = read_examples(validation, Columns(**columns))
         there = set(other.labels())  # a small file may lack a class
         return read, other.relabelled({label: name for label, name in names.items() if label in there})
-    return divide(read, held_out, seed)
+    return divide(read, held_out, seed, by_class=by_class)
 
 
 @contextmanager

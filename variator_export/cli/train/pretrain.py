@@ -69,6 +69,15 @@ def pretrain_command(
     noise: Annotated[
         float | None, typer.Option(metavar="X", help="Average share of tokens replaced with random ones.")
     ] = None,
+    corruption: Annotated[
+        float,
+        typer.Option(
+            metavar="X",
+            help="Share of tokens left out in spans, which T5's decoder then generates. Default: 0.15 for T5 "
+            "and mT5 without --loss, else 0.",
+            show_default=False,
+        ),
+    ] = 0.0,
     held_out: options.HeldOutOption = 0.02,
     held_out_passages: Annotated[
         int, typer.Option(metavar="N", help="Passages of the held-out text to measure the loss on.")
@@ -126,7 +135,7 @@ def pretrain_command(
     options.require_training()
     check_push(push_to_hub)
     from variator_export.data.texts import read_texts
-    from variator_export.training.pretrain import pretrain
+    from variator_export.training.pretrain import fit_preset, pretrain
     from variator_export.training.settings import (
         PRETRAIN_PRESETS,
         Losses,
@@ -156,6 +165,7 @@ def pretrain_command(
             "min_tokens": base.passages.min_tokens if min_tokens is None else min_tokens,
             "max_tokens": base.passages.max_tokens if max_tokens is None else max_tokens,
             "noise": base.passages.noise if noise is None else noise,
+            "corruption": corruption,
             "held_out": held_out,
             "held_out_passages": held_out_passages,
         },
@@ -174,10 +184,8 @@ def pretrain_command(
     printer = Output(format)
     with common.running(printer, output, replace=replace, restart=restart, terms=terms, dtype=dtype) as run:
         loaded = common.load(backbone, task, architecture)
-        if not loss and losses.embedding and loaded.pooling is None:
-            losses = losses.model_copy(
-                update={"embedding": 0.0}
-            )  # a term of the preset that needs sentence embeddings
+        if not loss:
+            losses, passages = fit_preset(loaded, losses, passages)
         result = pretrain(
             loaded,
             read_texts(text, text_field),

@@ -65,7 +65,7 @@ def _cross_projections(layer: Any) -> tuple[nn.Module, nn.Module]:
     return layer.encoder_attn.k_proj, layer.encoder_attn.v_proj
 
 
-def _family(name: str, prefix: str) -> Family:
+def _family(name: str, prefix: str, *, texts_like_sources: bool = True) -> Family:
     return Family(
         name=name,
         heads={f"{prefix}ForConditionalGeneration": TEXT_TO_TEXT},
@@ -81,8 +81,10 @@ def _family(name: str, prefix: str) -> Family:
             cross_projections=_cross_projections,
             size=_decoder_size,
             max_length=lambda config: config.max_position_embeddings,
+            texts_like_sources=texts_like_sources,
         ),
     )
 
 
-BART, MBART, PEGASUS = _family("bart", "Bart"), _family("mbart", "MBart"), _family("pegasus", "Pegasus")
+BART, PEGASUS = _family("bart", "Bart"), _family("pegasus", "Pegasus")
+MBART = _family("mbart", "MBart", texts_like_sources=False)

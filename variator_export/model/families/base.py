@@ -69,12 +69,15 @@ class Decoder:
         size: Function of the configuration that returns the decoder's sizes.
         max_length: Function of the configuration that returns the longest output in tokens; None if there is
             no limit.
+        texts_like_sources: Whether the right text is tokenised as a source is. False for mBART, whose right
+            text has a language of its own.
     """
 
     stack: str
     cross_projections: Callable[[nn.Module], tuple[nn.Module, nn.Module]]
     size: Callable[[Any], DecoderSize]
     max_length: Callable[[Any], int | None]
+    texts_like_sources: bool = True
 
     def layers(self, model: nn.Module) -> Sequence[nn.Module]:
         """The decoder layers of a transformers model, in order."""
