@@ -424,3 +424,108 @@ def test_a_fault_in_a_decoder_layer_ends_the_build(
     with pytest.raises(NumbersDisagreeError, match="agrees along given tokens"):
         build(text_recipe("t5-text", (2,)), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+# Label words: a classifier made of a model that generates text.
+
+WORDS = {"POS": "good", "NEG": "bad"}
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"), [("t5-gated-text", ""), ("mt5-text", "the"), ("bart-text", "the")]
+)
+def test_label_words_make_a_classifier(
+    text_recipe: Callable[..., Recipe],
+    load_model: Callable[..., Backbone],
+    tmp_path: Path,
+    name: str,
+    prompt: str,
+) -> None:
+    """The graph goes from ids to the scores of the words; the build compares them with transformers' own."""
+    backbone = load_model(name)
+    source = {"source": str(backbone.info.source.folder), "label_words": WORDS, "decoder_prompt": prompt}
+    bundle = Bundle.load(build(text_recipe(name, (2, 3), backbone=source), tmp_path / "bundle").bundle)
+    entry = bundle.manifest.backbone
+    assert (entry.task, entry.outputs, entry.generates) == ("text-classification", ("logits",), False)
+    assert (entry.label_words, entry.decoder_prompt) == (WORDS, prompt)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bundle.path)
+    start = [
+        backbone.info.config.decoder_start_token_id,
+        *tokenizer(prompt, add_special_tokens=False).input_ids,
+    ]
+    words = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in WORDS.values()]
+    inputs = _inputs(4, 11, 0)
+    for variant in bundle.manifest.variants:
+        eager = EagerModel(backbone, method_of(variant).eager(backbone, bundle.variant_folder(variant)))
+        expected = eager.scores(inputs, np.array([start] * 4))[:, -1, words]
+        found = bundle.session().run(inputs, variant.name)["logits"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    # The decoder's keys and values are counted, so that the limit of the speed-up is that of the graph.
+    assert entry.encoder_size.cross_size > 0
+    prediction = bundle.predict("A fine film.", 3)
+    assert set(prediction["scores"]) == set(WORDS)
+    data = tmp_path / "labels.tsv"
+    data.write_text("text\tlabel\nA fine film.\tPOS\nNever again.\tNEG\n")
+    evaluated = call(
+        "evaluate", str(bundle.path), "--data", str(data), "--label-column", "label", "--format", "json"
+    )
+    assert json.loads(evaluated.stdout)["task"] == "classification"
+    verified = call("verify", str(bundle.path), "--format", "json")
+    assert verified.returncode == 0, verified.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"label_words": {"POS": "unfathomably", "NEG": "bad"}}, "has .* tokens"),
+        ({"label_words": {"POS": "good", "NEG": "good"}}, "are the same token"),
+        ({"label_words": {"POS": "good"}}, "leaves nothing to choose"),
+        ({"decoder_prompt": "the"}, "there are no label words"),
+        ({"label_words": WORDS, "task": "feature-extraction"}, "need a model that generates text"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_label_words_that_cannot_be_are_refused(
+    text_recipe: Callable[..., Recipe], tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    recipe = text_recipe("t5-text", (2,))
+    wrong = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=changes)})
+    with pytest.raises(UserError, match=words):
+        build(wrong, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_label_words_on_the_command_line(
+    text_recipe: Callable[..., Recipe], load_model: Callable[..., Backbone], tmp_path: Path
+) -> None:
+    """Words that are their own labels; plugins are trained on their scores."""
+    folder = str(load_model("t5-text").info.source.folder)
+    plugin = str(text_recipe("t5-text").plugins[0].source)
+    data = tmp_path / "labels.tsv"
+    data.write_text("text\tlabel\n" + "A fine film.\tgood\nNever again.\tbad\n" * 12)
+    words = ("--label-word", "good", "--label-word", "bad")
+    trained = call(
+        *("train", "adapt", "--backbone", folder, "--plugin", plugin, "--data", str(data), *words),
+        *("--label-column", "label", "--loss", "logits=1", "--loss", "label=1", "--steps", "2"),
+        *("--batch-size", "4", "--held-out", "0.2", "--output", str(tmp_path / "trained")),
+    )
+    assert trained.returncode == 0, trained.stderr
+    plugin = str(tmp_path / "trained" / "ratio-2")
+    evaluated = call(
+        *("evaluate", plugin, "--backbone", folder, "--data", str(data), "--label-column", "label", *words),
+        *("--output", str(tmp_path / "kept"), "--format", "json"),
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["metric"] == "accuracy"
+    again = call("evaluate", str(tmp_path / "kept"), "--data", str(data), "--label-column", "label", *words)
+    assert (again.returncode, "has its own label words" in again.stderr) == (2, True)
+    arguments = ("build", "--backbone", folder, "--plugin", plugin, *words)
+    built = call(*arguments, "--target", "onnxruntime", "--no-speed", "--output", str(tmp_path / "bundle"))
+    assert built.returncode == 0, built.stderr
+    assert Bundle.load(tmp_path / "bundle").manifest.backbone.label_words == {"good": "good", "bad": "bad"}
+    for wrong, said in (
+        (("--label-word", "a="), "[LABEL=]WORD"),
+        ((*words, "--label-word", "bad=x"), "given twice"),
+    ):
+        refused = call("build", "--backbone", folder, *wrong, "--output", str(tmp_path / "other"))
+        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr

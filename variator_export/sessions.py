@@ -251,9 +251,10 @@ class Bundle(BundleFiles):
             return variant.name, session, self._encoder
 
     def config(self) -> dict[str, Any]:
-        """The content of the model's config.json."""
+        """The content of the model's config.json, with the labels of label words."""
         if self._config is None:
-            self._config = read_json_object(self.file("config.json"), "Build the bundle again.")
+            content = read_json_object(self.file("config.json"), "Build the bundle again.")
+            self._config = self.manifest.backbone.with_labels(content)
         return self._config
 
     def text_encoder(self) -> TextEncoder:

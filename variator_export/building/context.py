@@ -89,6 +89,7 @@ class BuildContext:
             "weights_sha256": source.weights_sha256,
             "architecture": recipe.backbone.architecture,
             "task": recipe.backbone.task,
+            **recipe.backbone.model_dump(include={"label_words", "decoder_prompt"}, exclude_defaults=True),
             "files": {n: sha256_file(p) for n in decisive if (p := source.folder / n).is_file()},
         }
 
@@ -96,6 +97,8 @@ class BuildContext:
     def generates(self) -> bool:
         """Whether the model generates text, found by its task or its class, without torch."""
         backbone = self.recipe.backbone
+        if backbone.label_words is not None:
+            return False
         if backbone.task is not None:
             return backbone.task == TEXT_TO_TEXT
         name = backbone.architecture
@@ -136,7 +139,9 @@ class BuildContext:
         from variator_export.model.backbone_info import read_backbone_info
 
         backbone = self.recipe.backbone
-        return read_backbone_info(self.source, backbone.architecture, backbone.task)
+        return read_backbone_info(
+            self.source, backbone.architecture, backbone.task, backbone.label_words, backbone.decoder_prompt
+        )
 
     @property
     def host(self) -> PluginHost:

@@ -29,6 +29,8 @@ def evaluate(
     task: str | None = None,
     backbone: str | None = None,
     architecture: str | None = None,
+    label_words: Mapping[str, str] | None = None,
+    decoder_prompt: str = "",
     runtimes: Sequence[EvaluationRuntime] = ("eager", "onnxruntime"),
     max_tokens: int | None = None,
     prompt_name: str | None = None,
@@ -45,6 +47,9 @@ def evaluate(
         backbone: The backbone's source. None means the source that the bundle or the plugins name.
         architecture: The class of transformers to load, for plugin folders. None means the class that
             config.json names.
+        label_words: The word of each label, for plugin folders of a model that generates text and is to be a
+            classifier. A bundle has its own.
+        decoder_prompt: What its decoder reads before the label word.
         runtimes: Runtimes to run. With both, their outputs must agree except for rounding. The eager model of
             a quantised bundle is the float32 one, so there the outputs need not agree.
         max_tokens: Maximum length of a text. Longer texts are truncated. None means the model's limit.
@@ -70,7 +75,13 @@ def evaluate(
         )
     progress = progress or Progress()
     request = Request(task, examples, max_tokens, prompt_name, generation or {})
-    with _bundle(folders, request, (backbone, architecture), output, progress) as bundle:
+    described = BackboneRecipe(
+        source=backbone or "",
+        architecture=architecture,
+        label_words=label_words,
+        decoder_prompt=decoder_prompt,
+    )
+    with _bundle(folders, request, described, output, progress) as bundle:
         return evaluate_bundle(bundle, request, backbone=backbone, runtimes=runtimes, progress=progress)
 
 
@@ -78,7 +89,7 @@ def evaluate(
 def _bundle(
     paths: Sequence[Path],
     request: Request,
-    backbone: tuple[str | None, str | None],
+    backbone: BackboneRecipe,
     output: Path | None,
     progress: Progress,
 ) -> Iterator[Bundle]:
@@ -97,8 +108,8 @@ def _bundle(
                 f"{path} is neither a bundle nor a plugin folder.",
                 "Pass one bundle (from `build`), or plugin folders (from `train` or `import`).",
             )
-    source, architecture = backbone[0] or _backbone_of(paths), backbone[1]
-    _check_backbone(source, architecture, request)
+    backbone = backbone.model_copy(update={"source": backbone.source or _backbone_of(paths)})
+    _check_backbone(backbone, request)
     plugins = tuple(PluginRecipe(source=str(path)) for path in paths)
     ratios = [load_plugin_config(path).ratio for path in paths]
     if len(set(ratios)) < len(ratios):
@@ -108,7 +119,7 @@ def _bundle(
         )
     recipe = Recipe(
         name="evaluated",
-        backbone=BackboneRecipe(source=source, architecture=architecture),
+        backbone=backbone,
         plugins=plugins,
         speed=None,
         ratios=None,
@@ -130,13 +141,18 @@ def _backbone_of(paths: Sequence[Path]) -> str:
     return name
 
 
-def _check_backbone(source: str, architecture: str | None, request: Request) -> None:
+def _check_backbone(backbone: BackboneRecipe, request: Request) -> None:
     """Refuse a backbone before the export if the task could not be measured after it."""
     require_export()
     from variator_export.model.backbone_info import read_backbone_info
 
-    info = read_backbone_info(resolve_source(source), architecture)
+    info = read_backbone_info(
+        resolve_source(backbone.source),
+        backbone.architecture,
+        label_words=backbone.label_words,
+        decoder_prompt=backbone.decoder_prompt,
+    )
     config = info.config.to_dict()
-    model = EvaluatedModel(source, info.spec.head.task, info.outputs, info.token_outputs, config)
+    model = EvaluatedModel(backbone.source, info.spec.head.task, info.outputs, info.token_outputs, config)
     _, measurement = request.prepare(model, TextEncoder(info.source.folder, info.max_length))
     request.settings(measurement, info.source.folder)

@@ -259,6 +259,8 @@ def _backbone_entry(context: BuildContext) -> BackboneEntry:
         encoder_size=info.size,
         decoder_size=info.decoder_size,
         max_output_length=info.max_output_length,
+        label_words=context.recipe.backbone.label_words,
+        decoder_prompt=context.recipe.backbone.decoder_prompt,
         padding_states_vary=info.spec.family.padding_states_vary,
     )
 

@@ -4,6 +4,7 @@ The manifest holds only values that the inputs determine: no dates, no timings.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
 from variator_export.core.parts import DECODER, MODEL
 from variator_export.core.validation import describe_validation_error
+from variator_export.text.predictions import labels_config
 
 MANIFEST_NAME = "manifest.json"
 BACKBONE_CONFIG = "config.json"
@@ -56,6 +58,9 @@ class BackboneEntry(_Part):
         padding_states_vary: Whether the hidden states of padding depend on the amount of padding.
         decoder_size: The dimensions of the decoder. None for a model that does not generate text.
         max_output_length: The longest generated text in tokens. None if there is no limit.
+        label_words: The word of each label, in the order of the classes, of a classifier made of a model that
+            generates text. None for any other model.
+        decoder_prompt: What its decoder reads before the label word.
     """
 
     source: str
@@ -72,6 +77,8 @@ class BackboneEntry(_Part):
     padding_states_vary: bool = False
     decoder_size: DecoderSize | None = None
     max_output_length: int | None = None
+    label_words: dict[str, str] | None = None
+    decoder_prompt: str = ""
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> "BackboneEntry":
@@ -79,6 +86,10 @@ class BackboneEntry(_Part):
         if found != (self.hidden_size, self.num_layers):
             raise ValueError("encoder_size has another hidden_size or num_layers than the backbone")
         return self
+
+    def with_labels(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The content of the model's config.json, with the labels of label words."""
+        return {**config, **({} if self.label_words is None else labels_config(self.label_words))}
 
     @property
     def generates(self) -> bool:

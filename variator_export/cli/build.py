@@ -54,6 +54,8 @@ def build_command(
     ] = None,
     task: options.TaskOption = None,
     architecture: options.ArchitectureOption = None,
+    label_word: options.LabelWordOption = None,
+    decoder_prompt: options.DecoderPromptOption = None,
     plugin: Annotated[
         list[str] | None,
         typer.Option(
@@ -197,6 +199,8 @@ def build_command(
             backbone=backbone,
             task=task,
             architecture=architecture,
+            label_words=label_word,
+            decoder_prompt=decoder_prompt,
             plugins=plugin,
             untrained=untrained,
             targets=target,

@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -53,6 +53,23 @@ ArchitectureOption = Annotated[
         "--architecture",
         metavar="CLASS",
         help="The class of transformers to load, for example T5EncoderModel, instead of --task.",
+    ),
+]
+LabelWordOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label-word",
+        metavar="[LABEL=]WORD",
+        help="The word of a label, one token of a model that generates text, which becomes a classifier by "
+        "the scores of its label words; repeated for each label.",
+    ),
+]
+DecoderPromptOption = Annotated[
+    str | None,
+    typer.Option(
+        "--decoder-prompt",
+        metavar="TEXT",
+        help="What the decoder reads before the label word: '<extra_id_0>' in the paper's T5.",
     ),
 ]
 PromptOption = Annotated[
@@ -189,6 +206,24 @@ HeaderOption = Annotated[
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_label_words(given: Sequence[str]) -> dict[str, str]:
+    """The word of each label from values of `--label-word`; a word alone is its own label.
+
+    Raises:
+        UsageError: A label or a word is empty, or a label was given twice.
+    """
+    words: dict[str, str] = {}
+    for text in given:
+        label, equals, word = text.partition("=")
+        word = word if equals else label
+        if not label or not word:
+            raise UsageError(f"--label-word {text!r} is not [LABEL=]WORD.", "--label-word positive")
+        if label in words:
+            raise UsageError(f"--label-word {label} was given twice.", "Give each label once.")
+        words[label] = word
+    return words
 
 
 def check_architecture(task: str | None, architecture: str | None) -> None:

@@ -24,6 +24,8 @@ def with_flags(
     backbone: str | None = None,
     task: str | None = None,
     architecture: str | None = None,
+    label_words: Sequence[str] | None = None,
+    decoder_prompt: str | None = None,
     plugins: Sequence[str] | None = None,
     untrained: bool = False,
     targets: Sequence[str] | None = None,
@@ -58,6 +60,11 @@ def with_flags(
     options.check_architecture(task, architecture)
     if architecture is not None:
         layers.append(Layer("--architecture", {"backbone": {"task": None, "architecture": architecture}}))
+    if label_words:
+        words = options.parse_label_words(label_words)
+        layers.append(Layer("--label-word", {"backbone": {"label_words": words}}))
+    if decoder_prompt is not None:
+        layers.append(Layer("--decoder-prompt", {"backbone": {"decoder_prompt": decoder_prompt}}))
     if plugins:
         layers.append(Layer("--plugin", {"plugins": [_plugin(text) for text in plugins], "ratios": None}))
     asked = sorted({parse_ratio(text) for text in ratios or ()})

@@ -54,9 +54,12 @@ def simplify(model: ir.Model, *, fuse_norms: bool) -> None:
             precision, where the layer norm normalizes float32 vectors but multiplies float16 ones. The
             operator's types do not allow that.
     """
-    optimizer.optimize_ir(model)
-    _constant_reshapes(model)
-    optimizer.optimize_ir(model)
+    with np.errstate(
+        all="ignore"
+    ):  # T5 computes the logarithm of 0 for distances that it then treats otherwise
+        optimizer.optimize_ir(model)
+        _constant_reshapes(model)
+        optimizer.optimize_ir(model)
     if fuse_norms and (model.opset_imports.get("") or 0) >= _RMS_NORMALIZATION_OPSET:
         fuse_rms_normalization(model)
     for node in model.graph:

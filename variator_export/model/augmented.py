@@ -18,6 +18,7 @@ from variator_export.core.axes import token_axis
 from variator_export.model.backbone import Backbone
 from variator_export.model.cross_attention import cross_states
 from variator_export.model.families.base import Architecture
+from variator_export.model.label_words import label_word_scores
 from variator_export.model.plugin import CompressionPlugin, LayerPlugin
 from variator_export.model.pooling import Pooling
 
@@ -207,14 +208,20 @@ def run_backbone(
     """Call the backbone and select its outputs; add `sentence_embedding` if the backbone declares a pooling.
 
     Of a model that generates text, the encoder is called, and the keys and values for the decoder are added.
+    With label words, the decoder's first step follows the encoder.
 
     With `hidden_states`, the result also holds the output of encoder layer i as `hidden_states.{i}`. The
     output of the last layer is the input of the backbone's head.
     """
     options = {"output_hidden_states": True} if hidden_states else {}
-    called = model.get_encoder() if spec.head.generates else model
+    label_words = spec.head.label_words
+    called = model.get_encoder() if spec.head.has_decoder else model
     found = called(**inputs, **positions, **options)
-    result = {name: found[name] for name in spec.outputs}
+    if label_words is None:
+        result = {name: found[name] for name in spec.outputs}
+    else:
+        states, mask = found["last_hidden_state"], inputs["attention_mask"]
+        result = {"logits": label_word_scores(model, states, mask, label_words)}
     if spec.head.generates:
         result |= cross_states(spec, model, found["last_hidden_state"])
     if hidden_states:

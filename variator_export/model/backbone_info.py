@@ -1,7 +1,7 @@
 """Properties of a backbone that can be read without its weights."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from variator_export.core.parts import ENCODER, MODEL
 from variator_export.core.precision import Precision
 from variator_export.model.cross_attention import cross_outputs
 from variator_export.model.families import find_architecture, find_task
-from variator_export.model.families.base import Architecture
+from variator_export.model.families.base import CLASSIFICATION, Architecture
+from variator_export.model.label_words import read_label_words
 from variator_export.model.plugin_layout import BackboneIdentity
 from variator_export.model.pooling import PoolingSpec, read_pooling
 from variator_export.model.quantization.calibration import Calibration
 from variator_export.model.quantization.model import quantize_model
 from variator_export.model.source import BackboneSource
+from variator_export.text.predictions import labels_config
+from variator_export.text.tokenizer import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,11 @@ class BackboneInfo:
     @property
     def size(self) -> EncoderSize:
         """The sizes of the backbone's encoder."""
-        size, decoder = self.spec.family.size(self.config), self.decoder_size
-        return size if decoder is None else dataclasses.replace(size, cross_size=decoder.cross_size)
+        family = self.spec.family
+        size = family.size(self.config)
+        if not self.spec.head.has_decoder or family.decoder is None:
+            return size
+        return dataclasses.replace(size, cross_size=family.decoder.size(self.config).cross_size)
 
     @property
     def part(self) -> str:
@@ -110,7 +116,11 @@ class BackboneInfo:
 
 
 def read_backbone_info(
-    source: BackboneSource, architecture: str | None = None, task: str | None = None
+    source: BackboneSource,
+    architecture: str | None = None,
+    task: str | None = None,
+    label_words: Mapping[str, str] | None = None,
+    decoder_prompt: str = "",
 ) -> BackboneInfo:
     """Read a backbone's configuration and find it in the table of sites.
 
@@ -119,6 +129,8 @@ def read_backbone_info(
         architecture: The transformers class to load; None for the class that config.json names.
         task: Task of the class to load, which is chosen from the same family. An alternative to
             `architecture`.
+        label_words: The word of each label, for a classifier made of a model that generates text.
+        decoder_prompt: What its decoder reads before the label word.
 
     Raises:
         UserError: The configuration cannot be read or the architecture is not supported.
@@ -148,7 +160,30 @@ def read_backbone_info(
     reason = spec.family.refuse(config)
     if reason is not None:
         raise UserError(f"The backbone {source.name} cannot be compressed: {reason}.", "Choose another one.")
+    if label_words is not None:
+        spec = _with_label_words(source, spec, config, label_words, decoder_prompt)
+        for name, value in labels_config(label_words).items():
+            setattr(config, name, value)
+        config.id2label = dict(enumerate(label_words))  # transformers has numbers where JSON cannot
+    elif decoder_prompt:
+        raise UserError(
+            "A decoder prompt stands before a label word, and there are no label words.",
+            "Give a label word for each label, or leave out the prompt.",
+        )
     return BackboneInfo(source, spec, config, _pooling(source.folder, spec))
+
+
+def _with_label_words(
+    source: BackboneSource, spec: Architecture, config: Any, words: Mapping[str, str], prompt: str
+) -> Architecture:
+    if not spec.head.generates:
+        raise UserError(
+            f"Label words need a model that generates text; {spec.name} does not.",
+            "Leave them out, or choose a checkpoint such as T5ForConditionalGeneration.",
+        )
+    start = getattr(config, "decoder_start_token_id", None)
+    found = read_label_words(words, prompt, TextEncoder(source.folder), start)
+    return dataclasses.replace(spec, head=dataclasses.replace(CLASSIFICATION, label_words=found))
 
 
 def _pooling(folder: Path, spec: Architecture) -> PoolingSpec | None:

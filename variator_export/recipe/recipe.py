@@ -41,6 +41,11 @@ class BackboneRecipe(_Part):
     the model's family; None for the task of the class that config.json names."""
     architecture: str | None = None
     """The transformers class to load, instead of choosing one by task."""
+    label_words: dict[str, str] | None = None
+    """The word of each label, in the order of the classes, each one token of the model: makes a classifier of
+    a model that generates text, by the scores of the words after one step of the decoder."""
+    decoder_prompt: str = ""
+    """What the decoder reads after its start token, before the label word: `<extra_id_0>` in the paper."""
 
     @model_validator(mode="after")
     def _one_choice(self) -> "BackboneRecipe":

@@ -220,6 +220,10 @@ class TextEncoder:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def token(self, token_id: int) -> str:
+        """A token as the vocabulary spells it."""
+        return str(self._tokenizer.id_to_token(token_id))
+
     @property
     def vocab_size(self) -> int:
         """The number of token ids, added tokens included."""

@@ -91,7 +91,9 @@ def load_bundle_backbone(
             f"The weights of {found.name} are not those that the bundle was built from.",
             f"Pass the bundle's own backbone with --backbone, or do without it: {without}",
         )
-    info = read_backbone_info(found, entry.architecture)
+    info = read_backbone_info(
+        found, entry.architecture, label_words=entry.label_words, decoder_prompt=entry.decoder_prompt
+    )
     wanted = precision or bundle.manifest.precision
     kept = recipe_of(bundle).quantization.float32_modules
     calibration = None

@@ -96,6 +96,8 @@ class _Library(ABC):
 def _library(model: TextModel, source: Path, quantize: Quantize | None) -> _Library:
     if EMBEDDING in model.backbone.outputs:
         return _SentenceTransformers(model, source, quantize)
+    if model.backbone.label_words is not None:
+        return _LabelWords(model, source)
     if model.backbone.task == "text-classification":
         return _Classifier(model, source, quantize)
     return _Tokens(model, source)
@@ -156,6 +158,48 @@ class _Classifier(_Library):
                 np.array([found["scores"].get(row["label"], np.nan) for row in expected]),
                 np.array([row["score"] for row in expected]),
             )
+
+
+class _LabelWords(_Library):
+    """Scores of label words, from transformers' model and tokenizer."""
+
+    def __init__(self, model: TextModel, source: Path) -> None:
+        import transformers
+
+        from variator_export.model.backbone import quiet_transformers
+
+        self.name = f"transformers {transformers.__version__}"
+        self._model = model
+        try:
+            with quiet_transformers():
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
+                self._theirs: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+                    source, local_files_only=True, use_safetensors=True, dtype="float32"
+                ).eval()
+        except Exception as error:
+            raise _refused(self.name, source, error) from error
+
+    def pairs(self, texts: Sequence[str], prompt: str | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        import torch
+
+        words, backbone = self._model.backbone.label_words or {}, self._model.backbone
+        start = [self._theirs.config.decoder_start_token_id]
+        start += self._tokenizer(backbone.decoder_prompt, add_special_tokens=False)["input_ids"]
+        ids = [self._tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words.values()]
+        limit = self._model.encoder.max_length
+        ours = self._model.predict(texts, prompt_name=prompt)
+        for text, found in zip(texts, ours, strict=True):
+            inputs = self._tokenizer(
+                text, truncation=limit is not None, max_length=limit, return_tensors="pt"
+            )
+            with torch.inference_mode():
+                logits = self._theirs(
+                    input_ids=inputs["input_ids"],
+                    attention_mask=inputs["attention_mask"],
+                    decoder_input_ids=torch.tensor([start]),
+                ).logits
+            expected = logits[0, -1, ids].softmax(-1)
+            yield np.array([found["scores"][label] for label in words]), expected.numpy()
 
 
 class _Tokens(_Library):

@@ -52,6 +52,8 @@ def evaluate_command(
         ),
     ] = None,
     architecture: options.ArchitectureOption = None,
+    label_word: options.LabelWordOption = None,
+    decoder_prompt: options.DecoderPromptOption = None,
     runtime: Annotated[
         str, typer.Option(metavar="R", help="eager, onnxruntime, or both (their outputs must then agree).")
     ] = "both",
@@ -97,6 +99,8 @@ def evaluate_command(
     """
     options.choose("--runtime", runtime, _RUNTIMES)
     folders = [plugin_folder(path) for path in paths]
+    if (label_word or decoder_prompt) and is_bundle(folders[0]):
+        raise UsageError("A bundle has its own label words.", "Leave out --label-word and --decoder-prompt.")
     if task is not None:
         options.choose("--task", task, TASKS.names())
     if card and not all((path / "plugin_config.json").is_file() for path in folders):
@@ -121,6 +125,8 @@ def evaluate_command(
             task=task,
             backbone=backbone,
             architecture=architecture,
+            label_words=options.parse_label_words(label_word) if label_word else None,
+            decoder_prompt=decoder_prompt or "",
             runtimes=cast(Any, ("eager", "onnxruntime") if runtime == "both" else (runtime,)),
             max_tokens=max_tokens,
             prompt_name=prompt,

@@ -19,6 +19,8 @@ def adapt_command(
     ],
     task: options.TaskOption = None,
     architecture: options.ArchitectureOption = None,
+    label_word: options.LabelWordOption = None,
+    decoder_prompt: options.DecoderPromptOption = None,
     plugin: options.PluginsOption = None,
     text_column: options.TextColumnOption = "text",
     pair_column: options.PairColumnOption = None,
@@ -99,7 +101,8 @@ def adapt_command(
     columns = {"text": text_column, "pair": pair_column, "target": label_column, "header": header}
     printer = Output(format)
     with common.running(printer, output, replace=replace, restart=restart, terms=terms, dtype=dtype) as run:
-        loaded = common.load(backbone, task, architecture)
+        words = options.parse_label_words(label_word) if label_word else None
+        loaded = common.load(backbone, task, architecture, words, decoder_prompt or "")
         generates = loaded.spec.head.generates
         result = adapt(
             loaded,

@@ -24,7 +24,13 @@ def optimisation_of(**values: Any) -> Any:
     return options.checked(Optimisation, {**values, "precision": choose_precision(values["precision"])})
 
 
-def load(source: str | None, task: str | None, architecture: str | None) -> Any:
+def load(
+    source: str | None,
+    task: str | None,
+    architecture: str | None,
+    label_words: Mapping[str, str] | None = None,
+    decoder_prompt: str = "",
+) -> Any:
     """Load a backbone. None loads the default recipe's backbone.
 
     Raises:
@@ -38,7 +44,8 @@ def load(source: str | None, task: str | None, architecture: str | None) -> Any:
 
     found = resolve_source(source or options.default_backbone())
     return load_backbone(
-        read_backbone_info(found, architecture, task), TextEncoder(found.folder).pad_token_id
+        read_backbone_info(found, architecture, task, label_words, decoder_prompt),
+        TextEncoder(found.folder).pad_token_id,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from variator_export.core.encoder_size import DecoderSize, EncoderSize
+from variator_export.model.label_words import LabelWords
 
 WrapFFN = Callable[[int, nn.Module], nn.Module]
 Positions = Callable[[Tensor, Any], Tensor]
@@ -27,6 +28,8 @@ class Head:
         init_options: Options for the class's constructor, to leave out modules that no output needs.
         generates: Whether the model generates text with the family's decoder. The outputs are then those of
             the encoder, without the keys and values for the decoder.
+        label_words: The words whose scores after the decoder's first step are the logits. None for a model
+            that has a head for its task.
     """
 
     task: str
@@ -34,13 +37,20 @@ class Head:
     token_outputs: tuple[str, ...] = ()
     init_options: Mapping[str, Any] = field(default_factory=dict)
     generates: bool = False
+    label_words: LabelWords | None = None
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the family's decoder runs after the encoder."""
+        return self.generates or self.label_words is not None
 
 
 _SPANS = ("start_logits", "end_logits")
 FEATURES = Head("feature-extraction", ("last_hidden_state",), ("last_hidden_state",))
 TEXT_TO_TEXT = Head("text2text-generation", ("last_hidden_state",), ("last_hidden_state",), generates=True)
+CLASSIFICATION = Head("text-classification", ("logits",))
 _HEADS = {
-    "ForSequenceClassification": Head("text-classification", ("logits",)),
+    "ForSequenceClassification": CLASSIFICATION,
     "ForTokenClassification": Head("token-classification", ("logits",), ("logits",)),
     "ForQuestionAnswering": Head("question-answering", _SPANS, _SPANS),
     "ForMaskedLM": Head("fill-mask", ("logits",), ("logits",)),
