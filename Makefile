@@ -18,6 +18,8 @@ OLDEST_TESTS := \
 	tests/test_hub.py::test_what_the_hub_does_not_give \
 	tests/test_int8.py::test_graphs_for_an_older_onnxruntime \
 	tests/test_other_programs.py::test_onnxruntime_loads_a_plugin_as_an_adapter \
+	'tests/test_text_to_text.py::test_every_ratio_generates_the_tokens_of_eager_pytorch[t5-gated-text]' \
+	'tests/test_text_to_text.py::test_label_words_make_a_classifier[t5-gated-text-]' \
 	tests/test_hub.py::test_without_a_network_and_offline \
 	tests/test_quality.py::test_classification_metrics_by_hand \
 	tests/test_quality.py::test_similarity_is_a_rank_correlation \

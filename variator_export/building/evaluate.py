@@ -78,7 +78,7 @@ def evaluate(
     described = BackboneRecipe(
         source=backbone or "",
         architecture=architecture,
-        label_words=label_words,
+        label_words=None if label_words is None else dict(label_words),
         decoder_prompt=decoder_prompt,
     )
     with _bundle(folders, request, described, output, progress) as bundle:
