@@ -283,11 +283,11 @@ def test_torch_compile_compiles_every_shape() -> None:
     import torch._dynamo
 
     before = torch._dynamo.config.recompile_limit
-    with module._torch(1, 30) as threads:
+    with module.torch_threads(1, 30) as threads:
         assert threads == 1
         assert torch._dynamo.config.recompile_limit == 31
     assert torch._dynamo.config.recompile_limit == before
-    with module._torch(None, 3) as threads:
+    with module.torch_threads(None, 3) as threads:
         assert threads == torch.get_num_threads()
         assert torch._dynamo.config.recompile_limit == before
 
@@ -449,6 +449,7 @@ def test_it_needs_no_torch(embedding_bundle: Path) -> None:
 
 
 def test_shapes_are_cut_to_the_limit(embedding_bundle: Path) -> None:
+    from variator_export.bundle.manifest import read_manifest
     from variator_export.cli.bench import default_shapes
 
-    assert default_shapes(embedding_bundle) == [(1, 32), (1, 64), (8, 64), (32, 64)]
+    assert default_shapes(read_manifest(embedding_bundle).backbone) == [(1, 32), (1, 64), (8, 64), (32, 64)]

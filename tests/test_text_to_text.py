@@ -289,7 +289,6 @@ def test_what_a_model_that_generates_does_not_have_is_refused(
 @pytest.mark.parametrize(
     "command",
     [
-        ("bench",),
         ("compile", "--target", "tensorrt-rtx"),
         ("report",),
         ("serve", "--allow-unknown-quality"),

@@ -162,7 +162,11 @@ def bench(
     progress = progress or Progress()
     settings = settings or TimingSettings()
     opened = Bundle.load(bundle)
-    opened.refuse_decoder("bench")
+    if opened.manifest.backbone.generates:
+        raise UserError(
+            f"{opened.path} generates text, whose requests have another shape.",
+            "Call variator_export.benchmark.text_benchmark.bench_text.",
+        )
     if profile or runtimes is None or any(RUNTIMES[name].needs == "onnxruntime" for name in runtimes):
         require_onnxruntime()
     if profile:
@@ -194,7 +198,7 @@ def bench(
             allow_unverified=allow_unverified,
             trust_host_code=trust_host_code,
         ) as opener,
-        _torch(settings.threads, len(shapes) if {*names} & {*COMPILED_RUNTIMES} else 0) as torch_threads,
+        torch_threads(settings.threads, len(shapes) if {*names} & {*COMPILED_RUNTIMES} else 0) as threads,
     ):
         subjects = open_all(opener, names, chosen, progress, named=runtimes is not None)
         inputs = {shape: _inputs(opened, shape) for shape in shapes}
@@ -212,7 +216,7 @@ def bench(
         quality=quality_of_graphs(opened.path, graphs, opened.manifest.baseline.name),
         graphs=graphs,
         settings=settings,
-        torch_threads=torch_threads,
+        torch_threads=threads,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
         conditions={"before": before, "after": conditions()},
@@ -260,7 +264,7 @@ def _profile(
 
 
 @contextmanager
-def _torch(threads: int | None, num_compiled_shapes: int) -> Iterator[int | None]:
+def torch_threads(threads: int | None, num_compiled_shapes: int) -> Iterator[int | None]:
     """Set PyTorch's number of threads within the block, and yield it. Yield None without PyTorch.
 
     The recompile limit of torch.compile is raised too. After eight shapes, its default, torch.compile gives

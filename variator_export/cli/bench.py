@@ -1,7 +1,7 @@
 """`variator-export bench`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +14,10 @@ from variator_export.benchmark.schedule import DEFAULT_WINDOW, TimingSettings
 from variator_export.benchmark.speed_table import SPEED_COLUMNS, speed_cells
 from variator_export.benchmark.stored import store_benchmark
 from variator_export.building.plan import parse_ratio
+from variator_export.bundle.manifest import BackboneEntry, read_manifest
 from variator_export.bundle.quality_report import counted_losses, counted_metrics
 from variator_export.cli import options
+from variator_export.cli.bench_text import print_bench, request_shapes, run_bench
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import TooSlowError, UsageError
 from variator_export.core.json_file import write_json
@@ -37,6 +39,19 @@ def bench_command(
     ] = None,
     ratio: options.OnlyRatiosOption = None,
     variant: options.OnlyVariantsOption = None,
+    new_tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Generated tokens of a request, for a bundle that generates text; may be repeated. Default: "
+            "32.",
+        ),
+    ] = None,
+    num_beams: Annotated[
+        list[int] | None,
+        typer.Option(min=1, metavar="N", help="Beams of a request; may be repeated. Default: 1."),
+    ] = None,
     runtime: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,11 +117,16 @@ def bench_command(
     is over the fastest run without plugins of the same family of runtimes. It has a 95 % interval and stands
     beside the speed-up that the saved multiply-accumulates allow.
 
+    Of a bundle that generates text, whole requests are timed, the first token and each further one, in eager
+    PyTorch, on ONNX Runtime and in CTranslate2.
+
     **Examples**
 
     `variator-export bench artifacts/minilm --shape 1x128 --shape 32x128`
 
     `variator-export bench artifacts/minilm --ratio 4 --runtime onnxruntime --fail-under 1.5` needs no torch.
+
+    `variator-export bench artifacts/flan --shape 1x512 --new-tokens 16 --new-tokens 64 --num-beams 4`
     """
     for name in runtime or ():
         options.choose("--runtime", name, tuple(RUNTIMES))
@@ -117,27 +137,56 @@ def bench_command(
     if fail_under is not None:
         _check_gate(fail_under, runtime, bundle, chosen)
     printer = Output(format)
+    shapes = [options.parse_shape(text) for text in shape or ()]
+    settings = TimingSettings(openings, block_seconds, window, tolerance, max_rounds, threads)
+    entry = read_manifest(bundle).backbone
+    if entry.generates:
+        if profile or allow_unverified or trust_host_code:
+            raise UsageError(
+                f"{bundle} generates text: it has neither a profile nor engines.",
+                "Leave out --profile, --allow-unverified and --trust-host-code.",
+            )
+        requests = request_shapes(entry, shapes, new_tokens or (), num_beams or ())
+        of_text = run_bench(
+            printer, bundle, requests, chosen, runtimes=runtime, backbone=backbone, settings=settings
+        )
+        _finish(printer, of_text, output, fail_under, print_bench)
+        return
+    if new_tokens or num_beams:
+        raise UsageError(f"{bundle} does not generate text.", "Leave out --new-tokens and --num-beams.")
     with ConsoleProgress(printer) as progress:
         result = bench(
             bundle,
-            [options.parse_shape(text) for text in shape] if shape else default_shapes(bundle),
+            shapes or default_shapes(entry),
             chosen,
             runtimes=runtime,
             backbone=backbone,
-            settings=TimingSettings(openings, block_seconds, window, tolerance, max_rounds, threads),
+            settings=settings,
             profile=profile,
             allow_unverified=allow_unverified,
             trust_host_code=trust_host_code,
             progress=progress,
         )
+    _finish(printer, result, output, fail_under, _print)
+
+
+def _finish(
+    printer: Output,
+    result: Any,
+    output: Path | None,
+    fail_under: float | None,
+    show: Callable[[Output, Any], None],
+) -> None:
+    """Write and show a result, and end with code 4 if a variant is too slow."""
     if output is not None:
         write_json(output, result.as_dict())
     if printer.is_json:
         printer.document(result.as_dict())
     else:
-        _print(printer, result)
-    with printer.warning():  # the exit code depends on the result, which is printed already
-        store_benchmark(result)
+        show(printer, result)
+    if isinstance(result, Benchmark):
+        with printer.warning():  # the exit code depends on the result, which is printed already
+            store_benchmark(result)
     slow = result.too_slow(fail_under) if fail_under is not None else []
     for line in slow:
         printer.hint(f"TOO SLOW (under {fail_under:g}): {line}")
@@ -149,8 +198,6 @@ def _check_gate(
     least: float, runtimes: Sequence[str] | None, bundle: Path, variants: Sequence[int | str]
 ) -> None:
     """Refuse a gate that compares nothing, because everything would pass it."""
-    from variator_export.bundle.manifest import read_manifest
-
     if not math.isfinite(least):
         raise UsageError(f"--fail-under {least} is not a speed-up.", "Give a number, for example 1.5.")
     if runtimes and not {*runtimes} & {*OWN_RUNTIMES}:
@@ -165,11 +212,8 @@ def _check_gate(
         )
 
 
-def default_shapes(bundle: Path) -> list[tuple[int, int]]:
+def default_shapes(backbone: BackboneEntry) -> list[tuple[int, int]]:
     """Return the default shapes, with longer sequences cut to the limit of the bundle's model."""
-    from variator_export.bundle.manifest import read_manifest
-
-    backbone = read_manifest(bundle).backbone
     shapes = [options.parse_shape(text) for text in _DEFAULT_SHAPES]
     return list(dict.fromkeys((b, backbone.clamp_length(s)) for b, s in shapes))
 

@@ -1,6 +1,7 @@
-"""CTranslate2, in float32 and in int8. It has encoders like BERT, without their heads."""
+"""CTranslate2, in float32 and in int8: encoders like BERT without heads, and models that generate text."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from variator_export.benchmark.alternatives.setup import Setup, attempt
 from variator_export.core.environment import default_threads
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, Runner
+from variator_export.generation.settings import GenerationSettings
+from variator_export.text.tokenizer import TextEncoder
 
 _MODULE = "ctranslate2"
 
@@ -50,13 +53,46 @@ def _open(setup: Setup, compute_type: str) -> Runner:
             f"CTranslate2 has no {backbone.spec.name}: it converts encoders without a head.",
             "Leave it out: choose the others with --runtime.",
         )
+    return with_pooling(_Encoder(_load(setup, "Encoder", compute_type)), backbone)
+
+
+def translator(
+    setup: Setup, compute_type: str, encoder: TextEncoder, settings: GenerationSettings
+) -> Callable[[Arrays, int, int], object]:
+    """The backbone in CTranslate2, as a function from inputs, new tokens and beams to generated tokens.
+
+    Args:
+        setup: What the alternative is made from.
+        compute_type: `float32` or `int8`.
+        encoder: The model's tokenizer, because CTranslate2 reads tokens as the vocabulary spells them.
+        settings: The model's own settings.
+    """
+    loaded = _load(setup, "Translator", compute_type)
+
+    def generate(inputs: Arrays, tokens: int, beams: int) -> object:
+        rows = [
+            [encoder.token(int(token)) for token, kept in zip(ids, mask, strict=True) if kept]
+            for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        ]
+        return loaded.translate_batch(
+            rows,
+            beam_size=beams,
+            min_decoding_length=tokens,
+            max_decoding_length=tokens,
+            max_input_length=0,
+            length_penalty=settings.length_penalty,
+        )
+
+    return generate
+
+
+def _load(setup: Setup, kind: str, compute_type: str) -> Any:
     folder = setup.scratch / "ctranslate2"
     with attempt(_MODULE, _MODULE, "CTranslate2 cannot convert or open the backbone"):
         import ctranslate2
         from ctranslate2.converters import TransformersConverter
 
         if not folder.exists():
-            TransformersConverter(str(backbone.info.source.folder)).convert(str(folder))
+            TransformersConverter(str(setup.backbone.info.source.folder)).convert(str(folder))
         threads = setup.threads or default_threads() or 0
-        encoder = ctranslate2.Encoder(str(folder), compute_type=compute_type, intra_threads=threads)
-    return with_pooling(_Encoder(encoder), backbone)
+        return getattr(ctranslate2, kind)(str(folder), compute_type=compute_type, intra_threads=threads)

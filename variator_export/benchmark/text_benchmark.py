@@ -1,0 +1,377 @@
+"""Benchmark of a bundle that generates text: whole requests, the first token, and each further one."""
+
+import functools
+import gc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from variator_export.benchmark.bundle_benchmark import torch_threads
+from variator_export.benchmark.runtimes import OPTIONAL_RUNTIMES, OWN_RUNTIMES, RUNTIMES
+from variator_export.benchmark.schedule import TimingSettings
+from variator_export.benchmark.speed_table import speed_inputs
+from variator_export.benchmark.timing import Timings, join, speedup, time_in_turns
+from variator_export.bundle.manifest import Variant
+from variator_export.core.environment import conditions, is_importable, machine, versions
+from variator_export.core.errors import UserError, first_line
+from variator_export.core.precision import find_precision
+from variator_export.core.progress import Progress
+from variator_export.engines.base import Arrays
+from variator_export.engines.target import GeneratingSession
+from variator_export.generation.settings import read_settings
+from variator_export.sessions import Bundle
+from variator_export.verification.eager_bundle import load_bundle_backbone
+
+if TYPE_CHECKING:
+    from variator_export.model.backbone import Backbone
+
+# The runtimes that generate text.
+TEXT_RUNTIMES = ("eager", "onnxruntime", "ctranslate2", "ctranslate2-int8")
+# Function of inputs, new tokens and beams.
+Generate = Callable[[Arrays, int, int], object]
+
+
+@dataclass(frozen=True)
+class RequestShape:
+    """The shape of requests, whose rows are full and which generate exactly so many tokens.
+
+    Attributes:
+        batch_size: Number of rows.
+        sequence_length: Tokens per row.
+        new_tokens: Generated tokens per row.
+        num_beams: Number of beams.
+    """
+
+    batch_size: int
+    sequence_length: int
+    new_tokens: int
+    num_beams: int
+
+    def __str__(self) -> str:
+        beams = f", {self.num_beams} beams" if self.num_beams > 1 else ""
+        return f"{self.batch_size}x{self.sequence_length} tokens in, {self.new_tokens} out{beams}"
+
+
+@dataclass(frozen=True)
+class RequestResult:
+    """Result at one shape.
+
+    Attributes:
+        shape: The shape.
+        settled: Whether the medians became stable, in every opening.
+        rows: A JSON row for each runtime and variant: `request_ms`, the time of a request; `first_token_ms`,
+            that of the encoder and the decoder's first step; `token_ms`, that of each further token; the
+            speed-up of the request over the same runtime at ratio 1, with its 95 % interval; and the
+            speed-up that the saving up to the first token allows for the whole request.
+    """
+
+    shape: RequestShape
+    settled: bool
+    rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TextBenchmark:
+    """Result of `bench` for a bundle that generates text.
+
+    Attributes:
+        bundle: The bundle's folder.
+        shapes: Results by shape, in the order in which the shapes were requested.
+        graphs: The sha256 of each variant's graph.
+        settings: Settings of the timing.
+        torch_threads: Number of threads that PyTorch reports. None if PyTorch is not installed.
+        measured_at: Time of the benchmark, ISO 8601, UTC.
+        machine: Description of this machine.
+        conditions: Clocks and load before and after.
+        versions: Versions of the packages involved.
+    """
+
+    bundle: Path
+    shapes: Sequence[RequestResult]
+    graphs: Mapping[str, str]
+    settings: TimingSettings
+    torch_threads: int | None
+    measured_at: str
+    machine: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+    versions: Mapping[str, str | None]
+
+    @property
+    def settled(self) -> bool:
+        """Whether the medians became stable at all shapes."""
+        return all(shape.settled for shape in self.shapes)
+
+    def too_slow(self, least: float) -> list[str]:
+        """Return a message for each compressed variant whose speed-up is below a minimum.
+
+        The lower bound of the speed-up counts. PyTorch is not checked.
+        """
+        return [
+            f"{row['variant']} on {row['runtime']} at {result.shape}: speed-up {row['speedup']:.2f}, lower "
+            f"bound {row['speedup_low']:.2f}"
+            for result in self.shapes
+            for row in result.rows
+            if not row["is_baseline"] and row["runtime"] in OWN_RUNTIMES and row["speedup_low"] < least
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as JSON data."""
+        return {**asdict(self), "bundle": str(self.bundle), "settled": self.settled}
+
+
+@dataclass(frozen=True)
+class _Subject:
+    runtime: str
+    variant: Variant
+    generate: Generate
+
+    @property
+    def key(self) -> str:
+        return f"{self.runtime}/{self.variant.name}"
+
+
+def bench_text(
+    bundle: str | Path,
+    shapes: Sequence[RequestShape],
+    variants: Sequence[int | str] | None = None,
+    *,
+    runtimes: Sequence[str] | None = None,
+    backbone: str | None = None,
+    settings: TimingSettings | None = None,
+    progress: Progress | None = None,
+) -> TextBenchmark:
+    """Time whole requests of a bundle that generates text.
+
+    Args:
+        bundle: The bundle's folder.
+        shapes: The shapes of the requests.
+        variants: Ratios or names. None means all. Ratio 1 is always included.
+        runtimes: Names in `TEXT_RUNTIMES`. None means all that are installed; alternatives among these are
+            left out if they fail.
+        backbone: The backbone's location, for PyTorch. None means its location when the bundle was built.
+        settings: Settings of the timing.
+        progress: Receives progress reports and notes.
+
+    Raises:
+        UserError: The bundle is damaged, a shape exceeds the model's limits, or a runtime cannot run here.
+    """
+    progress, settings = progress or Progress(), settings or TimingSettings()
+    opened = Bundle.load(bundle)
+    for shape in shapes:
+        _check_shape(opened, shape)
+    precision = find_precision(opened.manifest.precision)
+    if not precision.on_a_cpu:
+        raise UserError(
+            f"ONNX Runtime does not compute in {precision.name} on a CPU.", "Time a float32 bundle instead."
+        )
+    chosen = [opened.variant(v) for v in variants] if variants else list(opened.manifest.variants)
+    chosen = [opened.manifest.baseline, *(v for v in chosen if not v.baseline)]
+    chosen = list({variant.name: variant for variant in chosen}.values())
+    names = list(runtimes or (name for name in TEXT_RUNTIMES if is_importable(RUNTIMES[name].needs)))
+    before = conditions()
+    with TemporaryDirectory() as scratch, torch_threads(settings.threads, 0) as threads:
+        opener = _Opener(opened, backbone, Path(scratch), settings.threads)
+        subjects = _open_all(opener, names, chosen, shapes, progress, named=runtimes is not None)
+        timed = _time_everything(opener, subjects, shapes, settings, progress)
+    return TextBenchmark(
+        bundle=opened.path,
+        shapes=[RequestResult(shape, *_rows(subjects, shape, timed[shape])) for shape in shapes],
+        graphs=opened.graph_hashes(),
+        settings=settings,
+        torch_threads=threads,
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine(),
+        conditions={"before": before, "after": conditions()},
+        versions=versions("variator-export", "onnxruntime", "torch", "transformers", "ctranslate2"),
+    )
+
+
+def _check_shape(bundle: Bundle, shape: RequestShape) -> None:
+    entry = bundle.manifest.backbone
+    for what, asked, limit in (
+        ("tokens in", shape.sequence_length, entry.max_length),
+        ("tokens out", shape.new_tokens, entry.max_output_length),
+    ):
+        if limit is not None and asked > limit:
+            raise UserError(f"{asked} {what} are over the model's limit of {limit}.", "Ask for fewer.")
+
+
+class _Opener:
+    """Opens a variant on a runtime, as users would."""
+
+    def __init__(self, bundle: Bundle, backbone: str | None, scratch: Path, threads: int | None) -> None:
+        self._bundle = bundle
+        self._source = backbone
+        self._scratch = scratch
+        self._threads = threads
+        self._config = bundle.config()
+
+    def open(self, runtime: str, variant: Variant) -> _Subject:
+        """Open a subject."""
+        return _Subject(runtime, variant, self._generate(runtime, variant))
+
+    def inputs(self, shape: RequestShape) -> Arrays:
+        """Full rows of random tokens."""
+        names, vocabulary = self._bundle.manifest.backbone.inputs, int(self._config["vocab_size"])
+        return speed_inputs(names, vocabulary, shape.batch_size, shape.sequence_length)
+
+    def _generate(self, runtime: str, variant: Variant) -> Generate:
+        if runtime == "onnxruntime":
+            session = self._bundle.session("onnxruntime", variant.name, threads=self._threads)
+            assert isinstance(session, GeneratingSession)
+            return lambda inputs, tokens, beams: session.generate(
+                inputs, variant.name, **_exactly(tokens, beams)
+            )
+        if runtime == "eager":
+            from variator_export.engines.eager import EagerModel
+
+            model = EagerModel.of_variant(self._backbone, self._bundle, variant, attention="sdpa")
+            return lambda inputs, tokens, beams: model.generate(inputs, **_exactly(tokens, beams))
+        from variator_export.benchmark.alternatives.ctranslate2_runtime import translator
+        from variator_export.benchmark.alternatives.setup import Setup
+
+        setup = Setup(self._backbone, self._scratch, self._threads, ())
+        compute_type = "int8" if runtime.endswith("int8") else "float32"
+        return translator(setup, compute_type, self._bundle.text_encoder(), read_settings(self._bundle.path))
+
+    @functools.cached_property
+    def _backbone(self) -> "Backbone":
+        without = "choose only runtimes without PyTorch, for example --runtime onnxruntime"
+        return load_bundle_backbone(self._bundle, self._source, without)
+
+
+def _exactly(tokens: int, beams: int) -> dict[str, Any]:
+    """Settings with which every row has exactly so many new tokens."""
+    lengths = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    return {**lengths, "num_beams": beams, "do_sample": False, "num_return_sequences": 1}
+
+
+def _open_all(
+    opener: _Opener,
+    runtimes: Sequence[str],
+    variants: Sequence[Variant],
+    shapes: Sequence[RequestShape],
+    progress: Progress,
+    *,
+    named: bool,
+) -> list[_Subject]:
+    """Open every runtime, and run each shape once. Alternatives that fail are left out, unless named."""
+    subjects: list[_Subject] = []
+    for name in runtimes:
+        fitting = [v for v in variants if v.baseline or not RUNTIMES[name].only_baseline]
+        try:
+            own = [opener.open(name, variant) for variant in fitting]
+            for shape in shapes:
+                for subject in own:
+                    subject.generate(opener.inputs(shape), 1, shape.num_beams)
+        except Exception as error:  # libraries raise exceptions of any type
+            words = error.message if isinstance(error, UserError) else first_line(error)
+            if not named and name in OPTIONAL_RUNTIMES:
+                progress.note(f"{name} is left out: {words}")
+                continue
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{name} fails: {words}", "Choose the others with --runtime.") from error
+        subjects += own
+    return subjects
+
+
+def _time_everything(
+    opener: _Opener,
+    subjects: list[_Subject],
+    shapes: Sequence[RequestShape],
+    settings: TimingSettings,
+    progress: Progress,
+) -> dict[RequestShape, tuple[dict[str, Timings], bool]]:
+    """Time first tokens and whole requests of all subjects in turns, in several openings."""
+    found: dict[RequestShape, list[tuple[dict[str, Timings], bool]]] = {shape: [] for shape in shapes}
+    for opening in range(settings.openings):
+        order = np.random.default_rng(opening).permutation(len(subjects))
+        if opening:
+            _open_again(opener, subjects, order)
+        for shape in shapes:
+            calls = _calls((subjects[i] for i in order), opener.inputs(shape), shape)
+            rounds = max(settings.max_rounds, 2 * (settings.window or 0))
+            title = f"{shape}, opening {opening + 1} of {settings.openings}, at most"
+            with progress.bar(title, rounds * len(calls)) as advance:
+                timed = time_in_turns(
+                    calls,
+                    block_seconds=settings.block_seconds,
+                    window=settings.window,
+                    tolerance=settings.tolerance,
+                    max_rounds=settings.max_rounds,
+                    progress=advance,
+                )
+            found[shape].append(timed)
+            del calls  # holds sessions that must be closed before they are opened again
+    return {
+        shape: (join([timings for timings, _ in timed]), all(settled for _, settled in timed))
+        for shape, timed in found.items()
+    }
+
+
+def _calls(
+    subjects: Iterable[_Subject], inputs: Arrays, shape: RequestShape
+) -> dict[str, Callable[[], object]]:
+    calls: dict[str, Callable[[], object]] = {}
+    for subject in subjects:
+        for tokens in {1, shape.new_tokens}:
+            name = f"{subject.key}/{tokens}"
+            calls[name] = functools.partial(subject.generate, inputs, tokens, shape.num_beams)
+    return calls
+
+
+def _open_again(opener: _Opener, subjects: list[_Subject], order: np.ndarray) -> None:
+    """Open all sessions again. PyTorch's models stay, because they share the backbone's weights."""
+    places = [(subject.runtime, subject.variant) for subject in subjects]
+    kept = {i: subject for i, subject in enumerate(subjects) if subject.runtime == "eager"}
+    subjects.clear()
+    gc.collect()
+    for i in order.tolist():
+        if i not in kept:
+            kept[i] = opener.open(*places[i])
+    subjects.extend(kept[i] for i in range(len(places)))
+
+
+def _rows(
+    subjects: Sequence[_Subject], shape: RequestShape, timed: tuple[Mapping[str, Timings], bool]
+) -> tuple[bool, list[dict[str, Any]]]:
+    timings, settled = timed
+    plain = {subject.runtime: subject for subject in subjects if subject.variant.baseline}
+    rows = []
+    for subject in subjects:
+        first, whole = (timings[f"{subject.key}/{n}"] for n in (1, shape.new_tokens))
+        base = plain[subject.runtime].key
+        base_first, base_whole = (timings[f"{base}/{n}"] for n in (1, shape.new_tokens))
+        gained = speedup(base_whole, whole)
+        saved = base_first.median_ms - first.median_ms
+        allowed = base_whole.median_ms / (base_whole.median_ms - saved)
+        further = shape.new_tokens - 1
+        rows.append(
+            {
+                "runtime": subject.runtime,
+                "variant": subject.variant.name,
+                "ratio": subject.variant.ratio,
+                "is_baseline": subject.variant.baseline,
+                "request_ms": round(whole.median_ms, 3),
+                "request_p90_ms": round(whole.percentile_ms(90), 3),
+                "first_token_ms": round(first.median_ms, 3),
+                "token_ms": round((whole.median_ms - first.median_ms) / further, 3) if further else None,
+                "runs": whole.num_runs,
+                "new_tokens_per_second": round(
+                    shape.batch_size * shape.new_tokens / whole.median_ms * 1e3, 1
+                ),
+                "speedup": round(gained.value, 4),
+                "speedup_low": round(gained.low, 4),
+                "speedup_high": round(gained.high, 4),
+                "speedup_of_openings": [round(ratio, 4) for ratio in gained.openings],
+                "speedup_allowed": round(allowed, 4),
+                "share_of_allowed": round(gained.value / allowed, 4),
+            }
+        )
+    return settled, rows
