@@ -90,6 +90,7 @@ def test_recipes_that_read_the_hub_build_side_by_side(minilm_folder: Path, tmp_p
     """Small models stand where the hub has large ones, of the classes that their config.json names."""
     torch.manual_seed(0)
     t5 = {"vocab_size": 30522, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": 2}
+    t5["decoder_start_token_id"] = 0
     models = {
         "google-t5/t5-base": transformers.T5ForConditionalGeneration(transformers.T5Config(**t5)),
         "cross-encoder/ms-marco-electra-base": transformers.ElectraForSequenceClassification(
@@ -108,6 +109,6 @@ def test_recipes_that_read_the_hub_build_side_by_side(minilm_folder: Path, tmp_p
     assert result.returncode == 0, result.stderr
     assert [build["state"] for build in json.loads(result.stdout)["builds"]] == ["published"] * 2
     t5_entry = read_manifest(tmp_path / "artifacts" / "t5-base").backbone
-    assert (t5_entry.architecture, t5_entry.outputs) == ("T5EncoderModel", ("last_hidden_state",))
+    assert (t5_entry.architecture, t5_entry.generates) == ("T5ForConditionalGeneration", True)
     reranker = read_manifest(tmp_path / "artifacts" / "electra-base").backbone
     assert (reranker.task, reranker.outputs) == ("text-classification", ("logits",))

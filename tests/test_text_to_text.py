@@ -28,6 +28,7 @@ from variator_export.model.macs import analytic_macs
 from variator_export.model.methods import method_of
 from variator_export.model.plugin_file import save_plugin
 from variator_export.recipe.recipe import Recipe
+from variator_export.verification import eager_bundle
 
 RATIOS = (2, 3, 4)
 TEXTS = [
@@ -312,6 +313,7 @@ def test_verify_and_inspect_know_the_decoder(text_bundle: Find, tmp_path: Path) 
     result = call("verify", path, "--reference", "eager", "--ratio", "4", "--quick")
     assert result.returncode == 0, result.stderr
     assert "generates the tokens of eager" in result.stdout
+    assert "a row alone, with less padding" in result.stdout
     assert call("verify", path, "--reference", "stored").returncode == 0
     shown = call("inspect", path).stdout
     assert "decoder: decoder_with_past_model.onnx" in shown
@@ -420,9 +422,35 @@ def test_a_fault_in_a_decoder_layer_ends_the_build(
 
     monkeypatch.setattr(trace_decoder._TracedDecoder, "forward", shifted)
     monkeypatch.setattr(trace, "trace", trace.trace.without_store)
-    with pytest.raises(NumbersDisagreeError, match="agrees along given tokens"):
+    with pytest.raises(NumbersDisagreeError, match=r"agrees along given tokens|a row alone"):
         build(text_recipe("t5-text", (2,)), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_padding_that_changes_the_scores_is_found(text_bundle: Find, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together the rows are right; a row alone, with less padding, is not."""
+    whole = eager_bundle.open_for_verification
+
+    class Longer:
+        def __init__(self, runner: Any) -> None:
+            self._runner = runner
+
+        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            found = self._runner.run(inputs)
+            if (
+                "input_ids" in inputs
+                and "encoder_attention_mask" not in inputs
+                and len(inputs["input_ids"]) == 1
+            ):
+                found = {name: values * np.float32(1.01) for name, values in found.items()}
+            return found
+
+    monkeypatch.setattr(eager_bundle, "open_for_verification", lambda *a: Longer(whole(*a)))
+    result = call("verify", str(text_bundle("t5-text").path), "--ratio", "2", "--format", "json")
+    assert result.returncode == 3, result.stderr
+    of_graphs = json.loads(result.stdout)["findings"].values()
+    failed = {finding["check"] for findings in of_graphs for finding in findings if not finding["passed"]}
+    assert failed == {"a row alone, with less padding"}
 
 
 # Label words: a classifier made of a model that generates text.

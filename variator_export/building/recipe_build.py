@@ -120,7 +120,7 @@ def build(
             store_origin(bundle, source.folder)
         speed: Mapping[str, Any] | None = None
         if recipe.speed is not None and context.generates:
-            progress.note("speed: not measured: there is no measurement of generated text yet")
+            progress.note("speed: not measured in the build: `bench` times models that generate text")
         elif recipe.speed is not None and find_precision(recipe.precision).is_half:
             progress.note(f"speed: not measured: {recipe.precision} is not representative on a CPU")
         elif recipe.speed is not None:

@@ -198,6 +198,7 @@ class EagerBundle:
         assert size is not None
         subject = GeneratingVariant(
             graph=decoder,
+            ratio=variant.ratio,
             encoder=open_for_verification(bundle.graph(variant.graph), {}, precision),
             decoder=open_for_verification(bundle.graph(decoder), {}, precision),
             size=size,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Real text, and rows with holes: the decoder must not read what the mask leaves out.
 _CASES = (REAL_TEXT, "a mask with holes", "padding on the left")
 FORCED = "agrees along given tokens"
+ALONE = "a row alone, with less padding"
 GREEDY = "generates the tokens of eager PyTorch"
 LOGITS = "logits"
 _TOKENS = 9
@@ -102,6 +103,7 @@ class GeneratingVariant:
 
     Attributes:
         graph: The file of the decoder's graph.
+        ratio: The ratio k.
         encoder: The runner of the encoder's graph.
         decoder: The runner of the decoder's graph.
         size: The decoder's sizes.
@@ -112,6 +114,7 @@ class GeneratingVariant:
     """
 
     graph: str
+    ratio: int
     encoder: Runner
     decoder: Runner
     size: DecoderSize
@@ -137,11 +140,11 @@ def check_generation(
         seed: Seed of the random tokens.
 
     Returns:
-        Two findings for each case, and the rows of greedy search that part from eager PyTorch's. Rows may
+        Three findings for each case, and the rows of greedy search that part from eager PyTorch's. Rows may
         part at two tokens whose scores are equal within rounding.
     """
     rng = np.random.default_rng(seed)
-    wanted, deviations, found = [], [], []
+    wanted, deviations, found, alone = [], [], [], []
     for case in cases:
         tokens = rng.integers(0, variant.size.vocab_size, (case.shape[0], _TOKENS))
         tokens[:, 0] = variant.settings.decoder_start_token_id
@@ -149,14 +152,17 @@ def check_generation(
         rounded = variant.same_precision.scores(case.inputs, tokens)
         wanted.append(exact)
         deviations.append({LOGITS: deviation(rounded, exact)})
-        states = variant.encoder.run(case.inputs)
-        call = RunnerDecoder(variant.decoder, variant.size, case.inputs["attention_mask"], states)
-        found.append(np.stack([call.step(step) for step in tokens.T], axis=1))
+        found.append(_scores(variant, case.inputs, tokens))
+        row, inputs = _shortest_row(case, variant.ratio)
+        alone.append((row, _scores(variant, inputs, tokens[row : row + 1])))
     budgets = [of_case[LOGITS] for of_case in make_budgets(deviations, variant.precision)]
     findings = [
         judge(Question(variant.graph, FORCED, case.name, case.shape, LOGITS), scores, exact, budget)
         for case, scores, exact, budget in zip(cases, found, wanted, budgets, strict=True)
     ]
+    for case, (row, scores), exact, budget in zip(cases, alone, wanted, budgets, strict=True):
+        question = Question(variant.graph, ALONE, case.name, case.shape, LOGITS)
+        findings.append(judge(question, scores, exact[row : row + 1], budget))
     scale = max(of_case[LOGITS].scale for of_case in deviations)
     # Each of two scores may be off by the limit of one.
     tie = 2 * MULTIPLE * scale * max(budget.max_abs for budget in budgets)
@@ -168,6 +174,22 @@ def check_generation(
         findings.append(Finding(question, budget, None, used))
         partings += own
     return findings, partings
+
+
+def _scores(variant: GeneratingVariant, inputs: Mapping[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
+    """Scores along tokens (B, T), step by step with the cache, (B, T, V)."""
+    states = variant.encoder.run(inputs)
+    call = RunnerDecoder(variant.decoder, variant.size, inputs["attention_mask"], states)
+    return np.stack([call.step(step) for step in tokens.T], axis=1)
+
+
+def _shortest_row(case: Case, ratio: int) -> tuple[int, Arrays]:
+    """The row with the fewest tokens, without the windows that hold only padding on its right."""
+    mask = case.inputs["attention_mask"]
+    ends = mask.shape[1] - np.argmax(mask[:, ::-1] > 0, axis=1)
+    row = int(np.argmin(ends))
+    length = min(-(-int(ends[row]) // ratio) * ratio, mask.shape[1])
+    return row, {name: values[row : row + 1, :length] for name, values in case.inputs.items()}
 
 
 def _partings(variant: GeneratingVariant, case: Case, tie: float) -> list[Parting]:

@@ -165,6 +165,7 @@ def _verify(context: BuildContext, plan: VariantPlan) -> None:
     encoder, decoder = context.graph(plan), context.traced[DECODER]
     subject = GeneratingVariant(
         graph=decoder,
+        ratio=plan.ratio,
         encoder=open_for_verification(folder / encoder, {}, recipe.precision),
         decoder=open_for_verification(folder / decoder, {}, recipe.precision),
         size=info.decoder_size,
