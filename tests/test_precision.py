@@ -98,7 +98,8 @@ def test_graphs_weights_and_engines_are_in_the_precision(
     assert {name for name, kind in floating.items() if kind != wanted} == kept
     for variant in bundle.manifest.variants:
         proof = variant.precision_proof
-        assert proof.macs == 1.0
+        # A plugin reads the output of T5's `wo`, which exceeds float16, in float32 too.
+        assert proof.macs == 1.0 if variant.baseline or not kept else 0.99 < proof.macs < 1.0
         assert {name.rpartition(".")[2] for name in proof.float32_modules} == ({WO} if kept else set())
         graph = ir.load(folder / variant.graph).graph
         assert {str(value.dtype) for value in graph.outputs} == {"FLOAT"}
@@ -106,7 +107,7 @@ def test_graphs_weights_and_engines_are_in_the_precision(
     (entry,) = bundle.engines("tensorrt-rtx", "ratio-2")
     sidecar = json.loads(bundle.file(entry.sidecar).read_text())
     assert (entry.precision, sidecar["precision"]) == (precision, precision)
-    assert sidecar["precision_proof"]["macs"] == 1.0
+    assert sidecar["precision_proof"]["macs"] == bundle.variant(2).precision_proof.macs
 
 
 def test_a_session_in_float16_gives_float32_near_eager(

@@ -1,7 +1,9 @@
 """Models that generate text: from checkpoint to generated text, at every ratio."""
 
+import dataclasses
 import functools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 import transformers
 from artefacts import Artefacts
 from command_line import call
-from conftest import TEXT_MODELS, VOCAB_SIZE, plugin_for
+from conftest import TEXT_MODELS, VOCAB_SIZE, copy_tokenizer, plugin_for
 from safetensors import safe_open
 
 from variator_export import Bundle, NumbersDisagreeError, UserError, build
@@ -23,11 +25,13 @@ from variator_export.core.parts import DECODER, ENCODER
 from variator_export.engines.eager import EagerModel
 from variator_export.graph import trace, trace_decoder
 from variator_export.graph.macs import graph_macs
-from variator_export.model.backbone import Backbone
+from variator_export.model.backbone import Backbone, load_backbone
+from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.macs import analytic_macs
 from variator_export.model.methods import method_of
 from variator_export.model.plugin_file import save_plugin
-from variator_export.recipe.recipe import Recipe
+from variator_export.model.source import resolve_source
+from variator_export.recipe.recipe import Initialise, PluginRecipe, Recipe
 from variator_export.verification import eager_bundle
 
 RATIOS = (2, 3, 4)
@@ -451,6 +455,43 @@ def test_padding_that_changes_the_scores_is_found(text_bundle: Find, monkeypatch
     of_graphs = json.loads(result.stdout)["findings"].values()
     failed = {finding["check"] for findings in of_graphs for finding in findings if not finding["passed"]}
     assert failed == {"a row alone, with less padding"}
+
+
+def test_float16_keeps_what_overflows_in_float32(
+    text_recipe: Callable[..., Recipe], load_model: Callable[..., Backbone], tmp_path: Path
+) -> None:
+    """T5's feed-forward networks exceed float16 (transformers keeps `wo` in float32, and so do graphs)."""
+    source = load_model("t5-text")
+    model = source.to_dtype(torch.float32).model
+    inputs = _inputs(3, 12, 0)
+    largest: list[float] = []
+    for module in model.encoder.modules():
+        if type(module).__name__ == "T5DenseActDense":
+            module.register_forward_hook(lambda _m, _i, found: largest.append(float(found.abs().max())))
+    EagerModel(dataclasses.replace(source, model=model), None).run(inputs)
+    factor = math.sqrt(1.5e5 / max(largest))
+    for name, weight in model.encoder.named_parameters():
+        if name.endswith((".wi.weight", ".wo.weight")):
+            weight.mul_(factor)
+            assert weight.abs().max() < 65504, "the weights themselves fit"
+    model.save_pretrained(tmp_path / "model")
+    copy_tokenizer(source.info.source.folder, tmp_path / "model")
+    info = read_backbone_info(resolve_source(str(tmp_path / "model")))
+    large = load_backbone(info, source.pad_token_id)
+    expected = EagerModel(large, None).run(inputs)["last_hidden_state"]
+
+    def error(found: np.ndarray) -> float:
+        return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+    kept, lost = (large.to_dtype(torch.float16, keeps_float32_modules=keeps) for keeps in (True, False))
+    assert error(EagerModel(kept, None).run(inputs)["last_hidden_state"]) < 0.02
+    assert error(EagerModel(lost, None).run(inputs)["last_hidden_state"]) > 0.1
+    recipe = text_recipe("t5-text", (2,), precision="float16", backbone={"source": str(tmp_path / "model")})
+    recipe = recipe.model_copy(
+        update={"plugins": (PluginRecipe(ratio=2, initialise=Initialise(bottleneck_size=4)),)}
+    )
+    bundle = Bundle.load(build(recipe, tmp_path / "bundle").bundle)
+    assert error(bundle.session().run(inputs, 1)["last_hidden_state"]) < 0.02
 
 
 # Label words: a classifier made of a model that generates text.

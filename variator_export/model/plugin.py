@@ -65,7 +65,8 @@ class DecompressionLayer(nn.Module):
 
         Args:
             y: Outputs of the feed-forward network, (B, W, d). In a float16 backbone the last layer of the
-                network may be in float32 (T5). The result is then float32 too, as without a plugin.
+                network may be in float32, because its values exceed float16 (T5). They are then read in
+                float32 too, and the result is float32, as without a plugin.
             x: Inputs of the network before compression, (B, W, k, d).
             split: Whether to compute the same result with fewer operations: the half of `down` that acts on
                 y, and both biases, are computed once per window instead of once per token.
@@ -73,17 +74,19 @@ class DecompressionLayer(nn.Module):
         Returns:
             One vector per token, (B, W, k, d).
         """
-        if split:
-            return self._forward_split(y, x)
+        wide = torch.promote_types(x.dtype, y.dtype)
+        if split or wide != x.dtype:
+            return self._forward_split(y, x, wide)
         repeated = y.unsqueeze(-2).expand_as(x)  # (B, W, k, d)
         both = torch.cat([repeated.to(x.dtype), x], dim=-1)
         return repeated + self.up(torch.tanh(self.down(both)))
 
-    def _forward_split(self, y: Tensor, x: Tensor) -> Tensor:
+    def _forward_split(self, y: Tensor, x: Tensor, wide: torch.dtype) -> Tensor:
         linear = nn.functional.linear
         hidden_size = y.shape[-1]
         weight_y, weight_x = self.down.weight[:, :hidden_size], self.down.weight[:, hidden_size:]
-        once = linear(y.to(x.dtype), weight_y, self.down.bias)  # (B, W, m)
+        # What exceeds float16 becomes infinite here at the earliest, where the tanh makes it 1.
+        once = linear(y.to(wide), weight_y.to(wide), self.down.bias.to(wide)).to(x.dtype)  # (B, W, m)
         down = once.unsqueeze(-2) + linear(x, weight_x)  # (B, W, k, m)
         return (y + self.up.bias).unsqueeze(-2) + linear(torch.tanh(down), self.up.weight)
 

@@ -68,7 +68,7 @@ def eager_reference(
         wanted, rounded = exact.run(case.inputs), same_precision.run(case.inputs)
         for found in (wanted, rounded):
             _refuse_not_finite(case, found)
-        outputs.append(wanted)
+        outputs.append({name: _where_finite(values, rounded[name]) for name, values in wanted.items()})
         deviations.append(
             {
                 name: deviation(rounded[name][case.judged_rows], wanted[name][case.judged_rows])
@@ -80,9 +80,23 @@ def eager_reference(
     return [Expected(*item) for item in zip(cases, outputs, budgets, strict=True)]
 
 
+def _where_finite(exact: np.ndarray, rounded: np.ndarray) -> np.ndarray:
+    """The expected values, with NaN for rows of which eager PyTorch in the precision has no finite values.
+
+    These are rows of padding alone in float16: its lowest number masks a score, and the sum of both overflows
+    (T5). So nothing is expected there, and any value is right.
+    """
+    broken = ~np.isfinite(rounded.reshape(len(rounded), -1)).all(axis=1)
+    if not broken.any():
+        return exact
+    expected = exact.copy()
+    expected[broken] = np.nan
+    return expected
+
+
 def _refuse_not_finite(case: Case, outputs: Arrays) -> None:
     for name, values in outputs.items():
-        if not np.isfinite(values).all():
+        if not np.isfinite(values[case.judged_rows]).all():
             raise UserError(
                 f"Eager PyTorch itself returns NaN or infinite values in {name}, case {case.name}, input "
                 f"shape {case.shape}: there is nothing to compare a graph with.",
