@@ -450,6 +450,6 @@ def test_it_needs_no_torch(embedding_bundle: Path) -> None:
 
 def test_shapes_are_cut_to_the_limit(embedding_bundle: Path) -> None:
     from variator_export.bundle.manifest import read_manifest
-    from variator_export.cli.bench import default_shapes
+    from variator_export.cli.benchmarking.command import default_shapes
 
     assert default_shapes(read_manifest(embedding_bundle).backbone) == [(1, 32), (1, 64), (8, 64), (32, 64)]

@@ -14,9 +14,9 @@ from variator_export.bundle.parts import PartEntry, with_plugins
 from variator_export.core.encoder_size import DecoderSize, EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
+from variator_export.core.labels import labels_config
 from variator_export.core.parts import DECODER, MODEL
 from variator_export.core.validation import describe_validation_error
-from variator_export.text.predictions import labels_config
 
 MANIFEST_NAME = "manifest.json"
 BACKBONE_CONFIG = "config.json"

@@ -38,7 +38,8 @@ COMMANDS = {
         "Verify that the graphs or engines of a bundle compute what eager PyTorch computes.",
     ),
     "bench": Command(
-        "bench:bench_command", "Time every ratio of a bundle against the alternatives without plugins."
+        "benchmarking.command:bench_command",
+        "Time every ratio of a bundle against the alternatives without plugins.",
     ),
     "report": Command(
         "quality.report:report_command",

@@ -12,6 +12,7 @@ from torch import nn
 from variator_export.core.encoder_size import DecoderSize, EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
+from variator_export.core.labels import labels_config
 from variator_export.core.parts import ENCODER, MODEL
 from variator_export.core.precision import Precision
 from variator_export.model.cross_attention import cross_outputs
@@ -23,7 +24,6 @@ from variator_export.model.pooling import PoolingSpec, read_pooling
 from variator_export.model.quantization.calibration import Calibration
 from variator_export.model.quantization.model import quantize_model
 from variator_export.model.source import BackboneSource
-from variator_export.text.predictions import labels_config
 from variator_export.text.tokenizer import TextEncoder
 
 

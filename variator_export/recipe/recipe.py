@@ -157,7 +157,7 @@ class QualityRecipe(_Part):
     """Task to evaluate; None for the first that the model and the data allow."""
     max_tokens: int | None = Field(default=None, ge=3)
     """Truncate longer texts to this number of tokens; None for the model's limit."""
-    generation: dict[str, Any] = Field(default_factory=dict)
+    generation: Annotated[dict[str, Any], WithJsonSchema({"type": "object"})] = Field(default_factory=dict)
     """Changes of the model's own settings of generation, such as `max_new_tokens`; for models that generate
     text."""
     max_loss: float = Field(ge=0, le=1)

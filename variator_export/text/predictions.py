@@ -1,6 +1,6 @@
 """Predictions from a model's outputs, named as in transformers: labels, entities, answers and tokens."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,13 +194,3 @@ def _softmax(values: np.ndarray) -> np.ndarray:
     powers = np.exp(values - values.max(axis=-1, keepdims=True))
     result: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
     return result
-
-
-def labels_config(labels: Iterable[str]) -> dict[str, Any]:
-    """What config.json says of a classifier with these labels, of which exactly one fits a text."""
-    names = list(labels)
-    return {
-        "id2label": {str(index): label for index, label in enumerate(names)},
-        "label2id": {label: index for index, label in enumerate(names)},
-        "problem_type": "single_label_classification",
-    }

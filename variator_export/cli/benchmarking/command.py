@@ -17,7 +17,7 @@ from variator_export.building.plan import parse_ratio
 from variator_export.bundle.manifest import BackboneEntry, read_manifest
 from variator_export.bundle.quality_report import counted_losses, counted_metrics
 from variator_export.cli import options
-from variator_export.cli.bench_text import print_bench, request_shapes, run_bench
+from variator_export.cli.benchmarking.text import print_bench, request_shapes, run_bench
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import TooSlowError, UsageError
 from variator_export.core.json_file import write_json

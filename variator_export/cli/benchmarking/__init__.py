@@ -1,0 +1,1 @@
+"""`variator-export bench`."""
