@@ -212,7 +212,8 @@ def measure(
                         outcomes.setdefault((policy, load), []).append(found)
                         print(name, policy, load, json.dumps(summarise(found, losses)), flush=True)
                     of_trace["runs"] = [
-                        {"policy": policy, "load": load, **pooled(rounds, losses)}
+                        {"policy": policy, "load": load}
+                        | with_rates(pooled(rounds, losses), of_trace["rounds"][: len(rounds)], load)
                         for (policy, load), rounds in outcomes.items()
                     ]
                     keep(result)
@@ -226,6 +227,16 @@ def pooled(rounds: Sequence[Sequence[Outcome]], losses: dict[int, float]) -> dic
     """All rounds of a policy at a load, and the share within the goal in each."""
     together = summarise([outcome for found in rounds for outcome in found], losses)
     return together | {"within_goal_by_round": [summarise(r, losses)["within_goal"] for r in rounds]}
+
+
+def with_rates(run: dict[str, Any], rounds: Sequence[dict[str, Any]], load: float) -> dict[str, Any]:
+    """A run with the requests that came in a second, and those that were answered within the goal."""
+    seconds = sum(found["capacity_s"] for found in rounds) / load
+    rate = run["requests"] / seconds
+    return run | {
+        "requests_per_second": round(rate, 2),
+        "within_goal_per_second": round(rate * run["within_goal"], 2),
+    }
 
 
 def overhead(bundle: Path, model: ServedModel, texts: Sequence[str], rounds: int = 5) -> dict[str, Any]:

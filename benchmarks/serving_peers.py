@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from common import describe, write_result
-from serving import GOAL_MS, LONGEST, PARTS, Loop, serving, summarise
+from serving import GOAL_MS, LONGEST, PARTS, Loop, serving, summarise, with_rates
 from serving_load import free_port, read_corpus, read_trace, replay, texts_of_lengths
 
 from variator_export.serving.model import ModelOptions, ServedModel
@@ -155,7 +155,9 @@ def main() -> None:
                 scale = capacity / load / trace[-1].at_s
                 due = [point.at_s * scale for point in trace]
                 outcomes = asyncio.run(replay((host, port), "/embed", "inputs", texts, due))
-                run = {"server": name, "load": load} | summarise(outcomes, {1: 0.0})
+                run = {"server": name, "load": load} | with_rates(
+                    summarise(outcomes, {1: 0.0}), [{"capacity_s": capacity}], load
+                )
                 runs.append(run)
                 print(json.dumps(run), flush=True)
     described = describe("starlette", "uvicorn") | {"peers": _versions(options.python)}
