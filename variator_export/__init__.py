@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from variator_export.benchmark.bundle_benchmark import bench
+    from variator_export.benchmark.text_benchmark import bench_text
     from variator_export.building.evaluate import evaluate
     from variator_export.building.recipe_build import BuildResult, build
     from variator_export.core.errors import NumbersDisagreeError, UserError
@@ -34,6 +35,7 @@ _HOMES = {
     "Recipe": "variator_export.recipe.recipe",
     "UserError": "variator_export.core.errors",
     "bench": "variator_export.benchmark.bundle_benchmark",
+    "bench_text": "variator_export.benchmark.text_benchmark",
     "build": "variator_export.building.recipe_build",
     "evaluate": "variator_export.building.evaluate",
     "load_recipe": "variator_export.recipe.recipe_file",
@@ -51,6 +53,7 @@ __all__ = [
     "UserError",
     "__version__",
     "bench",
+    "bench_text",
     "build",
     "evaluate",
     "load_recipe",

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from variator_export.benchmark.measured import Measured
 from variator_export.benchmark.profile import profile_rows
 from variator_export.benchmark.runtimes import (
     COMPILED_RUNTIMES,
-    OWN_RUNTIMES,
     RUNTIMES,
     Subjects,
     available_runtimes,
@@ -74,58 +74,24 @@ class ShapeResult:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Measured):
     """Result of `bench`.
 
     Attributes:
-        bundle: The bundle's folder.
         shapes: Results by shape, in the order in which the shapes were requested.
         break_even: The smallest shape from which on each ratio pays (`benchmark.speed_table.break_even`).
         quality: Known quality of these graphs: for each task and data set the metric, and each variant's
             value and loss.
-        graphs: The sha256 of each variant's graph.
-        settings: Settings of the timing.
-        torch_threads: Number of threads that PyTorch reports. None if PyTorch is not installed. Other
-            runtimes do not report how many threads they choose when the settings leave the choice to them.
-        measured_at: Time of the benchmark, ISO 8601, UTC.
-        machine: Description of this machine.
-        conditions: Clocks and load before and after.
-        versions: Versions of the packages involved.
     """
 
-    bundle: Path
     shapes: Sequence[ShapeResult]
     break_even: Sequence[Mapping[str, Any]]
     quality: Sequence[Mapping[str, Any]]
-    graphs: Mapping[str, str]
-    settings: TimingSettings
-    torch_threads: int | None
-    measured_at: str
-    machine: Mapping[str, Any]
-    conditions: Mapping[str, Any]
-    versions: Mapping[str, str | None]
 
-    @property
-    def settled(self) -> bool:
-        """Whether the medians became stable at all shapes."""
-        return all(shape.settled for shape in self.shapes)
-
-    def too_slow(self, least: float) -> list[str]:
-        """Return a message for each compressed variant whose speed-up is below a minimum.
-
-        The lower bound of the speed-up counts. PyTorch's own runtimes are not checked.
-        """
-        return [
-            f"{row['variant']} on {row['runtime']} at {shape.batch_size}x{shape.sequence_length}: speed-up "
-            f"{row['speedup']:.2f}, lower bound {row['speedup_low']:.2f}"
-            for shape in self.shapes
-            for row in shape.rows
-            if not row["is_baseline"] and row["runtime"] in OWN_RUNTIMES and row["speedup_low"] < least
-        ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result as JSON data."""
-        return {**asdict(self), "bundle": str(self.bundle), "settled": self.settled}
+    def results(self) -> Iterator[tuple[str, bool, Sequence[Mapping[str, Any]]]]:
+        """Yield each shape's name, whether it settled, and its rows."""
+        for shape in self.shapes:
+            yield f"{shape.batch_size}x{shape.sequence_length}", shape.settled, shape.rows
 
 
 def bench(
@@ -165,7 +131,7 @@ def bench(
     if opened.manifest.backbone.generates:
         raise UserError(
             f"{opened.path} generates text, whose requests have another shape.",
-            "Call variator_export.benchmark.text_benchmark.bench_text.",
+            "Call bench_text.",
         )
     if profile or runtimes is None or any(RUNTIMES[name].needs == "onnxruntime" for name in runtimes):
         require_onnxruntime()

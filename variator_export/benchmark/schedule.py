@@ -5,8 +5,9 @@ An opening opens every session anew, in a new order, and times it at every shape
 
 import functools
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
 
 Shape = tuple[int, int]
+S = TypeVar("S")
 DEFAULT_WINDOW = 3
 
 
@@ -126,20 +128,47 @@ def time_everything(
         settings: Settings of the timing.
         progress: Receives progress reports.
     """
-    found: dict[Shape, list[tuple[dict[str, Timings], bool]]] = {shape: [] for shape in inputs}
-    order = np.arange(len(subjects))
+
+    def calls(shape: Shape, order: np.ndarray) -> dict[str, Callable[[], object]]:
+        return {subjects[i].key: functools.partial(subjects[i].runner.run, inputs[shape]) for i in order}
+
+    shapes = {shape: f"{shape[0]}x{shape[1]}" for shape in inputs}
+    reopen = functools.partial(_open_again, opener, subjects)
+    return time_in_openings(shapes, len(subjects), calls, reopen, settings, progress)
+
+
+def time_in_openings(
+    shapes: Mapping[S, str],
+    num_subjects: int,
+    calls: Callable[[S, np.ndarray], Mapping[str, Callable[[], object]]],
+    reopen: Callable[[np.ndarray], None],
+    settings: TimingSettings,
+    progress: Progress,
+) -> dict[S, Timed]:
+    """Time calls in turns at every shape, once for each opening.
+
+    Args:
+        shapes: Shapes with their names.
+        num_subjects: The number of subjects.
+        calls: Function from a shape and an order of the subjects to the calls to time, by name.
+        reopen: Function from an order to nothing, which opens the subjects again in this order.
+        settings: Settings of the timing.
+        progress: Receives progress reports.
+    """
+    found: dict[S, list[tuple[dict[str, Timings], bool]]] = {shape: [] for shape in shapes}
+    order = np.arange(num_subjects)
     for opening in range(settings.openings):
         if opening:
             # A new order changes the memory layout, and which subject runs before which.
-            order = np.random.default_rng(opening).permutation(len(subjects))
-            _open_again(opener, subjects, order)
-        for shape, arrays in inputs.items():
-            calls = {subjects[i].key: functools.partial(subjects[i].runner.run, arrays) for i in order}
+            order = np.random.default_rng(opening).permutation(num_subjects)
+            reopen(order)
+        for shape, name in shapes.items():
+            of_shape = calls(shape, order)
             of_all = f", opening {opening + 1} of {settings.openings}" if settings.openings > 1 else ""
             rounds = max(settings.max_rounds, 2 * (settings.window or 0))
-            with progress.bar(f"{shape[0]}x{shape[1]}{of_all}, at most", rounds * len(calls)) as advance:
+            with progress.bar(f"{name}{of_all}, at most", rounds * len(of_shape)) as advance:
                 timed = time_in_turns(
-                    calls,
+                    of_shape,
                     block_seconds=settings.block_seconds,
                     window=settings.window,
                     tolerance=settings.tolerance,
@@ -147,7 +176,7 @@ def time_everything(
                     progress=advance,
                 )
             found[shape].append(timed)
-            del calls  # holds sessions that must be closed before they are opened again
+            del of_shape  # holds sessions that must be closed before they are opened again
     return {
         shape: Timed(join([timings for timings, _ in timed]), tuple(settled for _, settled in timed))
         for shape, timed in found.items()

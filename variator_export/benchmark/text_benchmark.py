@@ -2,8 +2,8 @@
 
 import functools
 import gc
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from variator_export.benchmark.bundle_benchmark import torch_threads
-from variator_export.benchmark.runtimes import OPTIONAL_RUNTIMES, OWN_RUNTIMES, RUNTIMES
-from variator_export.benchmark.schedule import TimingSettings
+from variator_export.benchmark.measured import Measured
+from variator_export.benchmark.runtimes import OPTIONAL_RUNTIMES, RUNTIMES
+from variator_export.benchmark.schedule import Timed, TimingSettings, time_in_openings
 from variator_export.benchmark.speed_table import speed_inputs
-from variator_export.benchmark.timing import Timings, join, speedup, time_in_turns
+from variator_export.benchmark.timing import Timings, speedup
 from variator_export.bundle.manifest import Variant
 from variator_export.core.environment import conditions, is_importable, machine, versions
 from variator_export.core.errors import UserError, first_line
@@ -76,52 +77,19 @@ class RequestResult:
 
 
 @dataclass(frozen=True)
-class TextBenchmark:
+class TextBenchmark(Measured):
     """Result of `bench` for a bundle that generates text.
 
     Attributes:
-        bundle: The bundle's folder.
         shapes: Results by shape, in the order in which the shapes were requested.
-        graphs: The sha256 of each variant's graph.
-        settings: Settings of the timing.
-        torch_threads: Number of threads that PyTorch reports. None if PyTorch is not installed.
-        measured_at: Time of the benchmark, ISO 8601, UTC.
-        machine: Description of this machine.
-        conditions: Clocks and load before and after.
-        versions: Versions of the packages involved.
     """
 
-    bundle: Path
     shapes: Sequence[RequestResult]
-    graphs: Mapping[str, str]
-    settings: TimingSettings
-    torch_threads: int | None
-    measured_at: str
-    machine: Mapping[str, Any]
-    conditions: Mapping[str, Any]
-    versions: Mapping[str, str | None]
 
-    @property
-    def settled(self) -> bool:
-        """Whether the medians became stable at all shapes."""
-        return all(shape.settled for shape in self.shapes)
-
-    def too_slow(self, least: float) -> list[str]:
-        """Return a message for each compressed variant whose speed-up is below a minimum.
-
-        The lower bound of the speed-up counts. PyTorch is not checked.
-        """
-        return [
-            f"{row['variant']} on {row['runtime']} at {result.shape}: speed-up {row['speedup']:.2f}, lower "
-            f"bound {row['speedup_low']:.2f}"
-            for result in self.shapes
-            for row in result.rows
-            if not row["is_baseline"] and row["runtime"] in OWN_RUNTIMES and row["speedup_low"] < least
-        ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result as JSON data."""
-        return {**asdict(self), "bundle": str(self.bundle), "settled": self.settled}
+    def results(self) -> Iterator[tuple[str, bool, Sequence[Mapping[str, Any]]]]:
+        """Yield each shape's name, whether it settled, and its rows."""
+        for result in self.shapes:
+            yield str(result.shape), result.settled, result.rows
 
 
 @dataclass(frozen=True)
@@ -180,7 +148,10 @@ def bench_text(
         timed = _time_everything(opener, subjects, shapes, settings, progress)
     return TextBenchmark(
         bundle=opened.path,
-        shapes=[RequestResult(shape, *_rows(subjects, shape, timed[shape])) for shape in shapes],
+        shapes=[
+            RequestResult(shape, all(timed[shape].settled), _rows(subjects, shape, timed[shape].timings))
+            for shape in shapes
+        ],
         graphs=opened.graph_hashes(),
         settings=settings,
         torch_threads=threads,
@@ -287,32 +258,15 @@ def _time_everything(
     shapes: Sequence[RequestShape],
     settings: TimingSettings,
     progress: Progress,
-) -> dict[RequestShape, tuple[dict[str, Timings], bool]]:
+) -> dict[RequestShape, Timed]:
     """Time first tokens and whole requests of all subjects in turns, in several openings."""
-    found: dict[RequestShape, list[tuple[dict[str, Timings], bool]]] = {shape: [] for shape in shapes}
-    for opening in range(settings.openings):
-        order = np.random.default_rng(opening).permutation(len(subjects))
-        if opening:
-            _open_again(opener, subjects, order)
-        for shape in shapes:
-            calls = _calls((subjects[i] for i in order), opener.inputs(shape), shape)
-            rounds = max(settings.max_rounds, 2 * (settings.window or 0))
-            title = f"{shape}, opening {opening + 1} of {settings.openings}, at most"
-            with progress.bar(title, rounds * len(calls)) as advance:
-                timed = time_in_turns(
-                    calls,
-                    block_seconds=settings.block_seconds,
-                    window=settings.window,
-                    tolerance=settings.tolerance,
-                    max_rounds=settings.max_rounds,
-                    progress=advance,
-                )
-            found[shape].append(timed)
-            del calls  # holds sessions that must be closed before they are opened again
-    return {
-        shape: (join([timings for timings, _ in timed]), all(settled for _, settled in timed))
-        for shape, timed in found.items()
-    }
+
+    def calls(shape: RequestShape, order: np.ndarray) -> dict[str, Callable[[], object]]:
+        return _calls((subjects[i] for i in order), opener.inputs(shape), shape)
+
+    names = {shape: str(shape) for shape in shapes}
+    reopen = functools.partial(_open_again, opener, subjects)
+    return time_in_openings(names, len(subjects), calls, reopen, settings, progress)
 
 
 def _calls(
@@ -339,9 +293,8 @@ def _open_again(opener: _Opener, subjects: list[_Subject], order: np.ndarray) ->
 
 
 def _rows(
-    subjects: Sequence[_Subject], shape: RequestShape, timed: tuple[Mapping[str, Timings], bool]
-) -> tuple[bool, list[dict[str, Any]]]:
-    timings, settled = timed
+    subjects: Sequence[_Subject], shape: RequestShape, timings: Mapping[str, Timings]
+) -> list[dict[str, Any]]:
     plain = {subject.runtime: subject for subject in subjects if subject.variant.baseline}
     rows = []
     for subject in subjects:
@@ -374,4 +327,4 @@ def _rows(
                 "share_of_allowed": round(gained.value / allowed, 4),
             }
         )
-    return settled, rows
+    return rows
