@@ -32,6 +32,7 @@ from variator_export.model.methods import method_of
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Initialise, PluginRecipe, Recipe
+from variator_export.recipe.recipe_file import load_recipe, resolve_recipe
 from variator_export.verification import eager_bundle
 
 RATIOS = (2, 3, 4)
@@ -349,7 +350,20 @@ def test_every_ratio_is_evaluated_on_the_text_that_it_generates(text_bundle: Fin
     for ratio in RATIOS:
         texts = bundle.generate(TEXTS, ratio, max_new_tokens=6, num_beams=2)
         assert by_ratio[ratio] == np.mean([a == b for a, b in zip(texts, generated, strict=True)])
+    # Every setting that is asked for is one that generates, on both runtimes.
+    changed = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 1, "bad_words_ids": [[107, 108], [110]]}
+    given = [part for k, v in changed.items() for part in ("--generation", f"{k}={json.dumps(v)}")]
+    other = json.loads(call(*map(str, (*arguments, *settings, *given))).stdout)
+    texts = bundle.generate(TEXTS, 1, max_new_tokens=6, num_beams=2, **changed)
+    assert texts != generated
+    found = other["rows"][0]["metrics"]["exact_match"]
+    accepted = [right if isinstance(right, list) else [right] for right in references]
+    assert found == np.mean(
+        [t.strip() in [r.strip() for r in a] for t, a in zip(texts, accepted, strict=True)]
+    )
+    assert {same["same_texts"] for same in other["agreement"].values()} == {1.0}
     for changes, words in (
+        (("--generation", "num_return_sequences=2", "--num-beams", "2"), "one text for each input"),
         (("--generation", "do_sample=true"), "Sampled text differs from run to run"),
         (("--generation", "num_beam=2"), "Did you mean 'num_beams'?"),
         (("--pair-column", "text"), "read one text, not a pair"),
@@ -547,7 +561,7 @@ def test_label_words_make_a_classifier(
     [
         ({"label_words": {"POS": "unfathomably", "NEG": "bad"}}, "has .* tokens"),
         ({"label_words": {"POS": "good", "NEG": "good"}}, "are the same token"),
-        ({"label_words": {"POS": "good"}}, "leaves nothing to choose"),
+        ({"label_words": {"POS": "good"}}, "needs at least two label words"),
         ({"decoder_prompt": "the"}, "there are no label words"),
         ({"label_words": WORDS, "task": "feature-extraction"}, "need a model that generates text"),
     ],
@@ -591,9 +605,51 @@ def test_label_words_on_the_command_line(
     built = call(*arguments, "--target", "onnxruntime", "--no-speed", "--output", str(tmp_path / "bundle"))
     assert built.returncode == 0, built.stderr
     assert Bundle.load(tmp_path / "bundle").manifest.backbone.label_words == {"good": "good", "bad": "bad"}
+    for changed in ((), ("--label-word", "bad", "--label-word", "good")):
+        kept = (*arguments[:5], *changed, "--target", "onnxruntime", "--no-speed")
+        refused = call(*kept, "--output", str(tmp_path / "bundle"))
+        assert (refused.returncode, "label words are good=good, bad=bad" in refused.stderr) == (1, True)
+    decoder = call(
+        *("train", "adapt", "--backbone", folder, "--plugin", plugin, "--data", str(data), *words),
+        *("--label-column", "label", "--loss", "decoder=1", "--output", str(tmp_path / "none")),
+    )
+    assert (decoder.returncode, "no term decoder" in decoder.stderr) == (1, True), decoder.stderr
     for wrong, said in (
         (("--label-word", "a="), "[LABEL=]WORD"),
         ((*words, "--label-word", "bad=x"), "given twice"),
     ):
         refused = call("build", "--backbone", folder, *wrong, "--output", str(tmp_path / "other"))
         assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+
+
+def test_label_words_of_a_layer_replace_those_below(tmp_path: Path) -> None:
+    """And a printed recipe is a recipe, whatever the labels look like."""
+    base, above = tmp_path / "base.yaml", tmp_path / "above.yaml"
+    base.write_text(
+        "name: base\nbackbone: {source: ./t5, label_words: {'1': good, '0': bad}}\nplugins: []\n"
+        "quality: {data: dev.tsv, max_loss: 0.1}\n"
+    )
+    above.write_text("extends: base.yaml\nname: above\nbackbone: {label_words: {'yes': fine, 'no': poor}}\n")
+    found = load_recipe(str(above))
+    assert found.backbone.label_words == {"yes": "fine", "no": "poor"}
+    for path in (base, above):
+        printed = tmp_path / f"printed-{path.name}"
+        printed.write_text(resolve_recipe(str(path), []).to_yaml())
+        again, first = load_recipe(str(printed)), load_recipe(str(path))
+        assert again.backbone.label_words == first.backbone.label_words
+        assert again.quality is not None
+        assert again.quality.generation == {}
+
+
+def test_static_int8_calibrates_the_encoder_of_label_words(
+    text_recipe: Callable[..., Recipe], load_model: Callable[..., Backbone], tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.tsv"
+    texts.write_text("text\n" + "".join(f"{text} {i}\n" for i in range(20) for text in TEXTS))
+    source = {"source": str(load_model("t5-gated-text").info.source.folder), "label_words": WORDS}
+    quantization = {"calibration": {"data": str(texts)}, "min_cosine": -1, "min_agreement": 0}
+    recipe = text_recipe(
+        "t5-gated-text", (2,), backbone=source, precision="int8-static", quantization=quantization
+    )
+    bundle = Bundle.load(build(recipe, tmp_path / "bundle").bundle)
+    assert bundle.manifest.precision == "int8-static"

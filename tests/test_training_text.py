@@ -172,6 +172,12 @@ def test_pretraining_of_t5_has_the_paper_s_two_losses(t5_with_sentinels: Path, t
     assert (settings["losses"]["hidden"], settings["losses"]["decoder"]) == (1, 1)
     assert settings["losses"]["embedding"] == 0
     assert settings["passages"]["corruption"] == 0.15
+    plain = call(
+        *map(str, (*command[:-4], "--corruption", "0", "--precision", "float32", "--output", tmp_path / "p"))
+    )
+    assert plain.returncode == 0, plain.stderr
+    without = (load_plugin_config(tmp_path / "p" / "ratio-2").training or {})["settings"]
+    assert (without["losses"]["decoder"], without["passages"]["corruption"]) == (0, 0)
     # The plugin belongs to the model, and a build takes it.
     recipe = {
         "name": "trained",

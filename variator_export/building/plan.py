@@ -129,6 +129,21 @@ def parse_ratio(text: str) -> int:
     return ratio
 
 
+def _refuse_other_words(recipe: Recipe, old: Manifest) -> None:
+    """Refuse to make another classifier, or a generator, of a bundle with label words, and the reverse."""
+    asked, there = recipe.backbone, old.backbone
+    words = [None if w is None else list(w.items()) for w in (asked.label_words, there.label_words)]
+    if words[0] == words[1] and asked.decoder_prompt == there.decoder_prompt:
+        return
+    known = ", ".join(f"{label}={word}" for label, word in (there.label_words or {}).items()) or "none"
+    prompt = f" after {there.decoder_prompt!r}" if there.decoder_prompt else ""
+    raise UserError(
+        f"The bundle's label words are {known}{prompt}; others are asked for.",
+        "Give the same --label-word and --decoder-prompt, choose another folder with --output, or start the "
+        "bundle afresh with --replace.",
+    )
+
+
 def merge(
     recipe: Recipe, asked: Sequence[AskedPlugin], weights_sha256: str, old: Manifest | None
 ) -> tuple[Recipe, list[VariantPlan]]:
@@ -162,6 +177,7 @@ def merge(
                 "precision, because each precision has its own weights.",
                 "Choose another folder with --output, or start the bundle afresh with --replace.",
             )
+        _refuse_other_words(recipe, old)
         _keep_trained(asked, old)
         before = _recipe_of(old)
         names = {plugin.recipe.name for plugin in asked}

@@ -122,7 +122,7 @@ class BundleFiles:
         if self.manifest.backbone.generates:
             raise UserError(
                 f"{self.path} generates text, which {what} does not support yet.",
-                "build, verify, inspect and run do. For its encoder alone, build it with "
+                "build, verify, evaluate, bench, inspect and run do. For its encoder alone, build it with "
                 "--task feature-extraction.",
             )
 

@@ -60,8 +60,8 @@ LabelWordOption = Annotated[
     typer.Option(
         "--label-word",
         metavar="[LABEL=]WORD",
-        help="The word of a label, one token of a model that generates text, which becomes a classifier by "
-        "the scores of its label words; repeated for each label.",
+        help="The word that stands for a label, a single token of the model. The scores of these words make "
+        "a classifier of a model that generates text. Repeat for each label.",
     ),
 ]
 DecoderPromptOption = Annotated[

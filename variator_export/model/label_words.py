@@ -45,7 +45,10 @@ def read_label_words(
             the configuration names no start token.
     """
     if len(words) < 2:
-        raise UserError(f"{len(words)} label word leaves nothing to choose.", "Give a word for each label.")
+        raise UserError(
+            f"A classifier needs at least two label words; {len(words)} was given.",
+            "Give a word for each label.",
+        )
     if not isinstance(start_token_id, int):
         raise UserError(
             "The model's config.json has no decoder_start_token_id.",

@@ -316,7 +316,7 @@ def _runners(
     loaded = load_bundle_backbone(bundle, backbone, "--runtime onnxruntime", precision)
     for variant in variants:
         model = EagerModel.of_variant(loaded, bundle, variant)
-        yield model if settings is None else eager_runner(model, settings)
+        yield model if settings is None else eager_runner(model, settings, bundle.path)
 
 
 def store_quality(bundle: Path, quality: Quality) -> None:

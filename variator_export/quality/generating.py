@@ -1,6 +1,7 @@
 """Models that generate text, as runners that evaluations can run like all others."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 from variator_export.engines.target import GeneratingSession
-from variator_export.generation.settings import GenerationSettings
+from variator_export.generation.settings import GenerationSettings, read_settings
 
 if TYPE_CHECKING:
     from variator_export.engines.eager import EagerModel
@@ -48,18 +49,20 @@ def deterministic(settings: GenerationSettings, changes: Mapping[str, Any]) -> G
     Raises:
         UserError: A setting does not exist, contradicts another one, or asks for draws.
     """
-    asked = settings.changed(changes)
     if changes.get("do_sample"):
         raise UserError(
             "Sampled text differs from run to run, so ratios cannot be compared on it.",
             "Leave out do_sample; use num_beams to search further.",
         )
-    return asked.model_copy(update={"do_sample": False, "num_return_sequences": 1})
+    if changes.get("num_return_sequences", 1) != 1:
+        raise UserError("An evaluation compares one text for each input.", "Leave out num_return_sequences.")
+    plain = settings.model_copy(update={"do_sample": False, "num_return_sequences": 1})
+    return plain.changed(changes)
 
 
 def session_runner(session: GeneratingSession, ratio: str, settings: GenerationSettings) -> GeneratingRunner:
     """A session at a ratio as a runner."""
-    changes = _changes(settings)
+    changes = _changes(settings, session.settings)
 
     def generate(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [sequences[0] for sequences in session.generate(inputs, ratio, **changes).tokens]
@@ -67,9 +70,11 @@ def session_runner(session: GeneratingSession, ratio: str, settings: GenerationS
     return GeneratingRunner(generate, settings.pad_token_id)
 
 
-def eager_runner(model: "EagerModel", settings: GenerationSettings) -> GeneratingRunner:
-    """transformers' own `generate` on eager PyTorch as a runner."""
-    changes = _changes(settings)
+def eager_runner(model: "EagerModel", settings: GenerationSettings, folder: Path) -> GeneratingRunner:
+    """transformers' own `generate` on eager PyTorch as a runner; the folder has the model's own settings."""
+    changes = _changes(settings, read_settings(folder))
+
+    changes = {name: _lists(value) for name, value in changes.items()}
 
     def generate(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return list(model.generate(inputs, **changes)[:, 1:])
@@ -77,9 +82,12 @@ def eager_runner(model: "EagerModel", settings: GenerationSettings) -> Generatin
     return GeneratingRunner(generate, settings.pad_token_id)
 
 
-def _changes(settings: GenerationSettings) -> dict[str, Any]:
-    """What an evaluation sets; all else are the model's own settings, which both runtimes read."""
-    names = ["max_new_tokens", "min_new_tokens", "num_beams", "do_sample", "num_return_sequences"]
-    if settings.num_beams > 1:
-        names += ["length_penalty", "early_stopping"]
-    return {name: getattr(settings, name) for name in names}
+def _lists(value: Any) -> Any:
+    """A setting as transformers takes it, with lists where this package has tuples."""
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _changes(settings: GenerationSettings, own: GenerationSettings) -> dict[str, Any]:
+    """What an evaluation changes; all else are the model's own settings, which both runtimes read."""
+    fixed = {"max_new_tokens", "min_new_tokens", "num_beams", "do_sample", "num_return_sequences"}
+    return {name: value for name, value in settings if name in fixed or value != getattr(own, name)}

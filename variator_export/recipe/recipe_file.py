@@ -62,7 +62,9 @@ class ResolvedRecipe:
     def _rows(self, values: Mapping[str, Any], prefix: str) -> Any:
         for name, value in values.items():
             key, indent = prefix + name, "  " * prefix.count(".")
-            if isinstance(value, dict):
+            if isinstance(value, dict) and (not value or key in _WHOLE):
+                yield f"{indent}{name}: {_inline(value)}", self.origin(key)
+            elif isinstance(value, dict):
                 yield f"{indent}{name}:", ""
                 yield from self._rows(value, f"{key}.")
             elif isinstance(value, list) and value and isinstance(value[0], dict):
@@ -220,16 +222,20 @@ def _read(path: Path, origin: str) -> dict[str, Any]:
     return content
 
 
+# Mappings whose keys are the user's own: a layer replaces them as a whole.
+_WHOLE = ("backbone.label_words", "quality.generation")
+
+
 def _overlay(content: dict[str, Any], origins: dict[str, str], layer: Layer, prefix: str) -> None:
     for name, value in layer.content.items():
         key, below = f"{prefix}{name}", content.get(name)
-        replaces = name == "backbone" and not prefix and isinstance(value, Mapping) and "source" in value
+        replaces = key in _WHOLE or (key == "backbone" and isinstance(value, Mapping) and "source" in value)
         if isinstance(value, Mapping) and isinstance(below, dict) and not replaces:
             _overlay(below, origins, Layer(layer.origin, value), f"{key}.")
             continue
         for other in [k for k in origins if k == key or k.startswith(f"{key}.")]:
             del origins[other]
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and key not in _WHOLE:
             content[name] = {}
             _overlay(content[name], origins, Layer(layer.origin, value), f"{key}.")
         else:

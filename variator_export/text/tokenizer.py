@@ -247,11 +247,14 @@ class TextEncoder:
     def sentinel_ids(self) -> list[int]:
         """The tokens of T5 for spans that are left out, in order: `<extra_id_0>`, `<extra_id_1>`, …
 
-        Other tokenizers have none.
+        mT5's vocabulary spells them with the mark of a word's beginning. Other tokenizers have none.
         """
-        names = (f"<extra_id_{index}>" for index in itertools.count())
-        ids = itertools.takewhile(lambda i: i is not None, map(self._tokenizer.token_to_id, names))
-        return [int(i) for i in ids if i is not None]
+        for mark in ("", "\u2581"):
+            names = (f"{mark}<extra_id_{index}>" for index in itertools.count())
+            ids = itertools.takewhile(lambda i: i is not None, map(self._tokenizer.token_to_id, names))
+            if found := [int(i) for i in ids if i is not None]:
+                return found
+        return []
 
     def word_ids(self) -> np.ndarray:
         """The ids of the vocabulary in ascending order, without reserved tokens ([CLS], <pad>, [unused7])."""

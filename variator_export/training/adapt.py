@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from variator_export.core.errors import UserError
 from variator_export.data.examples import Examples
@@ -55,7 +56,9 @@ def adapt(
     given = load_given(plugins, backbone)
     encoder = TextEncoder(backbone.info.source.folder)
     limit = min(max_tokens, backbone.max_length or max_tokens)
-    settings = {"max_tokens": limit}
+    settings: dict[str, Any] = {"max_tokens": limit}
+    if (words := backbone.spec.head.label_words) is not None:
+        settings |= {"label_words": list(words.words.items()), "decoder_prompt": words.prompt}
     targets = None
     if needs_right_text(backbone, losses):
         decoder = backbone.spec.family.decoder

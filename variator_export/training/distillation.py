@@ -129,6 +129,10 @@ def check_losses(backbone: Backbone, weights: Losses) -> None:
             "Choose other terms (--loss hidden=1), or add the files of sentence-transformers (modules.json).",
         )
     generates = backbone.spec.head.generates
+    if weights.decoder and backbone.spec.head.label_words is not None:
+        raise UserError(
+            "With label words the loss has no term decoder.", "Use the terms logits or label instead."
+        )
     if weights.decoder and not generates:
         raise UserError(
             f"The loss term decoder needs a decoder; {source} is a {name} without one.",

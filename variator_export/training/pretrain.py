@@ -24,16 +24,20 @@ T5_CORRUPTION = 0.15
 
 
 def fit_preset(
-    backbone: Backbone, losses: Losses, passages: PassageSettings
+    backbone: Backbone, losses: Losses, passages: PassageSettings, *, with_decoder: bool = True
 ) -> tuple[Losses, PassageSettings]:
     """Fit a preset to a backbone.
 
     A model without sentence embeddings has no term for them. Of T5, which has tokens for spans that are left
-    out, the decoder's states count as much as the encoder's, as in the paper.
+    out, the decoder's states count as much as the encoder's, as in the paper, unless `with_decoder` is False.
     """
     if losses.embedding and backbone.pooling is None:
         losses = losses.model_copy(update={"embedding": 0.0})
-    if backbone.spec.head.generates and TextEncoder(backbone.info.source.folder).sentinel_ids():
+    if (
+        with_decoder
+        and backbone.spec.head.generates
+        and TextEncoder(backbone.info.source.folder).sentinel_ids()
+    ):
         losses = losses.model_copy(update={"decoder": 1.0})
         if not passages.corruption:
             passages = passages.model_copy(update={"corruption": T5_CORRUPTION})

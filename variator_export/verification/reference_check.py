@@ -3,11 +3,21 @@
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Runner
 from variator_export.verification.judging.averages import CaseError, case_error, judge_averages
 from variator_export.verification.judging.judge import REFERENCE, Finding, Question, failure, judge
 from variator_export.verification.reference import Expected
+
+
+def _where_expected(found: np.ndarray | None, wanted: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """An output and what is expected of it, with zeros in both where nothing is: NaN in the reference."""
+    nothing = np.isnan(wanted)
+    if found is None or found.shape != wanted.shape or not nothing.any():
+        return found, wanted
+    return np.where(nothing, 0, found), np.where(nothing, 0, wanted)
 
 
 def verify_graph(
@@ -41,8 +51,9 @@ def verify_graph(
             progress()
             continue
         for output, question in questions.items():
-            wanted, rows = expected.outputs[output], case.judged_rows
-            finding = judge(question, found.get(output), wanted, budgets[output], rows)
+            rows = case.judged_rows
+            own, wanted = _where_expected(found.get(output), expected.outputs[output])
+            finding = judge(question, own, wanted, budgets[output], rows)
             findings.append(finding)
             if finding.deviation is not None:
                 of_case = case_error(found[output][rows], wanted[rows], finding.deviation, budgets[output])

@@ -97,7 +97,7 @@ def _library(model: TextModel, source: Path, quantize: Quantize | None) -> _Libr
     if EMBEDDING in model.backbone.outputs:
         return _SentenceTransformers(model, source, quantize)
     if model.backbone.label_words is not None:
-        return _LabelWords(model, source)
+        return _LabelWords(model, source, quantize)
     if model.backbone.task == "text-classification":
         return _Classifier(model, source, quantize)
     return _Tokens(model, source)
@@ -163,7 +163,7 @@ class _Classifier(_Library):
 class _LabelWords(_Library):
     """Scores of label words, from transformers' model and tokenizer."""
 
-    def __init__(self, model: TextModel, source: Path) -> None:
+    def __init__(self, model: TextModel, source: Path, quantize: Quantize | None) -> None:
         import transformers
 
         from variator_export.model.backbone import quiet_transformers
@@ -178,6 +178,8 @@ class _LabelWords(_Library):
                 ).eval()
         except Exception as error:
             raise _refused(self.name, source, error) from error
+        if quantize is not None:
+            quantize(self._theirs)
 
     def pairs(self, texts: Sequence[str], prompt: str | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         import torch

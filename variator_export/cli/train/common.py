@@ -96,7 +96,7 @@ def examples_of(
         read.classes()  # refuses a single class
     if validation is not None:
         other = read_examples(validation, Columns(**columns))
-        there = set(other.labels())  # a small file may lack a class
+        there = set(other.labels()) if names else set()  # a small file may lack a class
         return read, other.relabelled({label: name for label, name in names.items() if label in there})
     return divide(read, held_out, seed, by_class=by_class)
 

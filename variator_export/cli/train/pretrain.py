@@ -70,14 +70,13 @@ def pretrain_command(
         float | None, typer.Option(metavar="X", help="Average share of tokens replaced with random ones.")
     ] = None,
     corruption: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="X",
             help="Share of tokens left out in spans, which T5's decoder then generates. Default: 0.15 for T5 "
             "and mT5 without --loss, else 0.",
-            show_default=False,
         ),
-    ] = 0.0,
+    ] = None,
     held_out: options.HeldOutOption = 0.02,
     held_out_passages: Annotated[
         int, typer.Option(metavar="N", help="Passages of the held-out text to measure the loss on.")
@@ -165,7 +164,7 @@ def pretrain_command(
             "min_tokens": base.passages.min_tokens if min_tokens is None else min_tokens,
             "max_tokens": base.passages.max_tokens if max_tokens is None else max_tokens,
             "noise": base.passages.noise if noise is None else noise,
-            "corruption": corruption,
+            "corruption": corruption or 0.0,
             "held_out": held_out,
             "held_out_passages": held_out_passages,
         },
@@ -185,7 +184,7 @@ def pretrain_command(
     with common.running(printer, output, replace=replace, restart=restart, terms=terms, dtype=dtype) as run:
         loaded = common.load(backbone, task, architecture)
         if not loss:
-            losses, passages = fit_preset(loaded, losses, passages)
+            losses, passages = fit_preset(loaded, losses, passages, with_decoder=corruption != 0)
         result = pretrain(
             loaded,
             read_texts(text, text_field),

@@ -128,7 +128,7 @@ def judge(
     Args:
         question: The question.
         found: The output. None if it is missing.
-        expected: The expected output; NaN where anything is right.
+        expected: The expected output.
         budget: The base error of the output.
         rows: The rows that must be close enough. The other checks apply to all rows.
     """
@@ -137,7 +137,7 @@ def judge(
         problem = "the output is missing"
     elif found.shape != expected.shape:
         problem = f"the output has the shape {found.shape}, expected {expected.shape}"
-    elif not np.isfinite(found[np.isfinite(expected)]).all():
+    elif not np.isfinite(found).all():
         problem = "the output holds NaN or infinite values"
     if found is None or problem is not None:
         return Finding(question, budget, None, None, problem=problem)
