@@ -144,9 +144,7 @@ def bench(
                 f"The shape {batch_size}x{length} is over the model's limit of {entry.max_length} tokens.",
                 f"--shape {batch_size}x{entry.max_length}",
             )
-    chosen = [opened.variant(v) for v in variants] if variants else list(opened.manifest.variants)
-    chosen = [opened.manifest.baseline, *(v for v in chosen if not v.baseline)]
-    chosen = list({variant.name: variant for variant in chosen}.values())
+    chosen = chosen_variants(opened, variants)
     before, precision = conditions(), find_precision(opened.manifest.precision)
 
     def load_backbone() -> "Backbone":
@@ -188,6 +186,13 @@ def bench(
         conditions={"before": before, "after": conditions()},
         versions=versions("variator-export", *_LIBRARIES, *distributions()),
     )
+
+
+def chosen_variants(bundle: Bundle, asked: Sequence[int | str] | None) -> list[Variant]:
+    """The variants to time, each once: those asked for, or all; the baseline first in any case."""
+    found = [bundle.variant(v) for v in asked] if asked else list(bundle.manifest.variants)
+    found = [bundle.manifest.baseline, *(v for v in found if not v.baseline)]
+    return list({variant.name: variant for variant in found}.values())
 
 
 def _result(

@@ -7,7 +7,7 @@ import functools
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,23 @@ from variator_export.engines.base import Arrays
 
 Shape = tuple[int, int]
 S = TypeVar("S")
+
+
+class Opened(Protocol):
+    """A subject that is open: a variant on a runtime."""
+
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime."""
+        ...
+
+    @property
+    def variant(self) -> Any:
+        """The variant, as what opens it takes it."""
+        ...
+
+
+OpenedT = TypeVar("OpenedT", bound=Opened)
 DEFAULT_WINDOW = 3
 
 
@@ -133,7 +150,7 @@ def time_everything(
         return {subjects[i].key: functools.partial(subjects[i].runner.run, inputs[shape]) for i in order}
 
     shapes = {shape: f"{shape[0]}x{shape[1]}" for shape in inputs}
-    reopen = functools.partial(_open_again, opener, subjects)
+    reopen = functools.partial(open_again, opener.open_again, subjects)
     return time_in_openings(shapes, len(subjects), calls, reopen, settings, progress)
 
 
@@ -183,10 +200,15 @@ def time_in_openings(
     }
 
 
-def _open_again(opener: Subjects, subjects: list[Subject], order: np.ndarray) -> None:
+def open_again(open_one: Callable[[str, Any], OpenedT], subjects: list[OpenedT], order: np.ndarray) -> None:
     """Open all subjects again, except PyTorch's.
 
     PyTorch's models stay, because they share the backbone's weights and compiling takes a minute.
+
+    Args:
+        open_one: Opens a runtime's variant.
+        subjects: The subjects, replaced in place.
+        order: The order to open them in.
     """
     places = [(subject.runtime, subject.variant) for subject in subjects]
     opened = {i: s for i, s in enumerate(subjects) if s.runtime in LASTING_RUNTIMES}
@@ -194,5 +216,5 @@ def _open_again(opener: Subjects, subjects: list[Subject], order: np.ndarray) ->
     gc.collect()
     for i in order:
         if i not in opened:
-            opened[i] = opener.open_again(*places[i])
+            opened[i] = open_one(*places[i])
     subjects.extend(opened[i] for i in range(len(places)))

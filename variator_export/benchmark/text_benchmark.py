@@ -1,7 +1,6 @@
 """Benchmark of a bundle that generates text: whole requests, the first token, and each further one."""
 
 import functools
-import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from variator_export.benchmark.bundle_benchmark import torch_threads
+from variator_export.benchmark.bundle_benchmark import chosen_variants, torch_threads
 from variator_export.benchmark.measured import Measured
 from variator_export.benchmark.runtimes import OPTIONAL_RUNTIMES, RUNTIMES
-from variator_export.benchmark.schedule import Timed, TimingSettings, time_in_openings
-from variator_export.benchmark.speed_table import speed_inputs
+from variator_export.benchmark.schedule import Timed, TimingSettings, open_again, time_in_openings
+from variator_export.benchmark.speed_table import speed_inputs, speedup_fields
 from variator_export.benchmark.timing import Timings, speedup
 from variator_export.bundle.manifest import Variant
 from variator_export.core.environment import conditions, is_importable, machine, versions
@@ -137,9 +136,7 @@ def bench_text(
         raise UserError(
             f"ONNX Runtime does not compute in {precision.name} on a CPU.", "Time a float32 bundle instead."
         )
-    chosen = [opened.variant(v) for v in variants] if variants else list(opened.manifest.variants)
-    chosen = [opened.manifest.baseline, *(v for v in chosen if not v.baseline)]
-    chosen = list({variant.name: variant for variant in chosen}.values())
+    chosen = chosen_variants(opened, variants)
     names = list(runtimes or (name for name in TEXT_RUNTIMES if is_importable(RUNTIMES[name].needs)))
     before = conditions()
     with TemporaryDirectory() as scratch, torch_threads(settings.threads, 0) as threads:
@@ -265,7 +262,7 @@ def _time_everything(
         return _calls((subjects[i] for i in order), opener.inputs(shape), shape)
 
     names = {shape: str(shape) for shape in shapes}
-    reopen = functools.partial(_open_again, opener, subjects)
+    reopen = functools.partial(open_again, opener.open, subjects)
     return time_in_openings(names, len(subjects), calls, reopen, settings, progress)
 
 
@@ -280,18 +277,6 @@ def _calls(
     return calls
 
 
-def _open_again(opener: _Opener, subjects: list[_Subject], order: np.ndarray) -> None:
-    """Open all sessions again. PyTorch's models stay, because they share the backbone's weights."""
-    places = [(subject.runtime, subject.variant) for subject in subjects]
-    kept = {i: subject for i, subject in enumerate(subjects) if subject.runtime == "eager"}
-    subjects.clear()
-    gc.collect()
-    for i in order.tolist():
-        if i not in kept:
-            kept[i] = opener.open(*places[i])
-    subjects.extend(kept[i] for i in range(len(places)))
-
-
 def _rows(
     subjects: Sequence[_Subject], shape: RequestShape, timings: Mapping[str, Timings]
 ) -> list[dict[str, Any]]:
@@ -302,8 +287,11 @@ def _rows(
         base = plain[subject.runtime].key
         base_first, base_whole = (timings[f"{base}/{n}"] for n in (1, shape.new_tokens))
         gained = speedup(base_whole, whole)
-        saved = base_first.median_ms - first.median_ms
-        allowed = base_whole.median_ms / (base_whole.median_ms - saved)
+        # Paired within each opening, as in `speedup`: a request of one token then reaches all of it.
+        whole_of, base_of, first_of = (
+            np.array(timing.opening_medians_ms) for timing in (base_whole, base_first, first)
+        )
+        allowed = float(np.median(whole_of / (whole_of - (base_of - first_of))))
         further = shape.new_tokens - 1
         rows.append(
             {
@@ -319,12 +307,7 @@ def _rows(
                 "new_tokens_per_second": round(
                     shape.batch_size * shape.new_tokens / whole.median_ms * 1e3, 1
                 ),
-                "speedup": round(gained.value, 4),
-                "speedup_low": round(gained.low, 4),
-                "speedup_high": round(gained.high, 4),
-                "speedup_of_openings": [round(ratio, 4) for ratio in gained.openings],
-                "speedup_allowed": round(allowed, 4),
-                "share_of_allowed": round(gained.value / allowed, 4),
+                **speedup_fields(gained, allowed),
             }
         )
     return rows

@@ -154,5 +154,5 @@ def _check_backbone(backbone: BackboneRecipe, request: Request) -> None:
     )
     config = info.config.to_dict()
     model = EvaluatedModel(backbone.source, info.spec.head.task, info.outputs, info.token_outputs, config)
-    _, measurement = request.prepare(model, TextEncoder(info.source.folder, info.max_length))
-    request.settings(measurement, info.source.folder)
+    folder = info.source.folder
+    request.prepare(model, TextEncoder(folder, info.max_length), folder)

@@ -208,14 +208,14 @@ HeaderOption = Annotated[
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def parse_label_words(given: Sequence[str]) -> dict[str, str]:
-    """The word of each label from values of `--label-word`; a word alone is its own label.
+def parse_label_words(given: Sequence[str] | None) -> dict[str, str] | None:
+    """The word of each label from values of `--label-word`, None without any; a word alone is its own label.
 
     Raises:
         UsageError: A label or a word is empty, or a label was given twice.
     """
     words: dict[str, str] = {}
-    for text in given:
+    for text in given or ():
         label, equals, word = text.partition("=")
         word = word if equals else label
         if not label or not word:
@@ -223,7 +223,7 @@ def parse_label_words(given: Sequence[str]) -> dict[str, str]:
         if label in words:
             raise UsageError(f"--label-word {label} was given twice.", "Give each label once.")
         words[label] = word
-    return words
+    return words or None
 
 
 def check_architecture(task: str | None, architecture: str | None) -> None:

@@ -60,8 +60,7 @@ def with_flags(
     options.check_architecture(task, architecture)
     if architecture is not None:
         layers.append(Layer("--architecture", {"backbone": {"task": None, "architecture": architecture}}))
-    if label_words:
-        words = options.parse_label_words(label_words)
+    if (words := options.parse_label_words(label_words)) is not None:
         layers.append(Layer("--label-word", {"backbone": {"label_words": words}}))
     if decoder_prompt is not None:
         layers.append(Layer("--decoder-prompt", {"backbone": {"decoder_prompt": decoder_prompt}}))

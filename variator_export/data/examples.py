@@ -79,6 +79,10 @@ class Examples:
             single.append(target)
         return single
 
+    def alternatives(self) -> list[tuple[str, ...]]:
+        """The targets of each example of which any one is right."""
+        return [(target,) if isinstance(target, str) else target for target in self.targets or ()]
+
     def label_lists(self, separator: str | None) -> list[tuple[str, ...]]:
         """The labels of each example.
 

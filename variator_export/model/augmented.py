@@ -215,8 +215,7 @@ def run_backbone(
     """
     options = {"output_hidden_states": True} if hidden_states else {}
     label_words = spec.head.label_words
-    called = model.get_encoder() if spec.head.has_decoder else model
-    found = called(**inputs, **positions, **options)
+    found = spec.encoder(model)(**inputs, **positions, **options)
     if label_words is None:
         result = {name: found[name] for name in spec.outputs}
     else:

@@ -117,8 +117,7 @@ def evaluate_bundle(
         require_export()
     entry, examples = bundle.manifest.backbone, request.examples
     model = EvaluatedModel(entry.source, entry.task, entry.outputs, entry.token_outputs, bundle.config())
-    name, measurement = request.prepare(model, bundle.text_encoder())
-    settings = request.settings(measurement, bundle.path)
+    name, measurement, settings = request.prepare(model, bundle.text_encoder(), bundle.path)
     evaluation = _Evaluation(bundle, measurement, tuple(runtimes), settings, progress or Progress())
     evaluation.run(backbone)
     data = {
@@ -162,11 +161,22 @@ class Request:
     prompt_name: str | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
 
-    def prepare(self, model: EvaluatedModel, encoder: TextEncoder) -> tuple[str, Measurement]:
-        """Return the task's name and its measurement.
+    def prepare(
+        self, model: EvaluatedModel, encoder: TextEncoder, folder: Path
+    ) -> tuple[str, Measurement, GenerationSettings | None]:
+        """Prepare the evaluation.
+
+        Args:
+            model: The model.
+            encoder: The model's tokenizer.
+            folder: The folder with the model's own settings of generation.
+
+        Returns:
+            The task's name, its measurement, and the settings of generation; None if it generates nothing.
 
         Raises:
-            UserError: The model or the examples do not fit the task.
+            UserError: The model or the examples do not fit the task; or a setting does not exist, contradicts
+                another one, or asks for draws.
         """
         task = choose_task(self.task, model, self.examples)
         if self.generation and task.name != TEXT_TO_TEXT.name:
@@ -176,19 +186,10 @@ class Request:
             )
         limits = [limit for limit in (self.max_tokens, encoder.max_length) if limit is not None]
         encode = Encode(encoder, min(limits, default=None), self.prompt_name, model.task)
-        return task.name, task.measurement(model, self.examples, encode)
-
-    def settings(self, measurement: Measurement, folder: Path) -> GenerationSettings | None:
-        """The settings of generation for a measurement; None if it generates nothing.
-
-        Args:
-            measurement: The measurement.
-            folder: The folder with the model's own settings.
-
-        Raises:
-            UserError: A setting does not exist, contradicts another one, or asks for draws.
-        """
-        return deterministic(read_settings(folder), self.generation) if measurement.generates else None
+        measurement = task.measurement(model, self.examples, encode)
+        generates = measurement.generates
+        settings = deterministic(read_settings(folder), self.generation) if generates else None
+        return task.name, measurement, settings
 
 
 class _Evaluation:

@@ -18,8 +18,8 @@ Item = tuple[TokenRow, Target]
 def collate_items(backbone: Backbone) -> Callable[[Sequence[Item]], Batch]:
     """Return a function that collates items into a batch, with `labels` if the items have targets.
 
-    Rows are padded on the right to the longest row. Class indices
-    are `labels` (B,); the tokens of right texts are `labels` (B, T), with -100 for padding.
+    Rows are padded on the right to the longest row. Class indices are `labels` (B,); the
+    tokens of right texts are `labels` (B, T), with -100 for padding.
     """
     names, pad = backbone.spec.family.inputs, backbone.pad_token_id
 

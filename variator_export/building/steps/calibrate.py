@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +14,6 @@ from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns, Examples
 from variator_export.data.hub_dataset import is_dataset
 from variator_export.recipe.recipe import CalibrationRecipe
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from variator_export.model.backbone import Backbone
 
 _STEP = "calibrate"
 _MADE_BY = ("model", "text", "data", "core/precision.py")
@@ -56,7 +51,7 @@ def calibrate_backbone(context: BuildContext) -> None:
         backbone = context.unquantized
         layers = backbone.linear_layers
         with staged.progress.bar(_STEP, len(rows) + len(layers)) as advance:
-            found = calibrate(encoder_of(backbone), layers, rows, precision, advance)
+            found = calibrate(backbone.spec.encoder(backbone.model), layers, rows, precision, advance)
         write_weights(found.tensors(), staged.folder / CALIBRATION)
         _warn_of_saturation(context)
 
@@ -129,16 +124,11 @@ def _warn_of_saturation(context: BuildContext) -> None:
     inputs, limit = context.info.spec.family.inputs, context.info.max_length
     rows = [context.encoder.encode([text], inputs, limit) for text in texts]
     precision = find_precision(context.recipe.precision)
-    layer, share = saturated_share(encoder_of(backbone), backbone.linear_layers, rows, calibration, precision)
+    layer, share = saturated_share(
+        backbone.spec.encoder(backbone.model), backbone.linear_layers, rows, calibration, precision
+    )
     if share > _MOST_SATURATED:
         context.staged.progress.note(
             f"calibration: {share:.0%} of the tokens of verify.texts are beyond the range of the calibration "
             f"texts, in {layer}. Add texts of their kind and language."
         )
-
-
-def encoder_of(backbone: "Backbone") -> "nn.Module":
-    """What runs the quantised layers: the model, or its encoder if a decoder follows it (label words)."""
-    model: Any = backbone.model
-    encoder: nn.Module = model.get_encoder() if backbone.spec.head.has_decoder else model
-    return encoder

@@ -44,8 +44,7 @@ def read_request(context: BuildContext) -> Request | None:
         info.token_outputs,
         info.config.to_dict(),
     )
-    _, measurement = request.prepare(model, context.encoder)
-    request.settings(measurement, context.source.folder)
+    request.prepare(model, context.encoder, context.source.folder)
     return request
 
 

@@ -184,6 +184,11 @@ def _finish(
         printer.document(result.as_dict())
     else:
         show(printer, result)
+        if not result.settled:
+            printer.hint(
+                "warning: not every opening settled: other programs are running, or the clock speed changes. "
+                "Increase --max-rounds or --block-seconds."
+            )
     if isinstance(result, Benchmark):
         with printer.warning():  # the exit code depends on the result, which is printed already
             store_benchmark(result)
@@ -233,11 +238,6 @@ def _print(printer: Output, result: Benchmark) -> None:
     if result.settings.openings == 1:
         printer.hint(
             "note: one opening: the intervals leave out the difference between openings, a few per cent."
-        )
-    if not result.settled:
-        printer.hint(
-            "warning: not every opening settled: other programs are running, or the clock speed changes. "
-            "Increase --max-rounds or --block-seconds."
         )
 
 

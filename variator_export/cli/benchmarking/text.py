@@ -80,11 +80,6 @@ def print_bench(printer: Output, result: TextBenchmark) -> None:
         "allowed: what the time saved up to the first token makes of the whole request; all ratios share the "
         "decoder."
     )
-    if not result.settled:
-        printer.hint(
-            "warning: not every opening settled: other programs are running, or the clock speed changes. "
-            "Increase --max-rounds or --block-seconds."
-        )
 
 
 def _table(result: RequestResult) -> Table:

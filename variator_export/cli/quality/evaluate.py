@@ -125,7 +125,7 @@ def evaluate_command(
             task=task,
             backbone=backbone,
             architecture=architecture,
-            label_words=options.parse_label_words(label_word) if label_word else None,
+            label_words=options.parse_label_words(label_word),
             decoder_prompt=decoder_prompt or "",
             runtimes=cast(Any, ("eager", "onnxruntime") if runtime == "both" else (runtime,)),
             max_tokens=max_tokens,

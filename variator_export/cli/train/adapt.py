@@ -101,7 +101,7 @@ def adapt_command(
     columns = {"text": text_column, "pair": pair_column, "target": label_column, "header": header}
     printer = Output(format)
     with common.running(printer, output, replace=replace, restart=restart, terms=terms, dtype=dtype) as run:
-        words = options.parse_label_words(label_word) if label_word else None
+        words = options.parse_label_words(label_word)
         loaded = common.load(backbone, task, architecture, words, decoder_prompt or "")
         generates = loaded.spec.head.generates
         result = adapt(

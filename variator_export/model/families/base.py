@@ -149,6 +149,10 @@ class Architecture:
     family: Family
     head: Head
 
+    def encoder(self, model: Any) -> Any:
+        """What token ids run through first: the encoder if a decoder follows, else the whole model."""
+        return model.get_encoder() if self.head.has_decoder else model
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs, as the model spells them."""

@@ -64,8 +64,7 @@ class QuestionAnswering(EvaluationTask):
 
     def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
         assert examples.pairs is not None
-        assert examples.targets is not None
-        answers = [(target,) if isinstance(target, str) else target for target in examples.targets]
+        answers = examples.alternatives()
         for place, accepted in zip(examples.places, answers, strict=True):
             if not accepted:
                 raise UserError(

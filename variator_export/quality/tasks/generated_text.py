@@ -66,8 +66,7 @@ class TextToText(EvaluationTask):
         return needs_targets(self.name, examples, "the texts that are right")
 
     def measurement(self, model: EvaluatedModel, examples: Examples, encode: Encode) -> Measurement:
-        assert examples.targets is not None
-        references = [(target,) if isinstance(target, str) else target for target in examples.targets]
+        references = examples.alternatives()
         for place, accepted in zip(examples.places, references, strict=True):
             if not any(text.strip() for text in accepted):
                 raise UserError(
