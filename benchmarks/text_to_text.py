@@ -1,19 +1,26 @@
 """Whole requests of a T5-base, from token ids to generated tokens, by ratio, batch and beams.
 
-    python benchmarks/text_to_text.py --output benchmarks/results/text-to-text-cpu.json
+    python benchmarks/text_to_text.py --optimum PYTHON --output benchmarks/results/text-to-text-cpu.json
 
 Random weights, float32, 512 tokens in and 64 out. Each measurement runs the ways in turns: our session at
-ratio 1 and at ratio 4, eager PyTorch's `generate` at both, and CTranslate2 where it can be imported. For our
-session the time is split: encoder, decoder steps in the runtime, and the loop around them. The speed-up that
-the encoder's saving allows is that of a request whose other parts take their time at ratio 1.
+ratio 1 and at ratio 4, eager PyTorch's `generate` at both, and CTranslate2 where it can be imported.
+PYTHON is an interpreter with optimum-onnx, which needs an older transformers (text_to_text_optimum.py):
+its own export and session then run too. For our session the time is split: encoder, decoder steps in the
+runtime, and the loop around them. The speed-up that the encoder's saving allows is that of a request
+whose other parts take their time at ratio 1. The bundle of ratios 1, 2, 4 and 8 is built in a process of
+its own, for its peak memory.
 """
 
 import argparse
 import json
+import resource
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,6 +43,7 @@ from variator_export.recipe.recipe import Recipe
 
 SHAPES = ((1, 1), (8, 1), (1, 4))  # batch, beams
 LENGTH, NEW_TOKENS, ROUNDS = 512, 64, 5
+RATIOS = (1, 4)
 
 
 def save_model(folder: Path) -> None:
@@ -49,17 +57,55 @@ def save_model(folder: Path) -> None:
     copy_tokenizer(folder)
 
 
-def build_bundle(source: Path, folder: Path) -> Bundle:
-    """The bundle at ratios 1 and 4."""
+def build_bundle(source: Path, folder: Path) -> float:
+    """Build the bundle at four ratios; the peak memory of the process in bytes."""
     recipe = {
         "name": "t5",
         "backbone": {"source": str(source)},
-        "plugins": [{"ratio": 4, "initialise": {}}],
+        "plugins": [{"ratio": ratio, "initialise": {}} for ratio in (2, 4, 8)],
         "targets": ["onnxruntime"],
         "speed": None,
     }
     build(Recipe.model_validate(recipe), folder)
-    return Bundle.load(folder)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Optimum:
+    """Optimum's export and session, in a process of its own interpreter.
+
+    Args:
+        python: The interpreter.
+        source: The model.
+        folder: Where Optimum's export goes.
+    """
+
+    def __init__(self, python: Path, source: Path, folder: Path) -> None:
+        script = Path(__file__).with_name("text_to_text_optimum.py")
+        self._process = subprocess.Popen(
+            [python, script, source, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.versions: dict[str, str] = self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("Optimum's process ended; its message is above.")
+        return json.loads(line)
+
+    def seconds(self, ids: np.ndarray, beams: int) -> float:
+        """Seconds of a request."""
+        assert self._process.stdin is not None
+        order = {"ids": ids.tolist(), "beams": beams, "new_tokens": NEW_TOKENS}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
 class Split:
@@ -103,7 +149,7 @@ def ctranslate2_model(source: Path, folder: Path) -> Any:
     return ctranslate2.Translator(str(folder), compute_type="float32", intra_threads=torch.get_num_threads())
 
 
-def measure(bundle: Bundle, source: Path, other: Any) -> list[dict[str, Any]]:
+def measure(bundle: Bundle, source: Path, other: Any, optimum: Optimum | None) -> list[dict[str, Any]]:
     """All shapes; the ways of a shape in turns."""
     session = bundle.session()
     assert isinstance(session, GeneratingSession)
@@ -113,6 +159,7 @@ def measure(bundle: Bundle, source: Path, other: Any) -> list[dict[str, Any]]:
             backbone, method_of(variant).eager(backbone, bundle.variant_folder(variant)), attention="sdpa"
         )
         for variant in bundle.manifest.variants
+        if variant.ratio in RATIOS
     }
     rng = np.random.default_rng(0)
     vocabulary = transformers.AutoTokenizer.from_pretrained(source).convert_ids_to_tokens(range(30522))
@@ -130,6 +177,10 @@ def measure(bundle: Bundle, source: Path, other: Any) -> list[dict[str, Any]]:
                 if number:  # the first is a warm-up
                     ours[ratio].append(request)
                     theirs.setdefault(f"eager, ratio {ratio}", []).append(seconds)
+            if optimum is not None:
+                seconds = optimum.seconds(ids, beams)
+                if number:
+                    theirs.setdefault("Optimum, its own export", []).append(seconds)
             if other is not None:
                 texts = [[vocabulary[token] for token in row] for row in ids]
                 seconds = timed(
@@ -170,6 +221,7 @@ def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--optimum", type=Path, help="an interpreter with optimum-onnx")
     parser.add_argument("--folder", type=Path, help="where model and bundle are built, or are already")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -177,17 +229,27 @@ def main() -> None:
         source, target = folder / "source", folder / "bundle"
         if not source.exists():
             save_model(source)
-        bundle = build_bundle(source, target)
+        # A fresh process: this one has loaded much already.
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            peak = pool.submit(build_bundle, source, target).result()
+        bundle = Bundle.load(target)
         other = ctranslate2_model(source, folder / "ctranslate2")
-        found = measure(bundle, source, other)
+        optimum = None if options.optimum is None else Optimum(options.optimum, source, folder / "optimum")
+        found = measure(bundle, source, other, optimum)
+        if optimum is not None:
+            optimum.close()
         sizes = {name: entry.size_bytes for name, entry in bundle.manifest.files.items()}
     weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors") and "/" not in name)
     plugins = sum(size for name, size in sizes.items() if name.startswith("plugins/"))
-    described = describe("ctranslate2") | {"threads": torch.get_num_threads()}
-    write_result(
-        options.output,
-        described | {"bundle_over_weights": sum(sizes.values()) / (weights + plugins), "requests": found},
-    )
+    described = describe("ctranslate2") | {
+        "threads": torch.get_num_threads(),
+        "optimum": None if optimum is None else optimum.versions,
+        "ratios_in_the_bundle": list(bundle.session().ratios),
+        "weights_bytes": weights,
+        "bundle_over_weights": sum(sizes.values()) / (weights + plugins),
+        "peak_memory_of_the_build_bytes": peak,
+    }
+    write_result(options.output, described | {"requests": found})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -19,6 +20,10 @@ class Computes(Protocol):
 class HostTensor:
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
 
     def data_ptr(self) -> int:
         return id(self)
@@ -48,6 +53,9 @@ class HostGpu:
     def download(self, tensor: HostTensor) -> np.ndarray:
         return tensor.values.copy()
 
+    def take(self, tensor: HostTensor, rows: np.ndarray) -> HostTensor:
+        return self.upload(tensor.values[rows])
+
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         recorded: list[Computes] = []
         self.recording = recorded
@@ -65,9 +73,10 @@ class HostGpu:
 class OpenGraph:
     """In the place of an open plan: the graph that it was built of."""
 
-    trt = type("trt", (), {"ExecutionContextAllocationStrategy": type("s", (), {"ON_PROFILE_CHANGE": 1})})
+    trt = mock.MagicMock()
+    create_runtime_config = mock.MagicMock
 
-    def __init__(self, content: bytes, device: HostGpu) -> None:
+    def __init__(self, content: bytes | str, device: HostGpu) -> None:
         self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         self.device = device
         self.types = {value.name: value.type for value in self.session.get_outputs()}
@@ -81,6 +90,12 @@ class OpenGraph:
     def create_execution_context(self, _: object) -> "Context":
         return Context(self)
 
+    def last_messages(self) -> str:
+        return "nothing"
+
+    def layers(self) -> list[Any]:
+        return []
+
 
 class BoundContext:
     """What every execution context is told of its tensors."""
@@ -88,6 +103,9 @@ class BoundContext:
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, _index: int, _stream: int) -> bool:
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
@@ -107,7 +125,10 @@ class Context(BoundContext):
 
     def _run(self) -> dict[str, np.ndarray]:
         there = self.plan.device.there
-        inputs = {v.name: there[self.addresses[v.name]].values for v in self.plan.session.get_inputs()}
+        session = self.plan.session
+        # Inputs with a default value: an engine has none of those.
+        values = [*session.get_inputs(), *session.get_overridable_initializers()]
+        inputs = {v.name: there[self.addresses[v.name]].values for v in values}
         assert {name: array.shape for name, array in inputs.items()} == self.shapes
         return dict(zip(self.plan.outputs, self.plan.session.run(None, inputs), strict=True))
 

@@ -38,6 +38,7 @@ class HostCuda:
         self.handles = itertools.count(100)
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.alive: set[int] = set()
+        self.copies = 0
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(runtime, name)
@@ -93,8 +94,16 @@ class HostCuda:
         return ()
 
     def _memcpy_async(self, target: int, source: int, size: int, kind: Any, _: int) -> tuple[()]:
-        device = target if kind == runtime.cudaMemcpyKind.cudaMemcpyHostToDevice else source
-        assert size <= len(self.memory[device].raw)
+        kinds = runtime.cudaMemcpyKind
+        on_device = {
+            kinds.cudaMemcpyHostToDevice: [target],
+            kinds.cudaMemcpyDeviceToHost: [source],
+            kinds.cudaMemcpyDeviceToDevice: [target, source],
+        }
+        for place in on_device[kind]:
+            ends = [start + len(buffer.raw) for start, buffer in self.memory.items() if start <= place]
+            assert any(place + size <= end for end in ends), "beyond the memory"
+        self.copies += 1
         ctypes.memmove(target, source, size)
         return ()
 
@@ -153,6 +162,24 @@ def test_what_is_copied_there_comes_back(array: np.ndarray) -> None:
     assert device.empty(array.shape, array.dtype.name).dtype == array.dtype
     with pytest.raises(ValueError, match=r"float64 \(1,\) into"):
         device.overwrite(tensor, np.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "copies"),
+    [([2, 0, 0, 3], 4), ([0, 1, 2, 3], 1), ([3], 1), ([1, 2, 0], 2)],
+    ids=["each", "all", "last", "neighbours"],
+)
+def test_rows_are_copied_on_the_device(cuda: HostCuda, rows: list[int], copies: int) -> None:
+    device, chosen = CudaDevice(), np.array(rows)
+    for dtype in (np.float32, np.float16):
+        array = np.arange(4 * 2 * 3, dtype=dtype).reshape(4, 2, 3)
+        tensor = device.upload(array)
+        cuda.copies = 0
+        found = device.take(tensor, chosen)
+        assert cuda.copies == copies, "one for rows that follow each other"
+        assert np.array_equal(device.download(found), array[chosen])
+    empty = device.take(device.upload(np.zeros((4, 2, 0), np.float32)), chosen)
+    assert empty.shape == (len(rows), 2, 0)
 
 
 def test_memory_is_given_back_with_its_last_reference(cuda: HostCuda) -> None:

@@ -4,7 +4,10 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,22 @@ from artefacts import Artefacts
 from command_line import call
 from conftest import TEXT_MODELS, VOCAB_SIZE, copy_tokenizer, plugin_for
 from safetensors import safe_open
+from signed import sign
 
-from variator_export import Bundle, NumbersDisagreeError, UserError, build
+from variator_export import (
+    Bundle,
+    Columns,
+    NumbersDisagreeError,
+    UserError,
+    build,
+    evaluate,
+    read_examples,
+)
 from variator_export.core.parts import DECODER, ENCODER
 from variator_export.engines.eager import EagerModel
 from variator_export.graph import trace, trace_decoder
 from variator_export.graph.macs import graph_macs
+from variator_export.graph.simplify import module_of
 from variator_export.model.backbone import Backbone, load_backbone
 from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.macs import analytic_macs
@@ -281,21 +294,18 @@ def test_what_a_model_that_generates_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="cannot be quantised"):
         build(text_recipe("t5-text", (2,), precision="int8"), tmp_path / "int8")
-    with pytest.raises(UserError, match="no engines of models that generate"):
-        build(text_recipe("t5-text", (2,), targets=["tensorrt-rtx"]), tmp_path / "engine")
     source = tmp_path / "contrastive"
     shutil.copytree(small_model("t5-text"), source)
     settings = source / "generation_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"penalty_alpha": 0.6}))
     with pytest.raises(UserError, match=r"sets penalty_alpha to 0\.6"):
         build(_recipe(source, []), tmp_path / "contrastive-bundle")
-    assert not any((tmp_path / name).exists() for name in ("int8", "engine", "contrastive-bundle"))
+    assert not any((tmp_path / name).exists() for name in ("int8", "contrastive-bundle"))
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        ("compile", "--target", "tensorrt-rtx"),
         ("report",),
         ("serve", "--allow-unknown-quality"),
         ("export-triton", "--output", "repository"),
@@ -433,12 +443,12 @@ def test_half_precision_is_built_and_verified(
 def test_a_fault_in_a_decoder_layer_ends_the_build(
     text_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = trace_decoder._TracedDecoder.forward
+    whole = trace_decoder.DecoderStep.forward
 
     def shifted(self: Any, encoder_attention_mask: Any, input_ids: Any, own: Any, cross: Any) -> Any:
         return whole(self, encoder_attention_mask, input_ids, own, [*cross[:-1], cross[-1] * 1.01])
 
-    monkeypatch.setattr(trace_decoder._TracedDecoder, "forward", shifted)
+    monkeypatch.setattr(trace_decoder.DecoderStep, "forward", shifted)
     monkeypatch.setattr(trace, "trace", trace.trace.without_store)
     with pytest.raises(NumbersDisagreeError, match=r"agrees along given tokens|a row alone"):
         build(text_recipe("t5-text", (2,)), tmp_path / "bundle")
@@ -552,6 +562,11 @@ def test_label_words_make_a_classifier(
         "evaluate", str(bundle.path), "--data", str(data), "--label-column", "label", "--format", "json"
     )
     assert json.loads(evaluated.stdout)["task"] == "classification"
+    with pytest.raises(UserError, match="is a bundle, which has its own label words"):
+        evaluate(bundle.path, read_examples(data, Columns()), label_words=WORDS)
+    shown = call("inspect", str(bundle.path)).stdout
+    assert "label words: POS=good, NEG=bad" in shown
+    assert ("after the prompt" in shown) is bool(prompt)
     verified = call("verify", str(bundle.path), "--format", "json")
     assert verified.returncode == 0, verified.stderr
 
@@ -653,3 +668,45 @@ def test_static_int8_calibrates_the_encoder_of_label_words(
     )
     bundle = Bundle.load(build(recipe, tmp_path / "bundle").bundle)
     assert bundle.manifest.precision == "int8-static"
+
+
+def _scale_product(graph: Path, module: str) -> None:
+    """Make the product of a module 1.01 times what it should be."""
+    model = ir.load(graph)
+    (node,) = [n for n in model.graph if n.op_type == "MatMul" and module_of(n) == module]
+    factor = ir.Value(name="planted", const_value=ir.tensor(np.array(1.01, np.float32), name="planted"))
+    model.graph.initializers.add(factor)
+    product = node.outputs[0]
+    scaled = ir.Node("", "Mul", [product, factor], name="planted", metadata_props=dict(node.metadata_props))
+    scaled.outputs[0].name, scaled.outputs[0].dtype = "planted.product", product.dtype
+    ir.convenience.replace_all_uses_with(product, scaled.outputs[0])
+    scaled.replace_input_with(0, product)
+    model.graph.insert_after(node, scaled)
+    ir.save(model, graph)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("t5-gated-text", "decoder.block.1.layer.2.DenseReluDense.wo"),
+        ("t5-gated-text", "decoder.block.0.layer.1.EncDecAttention.o"),
+        ("bart-text", "model.decoder.layers.0.fc2"),
+    ],
+)
+def test_bisection_names_the_decoder_layer(text_bundle: Find, tmp_path: Path, name: str, module: str) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(text_bundle(name).path, folder)
+    _scale_product(folder / f"{DECODER}.onnx", module)
+    sign(folder)
+    out = tmp_path / "faults"
+    found = call("verify", str(folder), "--ratio", "2", "--quick", "--bisect", "--reproduction", str(out))
+    assert found.returncode == 3, found.stderr
+    shown = " ".join(found.stdout.split()) + " ".join(found.stderr.split())
+    assert f"the first module that exceeds its budget is {module}" in shown
+    script = out / "ratio-2" / f"{DECODER}.onnx" / "reproduce.py"
+    again = subprocess.run(
+        [sys.executable, script.name], cwd=script.parent, capture_output=True, text=True, check=False
+    )
+    error = re.search(r"relative Frobenius error (\S+)", again.stdout)
+    assert error is not None, again.stderr
+    assert float(error[1]) == pytest.approx(0.01, rel=0.1)

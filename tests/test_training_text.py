@@ -50,7 +50,7 @@ def t5_with_sentinels(small_model: Callable[[str], Path], tmp_path_factory: pyte
 
 @pytest.fixture(scope="session")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts with their right texts, no two of which are alike."""
+    """Texts with their target texts, no two of which are alike."""
     path = tmp_path_factory.mktemp("table") / "pairs.jsonl"
     rows = [{"text": f"Row {i}: {TEXTS[i % 3]}", "label": f"{RIGHT[i % 3]} {i}"} for i in range(60)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -196,7 +196,7 @@ def test_what_cannot_be_trained_is_refused(small_model: Callable[[str], Path], t
     bart, bert = small_model("bart-text"), small_model("bert")
     new = ("--output", tmp_path / "new")
     for arguments, words in (
-        ((*pretrain, "--backbone", bart, "--loss", "decoder=1"), "need a right text"),
+        ((*pretrain, "--backbone", bart, "--loss", "decoder=1"), "need a target text"),
         ((*pretrain, "--backbone", bart, "--corruption", "0.15"), "no tokens for spans"),
         ((*pretrain, "--backbone", bert, "--loss", "decoder=1"), "needs a decoder"),
         ((*pretrain, "--backbone", bert, "--corruption", "0.9"), "corruption"),
@@ -243,7 +243,7 @@ def test_adaptation_reads_the_right_texts(
     assert record["settings"]["losses"] | {"hidden": 1, "decoder": 1} == record["settings"]["losses"]
     assert record["settings"]["max_target_tokens"] == 5
     missing = adapted("t5-text")
-    assert (missing.returncode, "need the right texts" in missing.stderr) == (1, True), missing.stderr
+    assert (missing.returncode, "need the target texts" in missing.stderr) == (1, True), missing.stderr
     language = adapted("mbart-text", "--label-column", "label")
     assert (language.returncode, "the code of their language" in language.stderr) == (1, True)
     without = adapted("mbart-text", "--loss", "hidden=1")

@@ -64,7 +64,6 @@ def compile_engines(bundle: Path, order: EngineOrder, progress: Progress | None 
     bundle = bundle.resolve()
     # A damaged bundle is rejected before its folder is locked.
     there = BundleFiles(bundle)
-    there.refuse_decoder("compile")
     versions = check_order(order, there.manifest.precision)
     with exclusive(bundle) as staging:
         old = BundleFiles(bundle)

@@ -18,6 +18,7 @@ from variator_export.model.source import PACKAGE_PREFIX, resolve_source
 from variator_export.quality.evaluation import EvaluationRuntime, Quality, Request, evaluate_bundle
 from variator_export.quality.tasks.base import EvaluatedModel
 from variator_export.recipe.recipe import BackboneRecipe, PluginRecipe, Recipe
+from variator_export.recipe.recipes_folder import RECIPES_PREFIX
 from variator_export.sessions import Bundle
 from variator_export.text.tokenizer import TextEncoder
 
@@ -96,6 +97,10 @@ def _bundle(
     if len(paths) == 1 and is_bundle(paths[0]):
         if output is not None:
             raise UserError(f"{paths[0]} is a bundle already.", "Leave out --output.")
+        if backbone.label_words is not None or backbone.decoder_prompt:
+            raise UserError(
+                f"{paths[0]} is a bundle, which has its own label words.", "Leave out label words and prompt."
+            )
         yield Bundle.load(paths[0])
         return
     for path in paths:
@@ -132,7 +137,7 @@ def _bundle(
 def _backbone_of(paths: Sequence[Path]) -> str:
     names = {config.backbone.name if config.backbone else None for config in map(load_plugin_config, paths)}
     name = next(iter(names))
-    if len(names) > 1 or name is None or not name.startswith(PACKAGE_PREFIX):
+    if len(names) > 1 or name is None or not name.startswith((PACKAGE_PREFIX, RECIPES_PREFIX)):
         raise UserError(
             f"The plugins name {', '.join(sorted(str(n) for n in names))} as their backbone, but not where "
             "it is.",

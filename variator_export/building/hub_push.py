@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from variator_export.bundle.files import BundleFiles
-from variator_export.bundle.manifest import MANIFEST_NAME, Manifest, is_bundle
+from variator_export.bundle.manifest import MANIFEST_NAME, BackboneEntry, Manifest, is_bundle
 from variator_export.bundle.origin import ORIGIN_REPORT
 from variator_export.core.errors import UserError
 from variator_export.core.hub import HUB_PREFIX, HubSource, commit, download, files_of, parse_hub_source
@@ -17,7 +17,7 @@ from variator_export.core.json_file import read_json_object
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin_file import load_plugin
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
-from variator_export.model.source import PACKAGE_PREFIX
+from variator_export.model.source import is_plain_folder
 
 _REPORTS = "reports"
 # The files that a repository may have before anything is pushed to it.
@@ -183,6 +183,7 @@ def _bundle_card(manifest: Manifest, name: str) -> str:
             f"graphs in {manifest.precision}. Each graph was compared with eager PyTorch "
             f"{made.get('torch')} before it was published.",
             "",
+            *_label_words(backbone),
             "| variant | ratio | plugin | graph |",
             "|---|---:|---|---|",
             *rows,
@@ -192,9 +193,18 @@ def _bundle_card(manifest: Manifest, name: str) -> str:
     )
 
 
+def _label_words(backbone: BackboneEntry) -> list[str]:
+    """Return what the scores of a classifier with label words are of."""
+    if backbone.label_words is None:
+        return []
+    words = ", ".join(f"{label} is the word `{word}`" for label, word in backbone.label_words.items())
+    after = f", read after `{backbone.decoder_prompt}`" if backbone.decoder_prompt else ""
+    return [f"The classes are scores of words: {words}{after}.", ""]
+
+
 def _public(source: str) -> str:
     """Return a source without its path on this machine."""
-    return source if source.startswith((HUB_PREFIX, PACKAGE_PREFIX)) else Path(source).name
+    return Path(source).name if is_plain_folder(source) else source
 
 
 def _use(ratio: int) -> Sequence[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from variator_export.bundle.engine_records import BUILT_ONLY, EngineRecord, read_records
+from variator_export.bundle.engine_records import ANY_RATIO, BUILT_ONLY, EngineRecord, read_records
 from variator_export.bundle.manifest import (
     EngineEntry,
     Manifest,
@@ -14,7 +14,7 @@ from variator_export.bundle.manifest import (
     read_manifest,
     rebuild_hint,
 )
-from variator_export.bundle.parts import part_name
+from variator_export.bundle.parts import part_name, plugin_part
 from variator_export.bundle.publishing import recover
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file
@@ -122,8 +122,8 @@ class BundleFiles:
         if self.manifest.backbone.generates:
             raise UserError(
                 f"{self.path} generates text, which {what} does not support yet.",
-                "build, verify, evaluate, bench, inspect and run do. For its encoder alone, build it with "
-                "--task feature-extraction.",
+                "build, compile, verify, evaluate, bench, inspect and run do. For its encoder alone, build "
+                "it with --task feature-extraction.",
             )
 
     def variant_folder(self, variant: Variant) -> Path:
@@ -144,9 +144,23 @@ class BundleFiles:
             for part, file in variant.graphs.items()
         }
 
-    def engines(self, target: str, variant: str) -> list[EngineEntry]:
-        """The engines of a variant for a target, for all GPUs and versions."""
-        return [e for e in self.manifest.engines if (e.target, e.variant) == (target, variant)]
+    def engines(self, target: str, variant: str, part: str | None = None) -> list[EngineEntry]:
+        """The engines of a variant for a target, for all GPUs and versions.
+
+        Args:
+            target: The target.
+            variant: The variant's name, or `any-ratio`.
+            part: The part of the model. None for the part that plugins are in.
+        """
+        asked = target, variant, part or plugin_part(self.manifest.backbone.parts)
+        return [e for e in self.manifest.engines if (e.target, e.variant, e.part) == asked]
+
+    def graph_of_engine(self, entry: EngineEntry) -> str:
+        """The graph that an engine is built from."""
+        manifest = self.manifest
+        if entry.variant == ANY_RATIO:
+            return manifest.any_ratio[entry.part]
+        return self.variant(entry.variant).graphs[entry.part]
 
     def sidecar(self, entry: EngineEntry) -> dict[str, Any]:
         """The content of an engine's sidecar file. The file's hash is checked first.

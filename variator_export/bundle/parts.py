@@ -4,7 +4,7 @@ An encoder has one part, `model`. A model that generates text has `encoder_model
 own, and `decoder_with_past_model`, one graph for all variants (names of Optimum).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,9 +63,14 @@ class PartEntry(_Entry):
         return tuple(tensor.name for tensor in self.outputs if LENGTH in tensor.axes)
 
 
+def plugin_part(parts: Collection[str]) -> str:
+    """The part that plugins are in."""
+    return ENCODER if ENCODER in parts else MODEL
+
+
 def with_plugins(parts: Mapping[str, T]) -> T:
     """The entry for the part that plugins are in."""
-    return parts[ENCODER if ENCODER in parts else MODEL]
+    return parts[plugin_part(parts)]
 
 
 def graph_name(variant: str, part: str) -> str:

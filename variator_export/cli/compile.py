@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, get_args
 
 import typer
@@ -155,7 +155,8 @@ def _print(printer: Output, result: CompileResult) -> None:
     printer.text()
     printer.text(f"{'published' if result.published else 'up to date'}: {result.bundle}")
     for entry in result.engines:
-        printer.text(f"{entry.variant:12} {entry.target} {entry.version} {entry.platform}: {entry.engine}")
+        name = PurePosixPath(entry.engine).stem
+        printer.text(f"{name:12} {entry.target} {entry.version} {entry.platform}: {entry.engine}")
 
 
 def _entries(engines: tuple[EngineEntry, ...]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """`variator-export doctor`."""
 
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
@@ -92,7 +92,8 @@ def _print(printer: Output, found: Diagnosis) -> None:
         printer.text(f"its backbone is {found.bundle['backbone']}")
         for engine in found.bundle["engines"]:
             state = "runs" if engine["runs"] else "does not run"
-            what = f"{engine['variant']} for {engine['target']} {engine['version']} on {engine['platform']}"
+            name = PurePosixPath(engine["engine"]).stem
+            what = f"{name} for {engine['target']} {engine['version']} on {engine['platform']}"
             where = f"{state} on {found.bundle['machine']['name']}"
             printer.text(f"engine {what}, {engine['precision']}: {where}: {engine['why']}")
             if engine["remedy"] is not None:

@@ -46,6 +46,10 @@ def inspect_command(
     printer.text(f"inputs: {', '.join(backbone.inputs)}; outputs: {', '.join(_shown_outputs(backbone))}")
     if backbone.generates:
         printer.text(f"decoder: {manifest.any_ratio[DECODER]}, the same for every ratio")
+    if backbone.label_words is not None:
+        words = ", ".join(f"{label}={word}" for label, word in backbone.label_words.items())
+        prompt = f", after the prompt {backbone.decoder_prompt!r}" if backbone.decoder_prompt else ""
+        printer.text(f"label words: {words}{prompt}")
     made_by = (f"{name} {value}" for name, value in manifest.made_by.items() if name != "code")
     printer.text(f"made by: {', '.join(made_by)}")
     printer.text()

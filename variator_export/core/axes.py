@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 InputShapes = Mapping[str, Sequence[int]]
 
 BATCH, LENGTH = "batch_size", "sequence_length"
+# The mask of the encoder's tokens, as an input of the decoder.
+ENCODER_MASK = "encoder_attention_mask"
 # The tokens that a decoder has taken so far.
 PAST_LENGTH = "past_sequence_length"
 

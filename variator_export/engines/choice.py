@@ -9,8 +9,16 @@ from variator_export.core.errors import UserError
 from variator_export.engines.compatibility import can_run, this_machine
 
 
-def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEntry, dict[str, Any]]:
+def choose_engine(
+    bundle: BundleFiles, target: str, name: str, part: str | None = None
+) -> tuple[EngineEntry, dict[str, Any]]:
     """Choose the engine of a variant that this machine can run.
+
+    Args:
+        bundle: The bundle.
+        target: The target.
+        name: The variant's name, or `any-ratio`.
+        part: The part of the model. None for the part that plugins are in.
 
     Returns:
         The engine and its sidecar.
@@ -19,8 +27,9 @@ def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEn
         UserError: The bundle has no such engine.
     """
     place = this_machine()
+    what = name if part is None else part
     reasons = []
-    for entry in bundle.engines(target, name):
+    for entry in bundle.engines(target, name, part):
         sidecar = bundle.sidecar(entry)
         verdict = can_run(sidecar, place)
         if verdict.runs:
@@ -28,11 +37,11 @@ def choose_engine(bundle: BundleFiles, target: str, name: str) -> tuple[EngineEn
         reasons.append(f"{entry.engine}: {verdict.why}")
     if reasons:
         raise UserError(
-            f"{bundle.path} has no engine of {name} for this machine. {'; '.join(reasons)}.",
+            f"{bundle.path} has no engine of {what} for this machine. {'; '.join(reasons)}.",
             f"variator-export doctor {bundle.path} prints what to do for each.",
         )
     raise UserError(
-        f"{bundle.path} has no engine of {name} for {target}.",
+        f"{bundle.path} has no engine of {what} for {target}.",
         f"Build it: variator-export compile {bundle.path} --target {target} --variant {name}",
     )
 

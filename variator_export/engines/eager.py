@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from variator_export.core.axes import ENCODER_MASK, past_names, present_names
 from variator_export.engines.base import Arrays
 from variator_export.model.augmented import AugmentedModel, PlainModel
 from variator_export.model.backbone import Backbone, quiet_transformers
-from variator_export.model.decoding import encoder_outputs
+from variator_export.model.decoding import DecoderStep, encoder_outputs
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.quantization.layers import GivenRounding, QuantizedLinear
@@ -128,6 +129,31 @@ class EagerModel:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
             found = self.transformer.generate(ids, **self._encoded(inputs), **settings, past_key_values=cache)
         return np.asarray(found.numpy())
+
+    def decoder_step(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Take one token as the decoder's graph does, of a model that generates text.
+
+        Args:
+            inputs: The inputs of the decoder's graph, by name; keys and values in any floating-point type.
+
+        Returns:
+            The graph's outputs, by name.
+        """
+        layers = sum(name.endswith(".decoder.key") for name in inputs)
+        own, cross = (
+            [self._cached(inputs[name]) for name in past_names(layers, stack)]
+            for stack in ("decoder", "encoder")
+        )
+        mask, ids = (torch.from_numpy(inputs[name]) for name in (ENCODER_MASK, "input_ids"))
+        with torch.inference_mode(), self._precision:
+            found = DecoderStep(self.transformer)(mask, ids, own, cross)
+        return {
+            name: _numpy(value)
+            for name, value in zip(("logits", *present_names(layers, "decoder")), found, strict=True)
+        }
+
+    def _cached(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(values, np.float32)).to(self._backbone.dtype)
 
     def _encoded(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The encoder's states with the plugin, and the mask, as transformers' models take them."""

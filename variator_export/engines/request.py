@@ -7,12 +7,14 @@ from pydantic import BaseModel, ConfigDict
 
 from variator_export.bundle.manifest import BackboneEntry
 from variator_export.bundle.parts import PartEntry
-from variator_export.core.axes import BATCH, LENGTH, InputShapes
+from variator_export.core.axes import BATCH, ENCODER_MASK, LENGTH, PAST_LENGTH, InputShapes
 from variator_export.core.errors import UserError
 from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.recipe import ShapeSet
 
+# Generated tokens per row that a decoder's engine is built for unless the recipe says otherwise.
+NEW_TOKENS = (1, 32, 128)
 ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, max
 TimingCacheMode = Literal["ignore", "use", "require"]
 
@@ -22,18 +24,26 @@ class Profile(BaseModel):
 
     Attributes:
         name: Name of the set of shapes; an any-ratio engine puts a label of the variants before the name.
+        shapes: Shapes by input.
+        new_tokens: Generated tokens of a row, for the engine of a decoder, as (min, opt, max).
     """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     shapes: dict[str, ShapeRange]
+    new_tokens: tuple[int, int, int] | None = None
 
     def __str__(self) -> str:
         ends = {
-            tuple(shapes) for name, shapes in self.shapes.items() if not name.startswith(GRAPH_INPUT_PREFIX)
+            tuple(shapes)
+            for name, shapes in self.shapes.items()
+            # A decoder takes one token of each row, with keys and values of four axes.
+            if not name.startswith(GRAPH_INPUT_PREFIX) and (self.new_tokens is None or name == ENCODER_MASK)
         }
-        words = ("x".join(map(str, shape)) for shapes in sorted(ends) for shape in shapes)
+        words = ["x".join(map(str, shape)) for shapes in sorted(ends) for shape in shapes]
+        if self.new_tokens is not None:
+            words.append(f"{self.new_tokens[0]} to {self.new_tokens[2]} new tokens")
         return f"{self.name} ({', '.join(words)})"
 
     def covers(self, shapes: Mapping[str, Sequence[int]]) -> bool:
@@ -94,13 +104,17 @@ def request_of(
 
 
 def variant_profiles(sets: Mapping[str, ShapeSet], backbone: BackboneEntry, part: PartEntry) -> list[Profile]:
-    """The profiles of an engine of one variant: one for each set of shapes.
+    """The profiles of an engine of one variant, or of the decoder for all: one for each set of shapes.
 
     Raises:
         UserError: A set starts beyond the model's limit.
     """
     return [
-        Profile(name=name, shapes=_token_shapes(name, shapes, backbone, part))
+        Profile(
+            name=name,
+            shapes=_token_shapes(name, shapes, backbone, part),
+            new_tokens=_new_tokens(name, shapes, backbone) if _has_cache(part) else None,
+        )
         for name, shapes in sets.items()
     ]
 
@@ -137,9 +151,36 @@ def _token_shapes(name: str, shapes: ShapeSet, backbone: BackboneEntry, part: Pa
             f"The profile {name} starts at {lengths[0]} tokens; the model's limit is {limit}.",
             f"Correct engine.profiles.{name}.sequence_length in the recipe.",
         )
+    if not backbone.generates and (shapes.new_tokens, shapes.num_beams) != (None, None):
+        raise UserError(
+            f"The profile {name} has new_tokens or num_beams, and the model generates no text.",
+            f"Leave them out of engine.profiles.{name} in the recipe.",
+        )
     sizes = {BATCH: shapes.batch_size, LENGTH: tuple(map(backbone.clamp_length, lengths))}
+    if _has_cache(part):
+        low, opt, high = shapes.batch_size
+        sizes[BATCH] = low, opt, high * (shapes.num_beams or 1)
+        # The last token is not read again.
+        sizes[PAST_LENGTH] = tuple(count - 1 for count in _new_tokens(name, shapes, backbone))
     found = {}
     for tensor in part.inputs:
         axes = [sizes[axis] if isinstance(axis, str) else (axis,) * 3 for axis in tensor.axes]
         found[tensor.name] = tuple(zip(*axes, strict=True))
     return found
+
+
+def _has_cache(part: PartEntry) -> bool:
+    return any(PAST_LENGTH in tensor.axes for tensor in part.inputs)
+
+
+def _new_tokens(name: str, shapes: ShapeSet, backbone: BackboneEntry) -> tuple[int, int, int]:
+    """Generated tokens per row, cut to the model's limit."""
+    limit, (low, opt, high) = backbone.max_output_length, shapes.new_tokens or NEW_TOKENS
+    if limit is None:
+        return low, opt, high
+    if low > limit:
+        raise UserError(
+            f"The profile {name} starts at {low} new tokens; the model's limit is {limit}.",
+            f"Correct engine.profiles.{name}.new_tokens in the recipe.",
+        )
+    return low, min(opt, limit), min(high, limit)

@@ -15,9 +15,10 @@ import numpy as np
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import versions
+from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 from variator_export.engines.request import EngineRequest, TimingCacheMode
-from variator_export.generation.search import Sequences
+from variator_export.generation.search import Sequences, StepDecoder
 from variator_export.generation.settings import GenerationSettings
 from variator_export.recipe.recipe import EngineRecipe
 
@@ -113,6 +114,31 @@ class GeneratingSession(Session, Protocol):
 
         Yields:
             The next token of each row, int64 (rows,), and the pad token for rows that ended.
+        """
+        ...
+
+
+class EngineGeneratingSession(GeneratingSession, Protocol):
+    """A session that generates text on engines. An engine runs the shapes of its profiles only."""
+
+    @property
+    def most_new_tokens(self) -> int | None:
+        """The most tokens of a row that the decoder's engine takes."""
+        ...
+
+    def supports(self, batch_size: int, length: int) -> bool:
+        """Whether the decoder takes a batch of this size, of inputs of this length."""
+        ...
+
+    def start(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None, copies: int = 1
+    ) -> StepDecoder:
+        """Run the encoder, and start a call of the decoder.
+
+        Args:
+            inputs: As for `generate`.
+            ratio: As for `run`.
+            copies: Rows of the decoder for each row of the inputs.
         """
         ...
 
@@ -289,6 +315,25 @@ class EngineTarget(Target):
     def open_engine(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> EngineSession:
         """Open a session on an engine; the same contract as `open`."""
 
+    def open_decoder(
+        self, bundle: BundleFiles, encoder: EngineSession, options: SessionOptions
+    ) -> EngineGeneratingSession:
+        """Open the decoder's engine of a model that generates text.
+
+        Args:
+            bundle: The bundle.
+            encoder: A session on the encoder's engine (`open_engine`).
+            options: Options of the session.
+
+        Raises:
+            UserError: The target has no such sessions; or the same conditions as for `open`.
+        """
+        del encoder, options
+        raise UserError(
+            f"{bundle.path} generates text, which the target {self.name} does not support.",
+            "Run it on onnxruntime.",
+        )
+
     @abstractmethod
     def debug_engines(
         self,
@@ -312,8 +357,11 @@ class EngineTarget(Target):
         """
 
     def open(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> Session:
-        """Open a session on an engine."""
-        return self.open_engine(bundle, variant, options)
+        """Open a session on an engine; on two if the model generates text, of the encoder and the decoder."""
+        session = self.open_engine(bundle, variant, options)
+        if not bundle.manifest.backbone.generates:
+            return session
+        return self.open_decoder(bundle, session, options)
 
 
 def names_of(targets: Sequence[Target]) -> str:

@@ -4,17 +4,13 @@ The past may be empty, so the same graph takes the first token: the keys and val
 too, which the encoder's graph computes once for each text.
 """
 
-from typing import Any
-
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import DynamicLayer
-from transformers.modeling_outputs import BaseModelOutput
+from torch import Tensor
 
 from variator_export.core.axes import (
     BATCH,
+    ENCODER_MASK,
     LENGTH,
     PAST_LENGTH,
     past_by_layer,
@@ -24,61 +20,12 @@ from variator_export.core.axes import (
 from variator_export.graph.export import Traced, detach_parameters, export
 from variator_export.graph.simplify import name_modules
 from variator_export.model.backbone import Backbone
+from variator_export.model.decoding import DecoderStep
 
 # No size of the example may be 1 or equal to another size: the exporter could treat it as a constant.
 _EXAMPLE_BATCH, _EXAMPLE_LENGTH, _EXAMPLE_PAST = 2, 7, 5
-_INPUTS = ("encoder_attention_mask", "input_ids")
+_INPUTS = (ENCODER_MASK, "input_ids")
 LOGITS = "logits"
-
-
-class _TracedDecoder(nn.Module):
-    """The decoder and the head of a model that generates text, as a function of its cache.
-
-    The scores are float32 in every precision. Keys and values are in the type of the weights.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, encoder_attention_mask: Tensor, input_ids: Tensor, own: list[Tensor], cross: list[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """Take one token of each row.
-
-        Args:
-            encoder_attention_mask: int64 (B, S).
-            input_ids: int64 (B, 1).
-            own: Keys and values of each layer of the tokens before, (B, heads, P, head size) each.
-            cross: Keys and values of each layer of the encoder, (B, heads, S, head size) each.
-
-        Returns:
-            The scores, float32 (B, 1, V), and each layer's keys and values, (B, heads, P + 1, head size).
-        """
-        cache = EncoderDecoderCache(_cache(own), _cache(cross))
-        cache.is_updated = dict.fromkeys(range(len(cross) // 2), True)
-        model: Any = self.model
-        # Only shape and type of the encoder's states are read: their keys and values are in the cache.
-        states = encoder_attention_mask[:, :, None].to(cross[0].dtype).expand(-1, -1, model.config.d_model)
-        outputs = model(
-            attention_mask=encoder_attention_mask,
-            decoder_input_ids=input_ids,
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        layers = outputs.past_key_values.self_attention_cache.layers
-        return (outputs.logits.float(), *(kind for layer in layers for kind in (layer.keys, layer.values)))
-
-
-def _cache(tensors: list[Tensor]) -> DynamicCache:
-    cache = DynamicCache()
-    for keys, values in zip(tensors[::2], tensors[1::2], strict=True):
-        layer = DynamicLayer()
-        layer.keys, layer.values = keys, values
-        layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
-        cache.layers.append(layer)
-    return cache
 
 
 def trace_decoder(backbone: Backbone, opset: int) -> Traced:
@@ -95,7 +42,7 @@ def trace_decoder(backbone: Backbone, opset: int) -> Traced:
     """
     size = backbone.info.decoder_size
     assert size is not None
-    traced = _TracedDecoder(backbone.model).eval().requires_grad_(False)
+    traced = DecoderStep(backbone.model).eval().requires_grad_(False)
     batch, length, past = (torch.export.Dim(name, min=1) for name in (BATCH, LENGTH, PAST_LENGTH))
     count = 2 * size.num_layers
     dtype = backbone.dtype
@@ -105,13 +52,13 @@ def trace_decoder(backbone: Backbone, opset: int) -> Traced:
         return [torch.zeros(shape, dtype=dtype) for _ in range(count)]
 
     arguments = {
-        "encoder_attention_mask": torch.ones((_EXAMPLE_BATCH, _EXAMPLE_LENGTH), dtype=torch.int64),
+        ENCODER_MASK: torch.ones((_EXAMPLE_BATCH, _EXAMPLE_LENGTH), dtype=torch.int64),
         "input_ids": torch.ones((_EXAMPLE_BATCH, 1), dtype=torch.int64),
         "own": states(_EXAMPLE_PAST),
         "cross": states(_EXAMPLE_LENGTH),
     }
     dynamic_shapes = {
-        "encoder_attention_mask": {0: batch, 1: length},
+        ENCODER_MASK: {0: batch, 1: length},
         "input_ids": {0: batch},
         "own": [{0: batch, 2: past}] * count,
         "cross": [{0: batch, 2: length}] * count,

@@ -60,7 +60,7 @@ class BackboneSource:
         """A name independent of the folder's location, for files that are moved between machines."""
         if self.name.startswith(HUB_PREFIX):
             return parse_hub_source(self.name).label
-        return self.name if self.name.startswith(PACKAGE_PREFIX) else self.folder.resolve().name
+        return self.folder.resolve().name if is_plain_folder(self.name) else self.name
 
 
 def pin_source(source: str) -> str:
@@ -80,8 +80,8 @@ def pin_source(source: str) -> str:
 
 
 def is_plain_folder(source: str) -> bool:
-    """Whether a pinned source is a folder: hub sources and distributions have a prefix."""
-    return not source.startswith((HUB_PREFIX, PACKAGE_PREFIX))
+    """Whether a pinned source is a folder: sources that mean the same on every machine have a prefix."""
+    return not source.startswith((HUB_PREFIX, PACKAGE_PREFIX, RECIPES_PREFIX))
 
 
 def resolve_source(source: str, sha256: str | None = None, *, cached: bool = False) -> BackboneSource:
@@ -89,7 +89,8 @@ def resolve_source(source: str, sha256: str | None = None, *, cached: bool = Fal
 
     Args:
         source: A folder; `package:DISTRIBUTION/PATH` for files inside an installed distribution, which is
-            found through its metadata and never imported; or ORGANISATION/NAME[@REVISION], with or without
+            found through its metadata and never imported; `recipes:PATH` for a model shipped with the
+            package; or ORGANISATION/NAME[@REVISION], with or without
             `hub:` before it, for a repository of the hub. A folder of that name has priority over a
             repository.
         sha256: The pinned sha256 of the weights in hex; None accepts any weights.
@@ -104,6 +105,8 @@ def resolve_source(source: str, sha256: str | None = None, *, cached: bool = Fal
         folder = download(parse_hub_source(source), _BACKBONE_FILES, _BACKBONE_NEEDS, cached=cached)
     elif source.startswith(PACKAGE_PREFIX):
         folder = _package_folder(source)
+    elif source.startswith(RECIPES_PREFIX):
+        folder = _shipped_folder(source, "backbone", WEIGHTS_NAME)
     else:
         folder = _plain_folder(source)
     if not (folder / "config.json").is_file():
@@ -136,13 +139,16 @@ def plugin_folder(source: str) -> Path:
         return download(parse_hub_source(source), files, [(name,) for name in files])
     if not source.startswith(RECIPES_PREFIX):
         return Path(source).expanduser()
+    return _shipped_folder(source, "plugin", TENSORS_NAME)
+
+
+def _shipped_folder(source: str, what: str, holds: str) -> Path:
+    """A folder of the package's recipes that holds a file of this name."""
     name, recipes = source.removeprefix(RECIPES_PREFIX), recipes_folder()
-    there = sorted(
-        path.parent.relative_to(recipes).as_posix() for path in recipes.glob(f"*/*/{TENSORS_NAME}")
-    )
+    there = sorted(path.parent.relative_to(recipes).as_posix() for path in recipes.glob(f"*/*/{holds}"))
     if name not in there:
         raise UserError(
-            f"The package has no plugin {source}.",
+            f"The package has no {what} {source}.",
             f"It has: {', '.join(RECIPES_PREFIX + other for other in there) or 'none'}.",
         )
     return recipes / name

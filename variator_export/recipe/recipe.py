@@ -33,7 +33,8 @@ class BackboneRecipe(_Part):
     """The pretrained transformer."""
 
     source: str
-    """A folder, `hub:ORGANISATION/NAME[@REVISION]`, or `package:DISTRIBUTION/PATH`."""
+    """A folder, `hub:ORGANISATION/NAME[@REVISION]`, `package:DISTRIBUTION/PATH`, or `recipes:PATH` for a
+    model that ships with this package."""
     sha256: Sha256 | None = None
     """The expected sha256 of the weights; None to accept any."""
     task: str | None = None
@@ -187,10 +188,18 @@ class ShapeSet(_Part):
     """Rows per batch."""
     sequence_length: Range = (1, 128, 512)
     """Tokens per row, within the model's limit."""
+    new_tokens: Range | None = None
+    """Models that generate text only: generated tokens per row, within the model's limit. By default 1 to
+    128, usually 32."""
+    num_beams: Annotated[int, Field(ge=1)] | None = None
+    """Models that generate text only: the most beams, or returned sequences, of an input. The engine of the
+    decoder takes so many rows for each row of the batch. 1 by default."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "ShapeSet":
-        for name in ("batch_size", "sequence_length"):
+        for name in ("batch_size", "sequence_length", "new_tokens"):
+            if getattr(self, name) is None:
+                continue
             low, opt, high = getattr(self, name)
             if not low <= opt <= high:
                 raise ValueError(f"{name} must be min <= opt <= max, but is {low}, {opt}, {high}")

@@ -140,7 +140,8 @@ def _engine(bundle: Bundle, entry: EngineEntry, place: TargetMachine) -> dict[st
         verdict = Verdict(False, f"its sidecar says {entry.target} {entry.version}, and {wrong}", remedy)
     else:
         verdict = can_run(sidecar, place)
-    named = {name: getattr(entry, name) for name in ("target", "version", "platform", "variant", "precision")}
+    names = ("target", "version", "platform", "variant", "part", "precision", "engine")
+    named = {name: getattr(entry, name) for name in names}
     return {**named, "status": bundle.engine_status(entry), **asdict(verdict)}
 
 

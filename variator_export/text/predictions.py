@@ -14,7 +14,7 @@ Prediction = dict[str, Any]
 TASKS = ("text-classification", "token-classification", "question-answering", "fill-mask")
 # The tasks whose result is of the whole text. Entities, answers and masks are places in the text as it was
 # given, which a prompt would move.
-_OF_WHOLE_TEXTS = ("feature-extraction", "text-classification")
+_OF_WHOLE_TEXTS = ("feature-extraction", "text-classification", "text2text-generation")
 # The label of tokens outside any entity, in the BIO scheme.
 _OUTSIDE = "O"
 # The number of classes of a config.json that does not say it, as transformers has it.

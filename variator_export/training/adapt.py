@@ -40,14 +40,14 @@ def adapt(
         backbone: The backbone, fine-tuned for the task. It is the teacher, and the plugins are inserted
             into it.
         plugins: Folders of the trained plugins, by name. All are trained in one run.
-        train: Texts of the task. Labels are needed only for the loss term `label`; the right texts, only for
+        train: Texts of the task. Labels are needed only for the loss term `label`; the target texts, only for
             the terms `decoder`, `logits` and `label` of a backbone that generates text.
         held_out: Texts on which the loss is evaluated.
         run: The training run, which says where the plugins are published.
         losses: Weights of the terms of the loss.
         optimisation: Settings of the optimizer.
         max_tokens: Longer texts are truncated to this number of tokens.
-        max_target_tokens: Longer right texts are truncated to this number of tokens.
+        max_target_tokens: Longer target texts are truncated to this number of tokens.
 
     Raises:
         UserError: A plugin does not fit the backbone, or a label is missing or unknown; see also
@@ -64,11 +64,11 @@ def adapt(
         decoder = backbone.spec.family.decoder
         if decoder is None or not decoder.texts_like_sources:
             raise UserError(
-                f"The right texts of {backbone.spec.name} need the code of their language, which no option "
+                f"The target texts of {backbone.spec.name} need the code of their language, which no option "
                 "gives.",
                 "Train on the encoder's states alone: --loss hidden=1",
             )
-        _refuse_missing(train, held_out, "The decoder's terms of the loss need the right texts")
+        _refuse_missing(train, held_out, "The decoder's terms of the loss need the target texts")
         longest = min(max_target_tokens, backbone.info.max_output_length or max_target_tokens)
         targets, settings = text_targets(encoder, longest), settings | {"max_target_tokens": longest}
     elif losses.label:

@@ -10,7 +10,7 @@ from variator_export.text.tokenizer import TokenRow, pad_rows
 from variator_export.training.losses import IGNORED
 from variator_export.training.trainer import Batch
 
-# A class index, or the tokens of the right text; None without a target.
+# A class index, or the tokens of the target text; None without a target.
 Target = int | Sequence[int] | None
 Item = tuple[TokenRow, Target]
 
@@ -19,7 +19,7 @@ def collate_items(backbone: Backbone) -> Callable[[Sequence[Item]], Batch]:
     """Return a function that collates items into a batch, with `labels` if the items have targets.
 
     Rows are padded on the right to the longest row. Class indices are `labels` (B,); the
-    tokens of right texts are `labels` (B, T), with -100 for padding.
+    tokens of target texts are `labels` (B, T), with -100 for padding.
     """
     names, pad = backbone.spec.family.inputs, backbone.pad_token_id
 

@@ -53,7 +53,7 @@ class Distillation(TrainedModule):
 
         Args:
             labels: Class indices (B,), for the loss term `label`; of a backbone that generates text, the
-                tokens of the right text (B, T), with -100 for padding.
+                tokens of the target text (B, T), with -100 for padding.
             inputs: int64 (B, S), by the backbone's input names.
 
         Returns:
@@ -116,7 +116,7 @@ class Distillation(TrainedModule):
 
 
 def needs_right_text(backbone: Backbone, weights: Losses) -> bool:
-    """Whether the loss runs the decoder of a backbone that generates text, along the right text."""
+    """Whether the loss runs the decoder of a backbone that generates text, along the target text."""
     return backbone.spec.head.generates and any((weights.decoder, weights.logits, weights.label))
 
 

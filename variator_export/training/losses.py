@@ -3,13 +3,13 @@
 Every row has the same weight, whatever its length and whatever else is in the batch. The mean over the
 processes of a distributed run is therefore the mean over the whole batch.
 
-Shapes: B batch, S tokens, T tokens of the right text, d hidden size, C classes.
+Shapes: B batch, S tokens, T tokens of the target text, d hidden size, C classes.
 """
 
 from torch import Tensor
 from torch.nn import functional
 
-# The label of padding after the right text, as in transformers.
+# The label of padding after the target text, as in transformers.
 IGNORED = -100
 
 
@@ -27,7 +27,7 @@ def relative_hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tens
 
 
 def token_mean(values: Tensor, labels: Tensor) -> Tensor:
-    """Average values (B, T) over the tokens of the right text, whose labels (B, T) are not -100; (B,)."""
+    """Average values (B, T) over the tokens of the target text, whose labels (B, T) are not -100; (B,)."""
     return _mean_of_tokens(values, labels != IGNORED)
 
 

@@ -74,7 +74,7 @@ def pretrain(
     if needs_right_text(backbone, losses):
         if not passages.corruption:
             raise UserError(
-                "The decoder's terms of the loss need a right text, which plain text does not have.",
+                "The decoder's terms of the loss need a target text, which plain text does not have.",
                 "Leave out spans for the decoder (--corruption 0.15), or use `train adapt` with a table.",
             )
     elif losses.label:

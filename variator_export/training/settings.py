@@ -22,11 +22,11 @@ class Losses(_Part):
         hidden: Mean squared error of the last hidden states, which is the paper's loss.
         layers: Mean squared error of every other layer, each relative to the teacher's mean square.
         embedding: 1 - cosine of the sentence embeddings, if the backbone declares a pooling.
-        decoder: Mean squared error of the decoder's last hidden states along the right text, for a backbone
+        decoder: Mean squared error of the decoder's last hidden states along the target text, for a backbone
             that generates text. The other half of the paper's loss.
         logits: Kullback-Leibler divergence of the class probabilities, if the backbone has a head; of the
-            next token's probabilities along the right text, if it generates text.
-        label: Cross-entropy with the labels or the right text, if the data has any. The paper's option for
+            next token's probabilities along the target text, if it generates text.
+        label: Cross-entropy with the labels or the target text, if the data has any. The paper's option for
             adaptation.
     """
 

@@ -122,7 +122,7 @@ def class_targets(label2id: Mapping[str, int]) -> Callable[[Examples], Sequence[
 
 
 def text_targets(encoder: TextEncoder, max_tokens: int) -> Callable[[Examples], Sequence[Target]]:
-    """Return a function from examples to the tokens of their right texts, which are truncated."""
+    """Return a function from examples to the tokens of their target texts, which are truncated."""
     return lambda examples: [row.ids for row in encoder.token_rows(examples.labels(), max_tokens, prompt="")]
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from variator_export.bundle.engine_records import (
@@ -15,7 +15,7 @@ from variator_export.bundle.engine_records import (
     read_records,
     records_document,
 )
-from variator_export.bundle.manifest import LEAST_SHARE, Variant
+from variator_export.bundle.manifest import LEAST_SHARE, Manifest, Variant
 from variator_export.bundle.reports import VERIFICATION_REPORT, engine_verification_report, store_report
 from variator_export.core.environment import (
     install_command,
@@ -160,20 +160,21 @@ class Verification:
             rows.append(SummaryRow(*group, len(members), worst.used, worst.allowed, failed))
         return rows
 
-    def engine_records(self, gpu: str, num_variants: int) -> list[EngineRecord]:
+    def engine_records(self, gpu: str, manifest: Manifest) -> list[EngineRecord]:
         """Return one record for each engine that ran.
 
         Args:
             gpu: The GPU that the engines ran on.
-            num_variants: The bundle's number of variants. An engine that runs all of them passes only after
-                each of them has passed.
+            manifest: The bundle's manifest. An engine that runs every variant passes only after each of them
+                has passed.
         """
         records = []
+        variants = {entry.engine: entry.variant for entry in manifest.engines}
         for engine, sha256 in self.graphs.items():
             own = [f for found in self.findings.values() for f in found if f.question.graph == engine]
-            variant = PurePosixPath(engine).stem
+            variant = variants[engine]
             passed = all(finding.passed for finding in own) and variant not in self.imprecise
-            if passed and variant == ANY_RATIO and len(self.findings) < num_variants:
+            if passed and variant == ANY_RATIO and len(self.findings) < len(manifest.variants):
                 continue
             precision = self.precisions.get(variant)
             worst = max(own, key=lambda finding: finding.severity)
@@ -312,9 +313,9 @@ def verify(
             more, lost = eager.quantization(variant, runs.graph_inputs(variant), progress)
             findings[variant.name] += tuple(more)
             losses[variant.name] = tuple(lost)
-    if eager is not None and manifest.backbone.generates and target == GRAPHS:
+    if eager is not None and manifest.backbone.generates:
         for variant in chosen:
-            findings[variant.name] += tuple(eager.generation(variant, progress))
+            findings[variant.name] += tuple(eager.generation(variant, runs, progress))
     bisections: list[Bisection] = []
     if reproduction is not None and eager is not None:
         for variant in chosen:
@@ -346,8 +347,7 @@ def store_verification(verification: Verification) -> Path:
         UserError: The bundle cannot be written.
     """
     if verification.gpu is not None:
-        num_variants = len(Bundle.load(verification.bundle).manifest.variants)
-        new = verification.engine_records(verification.gpu, num_variants)
+        new = verification.engine_records(verification.gpu, Bundle.load(verification.bundle).manifest)
         records = [*read_records(verification.bundle), *new]
         state = "The engines were verified; their verification records are not stored."
         store_report(verification.bundle, ENGINE_RECORDS, records_document(records), state)

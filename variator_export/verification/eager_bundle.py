@@ -13,7 +13,6 @@ from variator_export.bundle.manifest import CALIBRATION, Variant
 from variator_export.bundle.origin import recorded_origin
 from variator_export.core.environment import require_export
 from variator_export.core.errors import UserError
-from variator_export.core.parts import DECODER
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.model.plugin_file import load_variant_plugin
@@ -21,21 +20,24 @@ from variator_export.model.source import is_plain_folder, resolve_source
 from variator_export.sessions import Bundle
 from variator_export.verification.cases import REAL_TEXT, Case, make_cases
 from variator_export.verification.consistency import check_backbone
+from variator_export.verification.generation.checks import FORCED
+from variator_export.verification.generation.decoder import run_of_bundle
 from variator_export.verification.judging.error_budget import quantization_share
 from variator_export.verification.judging.judge import REFERENCE, Finding
 from variator_export.verification.reference import Expected, eager_reference
 from variator_export.verification.runs import Runs
 from variator_export.verification.stored_recipe import recipe_of
-from variator_export.verification.verified_graph import open_for_verification
 
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
-    from variator_export.verification.bisection.bisect import Bisection
+    from variator_export.verification.bisection.bisect import Bisection, DecoderCase
     from variator_export.verification.quantized.losses import QuantizationLoss
 
 
 # Number of shapes that `verify` draws for a seed.
 _DRAWN = 12
+# Tokens in the cache of the decoder that is bisected.
+_STEPS_BEFORE = 3
 
 
 def backbone_of_bundle(bundle: BundleFiles) -> str:
@@ -183,25 +185,23 @@ class EagerBundle:
         with progress.bar(f"rounding {variant.name}", len(graphs)) as advance:
             return check_quantization(subject, self._cases(variant), advance)
 
-    def generation(self, variant: Variant, progress: Progress) -> list[Finding]:
+    def generation(self, variant: Variant, runs: Runs, progress: Progress) -> list[Finding]:
         """Check the decoder with a variant's encoder: scores along given tokens, and greedy search."""
         from variator_export.engines.eager import EagerModel
         from variator_export.generation.settings import read_settings
-        from variator_export.verification.generation import (
+        from variator_export.verification.generation.checks import (
             GeneratingVariant,
             check_generation,
             generation_cases,
         )
 
         bundle, precision = self._bundle, self._bundle.manifest.precision
-        size, decoder = bundle.manifest.backbone.decoder_size, bundle.manifest.any_ratio[DECODER]
+        size, decoder = bundle.manifest.backbone.decoder_size, runs.decoder(variant)
         assert size is not None
         subject = GeneratingVariant(
-            graph=decoder,
+            decoder=decoder,
             ratio=variant.ratio,
-            encoder=open_for_verification(bundle.graph(variant.graph), {}, precision),
-            decoder=open_for_verification(bundle.graph(decoder), {}, precision),
-            size=size,
+            vocab_size=size.vocab_size,
             settings=read_settings(bundle.path),
             exact=EagerModel.of_variant(self._exact, bundle, variant),
             same_precision=EagerModel.of_variant(self._backbone, bundle, variant),
@@ -210,6 +210,10 @@ class EagerBundle:
         with progress.bar(f"generate {variant.name}", 1) as advance:
             findings, _ = check_generation(subject, generation_cases(self._cases(variant)), self._seed or 0)
             advance()
+        if not findings:
+            progress.note(
+                f"{decoder.file} was not checked with {variant.name}: its profiles take none of the cases."
+            )
         return findings
 
     def bisect(
@@ -225,22 +229,27 @@ class EagerBundle:
             progress: Receives progress reports and notes.
         """
         from variator_export.engines.eager import EagerModel
-        from variator_export.verification.bisection.bisect import bisect
+        from variator_export.verification.bisection.bisect import EagerDecoder, bisect
         from variator_export.verification.bisection.reproduction import write_reproduction
 
         plugin = load_variant_plugin(self._bundle, variant)
         # With its plugin of zeros, ratio 1 has the same modules that its graph was traced from.
-        exact, rounded = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
+        whole = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
+        decoder = EagerDecoder(whole[0]), EagerDecoder(whole[1])
         cases = {case.name: case for case in self._cases(variant)}
         found = []
         for file in dict.fromkeys(finding.question.graph for finding in findings):
             of_file = [f for f in findings if f.question.graph == file and f.ran]
             if all(finding.passed for finding in of_file):
                 continue
-            case = _case_to_bisect(of_file, cases, variant.ratio)
-            outputs = [f for f in of_file if f.question.case == case.name and f.question.check == REFERENCE]
+            failed: Case | DecoderCase = _case_to_bisect(of_file, cases, variant.ratio)
+            checks = (REFERENCE, FORCED)
+            outputs = [f for f in of_file if f.question.case == failed.name and f.question.check in checks]
             doing = "bisected"
             try:
+                is_decoder = any(f.question.check == FORCED for f in of_file)
+                exact, rounded = decoder if is_decoder else whole
+                case = self._decoder_case(variant, cases[failed.name]) if is_decoder else failed
                 target = runs.bisect_target(variant, file, progress)
                 result = bisect(target, exact, rounded, case, outputs, self._bundle.manifest.precision)
                 found.append(result)
@@ -254,6 +263,18 @@ class EagerBundle:
                     words = error.message if isinstance(error, UserError) else str(error)
                 progress.note(f"{file} could not be {doing}: {words}")
         return found
+
+    def _decoder_case(self, variant: Variant, case: Case) -> "DecoderCase":
+        """The inputs of a step of the decoder, after as many as make a cache, as its graph gets them."""
+        from variator_export.verification.bisection.bisect import DecoderCase
+
+        size = self._bundle.manifest.backbone.decoder_size
+        assert size is not None
+        call = run_of_bundle(self._bundle, variant).start(case.inputs)
+        steps = np.random.default_rng(0).integers(0, size.vocab_size, (_STEPS_BEFORE + 1, case.shape[0]))
+        for tokens in steps[:-1]:
+            call.step(tokens)
+        return DecoderCase(case.name, call.inputs(steps[-1]))
 
     def _cases(self, variant: Variant) -> list[Case]:
         manifest, recipe = self._bundle.manifest, recipe_of(self._bundle)

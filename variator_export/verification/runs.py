@@ -10,14 +10,18 @@ from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import EngineEntry, Variant
 from variator_export.core.environment import first_gpu, is_importable
 from variator_export.core.errors import UserError
+from variator_export.core.parts import DECODER
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import PhaseBars, Progress
 from variator_export.engines.base import Arrays, Runner
 from variator_export.engines.choice import choose_engine
 from variator_export.engines.layers import EnginePrecision, precision_in_engine
 from variator_export.engines.target import EngineSession, EngineTarget, SessionOptions, Target
+from variator_export.engines.text_session import TextSession
+from variator_export.generation.search import StepDecoder
 from variator_export.model.methods import method_of
 from variator_export.sessions import Bundle
+from variator_export.verification.generation.decoder import DecoderRun, run_of_bundle
 from variator_export.verification.stored_recipe import recipe_of
 from variator_export.verification.verified_graph import (
     how_it_runs,
@@ -49,6 +53,10 @@ class Runs(Protocol):
 
     def runners(self, variant: Variant) -> dict[str, Runner]:
         """Return the runners of a variant, by the file that each runs."""
+        ...
+
+    def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
+        """Return the decoder with a variant's encoder, of a model that generates text."""
         ...
 
     def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
@@ -87,6 +95,10 @@ class Graphs:
             own: open_for_verification(self._bundle.graph(own), {}, self._bundle.manifest.precision),
             self._any_name: self._any_ratio.with_plugin(method_of(variant).inputs_of(self._bundle, variant)),
         }
+
+    def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
+        """Return the decoder's graph with the encoder's, each opened as it is verified."""
+        return run_of_bundle(self._bundle, variant)
 
     def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
         """Return no inputs for the variant's own graph, and its plugin for the any-ratio graph."""
@@ -134,6 +146,12 @@ class TargetGraphs:
     def runners(self, variant: Variant) -> dict[str, Runner]:
         """Return the runner of the variant's own graph."""
         return {variant.graph: self._target.open(self._bundle, variant.name, SessionOptions())}
+
+    def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
+        """Return the decoder's graph with the encoder's, in a session of the target."""
+        session = self._target.open(self._bundle, variant.name, SessionOptions())
+        assert isinstance(session, TextSession)
+        return DecoderRun(self._bundle.manifest.any_ratio[DECODER], session.start)
 
     def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
         """Return no inputs for the variant's own graph."""
@@ -197,6 +215,7 @@ class Engines:
         self.gpu: str | None = gpu.name
         self.ran = f"as engines of {target.name} on {gpu.name}"
         self._bundle, self._target = bundle, target
+        self._trust_host_code = trust_host_code
         self._sessions: dict[str, EngineSession] = {}
         self._files: dict[str, str] = {}
         self._built: dict[str, tuple[EngineEntry, Mapping[str, Any]]] = {}
@@ -207,14 +226,8 @@ class Engines:
             except UserError as error:  # for example an engine of another GPU
                 missing[name] = error
                 continue
-            if sidecar["options"]["tf32"] and not find_precision(bundle.manifest.precision).is_half:
-                raise UserError(
-                    f"{entry.engine} computes float32 products in TF32, with 10 bits of mantissa, so it "
-                    "cannot pass the limit of float32.",
-                    "Compile it without tf32, or run it unverified with --allow-unverified.",
-                )
+            self._take(entry, sidecar)
             self._files[name] = entry.engine
-            self._built[entry.engine] = entry, sidecar
             options = SessionOptions(allow_unverified=True, trust_host_code=trust_host_code)
             variant = None if name == ANY_RATIO else name
             self._sessions[entry.engine] = target.open_engine(bundle, variant, options)
@@ -222,6 +235,15 @@ class Engines:
         for name, reason in missing.items():
             if name != ANY_RATIO and ANY_RATIO in missing:
                 raise reason
+
+    def _take(self, entry: EngineEntry, sidecar: Mapping[str, Any]) -> None:
+        if sidecar["options"]["tf32"] and not find_precision(self._bundle.manifest.precision).is_half:
+            raise UserError(
+                f"{entry.engine} computes float32 products in TF32, with 10 bits of mantissa, so it "
+                "cannot pass the limit of float32.",
+                "Compile it without tf32, or run it unverified with --allow-unverified.",
+            )
+        self._built[entry.engine] = entry, sidecar
 
     def shapes(self, *, largest: bool) -> list[tuple[int, int]]:
         """Return the smallest, the usual and, if wanted, the largest shape of each profile of each engine."""
@@ -241,6 +263,24 @@ class Engines:
         if (file := self._files.get(ANY_RATIO)) is not None:
             found[file] = _AtRatio(self._sessions[file], variant.name)
         return found
+
+    def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
+        """Return the decoder's engine, with the variant's own encoder or the one that runs every ratio."""
+        file = self._files.get(variant.name) or self._files[ANY_RATIO]
+        entry, sidecar = choose_engine(self._bundle, self._target.name, ANY_RATIO, DECODER)
+        self._take(entry, sidecar)
+        options = SessionOptions(allow_unverified=True, trust_host_code=self._trust_host_code)
+        session = self._target.open_decoder(self._bundle, self._sessions[file], options)
+
+        def supports_shape(batch_size: int, length: int) -> bool:
+            return self.supports_shape(file, batch_size, length) and session.supports(batch_size, length)
+
+        return DecoderRun(
+            entry.engine,
+            lambda inputs: session.start(inputs, variant.name),
+            session.most_new_tokens,
+            supports_shape,
+        )
 
     def graph_inputs(self, _variant: Variant) -> dict[str, dict[str, np.ndarray]]:
         """Return nothing: engines are no graphs."""
@@ -270,9 +310,9 @@ class Engines:
         from variator_export.verification.bisection.bisect import BisectSubject
 
         bundle, (entry, sidecar) = self._bundle, self._built[file]
-        any_ratio = entry.variant == ANY_RATIO
-        graph = bundle.graph(bundle.manifest.any_ratio_graph if any_ratio else variant.graph)
-        extra = method_of(variant).inputs_of(bundle, variant) if any_ratio else {}
+        graph = bundle.graph(bundle.graph_of_engine(entry))
+        takes_plugin = entry.variant == ANY_RATIO and entry.part != DECODER
+        extra = method_of(variant).inputs_of(bundle, variant) if takes_plugin else {}
         rebuilder = self._target.debug_engines(bundle, entry, sidecar, extra)
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:

@@ -7,6 +7,7 @@ import torch
 
 from variator_export.benchmark.alternatives.pooled import with_pooling
 from variator_export.benchmark.alternatives.setup import Setup, attempt
+from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, Runner
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 
@@ -26,6 +27,11 @@ class _Exported:
 
 def transformers_exporter(setup: Setup) -> Runner:
     """Export the backbone with transformers."""
+    if setup.backbone.spec.head.label_words is not None:
+        raise UserError(
+            f"{_NAME} exports the whole model, and label words are scores of one step of its decoder.",
+            "Leave it out of --runtimes.",
+        )
     graph, names = setup.scratch / "transformers.onnx", list(setup.backbone.spec.family.inputs)
     if not graph.exists():
         with attempt(_NAME, "transformers", "transformers' exporter cannot export the backbone", "export"):

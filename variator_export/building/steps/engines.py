@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from variator_export.building.staging import StagedBundle
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, LEAST_SHARE, BackboneEntry, EngineEntry, Variant
-from variator_export.bundle.parts import part_name
+from variator_export.bundle.parts import plugin_part
 from variator_export.bundle.reports import ENGINES_REPORT, read_report
 from variator_export.core.axes import InputShapes
 from variator_export.core.environment import is_importable, machine
@@ -38,7 +39,7 @@ class EngineSources:
     Attributes:
         backbone: The backbone.
         variants: The variants, including the baseline.
-        any_ratio: The graphs that serve all variants, by part.
+        any_ratio: The graphs that serve all variants, by part; for a part without plugins, the variants' own.
         precision: Precision of the graphs.
     """
 
@@ -46,6 +47,16 @@ class EngineSources:
     variants: Sequence[Variant]
     any_ratio: Mapping[str, str]
     precision: str
+
+    @property
+    def part(self) -> str:
+        """The part that plugins are in."""
+        return plugin_part(self.any_ratio)
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """The graphs that are the same for every variant, by part: each is one engine."""
+        return {part: graph for part, graph in self.any_ratio.items() if part != self.part}
 
     def input_shapes(self) -> dict[str, InputShapes]:
         """Return the shapes of the graph inputs that carry a variant, by label, in order of ratio."""
@@ -161,7 +172,7 @@ def _plan(
     def planned(
         name: str, part: str, graph: str, tensors: str | None, profiles: Sequence[Profile]
     ) -> _Planned:
-        file = f"{folder}/{part_name(name, part)}"
+        file = f"{folder}/{PurePosixPath(graph).stem}"
         entry = EngineEntry(
             target=target,
             precision=sources.precision,
@@ -175,7 +186,7 @@ def _plan(
         request = EngineRequest(
             target=target,
             graph=graph,
-            what=part_name(name, part),
+            what=PurePosixPath(graph).stem,
             profiles=tuple(profiles),
             options=options.builder,
             compute_capabilities=tuple(platform.split("+")) if options.compute_capabilities else (),
@@ -193,15 +204,15 @@ def _plan(
 
     for variant in sources.variants:
         if variant.name in chosen if chosen is not None else options.per_ratio:
-            for part, graph in variant.graphs.items():
-                profiles = variant_profiles(options.profiles, backbone, backbone.parts[part])
-                yield planned(variant.name, part, graph, _tensors(variant), profiles)
+            profiles = variant_profiles(options.profiles, backbone, backbone.part)
+            yield planned(variant.name, sources.part, variant.graph, _tensors(variant), profiles)
     if ANY_RATIO in chosen if chosen is not None else options.any_ratio:
-        for part, graph in sources.any_ratio.items():
-            every = any_ratio_profiles(
-                options.profiles, backbone, backbone.parts[part], sources.input_shapes()
-            )
-            yield planned(ANY_RATIO, part, graph, None, every)
+        every = any_ratio_profiles(options.profiles, backbone, backbone.part, sources.input_shapes())
+        yield planned(ANY_RATIO, sources.part, sources.any_ratio[sources.part], None, every)
+    # Every variant needs these, whichever was chosen.
+    for part, graph in sources.shared.items():
+        profiles = variant_profiles(options.profiles, backbone, backbone.parts[part])
+        yield planned(ANY_RATIO, part, graph, None, profiles)
 
 
 def _tensors(variant: Variant) -> str | None:
@@ -221,8 +232,7 @@ def _sources(staged: StagedBundle, graph: str, tensors: str | None) -> dict[str,
 
 def engine_step(entry: EngineEntry) -> str:
     """Return the name of the step that built an engine."""
-    name = part_name(entry.variant, entry.part)
-    return f"engine/{entry.target}/{entry.platform}-{entry.version}/{name}"
+    return f"engine/{entry.target}/{entry.platform}-{entry.version}/{PurePosixPath(entry.engine).stem}"
 
 
 def _keep(staged: StagedBundle, sources: EngineSources, entry: EngineEntry) -> bool:
@@ -335,7 +345,8 @@ def _make(staged: StagedBundle, sources: EngineSources, plan: _Planned, built: t
             "variant": entry.variant,
             "part": entry.part,
             "precision": entry.precision,
-            "precision_proof": _proof(sources, entry.variant),
+            # Counted on the graphs with plugins.
+            "precision_proof": _proof(sources, entry.variant) if entry.part == sources.part else None,
             "plan_proof": _plan_proof(staged, sources, entry, engine),
             "options": request.options.model_dump(mode="json"),
             "compute_capabilities": list(request.compute_capabilities),

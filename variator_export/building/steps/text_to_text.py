@@ -10,13 +10,12 @@ from variator_export.building.context import VERIFIED_BY, BuildContext
 from variator_export.building.plan import VariantPlan
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS
 from variator_export.bundle.reports import build_verification_report
-from variator_export.core.axes import past_names, present_names
+from variator_export.core.axes import ENCODER_MASK, past_names, present_names
 from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import NumbersDisagreeError, UserError
 from variator_export.core.json_file import write_json
 from variator_export.core.parts import DECODER, ENCODER
 from variator_export.core.precision import find_precision
-from variator_export.engines.targets import GRAPHS
 from variator_export.generation.settings import read_settings
 from variator_export.model.plugin_layout import null_plugin, stack_for_graph
 from variator_export.verification.judging.compare import deviation
@@ -44,11 +43,6 @@ def check_recipe(context: BuildContext) -> None:
         raise UserError(
             f"Models that generate text cannot be quantised ({recipe.precision}).",
             "Choose --precision float32, float16 or bfloat16.",
-        )
-    if engines := [target for target in recipe.targets if target != GRAPHS]:
-        raise UserError(
-            f"There are no engines of models that generate text, and {', '.join(engines)} needs one.",
-            "Build for --target onnxruntime.",
         )
     read_settings(context.source.folder)
 
@@ -86,7 +80,7 @@ def _make_first_step(context: BuildContext) -> None:
     from variator_export.graph.first_step import HIDDEN_STATES, first_step
     from variator_export.graph.weights import external_tensors
     from variator_export.model.cross_attention import cross_projections
-    from variator_export.verification.generation import RunnerDecoder
+    from variator_export.verification.generation.decoder import RunnerDecoder
 
     folder, info, precision = context.staged.folder, context.info, context.recipe.precision
     assert info.decoder_size is not None
@@ -106,7 +100,7 @@ def _make_first_step(context: BuildContext) -> None:
     expected = RunnerDecoder(decoder, info.decoder_size, mask, states).step(tokens)
     found = open_for_verification(folder / FIRST_STEP, {}, precision).run(
         {
-            "encoder_attention_mask": mask,
+            ENCODER_MASK: mask,
             "input_ids": tokens[:, None],
             HIDDEN_STATES: states["last_hidden_state"],
         }
@@ -145,11 +139,12 @@ def _verify(context: BuildContext, plan: VariantPlan) -> None:
     import torch
 
     from variator_export.verification.cases import make_cases
-    from variator_export.verification.generation import (
+    from variator_export.verification.generation.checks import (
         GeneratingVariant,
         check_generation,
         generation_cases,
     )
+    from variator_export.verification.generation.decoder import run_of_graphs
 
     info, recipe, folder = context.info, context.recipe, context.staged.folder
     assert info.decoder_size is not None
@@ -164,11 +159,14 @@ def _verify(context: BuildContext, plan: VariantPlan) -> None:
     )
     encoder, decoder = context.graph(plan), context.traced[DECODER]
     subject = GeneratingVariant(
-        graph=decoder,
+        decoder=run_of_graphs(
+            decoder,
+            open_for_verification(folder / encoder, {}, recipe.precision),
+            open_for_verification(folder / decoder, {}, recipe.precision),
+            info.decoder_size,
+        ),
         ratio=plan.ratio,
-        encoder=open_for_verification(folder / encoder, {}, recipe.precision),
-        decoder=open_for_verification(folder / decoder, {}, recipe.precision),
-        size=info.decoder_size,
+        vocab_size=info.decoder_size.vocab_size,
         settings=read_settings(folder),
         exact=context.eager(plan, context.backbone.to_dtype(torch.float64)),
         same_precision=context.eager(plan),

@@ -28,7 +28,7 @@ def adapt_command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Column of the label, needed only for --loss label=WEIGHT; or of the right text, for a "
+            help="Column of the label, needed only for --loss label=WEIGHT; or of the target text, for a "
             "backbone that generates text.",
         ),
     ] = None,
@@ -39,7 +39,7 @@ def adapt_command(
     max_tokens: options.MaxTokensOption = 128,
     max_target_tokens: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Truncate longer right texts to N tokens."),
+        typer.Option(min=1, metavar="N", help="Truncate longer target texts to N tokens."),
     ] = 128,
     loss: options.LossOption = None,
     steps: options.StepsOption = 1000,
@@ -61,8 +61,8 @@ def adapt_command(
     """Train plugins further for a task, on a backbone that was fine-tuned for it.
 
     The default loss is the paper's: `--loss hidden=1`, which needs no labels, and for a backbone that
-    generates text also `--loss decoder=1`, along the right text in --label-column. The paper's learning rate,
-    1e-5, is meant for tens of thousands of steps; short runs need a higher one.
+    generates text also `--loss decoder=1`, along the target text in --label-column. The paper's learning
+    rate, 1e-5, is meant for tens of thousands of steps; short runs need a higher one.
 
     **Examples**
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from variator_export.core.axes import InputShapes
 from variator_export.core.environment import (
     default_threads,
     install_command,
@@ -260,3 +261,21 @@ class IoBindingRunner:
         from onnxruntime import OrtValue
 
         return OrtValue.ortvalue_from_numpy(value.numpy()[rows], self._device, 0)
+
+    def covers(self, _shapes: InputShapes) -> bool:
+        """True: a graph takes every shape."""
+        return True
+
+    @property
+    def limits(self) -> str:
+        """The shapes that a graph takes, in words."""
+        return "every shape"
+
+    @property
+    def most_new_tokens(self) -> None:
+        """None: a graph takes any number of tokens."""
+        return None
+
+    def download(self, value: Any) -> np.ndarray:
+        """A value on the device as an array."""
+        return np.asarray(value.numpy())

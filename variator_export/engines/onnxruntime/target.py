@@ -5,6 +5,7 @@ from typing import Any
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.core.errors import UserError
+from variator_export.core.parts import DECODER
 from variator_export.core.precision import find_precision
 from variator_export.engines.onnxruntime.kernels import check_quantized
 from variator_export.engines.onnxruntime.providers import CPU, PROVIDERS, Provider
@@ -70,9 +71,13 @@ class OnnxRuntimeTarget(Target):
             else OnnxRuntimeVariantSession(bundle, variant, **how)
         )
         if bundle.manifest.backbone.generates:
-            from variator_export.engines.onnxruntime.text_session import OnnxRuntimeTextSession
+            from variator_export.engines.decoder import Decoder
+            from variator_export.engines.onnxruntime.graph import IoBindingRunner
+            from variator_export.engines.text_session import TextSession
 
-            return OnnxRuntimeTextSession(bundle, session, **how)
+            graph = bundle.graph(bundle.manifest.any_ratio[DECODER])
+            decoder = Decoder(IoBindingRunner(graph, bind=True, **how), bundle.manifest.backbone)
+            return TextSession(bundle, session, decoder)
         return session
 
 

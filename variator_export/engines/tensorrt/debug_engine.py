@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
+from variator_export.core.parts import DECODER
 from variator_export.engines.base import Arrays, check_inputs
 from variator_export.engines.request import Profile, request_of
 from variator_export.engines.target import OnProgress
@@ -55,7 +56,7 @@ class Rebuilder:
 
         Args:
             model: A changed copy of the engine's graph.
-            inputs: int64 arrays (B, S), whose shapes a profile of the engine covers.
+            inputs: The graph's inputs, whose shapes a profile of the engine covers.
             on_progress: Called with the progress of the build.
 
         Returns:
@@ -64,7 +65,9 @@ class Rebuilder:
         Raises:
             UserError: The engine cannot be built or opened.
         """
-        arrays = {**check_inputs(inputs, self._backbone.part, self._backbone.max_length), **self._constant}
+        if self._entry.part != DECODER:
+            inputs = check_inputs(inputs, self._backbone.part, self._backbone.max_length)
+        arrays = {**inputs, **self._constant}
         shapes = {name: array.shape for name, array in arrays.items()}
         profiles = [Profile.model_validate(profile) for profile in self._sidecar["profiles"]]
         profile = profiles[choose_profile(profiles, shapes)]

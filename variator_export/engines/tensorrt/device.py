@@ -33,6 +33,10 @@ class Device(Protocol):
         """The values of a tensor, after all work on the stream is done."""
         ...
 
+    def take(self, tensor: Any, rows: np.ndarray) -> Any:
+        """A new tensor with these rows of a tensor, copied on the device after the work on the stream."""
+        ...
+
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Record the work that a function enqueues on the stream, without running it; returns its replay."""
         ...
@@ -131,6 +135,25 @@ class CudaDevice:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(array.ctypes.data, tensor.data_ptr(), array.nbytes, kind)
         return array
+
+    def take(self, tensor: CudaTensor, rows: np.ndarray) -> CudaTensor:
+        """Copy rows on the GPU: one copy for each run of rows that follow each other."""
+        found = self._allocate((len(rows), *tensor.shape[1:]), tensor.dtype)
+        row_bytes = int(np.prod(tensor.shape[1:], dtype=np.int64)) * tensor.dtype.itemsize
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
+        for start, end in zip(starts, np.append(starts[1:], len(rows)), strict=True):
+            if not row_bytes:
+                break
+            self._call(
+                self._cuda.cudaMemcpyAsync,
+                found.data_ptr() + int(start) * row_bytes,
+                tensor.data_ptr() + int(rows[start]) * row_bytes,
+                int(end - start) * row_bytes,
+                kind,
+                self._stream,
+            )
+        return found
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Record the stream while the function enqueues."""

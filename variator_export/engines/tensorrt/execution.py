@@ -137,8 +137,11 @@ def choose_profile(profiles: Sequence[Profile], shapes: InputShapes) -> int:
 
 
 def _distance(profile: Profile, shapes: InputShapes) -> float:
-    """Distance to the usual shape: the sum of |log(usual / given)| over all dimensions."""
+    """Distance to the usual shape: the sum of |log((usual + 1) / (given + 1))| over all dimensions.
+
+    The 1 is for caches, which are empty at first.
+    """
     pairs = (
         (o, s) for name, (_, opt, _) in profile.shapes.items() for o, s in zip(opt, shapes[name], strict=True)
     )
-    return sum(abs(float(np.log(usual / given))) for usual, given in pairs)
+    return sum(abs(float(np.log((usual + 1) / (given + 1)))) for usual, given in pairs)

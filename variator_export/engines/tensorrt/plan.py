@@ -122,7 +122,7 @@ def _graph_of_weights(
 
     All sources must be those of the build, because TensorRT would accept other weights without noticing.
     """
-    graph = variant.graph if variant else bundle.manifest.any_ratio_graph
+    graph = bundle.graph_of_engine(entry)
     sources = {"graph": graph, "weights": BACKBONE_WEIGHTS}
     if variant is not None and variant.plugin is not None:
         sources["plugin"] = f"{variant.plugin.folder}/{TENSORS_NAME}"

@@ -42,6 +42,9 @@ class TensorRtSession:
             to the host. The last eight recordings are kept, each with its own memory.
         device: Device that holds the tensors; None for CUDA's current GPU.
 
+    Attributes:
+        device: Device that holds the tensors.
+
     Raises:
         UserError: The bundle has no such engine for this machine, the engine was not verified, or it cannot
             be opened.
@@ -66,8 +69,8 @@ class TensorRtSession:
         if not allow_unverified:
             require_verified(bundle, self._entry, gpu)
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
-        self._device = device or CudaDevice()
-        _require_same_gpu(self._device, gpu)
+        self.device = device or CudaDevice()
+        _require_same_gpu(self.device, gpu)
         variants = bundle.manifest.variants if self._variant is None else ()
         self._plugins: dict[str, dict[str, Any]] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -75,7 +78,7 @@ class TensorRtSession:
         for own in variants:
             self._take(own.name, own.ratio, method_of(own).inputs_of(bundle, own))
         self._plan = open_engine(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
-        self._execution = EngineContexts(self._plan, self._profiles, self._device, target, self._entry.engine)
+        self._execution = EngineContexts(self._plan, self._profiles, self.device, target, self._entry.engine)
         # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.
         self._records_graphs = FLAVOURS[target].captures_cuda_graphs
         self._context = None if cuda_graphs else self._execution.new_context()
@@ -117,7 +120,7 @@ class TensorRtSession:
 
         Each table is replaced as a whole: calls in other threads see either the old or the new table.
         """
-        uploaded = {key: self._device.upload(array) for key, array in plugin.items()}
+        uploaded = {key: self.device.upload(array) for key, array in plugin.items()}
         self._plugins = {**self._plugins, name: uploaded}
         self._shapes = {**self._shapes, name: {key: array.shape for key, array in plugin.items()}}
         self._ratios = {**self._ratios, name: ratio}
@@ -151,7 +154,18 @@ class TensorRtSession:
         """
         bound = self._bound(inputs, ratio)
         bound()
-        return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
+        return {name: self.device.download(tensor) for name, tensor in bound.outputs.items()}
+
+    def run_on_device(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None
+    ) -> dict[str, Any]:
+        """Run the model once, as `run` does, and leave the outputs on the device."""
+        bound = self._bound(inputs, ratio)
+        bound()
+        if self._context is not None:
+            return dict(bound.outputs)
+        # A recording writes the outputs of its next replay into the same tensors.
+        return {name: self.device.take(t, np.arange(t.shape[0])) for name, t in bound.outputs.items()}
 
     def prepare(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Callable[[], None]:
         """Prepare a run for timing.
@@ -187,7 +201,7 @@ class TensorRtSession:
 
     def _upload(self, variant: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Upload the inputs, and add the plugin of a variant, which is already on the device."""
-        inputs = {name: self._device.upload(array) for name, array in arrays.items()}
+        inputs = {name: self.device.upload(array) for name, array in arrays.items()}
         return inputs | self._plugins.get(variant, {})
 
     def _recorded(
@@ -202,7 +216,7 @@ class TensorRtSession:
             bound = self._record(variant, arrays, shapes)
         else:
             for name, array in arrays.items():
-                self._device.overwrite(bound.inputs[name], array)
+                self.device.overwrite(bound.inputs[name], array)
         self._graphs[key] = bound  # the most recently used recording is dropped last
         return bound
 
@@ -217,7 +231,7 @@ class TensorRtSession:
             return bound
         # The first call after new shapes does work in TensorRT that cannot be recorded.
         bound()
-        return replace(bound, enqueue=self._device.capture(bound.enqueue))
+        return replace(bound, enqueue=self.device.capture(bound.enqueue))
 
 
 def _require_same_gpu(device: Device, gpu: Gpu | None) -> None:

@@ -13,6 +13,7 @@ from variator_export.core.environment import first_gpu
 from variator_export.core.errors import UserError
 from variator_export.core.precision import FP8, INT8_STATIC, find_precision
 from variator_export.engines.compatibility import AMPERE_PLUS, PORTABLE
+from variator_export.engines.decoder import Decoder
 from variator_export.engines.request import EngineRequest, TimingCacheMode
 from variator_export.engines.target import (
     DebugEngines,
@@ -30,6 +31,7 @@ from variator_export.engines.tensorrt.plan_header import (
 )
 from variator_export.engines.tensorrt.schedule import scheduled_products
 from variator_export.engines.tensorrt.timing_cache import timing_cache_path
+from variator_export.engines.text_session import TextSession
 from variator_export.recipe.recipe import EngineRecipe
 
 # The first compute capability with products in fp8 (Ada).
@@ -189,6 +191,17 @@ class TensorRtTarget(EngineTarget):
             trust_host_code=options.trust_host_code,
             cuda_graphs=options.cuda_graphs,
         )
+
+    def open_decoder(
+        self, bundle: BundleFiles, encoder: EngineSession, options: SessionOptions
+    ) -> TextSession:
+        """Open the decoder's engine on the encoder's device."""
+        from variator_export.engines.tensorrt.decoder import DecoderEngine
+        from variator_export.engines.tensorrt.session import TensorRtSession
+
+        assert isinstance(encoder, TensorRtSession)
+        engine = DecoderEngine(bundle, self.name, options, encoder.device)
+        return TextSession(bundle, encoder, Decoder(engine, bundle.manifest.backbone))
 
     def debug_engines(
         self,

@@ -79,7 +79,7 @@ class Decoder:
         size: Function of the configuration that returns the decoder's sizes.
         max_length: Function of the configuration that returns the longest output in tokens; None if there is
             no limit.
-        texts_like_sources: Whether the right text is tokenised as a source is. False for mBART, whose right
+        texts_like_sources: Whether the target text is tokenised as a source is. False for mBART, whose right
             text has a language of its own.
     """
 

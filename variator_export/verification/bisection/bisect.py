@@ -7,7 +7,7 @@ a fault caused by fusion goes away. In that case fewer values become outputs: th
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,46 @@ from variator_export.verification.cases import Case
 from variator_export.verification.judging.compare import Deviation, deviation
 from variator_export.verification.judging.error_budget import MULTIPLE, Budget, make_pooled_budgets
 from variator_export.verification.judging.judge import Finding, judge
+
+
+class ModuleRunner(Protocol):
+    """Eager PyTorch, as it is bisected.
+
+    Attributes:
+        transformer: The transformers model, whose modules are compared.
+    """
+
+    transformer: Any
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Run what the graph computes once."""
+        ...
+
+
+class EagerDecoder:
+    """One step of the decoder in eager PyTorch, on the inputs of the decoder's graph."""
+
+    def __init__(self, eager: EagerModel) -> None:
+        self.transformer = eager.transformer
+        self.run = eager.decoder_step
+
+
+@dataclass(frozen=True)
+class DecoderCase:
+    """A case of the decoder's graph.
+
+    Attributes:
+        name: The name of the encoder's case.
+        inputs: The inputs of the decoder's graph.
+    """
+
+    name: str
+    inputs: Arrays
+
+    @property
+    def judged_rows(self) -> slice:
+        """The rows whose outputs are compared: all."""
+        return slice(None)
 
 
 @dataclass(frozen=True)
@@ -176,9 +216,9 @@ class Bisection:
 
 def bisect(
     target: BisectSubject,
-    exact: EagerModel,
-    rounded: EagerModel,
-    case: Case,
+    exact: ModuleRunner,
+    rounded: ModuleRunner,
+    case: Case | DecoderCase,
     findings: Sequence[Finding],
     precision: str,
 ) -> Bisection:
@@ -262,7 +302,7 @@ def _judge_again(finding: Finding, found: Arrays, expected: Arrays, rows: np.nda
     return judge(finding.question, found.get(output), expected[output], finding.base_error, rows)
 
 
-def run_by_module(eager: EagerModel, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
+def run_by_module(eager: ModuleRunner, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
     """Run eager PyTorch and record every module's output.
 
     Returns:

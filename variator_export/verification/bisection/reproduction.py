@@ -7,9 +7,14 @@ import onnx_ir as ir
 import torch
 from safetensors.torch import save_file
 
-from variator_export.engines.eager import EagerModel
 from variator_export.graph.modules import extract_module, mark_outputs, module_inputs
-from variator_export.verification.bisection.bisect import BisectSubject, ModuleFinding, run_by_module
+from variator_export.verification.bisection.bisect import (
+    BisectSubject,
+    DecoderCase,
+    ModuleFinding,
+    ModuleRunner,
+    run_by_module,
+)
 from variator_export.verification.cases import Case
 from variator_export.verification.judging.error_budget import MULTIPLE
 
@@ -38,7 +43,7 @@ ONNXRUNTIME_SCRIPT = _ONNXRUNTIME
 
 
 def write_reproduction(
-    target: BisectSubject, exact: EagerModel, case: Case, finding: ModuleFinding, folder: Path
+    target: BisectSubject, exact: ModuleRunner, case: Case | DecoderCase, finding: ModuleFinding, folder: Path
 ) -> None:
     """Write the reproduction of one module's fault.
 

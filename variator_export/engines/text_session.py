@@ -2,57 +2,49 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BACKBONE_CONFIG
-from variator_export.core.axes import past_name
 from variator_export.core.errors import UserError
-from variator_export.core.parts import DECODER
 from variator_export.engines.base import Arrays
-from variator_export.engines.onnxruntime.decoder import DecoderCall, OnnxRuntimeDecoder
-from variator_export.engines.onnxruntime.providers import Provider
-from variator_export.engines.onnxruntime.session import OnnxRuntimeSession, OnnxRuntimeVariantSession
+from variator_export.engines.decoder import Decoder, DecoderCall
+from variator_export.engines.target import Session
 from variator_export.generation.search import Sequences, generate, rows_per_input, stream
 from variator_export.generation.settings import SETTINGS_NAME, GenerationSettings, read_settings
 
 
-class OnnxRuntimeTextSession:
+class EncoderSession(Session, Protocol):
+    """A session on an encoder whose outputs a decoder reads."""
+
+    def run_on_device(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None
+    ) -> dict[str, Any]:
+        """Run once, as `run` does, and leave the outputs on the device."""
+        ...
+
+
+class TextSession:
     """A session that generates text.
 
     The ratio is chosen for each call, for the encoder; the decoder is the same for every ratio. Threads may
-    share a session.
+    share a session on ONNX Runtime.
 
     Args:
         bundle: The bundle.
         encoder: A session on the bundle's encoder.
-        threads: Threads of one operator, as for `IoBindingRunner`.
-        provider: The provider that runs the decoder.
+        decoder: The bundle's decoder, on the device of the encoder.
     """
 
-    def __init__(
-        self,
-        bundle: BundleFiles,
-        encoder: OnnxRuntimeSession | OnnxRuntimeVariantSession,
-        *,
-        threads: int | None = None,
-        provider: Provider,
-    ) -> None:
-        backbone = bundle.manifest.backbone
-        assert backbone.decoder_size is not None
-        self._encoder, self._limit = encoder, backbone.max_output_length
+    def __init__(self, bundle: BundleFiles, encoder: EncoderSession, decoder: Decoder) -> None:
+        self._encoder, self._decoder = encoder, decoder
+        self._limit = bundle.manifest.backbone.max_output_length
         for name in (SETTINGS_NAME, BACKBONE_CONFIG):
             if name in bundle.manifest.files:
                 bundle.file(name)
         self.settings = read_settings(bundle.path)
-        part = backbone.parts[DECODER]
-        cached = next(t for t in part.inputs if t.name == past_name(0, "decoder", "key"))
-        graph = bundle.graph(bundle.manifest.any_ratio[DECODER])
-        self._decoder = OnnxRuntimeDecoder(
-            graph, backbone.decoder_size, cached.dtype, provider, threads=threads
-        )
         bundle.check_unchanged()
 
     @property
@@ -66,7 +58,7 @@ class OnnxRuntimeTextSession:
         return self._encoder.names
 
     def add_plugin(self, name: str, source: str | Path) -> None:
-        """Add another plugin of the backbone (`OnnxRuntimeSession.add_plugin`)."""
+        """Add another plugin of the backbone (`Session.add_plugin`)."""
         self._encoder.add_plugin(name, source)
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
@@ -104,6 +96,29 @@ class OnnxRuntimeTextSession:
         asked = self._settings(settings)
         return stream(self._start(inputs, ratio, asked), _tokens(inputs), asked)
 
+    def start(
+        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None, copies: int = 1
+    ) -> DecoderCall:
+        """Run the encoder, and start a call of the decoder; arguments and errors are those of `generate`.
+
+        Args:
+            inputs: As for `generate`.
+            ratio: As for `generate`.
+            copies: Rows of the decoder for each row of the inputs.
+        """
+        states = self._encoder.run_on_device(inputs, ratio)
+        mask = np.ascontiguousarray(inputs["attention_mask"], np.int64)
+        return self._decoder.start(mask, states, copies)
+
+    @property
+    def most_new_tokens(self) -> int | None:
+        """The most tokens of a row that the decoder's engine takes. None for a graph."""
+        return self._decoder.most_new_tokens
+
+    def supports(self, batch_size: int, length: int) -> bool:
+        """Whether the decoder takes a batch of this size, of inputs of this length."""
+        return self._decoder.supports(batch_size, length)
+
     def _settings(self, changes: Mapping[str, Any]) -> GenerationSettings:
         settings = self.settings.changed(changes)
         if self._limit is not None and settings.max_new_tokens > self._limit:
@@ -123,8 +138,10 @@ class OnnxRuntimeTextSession:
                 f"Row {row + 1} of the inputs has no token: its attention mask is 0 everywhere.",
                 "Leave out the row, or give it a token.",
             )
-        states = self._encoder.run_on_device(inputs, ratio)
-        return self._decoder.start(np.ascontiguousarray(mask, np.int64), states, rows_per_input(settings))
+        copies = rows_per_input(settings)
+        if mask.ndim == 2:
+            self._decoder.require(len(mask) * copies, mask.shape[1], settings.max_new_tokens)
+        return self.start(inputs, ratio, copies)
 
 
 def _tokens(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

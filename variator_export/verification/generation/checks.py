@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from variator_export.core.axes import past_names, present_names
-from variator_export.core.encoder_size import DecoderSize
-from variator_export.engines.base import Arrays, Runner
-from variator_export.generation.search import generate
+from variator_export.engines.base import Arrays
+from variator_export.generation.search import StepDecoder, generate
 from variator_export.generation.settings import GenerationSettings
 from variator_export.verification.cases import REAL_TEXT, Case
+from variator_export.verification.generation.decoder import LOGITS, DecoderRun
 from variator_export.verification.judging.compare import deviation
 from variator_export.verification.judging.error_budget import MULTIPLE, make_budgets
 from variator_export.verification.judging.judge import Finding, Question, judge
@@ -27,42 +26,8 @@ _CASES = (REAL_TEXT, "a mask with holes", "padding on the left")
 FORCED = "agrees along given tokens"
 ALONE = "a row alone, with less padding"
 GREEDY = "generates the tokens of eager PyTorch"
-LOGITS = "logits"
 _TOKENS = 9
 _GENERATED = 16
-
-
-class RunnerDecoder:
-    """A call of a decoder's graph, with a cache in numpy (`generation.search.StepDecoder`).
-
-    Args:
-        decoder: The runner of the decoder's graph.
-        size: The decoder's sizes.
-        mask: The encoder's attention mask, int64 (B, S).
-        states: The outputs of the encoder's graph, by name.
-    """
-
-    def __init__(
-        self, decoder: Runner, size: DecoderSize, mask: np.ndarray, states: Mapping[str, np.ndarray]
-    ) -> None:
-        self._decoder = decoder
-        own, cross = (past_names(size.num_layers, stack) for stack in ("decoder", "encoder"))
-        pairs = zip(cross, present_names(size.num_layers, "encoder"), strict=True)
-        self._fixed = {"encoder_attention_mask": mask} | {past: states[name] for past, name in pairs}
-        dtype = states[present_names(1, "encoder")[0]].dtype
-        empty = np.zeros((len(mask), size.num_heads, 0, size.head_size), dtype)
-        self._past: Arrays = dict.fromkeys(own, empty)
-        self._presents = present_names(size.num_layers, "decoder")
-
-    def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Take the next token of each row, int64 (rows,); returns scores, float32 (rows, V)."""
-        found = self._decoder.run({**self._fixed, "input_ids": tokens[:, None], **self._past})
-        self._past = {past: found[name] for past, name in zip(self._past, self._presents, strict=True)}
-        return found[LOGITS][:, -1]
-
-    def select(self, rows: np.ndarray) -> None:
-        """Continue with these rows."""
-        self._past = {name: values[rows] for name, values in self._past.items()}
 
 
 @dataclass(frozen=True)
@@ -102,22 +67,18 @@ class GeneratingVariant:
     """A variant whose generation is checked.
 
     Attributes:
-        graph: The file of the decoder's graph.
+        decoder: The decoder, with the variant's encoder.
         ratio: The ratio k.
-        encoder: The runner of the encoder's graph.
-        decoder: The runner of the decoder's graph.
-        size: The decoder's sizes.
+        vocab_size: The number of scores for each token.
         settings: The model's own settings.
         exact: Eager PyTorch in float64.
         same_precision: Eager PyTorch in the precision of the graphs.
         precision: The name of that precision.
     """
 
-    graph: str
+    decoder: DecoderRun[StepDecoder]
     ratio: int
-    encoder: Runner
-    decoder: Runner
-    size: DecoderSize
+    vocab_size: int
     settings: GenerationSettings
     exact: "EagerModel"
     same_precision: "EagerModel"
@@ -140,13 +101,18 @@ def check_generation(
         seed: Seed of the random tokens.
 
     Returns:
-        Three findings for each case, and the rows of greedy search that part from eager PyTorch's. Rows may
-        part at two tokens whose scores are equal within rounding.
+        Three findings for each case that the decoder takes, and the rows of greedy search that part from
+        eager PyTorch's. Rows may part at two tokens whose scores are equal within rounding.
     """
     rng = np.random.default_rng(seed)
     wanted, deviations, found, alone = [], [], [], []
+    cases = [case for case in cases if variant.decoder.supports_shape(*case.shape)]
+    if not cases:
+        return [], []
     for case in cases:
-        tokens = rng.integers(0, variant.size.vocab_size, (case.shape[0], _TOKENS))
+        # An engine may fail at one length only, so it takes as many tokens as it can.
+        count = variant.decoder.most_new_tokens or _TOKENS
+        tokens = rng.integers(0, variant.vocab_size, (case.shape[0], count))
         tokens[:, 0] = variant.settings.decoder_start_token_id
         exact = variant.exact.scores(case.inputs, tokens)
         rounded = variant.same_precision.scores(case.inputs, tokens)
@@ -154,15 +120,16 @@ def check_generation(
         deviations.append({LOGITS: deviation(rounded, exact)})
         found.append(_scores(variant, case.inputs, tokens))
         row, inputs = _shortest_row(case, variant.ratio)
-        alone.append((row, _scores(variant, inputs, tokens[row : row + 1])))
+        if variant.decoder.supports_shape(*inputs["attention_mask"].shape):
+            alone.append((len(found) - 1, row, _scores(variant, inputs, tokens[row : row + 1])))
     budgets = [of_case[LOGITS] for of_case in make_budgets(deviations, variant.precision)]
     findings = [
-        judge(Question(variant.graph, FORCED, case.name, case.shape, LOGITS), scores, exact, budget)
+        judge(Question(variant.decoder.file, FORCED, case.name, case.shape, LOGITS), scores, exact, budget)
         for case, scores, exact, budget in zip(cases, found, wanted, budgets, strict=True)
     ]
-    for case, (row, scores), exact, budget in zip(cases, alone, wanted, budgets, strict=True):
-        question = Question(variant.graph, ALONE, case.name, case.shape, LOGITS)
-        findings.append(judge(question, scores, exact[row : row + 1], budget))
+    for index, row, scores in alone:
+        question = Question(variant.decoder.file, ALONE, cases[index].name, cases[index].shape, LOGITS)
+        findings.append(judge(question, scores, wanted[index][row : row + 1], budgets[index]))
     scale = max(of_case[LOGITS].scale for of_case in deviations)
     # Each of two scores may be off by the limit of one.
     tie = 2 * MULTIPLE * scale * max(budget.max_abs for budget in budgets)
@@ -170,7 +137,7 @@ def check_generation(
     for case, budget in zip(cases, budgets, strict=True):
         own = _partings(variant, case, tie)
         used = max((MULTIPLE * abs(parting.gap) / tie for parting in own), default=0.0)
-        question = Question(variant.graph, GREEDY, case.name, case.shape, LOGITS)
+        question = Question(variant.decoder.file, GREEDY, case.name, case.shape, LOGITS)
         findings.append(Finding(question, budget, None, used))
         partings += own
     return findings, partings
@@ -178,8 +145,7 @@ def check_generation(
 
 def _scores(variant: GeneratingVariant, inputs: Mapping[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
     """Scores along tokens (B, T), step by step with the cache, (B, T, V)."""
-    states = variant.encoder.run(inputs)
-    call = RunnerDecoder(variant.decoder, variant.size, inputs["attention_mask"], states)
+    call = variant.decoder.start(dict(inputs))
     return np.stack([call.step(step) for step in tokens.T], axis=1)
 
 
@@ -193,18 +159,19 @@ def _shortest_row(case: Case, ratio: int) -> tuple[int, Arrays]:
 
 
 def _partings(variant: GeneratingVariant, case: Case, tie: float) -> list[Parting]:
+    count = min(_GENERATED, variant.decoder.most_new_tokens or _GENERATED)
     settings = variant.settings.model_copy(
         update={
             **{"num_beams": 1, "num_return_sequences": 1, "do_sample": False},
-            **{"max_new_tokens": _GENERATED, "min_new_tokens": 0},
+            **{"max_new_tokens": count, "min_new_tokens": 0},
         }
     )
     mask = case.inputs["attention_mask"]
-    call = RunnerDecoder(variant.decoder, variant.size, mask, variant.encoder.run(case.inputs))
+    call = variant.decoder.start(dict(case.inputs))
     sources = [row[kept > 0] for row, kept in zip(case.inputs["input_ids"], mask, strict=True)]
     found = generate(call, sources, settings).tokens
     expected = variant.same_precision.generate(
-        case.inputs, num_beams=1, do_sample=False, max_new_tokens=_GENERATED, min_new_tokens=0, min_length=0
+        case.inputs, num_beams=1, do_sample=False, max_new_tokens=count, min_new_tokens=0, min_length=0
     )
     partings = []
     for row, (sequences, other) in enumerate(zip(found, expected, strict=True)):

@@ -1,0 +1,195 @@
+"""Engines of models that generate text. They are really built; where one would run, its graph does."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from artefacts import Artefacts
+from command_line import call
+from host_gpu import HostGpu, OpenGraph
+from test_text_to_text import _inputs, text_bundle, text_recipe  # noqa: F401 (fixtures)
+
+from variator_export import Bundle, UserError
+from variator_export.building.compile_engines import compile_engines
+from variator_export.building.steps.engines import EngineOrder
+from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.manifest import EngineEntry
+from variator_export.core.environment import Gpu
+from variator_export.core.parts import DECODER, ENCODER
+from variator_export.engines import choice
+from variator_export.engines.compatibility import TargetMachine
+from variator_export.engines.target import GeneratingSession
+from variator_export.engines.tensorrt import decoder, session
+from variator_export.recipe.recipe import EngineRecipe, ShapeSet
+from variator_export.verification import runs
+from variator_export.verification.bundle_verification import store_verification, verify
+from variator_export.verification.generation.checks import ALONE, FORCED, GREEDY
+
+TARGET = "tensorrt-rtx"
+SETS = {
+    "usual": ShapeSet(batch_size=(1, 2, 8), sequence_length=(1, 16, 64), new_tokens=(1, 8, 24), num_beams=3)
+}
+Compiled = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def compiled(artefacts: Artefacts, text_bundle: Callable[[str], Bundle]) -> Compiled:  # noqa: F811
+    """A bundle with engines of ratio 4 and of every ratio, by the name of its model; not to be changed."""
+
+    def find(name: str) -> Path:
+        source = text_bundle(name).path
+
+        def make(folder: Path) -> None:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+            compile_engines(
+                folder, EngineOrder(EngineRecipe(profiles=SETS), (TARGET,), ("ratio-4", "any-ratio"))
+            )
+
+        return artefacts.folder(f"text-engines/{name}", make)
+
+    return find
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A machine with a GPU, whose engines are the graphs that they were built of; or others, by engine."""
+    found, device, others = Gpu("a GPU", "sm89"), HostGpu(), dict[str, Path]()
+    for module in (session, decoder, runs):
+        monkeypatch.setattr(module, "first_gpu", lambda: found)
+    place = TargetMachine("this machine", "sm89", {TARGET: "1.7.1.116"})
+    monkeypatch.setattr(choice, "this_machine", lambda: place)
+    monkeypatch.setattr(session, "CudaDevice", lambda: device)
+
+    def open_graph(bundle: BundleFiles, entry: EngineEntry, *_: object, **__: object) -> OpenGraph:
+        graph = others.get(entry.engine, bundle.graph(bundle.graph_of_engine(entry)))
+        return OpenGraph(str(graph), device)
+
+    for module in (session, decoder):
+        monkeypatch.setattr(module, "open_engine", open_graph)
+    return others
+
+
+def _session(bundle: Bundle, variant: str | None = None, **options: Any) -> GeneratingSession:
+    opened = bundle.session(TARGET, variant, allow_unverified=True, **options)
+    assert isinstance(opened, GeneratingSession)
+    return opened
+
+
+def _engine(bundle: Bundle, part: str) -> EngineEntry:
+    return next(entry for entry in bundle.manifest.engines if entry.part == part)
+
+
+@pytest.mark.parametrize("name", ["t5-gated-text", "bart-text"])
+def test_an_encoder_for_each_ratio_and_one_decoder(compiled: Compiled, name: str, tmp_path: Path) -> None:
+    bundle = Bundle.load(compiled(name))
+    engines = {Path(entry.engine).name: entry for entry in bundle.manifest.engines}
+    assert {n: (e.variant, e.part) for n, e in engines.items()} == {
+        "ratio-4_encoder_model.engine": ("ratio-4", ENCODER),
+        "any-ratio_encoder_model.engine": ("any-ratio", ENCODER),
+        "decoder_with_past_model.engine": ("any-ratio", DECODER),
+    }
+    (profile,) = bundle.sidecar(engines["decoder_with_past_model.engine"])["profiles"]
+    assert profile["new_tokens"] == [1, 8, 24]
+    assert profile["shapes"]["encoder_attention_mask"] == [[1, 1], [2, 16], [24, 64]], "three beams of 8 rows"
+    keys = profile["shapes"]["past_key_values.0.decoder.key"]
+    assert [shape[2] for shape in keys] == [0, 7, 23], "nothing before the first token"
+    found = json.loads(call("doctor", str(bundle.path), "--format", "json").stdout)["bundle"]["engines"]
+    assert {(engine["variant"], engine["part"]) for engine in found} == {
+        (entry.variant, entry.part) for entry in engines.values()
+    }
+    shown = " ".join(call("doctor", str(bundle.path)).stdout.split())
+    assert "engine decoder_with_past_model for tensorrt-rtx 1.7.1.116 on portable" in shown
+
+    folder = tmp_path / "more"
+    shutil.copytree(bundle.path, folder)
+    order = EngineOrder(EngineRecipe(profiles=SETS), (TARGET,), ("ratio-2",))
+    result = compile_engines(folder, order)
+    made = [
+        report.name
+        for report in result.steps
+        if report.name.startswith("engine/") and report.action == "made"
+    ]
+    assert [step.rpartition("/")[2] for step in made] == ["ratio-2_encoder_model"], "the decoder is there"
+    assert len(result.engines) == 4
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("cuda_graphs", [False, True], ids=["plain", "CUDA graphs"])
+@pytest.mark.parametrize("name", ["t5-gated-text", "bart-text"])
+def test_engines_generate_the_tokens_of_the_graphs(compiled: Compiled, name: str, cuda_graphs: bool) -> None:
+    bundle = Bundle.load(compiled(name))
+    graphs, engines = bundle.session(), _session(bundle, cuda_graphs=cuda_graphs)
+    assert isinstance(graphs, GeneratingSession)
+    one = _session(bundle, "ratio-4", cuda_graphs=cuda_graphs)
+    for seed, ratio in enumerate((1, 4, 2, 3)):
+        inputs = _inputs(4, 13, seed)
+        for settings in ({}, {"num_beams": 3, "num_return_sequences": 2}):
+            expected = graphs.generate(inputs, ratio, max_new_tokens=12, **settings)
+            opened = (engines, one) if ratio == 4 else (engines,)
+            for other in opened:
+                found = other.generate(inputs, ratio, max_new_tokens=12, **settings)
+                for row, theirs in zip(found.tokens, expected.tokens, strict=True):
+                    assert list(map(list, row)) == list(map(list, theirs))
+    # Two calls at a time, each with its own encoder outputs.
+    first, second = (_inputs(2, 9, seed) for seed in (7, 8))
+    streams = [one.stream(inputs, 4, max_new_tokens=6) for inputs in (first, second)]
+    steps = list(zip(*streams, strict=True))
+    for index, inputs in enumerate((first, second)):
+        expected_steps = list(graphs.stream(inputs, 4, max_new_tokens=6))
+        assert np.array_equal([step[index] for step in steps], expected_steps)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_is_beyond_the_decoders_profile_is_refused_before_it_runs(compiled: Compiled) -> None:
+    bundle = Bundle.load(compiled("t5-gated-text"))
+    opened = _session(bundle, "ratio-4")
+    profile = r"It has usual \(1x1, 2x16, 24x64, 1 to 24 new tokens\)"
+    with pytest.raises(UserError, match=rf"not take 2 rows, 9 input tokens and 25 new tokens\. {profile}"):
+        opened.generate(_inputs(2, 9, 0), max_new_tokens=25)
+    with pytest.raises(UserError, match=r"not take 28 rows"):
+        opened.generate(_inputs(7, 9, 0), max_new_tokens=4, num_beams=4)
+    with pytest.raises(UserError, match="No profile of the engine is for the shapes"):
+        opened.generate(_inputs(9, 9, 0), max_new_tokens=4)
+    assert len(opened.generate(_inputs(8, 64, 0), max_new_tokens=24, num_beams=3).tokens) == 8
+
+
+def test_profiles_of_text_are_for_models_that_generate(small_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_bundle, tmp_path / "small")
+    order = EngineOrder(EngineRecipe(profiles=SETS), (TARGET,), ("ratio-2",))
+    with pytest.raises(UserError, match="usual has new_tokens or num_beams, and the model generates no text"):
+        compile_engines(tmp_path / "small", order)
+
+
+def test_a_session_needs_the_decoder_verified_too(
+    compiled: Compiled, gpu: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(compiled("t5-gated-text"), folder)
+    found = verify(folder, target=TARGET)
+    store_verification(found)
+    assert found.passed, found.failures
+    engine = _engine(Bundle.load(folder), DECODER).engine
+    checks = {f.question.check for f in found.findings["ratio-4"] if f.question.graph == engine}
+    assert checks == {FORCED, ALONE, GREEDY}
+    Bundle.load(folder).session(TARGET, 4)
+
+    # The same decoder, with one weight of its last layer changed.
+    model = ir.load(folder / "decoder_with_past_model.onnx")
+    ir.external_data.load_to_model(model)
+    weights = [value for value in model.graph.initializers.values() if "layers.1" in str(value.name)] or list(
+        model.graph.initializers.values()
+    )
+    largest = max(weights, key=lambda value: value.const_value.size)  # type: ignore[union-attr]
+    largest.const_value = ir.tensor(1.02 * largest.const_value.numpy(), name=largest.name)  # type: ignore[union-attr]
+    ir.save(model, tmp_path / "wrong.onnx")
+    gpu[engine] = tmp_path / "wrong.onnx"
+    found = verify(folder, [4], target=TARGET)
+    store_verification(found)
+    assert {f.question.graph for f in found.failures} == {engine}
+    with pytest.raises(UserError, match=r"decoder_with_past_model\.engine FAILED its verification on a GPU"):
+        Bundle.load(folder).session(TARGET, 4)

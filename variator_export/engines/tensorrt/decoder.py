@@ -1,0 +1,87 @@
+"""The engine of a decoder, whose values stay on the GPU. No GPU has executed this code yet."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from variator_export.bundle.engine_records import ANY_RATIO
+from variator_export.bundle.files import BundleFiles
+from variator_export.core.axes import InputShapes
+from variator_export.core.environment import first_gpu
+from variator_export.core.parts import DECODER
+from variator_export.engines.choice import choose_engine, require_verified
+from variator_export.engines.request import Profile
+from variator_export.engines.target import SessionOptions
+from variator_export.engines.tensorrt.device import Device
+from variator_export.engines.tensorrt.execution import EngineContexts
+from variator_export.engines.tensorrt.plan import open_engine
+
+
+class DecoderEngine:
+    """The engine of a bundle's decoder (`engines.decoder.DeviceRunner`).
+
+    Args:
+        bundle: The bundle.
+        target: `tensorrt-rtx` or `tensorrt`.
+        options: Options of the session. CUDA graphs are not recorded: each step has another shape.
+        device: Device of the encoder's session, whose outputs the decoder reads.
+
+    Raises:
+        UserError: The bundle has no such engine for this machine, the engine was not verified, or it cannot
+            be opened.
+    """
+
+    def __init__(self, bundle: BundleFiles, target: str, options: SessionOptions, device: Device) -> None:
+        entry, sidecar = choose_engine(bundle, target, ANY_RATIO, DECODER)
+        if not options.allow_unverified:
+            require_verified(bundle, entry, first_gpu())
+        self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
+        self._device = device
+        plan = open_engine(bundle, entry, sidecar, None, trust_host_code=options.trust_host_code)
+        self._execution = EngineContexts(plan, self._profiles, device, target, entry.engine)
+        self._context = self._execution.new_context()
+        self._profile = 0
+
+    def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Copy arrays to the GPU."""
+        return {name: self._device.upload(array) for name, array in arrays.items()}
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Any:
+        """A tensor on the GPU that holds nothing."""
+        return self._device.empty(shape, dtype)
+
+    def run_values(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> dict[str, Any]:
+        """Run once, on arrays and on tensors on the GPU; the outputs stay there.
+
+        Raises:
+            UserError: No profile of the engine covers the shapes.
+        """
+        tensors = {**self.upload(inputs), **uploaded}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self._profile = self._execution.use_profile(self._context, self._profile, shapes)
+        bound = self._execution.bind(self._context, tensors, shapes)
+        bound()
+        return dict(bound.outputs)
+
+    def take(self, value: Any, rows: np.ndarray) -> Any:
+        """Some rows of a tensor, copied on the GPU."""
+        return self._device.take(value, rows)
+
+    def download(self, value: Any) -> np.ndarray:
+        """Copy a tensor from the GPU."""
+        return self._device.download(value)
+
+    def covers(self, shapes: InputShapes) -> bool:
+        """Whether one of the engine's profiles covers these shapes."""
+        return any(profile.covers(shapes) for profile in self._profiles)
+
+    @property
+    def limits(self) -> str:
+        """The engine's profiles, in words."""
+        return "; ".join(map(str, self._profiles))
+
+    @property
+    def most_new_tokens(self) -> int:
+        """The most tokens of a row that one of the engine's profiles covers."""
+        return max(profile.new_tokens[2] for profile in self._profiles if profile.new_tokens is not None)

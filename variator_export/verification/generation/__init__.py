@@ -1,0 +1,1 @@
+"""Verification of models that generate text."""
