@@ -1,5 +1,6 @@
 """A recipe that names data: every ratio is evaluated before the bundle is published."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,10 +8,14 @@ import pytest
 from command_line import call
 
 from variator_export.building.recipe_build import build
+from variator_export.bundle.quality_report import quality_of_graphs
 from variator_export.core.errors import NumbersDisagreeError, UserError
+from variator_export.core.hashing import sha256_file
 from variator_export.core.progress import Progress
-from variator_export.recipe.recipe import QualityRecipe, Recipe
+from variator_export.model.plugin_file import load_plugin, save_plugin
+from variator_export.recipe.recipe import PluginRecipe, QualityRecipe, Recipe
 from variator_export.recipe.recipe_file import load_recipe
+from variator_export.sessions import Bundle
 
 PAIRS = Path(__file__).parent / "data" / "sentence_pairs.tsv"
 
@@ -68,6 +73,30 @@ def test_a_build_evaluates_stores_and_reuses(
         build(with_limit(recipe, max_loss=lost / 2), bundle)
     assert "--ratio" in str(e.value.hint)
     assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_retrained_plugin_is_evaluated_again(
+    recipe: Recipe, embedding_plugins: dict[int, Path], tmp_path: Path
+) -> None:
+    """Its graph is the same bytes: the tensors lie in another file."""
+    bundle, plugin = tmp_path / "bundle", tmp_path / "plugin"
+    build(recipe, bundle)
+
+    def stored() -> dict[str, float]:
+        (report,) = json.loads((bundle / "reports" / "quality.json").read_text()).values()
+        return {row["variant"]: row["relative_loss"] for row in report["rows"]}
+
+    before = stored()
+    loaded = load_plugin(embedding_plugins[2])
+    changed = {name: 0.5 * array for name, array in loaded.tensors.items()}
+    save_plugin(dataclasses.replace(loaded, tensors=changed), plugin)
+    other = recipe.model_copy(update={"plugins": (PluginRecipe(source=str(plugin)),)})
+    graph = sha256_file(bundle / "ratio-2.onnx")
+    known = quality_of_graphs(bundle, Bundle.load(bundle).variant_hashes(), "ratio-1")
+    assert known[0]["variants"].keys() == {"ratio-1", "ratio-2"}
+    build(other, bundle, replace=True)
+    assert sha256_file(bundle / "ratio-2.onnx") == graph
+    assert stored()["ratio-2"] != before["ratio-2"]
 
 
 def test_nothing_is_published_and_the_exit_code_is_3(recipe: Recipe, tmp_path: Path) -> None:

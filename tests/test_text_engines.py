@@ -1,5 +1,6 @@
 """Engines of models that generate text. They are really built; where one would run, its graph does."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import pytest
 from artefacts import Artefacts
 from command_line import call
 from host_gpu import HostGpu, OpenGraph
+from signed import sign
 from test_text_to_text import _inputs, text_bundle, text_recipe  # noqa: F401 (fixtures)
 
 from variator_export import Bundle, UserError
-from variator_export.building.compile_engines import compile_engines
+from variator_export.building.compile_engines import compile_engines, merge_engines
 from variator_export.building.steps.engines import EngineOrder
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
@@ -31,9 +33,7 @@ from variator_export.verification.bundle_verification import store_verification,
 from variator_export.verification.generation.checks import ALONE, FORCED, GREEDY
 
 TARGET = "tensorrt-rtx"
-SETS = {
-    "usual": ShapeSet(batch_size=(1, 2, 8), sequence_length=(1, 16, 64), new_tokens=(1, 8, 24), num_beams=3)
-}
+SETS = {"usual": ShapeSet(batch_size=(1, 2, 8), sequence_length=(1, 16, 64), new_tokens=(8, 24), num_beams=3)}
 Compiled = Callable[[str], Path]
 
 
@@ -94,7 +94,7 @@ def test_an_encoder_for_each_ratio_and_one_decoder(compiled: Compiled, name: str
         "decoder_with_past_model.engine": ("any-ratio", DECODER),
     }
     (profile,) = bundle.sidecar(engines["decoder_with_past_model.engine"])["profiles"]
-    assert profile["new_tokens"] == [1, 8, 24]
+    assert profile["new_tokens"] == 24
     assert profile["shapes"]["encoder_attention_mask"] == [[1, 1], [2, 16], [24, 64]], "three beams of 8 rows"
     keys = profile["shapes"]["past_key_values.0.decoder.key"]
     assert [shape[2] for shape in keys] == [0, 7, 23], "nothing before the first token"
@@ -148,7 +148,7 @@ def test_engines_generate_the_tokens_of_the_graphs(compiled: Compiled, name: str
 def test_what_is_beyond_the_decoders_profile_is_refused_before_it_runs(compiled: Compiled) -> None:
     bundle = Bundle.load(compiled("t5-gated-text"))
     opened = _session(bundle, "ratio-4")
-    profile = r"It has usual \(1x1, 2x16, 24x64, 1 to 24 new tokens\)"
+    profile = r"It has usual \(1x1, 2x16, 24x64, up to 24 new tokens\)"
     with pytest.raises(UserError, match=rf"not take 2 rows, 9 input tokens and 25 new tokens\. {profile}"):
         opened.generate(_inputs(2, 9, 0), max_new_tokens=25)
     with pytest.raises(UserError, match=r"not take 28 rows"):
@@ -170,10 +170,20 @@ def test_a_session_needs_the_decoder_verified_too(
 ) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(compiled("t5-gated-text"), folder)
+    store_verification(verify(folder, [4], target=TARGET))
+    Bundle.load(folder).session(TARGET, 4)
+    with pytest.raises(UserError, match=r"any-ratio_encoder_model\.engine was built and never verified"):
+        Bundle.load(folder).session(TARGET)
     found = verify(folder, target=TARGET)
     store_verification(found)
     assert found.passed, found.failures
     engine = _engine(Bundle.load(folder), DECODER).engine
+    checked = {f.question.case for f in found.findings["ratio-4"] if f.question.check == FORCED}
+    assert {"8x64", "2x16", "1x1"} <= checked, "the shapes of the profile"
+    left = [entry for of_variant in found.left_out.values() for entry in of_variant]
+    assert engine not in {entry.graph for entry in left}
+    rows = [line for line in call("inspect", str(folder)).stdout.splitlines() if "decoder" in line]
+    assert any("verified on" in row for row in rows)
     checks = {f.question.check for f in found.findings["ratio-4"] if f.question.graph == engine}
     assert checks == {FORCED, ALONE, GREEDY}
     Bundle.load(folder).session(TARGET, 4)
@@ -192,4 +202,54 @@ def test_a_session_needs_the_decoder_verified_too(
     store_verification(found)
     assert {f.question.graph for f in found.failures} == {engine}
     with pytest.raises(UserError, match=r"decoder_with_past_model\.engine FAILED its verification on a GPU"):
+        Bundle.load(folder).session(TARGET, 4)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_each_profile_has_its_own_limits(text_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:  # noqa: F811
+    """A short text for many rows, a long one for one: neither is taken for the other's."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(text_bundle("t5-gated-text").path, folder)
+    profiles = {
+        "many": ShapeSet(batch_size=(1, 8, 8), sequence_length=(1, 16, 64), new_tokens=(2, 5)),
+        "one": ShapeSet(batch_size=(1, 1, 1), sequence_length=(1, 16, 64), new_tokens=(8, 20)),
+    }
+    order = EngineOrder(EngineRecipe(profiles=profiles), (TARGET,), ("ratio-2",))
+    first = compile_engines(folder, order)
+    found = verify(folder, [2], target=TARGET)
+    assert found.passed, found.failures
+    opened = _session(Bundle.load(folder), "ratio-2")
+    assert len(opened.generate(_inputs(8, 9, 0), max_new_tokens=5).tokens) == 8
+    assert len(opened.generate(_inputs(1, 9, 0), max_new_tokens=20).tokens) == 1
+    with pytest.raises(UserError, match="not take 2 rows, 9 input tokens and 6 new tokens"):
+        opened.generate(_inputs(2, 9, 0), max_new_tokens=6)
+
+    # Another machine compiled another ratio, and its decoder has other bytes.
+    other = tmp_path / "other"
+    shutil.copytree(text_bundle("t5-gated-text").path, other)
+    compile_engines(other, dataclasses.replace(order, only=("ratio-3",)))
+    engine = other / _engine(Bundle.load(other), DECODER).engine
+    engine.write_bytes(engine.read_bytes() + b"0")
+    sign(other)
+    merged = merge_engines(folder, [other])
+    assert len(merged.engines) == len(first.engines) + 1
+    assert Bundle.load(folder).engines(TARGET, "ratio-3")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_failing_decoder_engine_is_a_finding(
+    compiled: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(compiled("bart-text"), folder)
+
+    def refuse(*_: Any) -> Any:
+        raise UserError("The GPU is full.", "Buy another.")
+
+    monkeypatch.setattr(decoder.DecoderEngine, "run_values", refuse)
+    found = verify(folder, [4], target=TARGET)
+    failures = {f.problem for f in found.failures}
+    assert failures == {"The GPU is full."}
+    store_verification(found)
+    with pytest.raises(UserError, match=r"decoder_with_past_model\.engine FAILED its verification"):
         Bundle.load(folder).session(TARGET, 4)

@@ -36,7 +36,7 @@ from variator_export import (
 from variator_export.core.parts import DECODER, ENCODER
 from variator_export.engines.eager import EagerModel
 from variator_export.graph import trace, trace_decoder
-from variator_export.graph.macs import graph_macs
+from variator_export.graph.macs import graph_macs, macs_by_node
 from variator_export.graph.simplify import module_of
 from variator_export.model.backbone import Backbone, load_backbone
 from variator_export.model.backbone_info import read_backbone_info
@@ -47,6 +47,7 @@ from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Initialise, PluginRecipe, Recipe
 from variator_export.recipe.recipe_file import load_recipe, resolve_recipe
 from variator_export.verification import eager_bundle
+from variator_export.verification.generation.checks import FORCED, GREEDY
 
 RATIOS = (2, 3, 4)
 TEXTS = [
@@ -338,6 +339,22 @@ def test_verify_and_inspect_know_the_decoder(text_bundle: Find, tmp_path: Path) 
 # The build.
 
 
+def test_a_stored_reference_says_that_it_has_no_decoder(text_bundle: Find) -> None:
+    path = str(text_bundle("t5-text").path)
+    result = call("verify", path, "--reference", "stored", "--ratio", "2", "--format", "json")
+    (left,) = json.loads(result.stdout)["left_out"]["ratio-2"]
+    assert (left["graph"], left["check"]) == (f"{DECODER}.onnx", f"{FORCED}; {GREEDY}")
+
+
+def test_a_decoder_that_was_exchanged_is_refused(text_bundle: Find, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(text_bundle("t5-text").path, folder)
+    _scale_product(folder / f"{DECODER}.onnx", "decoder.block.1.layer.2.DenseReluDense.wo")
+    sign(folder, steps=False)
+    result = call("verify", str(folder), "--reference", "stored", "--ratio", "2")
+    assert (result.returncode, f"{DECODER}.onnx" in result.stderr) == (3, True), result.stderr
+
+
 def test_every_ratio_is_evaluated_on_the_text_that_it_generates(text_bundle: Find, tmp_path: Path) -> None:
     shutil.copytree(text_bundle("t5-text").path, tmp_path / "bundle")
     bundle, data = Bundle.load(tmp_path / "bundle"), tmp_path / "texts.jsonl"
@@ -438,6 +455,14 @@ def test_half_precision_is_built_and_verified(
     assert cached.dtype == precision
     if precision == "float16":
         assert bundle.generate(TEXTS, 2, max_new_tokens=4)
+        decoder = bundle.path / f"{DECODER}.onnx"
+        kept = read_backbone_info(resolve_source(bundle.manifest.backbone.source)).spec.family.float32_modules
+        counted = {module_of(node): node.name for node in ir.load(decoder).graph}
+        left_out = [counted[module] for module in counted if module.rpartition(".")[2] in kept]
+        assert bool(left_out) is bool(kept)
+        assert not set(left_out) & set(macs_by_node(decoder, kept, 1)), (
+            "an engine may compute them in float32"
+        )
 
 
 def test_a_fault_in_a_decoder_layer_ends_the_build(

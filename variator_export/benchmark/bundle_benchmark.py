@@ -177,7 +177,7 @@ def bench(
         bundle=opened.path,
         shapes=results,
         break_even=break_even(by_shape),
-        quality=quality_of_graphs(opened.path, graphs, opened.manifest.baseline.name),
+        quality=quality_of_graphs(opened.path, opened.variant_hashes(), opened.manifest.baseline.name),
         graphs=graphs,
         settings=settings,
         torch_threads=threads,

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from variator_export.building.staging import StagedBundle
 from variator_export.building.steps.engines import (
@@ -19,6 +20,7 @@ from variator_export.building.steps.engines import (
 from variator_export.bundle.engine_records import ANY_RATIO, ENGINE_RECORDS, read_records, records_document
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry, Manifest
+from variator_export.bundle.parts import plugin_part
 from variator_export.bundle.publishing import exclusive
 from variator_export.bundle.reports import store_report
 from variator_export.core.errors import UserError
@@ -100,7 +102,7 @@ def merge_engines(bundle: Path, others: Sequence[Path], progress: Progress | Non
             _check_same(old, source)
             for entry in source.manifest.engines:
                 if (there := found.get(entry.engine)) is not None:
-                    _check_equal(entry.engine, there[1], source)
+                    _check_equal(entry, there[1], source)
                     continue
                 _take(staged, source, entry)
                 found[entry.engine] = entry, source
@@ -148,13 +150,26 @@ def _check_same(bundle: BundleFiles, other: BundleFiles) -> None:
         )
 
 
-def _check_equal(engine: str, first: BundleFiles, second: BundleFiles) -> None:
-    """Reject two different engines of the same target, platform, version and variant."""
+def _check_equal(entry: EngineEntry, first: BundleFiles, second: BundleFiles) -> None:
+    """Reject two different engines of the same target, platform, version and variant.
+
+    An engine that all variants share is in every copy: the first one is taken if both were built alike.
+    """
+    engine, parts = entry.engine, first.manifest.backbone.parts
+    if entry.part != plugin_part(parts) and _request(first, entry) == _request(second, entry):
+        return
     if first.manifest.files[engine].sha256 != second.manifest.files[engine].sha256:
         raise UserError(
             f"{first.path} and {second.path} have different engines {engine}.",
             "Two GPUs of the same model produce different plans: leave out one of the two bundles.",
         )
+
+
+def _request(bundle: BundleFiles, entry: EngineEntry) -> dict[str, Any]:
+    """What an engine was built from, and how."""
+    return {
+        name: value for name, value in bundle.sidecar(entry).items() if name not in ("engine", "plan_proof")
+    }
 
 
 def _take(staged: StagedBundle, source: BundleFiles, entry: EngineEntry) -> None:

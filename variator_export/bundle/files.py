@@ -1,5 +1,6 @@
 """Reading a bundle: no file is opened until its path, size and hash match the manifest."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from pydantic import ValidationError
 
 from variator_export.bundle.engine_records import ANY_RATIO, BUILT_ONLY, EngineRecord, read_records
 from variator_export.bundle.manifest import (
+    BACKBONE_WEIGHTS,
     EngineEntry,
     Manifest,
     Sidecar,
@@ -14,10 +16,10 @@ from variator_export.bundle.manifest import (
     read_manifest,
     rebuild_hint,
 )
-from variator_export.bundle.parts import part_name, plugin_part
+from variator_export.bundle.parts import plugin_part
 from variator_export.bundle.publishing import recover
 from variator_export.core.errors import UserError
-from variator_export.core.hashing import sha256_file
+from variator_export.core.hashing import sha256_file, sha256_json
 from variator_export.core.json_file import read_json_object
 from variator_export.core.validation import describe_validation_error
 
@@ -137,12 +139,19 @@ class BundleFiles:
         return self.path / folder
 
     def graph_hashes(self) -> dict[str, str]:
-        """The sha256 of each graph, by the name of its variant (and part, if the model has several)."""
+        """A hash of each variant's graphs, by its name: what decides its speed, but not its numbers."""
+        return {variant.name: self._hash_of(variant.graphs.values()) for variant in self.manifest.variants}
+
+    def variant_hashes(self) -> dict[str, str]:
+        """A hash of what each variant computes, by its name: its graphs and the tensors they refer to."""
         return {
-            part_name(variant.name, part): self.manifest.files[file].sha256
+            variant.name: self._hash_of((BACKBONE_WEIGHTS, *variant.graphs.values(), *variant.plugin_files))
             for variant in self.manifest.variants
-            for part, file in variant.graphs.items()
         }
+
+    def _hash_of(self, names: Iterable[str]) -> str:
+        found = {name: self.manifest.files[name].sha256 for name in names}
+        return next(iter(found.values())) if len(found) == 1 else sha256_json(found)
 
     def engines(self, target: str, variant: str, part: str | None = None) -> list[EngineEntry]:
         """The engines of a variant for a target, for all GPUs and versions.
@@ -186,12 +195,18 @@ class BundleFiles:
         """The verification state of an engine, as text for people."""
         return "; ".join(map(str, self.engine_records(entry))) or BUILT_ONLY
 
-    def engine_states(self, variant: str) -> list[str]:
-        """The engines of a variant, as text for people: the target and the verification state."""
+    def engine_states(self, variant: str, part: str | None = None) -> list[str]:
+        """The engines of a variant, as text for people: the target and the verification state.
+
+        Args:
+            variant: The variant's name, or `any-ratio`.
+            part: The part of the model. None for the part that plugins are in.
+        """
+        asked = variant, part or plugin_part(self.manifest.backbone.parts)
         return [
             f"{entry.target} {entry.version} {entry.platform}: {self.engine_status(entry)}"
             for entry in self.manifest.engines
-            if entry.variant == variant
+            if (entry.variant, entry.part) == asked
         ]
 
     def _check_entry(self, name: str) -> None:

@@ -171,6 +171,13 @@ class Variant(_Part):
         return with_plugins(self.graphs)
 
     @property
+    def plugin_files(self) -> tuple[str, ...]:
+        """The files that decide what the variant's plugin computes."""
+        if self.plugin is None:
+            return ()
+        return f"{self.plugin.folder}/plugin_config.json", f"{self.plugin.folder}/plugin.safetensors"
+
+    @property
     def plugin_state(self) -> str:
         """The state of the variant's plugin, as text for people."""
         if self.plugin is None:
@@ -361,12 +368,7 @@ def check_inside(name: str, where: Path) -> None:
 def _named_paths(manifest: Manifest) -> set[str]:
     paths = {*manifest.files, *manifest.any_ratio.values()}
     for variant in manifest.variants:
-        paths |= {*variant.graphs.values(), variant.reference}
-        if variant.plugin is not None:
-            paths |= {
-                f"{variant.plugin.folder}/plugin_config.json",
-                f"{variant.plugin.folder}/plugin.safetensors",
-            }
+        paths |= {*variant.graphs.values(), variant.reference, *variant.plugin_files}
     for engine in manifest.engines:
         paths |= set(engine.files)
     return paths

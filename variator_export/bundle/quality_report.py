@@ -14,11 +14,11 @@ _FIDELITY = ("cosine", "recall_at_10")
 def quality_of_graphs(bundle: Path, graphs: Mapping[str, str], baseline: str) -> list[dict[str, Any]]:
     """Results that `evaluate` stored for these graphs; a broken report counts as empty.
 
-    A variant's result holds as long as its graph and the baseline's, which it is compared with, are the same.
+    A variant's result holds as long as it and the baseline, which it is compared with, compute the same.
 
     Args:
         bundle: The bundle's folder.
-        graphs: The sha256 of each variant's graph.
+        graphs: The hash of each variant (`BundleFiles.variant_hashes`).
         baseline: The name of the baseline.
     """
     found = []

@@ -80,6 +80,9 @@ def _variants_table(bundle: Bundle) -> Table:
         )
     if states := bundle.engine_states(ANY_RATIO):
         table.add_row(ANY_RATIO, "all", "", "", bundle.manifest.any_ratio_graph, "\n".join(states))
+    if states := bundle.engine_states(ANY_RATIO, DECODER):
+        decoder = bundle.manifest.any_ratio[DECODER]
+        table.add_row("decoder", "all", "", "", decoder, "\n".join(states))
     return table
 
 

@@ -6,6 +6,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import Gpu
 from variator_export.core.errors import UserError
+from variator_export.core.parts import DECODER
 from variator_export.engines.compatibility import can_run, this_machine
 
 
@@ -28,6 +29,7 @@ def choose_engine(
     """
     place = this_machine()
     what = name if part is None else part
+    chosen = f" --variant {name}" if part is None else ""
     reasons = []
     for entry in bundle.engines(target, name, part):
         sidecar = bundle.sidecar(entry)
@@ -42,7 +44,7 @@ def choose_engine(
         )
     raise UserError(
         f"{bundle.path} has no engine of {what} for {target}.",
-        f"Build it: variator-export compile {bundle.path} --target {target} --variant {name}",
+        f"Build it: variator-export compile {bundle.path} --target {target}{chosen}",
     )
 
 
@@ -58,8 +60,9 @@ def require_verified(bundle: BundleFiles, entry: EngineEntry, gpu: Gpu | None) -
         return
     known = "; ".join(map(str, here or records)) or "was built and never verified on a device"
     where = "" if here or not records or gpu is None else f", and this is {gpu.name}"
+    needs = " with PyTorch installed, which a decoder needs" if entry.part == DECODER else ""
     raise UserError(
         f"{bundle.path / entry.engine} {known}{where}.",
-        f"Verify it here: variator-export verify {bundle.path} --target {entry.target}. To run it "
+        f"Verify it here{needs}: variator-export verify {bundle.path} --target {entry.target}. To run it "
         "anyway: --allow-unverified (in Python allow_unverified=True).",
     )

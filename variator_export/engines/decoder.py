@@ -54,11 +54,6 @@ class DeviceRunner(Protocol):
         """The shapes that can run, in words."""
         ...
 
-    @property
-    def most_new_tokens(self) -> int | None:
-        """The most tokens of a row that an engine takes. None for a graph, which takes any number."""
-        ...
-
 
 class Decoder:
     """A decoder, which every call runs with a cache of its own.
@@ -95,20 +90,14 @@ class Decoder:
 
     def supports(self, rows: int, length: int, new_tokens: int = 1) -> bool:
         """Whether every step of a call can run; arguments are those of `require`."""
-        for past in (0, new_tokens - 1):
-            sizes = {BATCH: rows, LENGTH: length, PAST_LENGTH: past}
-            shapes = {
+        # The caches of all profiles start empty, so a profile that covers the last step covers those before.
+        sizes = {BATCH: rows, LENGTH: length, PAST_LENGTH: new_tokens - 1}
+        return self._runner.covers(
+            {
                 name: tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.axes)
                 for name, tensor in self._inputs.items()
             }
-            if not self._runner.covers(shapes):
-                return False
-        return True
-
-    @property
-    def most_new_tokens(self) -> int | None:
-        """The most tokens of a row that an engine takes. None for a graph, which takes any number."""
-        return self._runner.most_new_tokens
+        )
 
     def start(self, mask: np.ndarray, cross: Mapping[str, Any], copies: int = 1) -> "DecoderCall":
         """Start a call.

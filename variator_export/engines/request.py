@@ -13,8 +13,9 @@ from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.recipe import ShapeSet
 
-# Generated tokens per row that a decoder's engine is built for unless the recipe says otherwise.
-NEW_TOKENS = (1, 32, 128)
+# Generated tokens per row that a decoder's engine is built for unless the recipe says otherwise: usually, at
+# most.
+NEW_TOKENS = (32, 128)
 ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, max
 TimingCacheMode = Literal["ignore", "use", "require"]
 
@@ -25,14 +26,14 @@ class Profile(BaseModel):
     Attributes:
         name: Name of the set of shapes; an any-ratio engine puts a label of the variants before the name.
         shapes: Shapes by input.
-        new_tokens: Generated tokens of a row, for the engine of a decoder, as (min, opt, max).
+        new_tokens: The most generated tokens of a row, for the engine of a decoder.
     """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     shapes: dict[str, ShapeRange]
-    new_tokens: tuple[int, int, int] | None = None
+    new_tokens: int | None = None
 
     def __str__(self) -> str:
         ends = {
@@ -43,7 +44,7 @@ class Profile(BaseModel):
         }
         words = ["x".join(map(str, shape)) for shapes in sorted(ends) for shape in shapes]
         if self.new_tokens is not None:
-            words.append(f"{self.new_tokens[0]} to {self.new_tokens[2]} new tokens")
+            words.append(f"up to {self.new_tokens} new tokens")
         return f"{self.name} ({', '.join(words)})"
 
     def covers(self, shapes: Mapping[str, Sequence[int]]) -> bool:
@@ -113,7 +114,7 @@ def variant_profiles(sets: Mapping[str, ShapeSet], backbone: BackboneEntry, part
         Profile(
             name=name,
             shapes=_token_shapes(name, shapes, backbone, part),
-            new_tokens=_new_tokens(name, shapes, backbone) if _has_cache(part) else None,
+            new_tokens=_new_tokens(shapes, backbone)[1] if _has_cache(part) else None,
         )
         for name, shapes in sets.items()
     ]
@@ -160,8 +161,9 @@ def _token_shapes(name: str, shapes: ShapeSet, backbone: BackboneEntry, part: Pa
     if _has_cache(part):
         low, opt, high = shapes.batch_size
         sizes[BATCH] = low, opt, high * (shapes.num_beams or 1)
-        # The last token is not read again.
-        sizes[PAST_LENGTH] = tuple(count - 1 for count in _new_tokens(name, shapes, backbone))
+        # Nothing is before the first token, and the last one is not read again.
+        usual, most = _new_tokens(shapes, backbone)
+        sizes[PAST_LENGTH] = 0, usual - 1, most - 1
     found = {}
     for tensor in part.inputs:
         axes = [sizes[axis] if isinstance(axis, str) else (axis,) * 3 for axis in tensor.axes]
@@ -173,14 +175,8 @@ def _has_cache(part: PartEntry) -> bool:
     return any(PAST_LENGTH in tensor.axes for tensor in part.inputs)
 
 
-def _new_tokens(name: str, shapes: ShapeSet, backbone: BackboneEntry) -> tuple[int, int, int]:
-    """Generated tokens per row, cut to the model's limit."""
-    limit, (low, opt, high) = backbone.max_output_length, shapes.new_tokens or NEW_TOKENS
-    if limit is None:
-        return low, opt, high
-    if low > limit:
-        raise UserError(
-            f"The profile {name} starts at {low} new tokens; the model's limit is {limit}.",
-            f"Correct engine.profiles.{name}.new_tokens in the recipe.",
-        )
-    return low, min(opt, limit), min(high, limit)
+def _new_tokens(shapes: ShapeSet, backbone: BackboneEntry) -> tuple[int, int]:
+    """Generated tokens per row, usually and at most, cut to the model's limit."""
+    limit = backbone.max_output_length
+    usual, most = shapes.new_tokens or NEW_TOKENS
+    return (usual, most) if limit is None else (min(usual, limit), min(most, limit))

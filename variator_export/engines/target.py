@@ -121,13 +121,8 @@ class GeneratingSession(Session, Protocol):
 class EngineGeneratingSession(GeneratingSession, Protocol):
     """A session that generates text on engines. An engine runs the shapes of its profiles only."""
 
-    @property
-    def most_new_tokens(self) -> int | None:
-        """The most tokens of a row that the decoder's engine takes."""
-        ...
-
-    def supports(self, batch_size: int, length: int) -> bool:
-        """Whether the decoder takes a batch of this size, of inputs of this length."""
+    def supports(self, rows: int, length: int, new_tokens: int = 1) -> bool:
+        """Whether the decoder takes so many rows and new tokens, of inputs of this length."""
         ...
 
     def start(

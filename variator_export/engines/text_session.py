@@ -110,14 +110,9 @@ class TextSession:
         mask = np.ascontiguousarray(inputs["attention_mask"], np.int64)
         return self._decoder.start(mask, states, copies)
 
-    @property
-    def most_new_tokens(self) -> int | None:
-        """The most tokens of a row that the decoder's engine takes. None for a graph."""
-        return self._decoder.most_new_tokens
-
-    def supports(self, batch_size: int, length: int) -> bool:
-        """Whether the decoder takes a batch of this size, of inputs of this length."""
-        return self._decoder.supports(batch_size, length)
+    def supports(self, rows: int, length: int, new_tokens: int = 1) -> bool:
+        """Whether the decoder takes so many rows and new tokens, of inputs of this length."""
+        return self._decoder.supports(rows, length, new_tokens)
 
     def _settings(self, changes: Mapping[str, Any]) -> GenerationSettings:
         settings = self.settings.changed(changes)

@@ -109,11 +109,14 @@ def macs_by_node(graph: Path, float32_modules: Collection[str], ratio: int) -> d
 
     Args:
         graph: The ONNX file.
-        float32_modules: Full names of the modules to leave out.
+        float32_modules: Names of the modules to leave out, in full or their last component.
         ratio: The graph's ratio k.
     """
-    products = _products(graph, ratio)
-    return {str(node.name): macs for node, macs in products if module_of(node) not in float32_modules}
+    return {
+        str(node.name): macs
+        for node, macs in _products(graph, ratio)
+        if not {module_of(node), module_of(node).rpartition(".")[2]} & set(float32_modules)
+    }
 
 
 def _products(graph: Path, ratio: int) -> Iterator[tuple[ir.Node, int]]:

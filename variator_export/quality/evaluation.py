@@ -137,7 +137,7 @@ def evaluate_bundle(
         data,
         tuple(sorted(evaluation.rows, key=lambda row: runtimes.index(row.runtime))),
         evaluation.agreement,
-        bundle.graph_hashes(),
+        bundle.variant_hashes(),
         tuple(dict.fromkeys(evaluation.warnings)),
         exact=not find_precision(bundle.manifest.precision).quantizes,
     )

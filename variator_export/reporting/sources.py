@@ -42,7 +42,7 @@ class Sources:
         self.variants = sorted(manifest.variants, key=lambda v: (v.ratio, v.name))
         self.graphs = bundle.graph_hashes()
         self.benchmark = stored_benchmark(bundle)
-        self.qualities = quality_of_graphs(bundle.path, self.graphs, manifest.baseline.name)
+        self.qualities = quality_of_graphs(bundle.path, bundle.variant_hashes(), manifest.baseline.name)
         self.verified = self._of_now(VERIFICATION_REPORT)
         others = [name for name in TARGETS.names() if name != GRAPHS]
         engines = {target: self._of_now(engine_verification_report(target)) for target in others}

@@ -130,8 +130,7 @@ def read_variants(
         UserError: The evaluation lacks a variant or the metric, or there is none.
     """
     variants = bundle.manifest.variants
-    graphs = {v.name: bundle.manifest.files[v.graph].sha256 for v in variants}
-    qualities = quality_of_graphs(bundle.path, graphs, bundle.manifest.baseline.name)
+    qualities = quality_of_graphs(bundle.path, bundle.variant_hashes(), bundle.manifest.baseline.name)
     found: dict[str, float] = {}
     metrics = set()
     for quality in qualities:

@@ -16,6 +16,7 @@ from variator_export.bundle.engine_records import (
     records_document,
 )
 from variator_export.bundle.manifest import LEAST_SHARE, Manifest, Variant
+from variator_export.bundle.parts import plugin_part
 from variator_export.bundle.reports import VERIFICATION_REPORT, engine_verification_report, store_report
 from variator_export.core.environment import (
     install_command,
@@ -34,6 +35,7 @@ from variator_export.sessions import Bundle
 from variator_export.verification.checks import CheckedVariant, LeftOut, check_variant
 from variator_export.verification.consistency import check_steps
 from variator_export.verification.eager_bundle import EagerBundle
+from variator_export.verification.generation.bundle_decoder import verify_decoder
 from variator_export.verification.judging.error_budget import quantization_share
 from variator_export.verification.judging.judge import QUANTIZATION_UNIT, Finding
 from variator_export.verification.reference import EAGER, load_reference
@@ -165,16 +167,18 @@ class Verification:
 
         Args:
             gpu: The GPU that the engines ran on.
-            manifest: The bundle's manifest. An engine that runs every variant passes only after each of them
-                has passed.
+            manifest: The bundle's manifest. An engine that takes plugins as inputs passes only after each
+                variant has passed; the decoder of all variants, after one.
         """
         records = []
-        variants = {entry.engine: entry.variant for entry in manifest.engines}
+        entries = {entry.engine: entry for entry in manifest.engines}
+        part = plugin_part(manifest.backbone.parts)
         for engine, sha256 in self.graphs.items():
             own = [f for found in self.findings.values() for f in found if f.question.graph == engine]
-            variant = variants[engine]
+            entry, variant = entries[engine], entries[engine].variant
             passed = all(finding.passed for finding in own) and variant not in self.imprecise
-            if passed and variant == ANY_RATIO and len(self.findings) < len(manifest.variants):
+            takes_plugins = variant == ANY_RATIO and entry.part == part
+            if passed and takes_plugins and len(self.findings) < len(manifest.variants):
                 continue
             precision = self.precisions.get(variant)
             worst = max(own, key=lambda finding: finding.severity)
@@ -313,9 +317,11 @@ def verify(
             more, lost = eager.quantization(variant, runs.graph_inputs(variant), progress)
             findings[variant.name] += tuple(more)
             losses[variant.name] = tuple(lost)
-    if eager is not None and manifest.backbone.generates:
-        for variant in chosen:
-            findings[variant.name] += tuple(eager.generation(variant, runs, progress))
+    left_out = {name: tuple(left) for name, (_, left) in looked_at.items()}
+    for variant in chosen if manifest.backbone.generates else ():
+        more, missing = verify_decoder(opened, variant, runs, eager, progress)
+        findings[variant.name] += tuple(more)
+        left_out[variant.name] += tuple(missing)
     bisections: list[Bisection] = []
     if reproduction is not None and eager is not None:
         for variant in chosen:
@@ -334,7 +340,7 @@ def verify(
         precisions={name: found for name, found in precisions.items() if found is not None},
         versions=versions(*("variator-export", "torch", "transformers"), *distributions()),
         bisections=tuple(bisections),
-        left_out={name: tuple(left) for name, (_, left) in looked_at.items() if left},
+        left_out={name: left for name, left in left_out.items() if left},
         profile_shapes="none" if eager is None else profiles,
         losses=losses,
     )

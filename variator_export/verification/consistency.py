@@ -12,6 +12,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, Variant, rebuild_hint
 from variator_export.core.errors import NumbersDisagreeError
 from variator_export.core.hashing import sha256_file
+from variator_export.core.parts import DECODER
 from variator_export.model.plugin_file import load_plugin_config
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 
@@ -73,6 +74,9 @@ def _records_of(
     yield variant.graph, _sha256(bundle, variant.graph), verified.get("graph")
     yield manifest.any_ratio_graph, _sha256(bundle, manifest.any_ratio_graph), verified.get("any_ratio")
     yield BACKBONE_WEIGHTS, _sha256(bundle, BACKBONE_WEIGHTS), verified.get("weights")
+    if manifest.backbone.generates:
+        decoder, generated = manifest.any_ratio[DECODER], manifest.steps.get(f"generate/{variant.name}", {})
+        yield decoder, _sha256(bundle, decoder), generated.get("decoder")
     plugin = variant.plugin
     if plugin is None:
         yield f"the ratio of {variant.name}", variant.ratio, 1

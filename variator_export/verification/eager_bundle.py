@@ -15,13 +15,14 @@ from variator_export.core.environment import require_export
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
+from variator_export.generation.search import StepDecoder
 from variator_export.model.plugin_file import load_variant_plugin
 from variator_export.model.source import is_plain_folder, resolve_source
 from variator_export.sessions import Bundle
 from variator_export.verification.cases import REAL_TEXT, Case, make_cases
 from variator_export.verification.consistency import check_backbone
 from variator_export.verification.generation.checks import FORCED
-from variator_export.verification.generation.decoder import run_of_bundle
+from variator_export.verification.generation.decoder import DecoderRun, run_of_bundle
 from variator_export.verification.judging.error_budget import quantization_share
 from variator_export.verification.judging.judge import REFERENCE, Finding
 from variator_export.verification.reference import Expected, eager_reference
@@ -31,13 +32,14 @@ from variator_export.verification.stored_recipe import recipe_of
 if TYPE_CHECKING:
     from variator_export.model.backbone import Backbone
     from variator_export.verification.bisection.bisect import Bisection, DecoderCase
+    from variator_export.verification.generation.checks import GeneratingVariant, GenerationFindings
     from variator_export.verification.quantized.losses import QuantizationLoss
 
 
 # Number of shapes that `verify` draws for a seed.
 _DRAWN = 12
-# Tokens in the cache of the decoder that is bisected.
-_STEPS_BEFORE = 3
+# The checks that compare numbers with eager PyTorch.
+_OF_NUMBERS = (REFERENCE, FORCED)
 
 
 def backbone_of_bundle(bundle: BundleFiles) -> str:
@@ -185,36 +187,36 @@ class EagerBundle:
         with progress.bar(f"rounding {variant.name}", len(graphs)) as advance:
             return check_quantization(subject, self._cases(variant), advance)
 
-    def generation(self, variant: Variant, runs: Runs, progress: Progress) -> list[Finding]:
+    def generation(
+        self, variant: Variant, decoder: DecoderRun[StepDecoder], progress: Progress
+    ) -> "GenerationFindings":
         """Check the decoder with a variant's encoder: scores along given tokens, and greedy search."""
+        from variator_export.verification.generation.checks import check_generation, generation_cases
+
+        # A graph takes every shape; an engine is checked at those that it was built for.
+        shapes = self._shapes if decoder.supports is not None else ()
+        cases = generation_cases(self._cases(variant), shapes)
+        with progress.bar(f"generate {variant.name}", 1) as advance:
+            found = check_generation(self._generating(variant, decoder), cases, self._seed or 0)
+            advance()
+        return found
+
+    def _generating(self, variant: Variant, decoder: DecoderRun[StepDecoder]) -> "GeneratingVariant":
         from variator_export.engines.eager import EagerModel
         from variator_export.generation.settings import read_settings
-        from variator_export.verification.generation.checks import (
-            GeneratingVariant,
-            check_generation,
-            generation_cases,
-        )
+        from variator_export.verification.generation.checks import GeneratingVariant
 
-        bundle, precision = self._bundle, self._bundle.manifest.precision
-        size, decoder = bundle.manifest.backbone.decoder_size, runs.decoder(variant)
+        bundle, size = self._bundle, self._bundle.manifest.backbone.decoder_size
         assert size is not None
-        subject = GeneratingVariant(
+        return GeneratingVariant(
             decoder=decoder,
             ratio=variant.ratio,
             vocab_size=size.vocab_size,
             settings=read_settings(bundle.path),
             exact=EagerModel.of_variant(self._exact, bundle, variant),
             same_precision=EagerModel.of_variant(self._backbone, bundle, variant),
-            precision=precision,
+            precision=bundle.manifest.precision,
         )
-        with progress.bar(f"generate {variant.name}", 1) as advance:
-            findings, _ = check_generation(subject, generation_cases(self._cases(variant)), self._seed or 0)
-            advance()
-        if not findings:
-            progress.note(
-                f"{decoder.file} was not checked with {variant.name}: its profiles take none of the cases."
-            )
-        return findings
 
     def bisect(
         self, variant: Variant, findings: Sequence[Finding], runs: Runs, folder: Path, progress: Progress
@@ -243,13 +245,14 @@ class EagerBundle:
             if all(finding.passed for finding in of_file):
                 continue
             failed: Case | DecoderCase = _case_to_bisect(of_file, cases, variant.ratio)
-            checks = (REFERENCE, FORCED)
-            outputs = [f for f in of_file if f.question.case == failed.name and f.question.check in checks]
+            outputs = [
+                f for f in of_file if f.question.case == failed.name and f.question.check in _OF_NUMBERS
+            ]
             doing = "bisected"
             try:
                 is_decoder = any(f.question.check == FORCED for f in of_file)
                 exact, rounded = decoder if is_decoder else whole
-                case = self._decoder_case(variant, cases[failed.name]) if is_decoder else failed
+                case = self._decoder_case(variant, cases[failed.name], runs) if is_decoder else failed
                 target = runs.bisect_target(variant, file, progress)
                 result = bisect(target, exact, rounded, case, outputs, self._bundle.manifest.precision)
                 found.append(result)
@@ -264,17 +267,16 @@ class EagerBundle:
                 progress.note(f"{file} could not be {doing}: {words}")
         return found
 
-    def _decoder_case(self, variant: Variant, case: Case) -> "DecoderCase":
-        """The inputs of a step of the decoder, after as many as make a cache, as its graph gets them."""
+    def _decoder_case(self, variant: Variant, case: Case, runs: Runs) -> "DecoderCase":
+        """The inputs of the decoder at the step that is furthest off, as the graphs get them."""
         from variator_export.verification.bisection.bisect import DecoderCase
+        from variator_export.verification.generation.checks import worst_step
 
-        size = self._bundle.manifest.backbone.decoder_size
-        assert size is not None
-        call = run_of_bundle(self._bundle, variant).start(case.inputs)
-        steps = np.random.default_rng(0).integers(0, size.vocab_size, (_STEPS_BEFORE + 1, case.shape[0]))
-        for tokens in steps[:-1]:
-            call.step(tokens)
-        return DecoderCase(case.name, call.inputs(steps[-1]))
+        tokens = worst_step(self._generating(variant, runs.decoder(variant)), case)
+        call = run_of_bundle(self._bundle, variant).start(case.inputs, 1)
+        for step in tokens.T[:-1]:
+            call.step(step)
+        return DecoderCase(f"{case.name}, token {tokens.shape[1]}", call.inputs(tokens[:, -1]))
 
     def _cases(self, variant: Variant) -> list[Case]:
         manifest, recipe = self._bundle.manifest, recipe_of(self._bundle)
@@ -300,7 +302,7 @@ def _case_to_bisect(findings: Sequence[Finding], cases: Mapping[str, Case], rati
     fails at its windows and not at its padding.
     """
     failed = [finding for finding in findings if not finding.passed]
-    wrong = [finding for finding in failed if finding.question.check == REFERENCE] or failed
+    wrong = [finding for finding in failed if finding.question.check in _OF_NUMBERS] or failed
     # A finding on all cases has no case of its own.
     names = [f.question.case for f in wrong if f.question.case in cases] or [REAL_TEXT]
     chosen = [cases[name] for name in names]

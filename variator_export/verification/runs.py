@@ -151,7 +151,10 @@ class TargetGraphs:
         """Return the decoder's graph with the encoder's, in a session of the target."""
         session = self._target.open(self._bundle, variant.name, SessionOptions())
         assert isinstance(session, TextSession)
-        return DecoderRun(self._bundle.manifest.any_ratio[DECODER], session.start)
+        start = functools.partial(session.start, ratio=variant.name)
+        return DecoderRun(
+            self._bundle.manifest.any_ratio[DECODER], lambda inputs, copies: start(inputs, copies=copies)
+        )
 
     def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
         """Return no inputs for the variant's own graph."""
@@ -272,15 +275,16 @@ class Engines:
         options = SessionOptions(allow_unverified=True, trust_host_code=self._trust_host_code)
         session = self._target.open_decoder(self._bundle, self._sessions[file], options)
 
-        def supports_shape(batch_size: int, length: int) -> bool:
-            return self.supports_shape(file, batch_size, length) and session.supports(batch_size, length)
+        def supports(batch_size: int, length: int, copies: int, new_tokens: int) -> bool:
+            rows = batch_size * copies
+            return self.supports_shape(file, batch_size, length) and session.supports(
+                rows, length, new_tokens
+            )
 
-        return DecoderRun(
-            entry.engine,
-            lambda inputs: session.start(inputs, variant.name),
-            session.most_new_tokens,
-            supports_shape,
-        )
+        def start(inputs: Arrays, copies: int) -> StepDecoder:
+            return session.start(inputs, variant.name, copies)
+
+        return DecoderRun(entry.engine, start, supports)
 
     def graph_inputs(self, _variant: Variant) -> dict[str, dict[str, np.ndarray]]:
         """Return nothing: engines are no graphs."""
@@ -316,7 +320,7 @@ class Engines:
         rebuilder = self._target.debug_engines(bundle, entry, sidecar, extra)
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
-            with PhaseBars(progress, f"bisect {entry.variant}") as bars:
+            with PhaseBars(progress, f"bisect {file}") as bars:
                 return rebuilder.open(model, inputs, bars.tell)
 
         script = self._target.reproduction(sidecar)

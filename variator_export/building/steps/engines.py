@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -141,6 +141,7 @@ def make_engines(
         for platform in find_engine_target(target).platforms(order.options)
         for plan in _plan(staged, sources, order, target, platform, versions[target])
     ]
+    planned = [_as_before(staged, sources, order, plan) for plan in planned]
     names = {plan.step for plan in planned}
     entries = [] if staged.old is None else list(staged.old.manifest.engines)
     kept = [e for e in entries if engine_step(e) not in names and _keep(staged, sources, e)]
@@ -215,6 +216,21 @@ def _plan(
         yield planned(ANY_RATIO, part, graph, None, profiles)
 
 
+def _as_before(staged: StagedBundle, sources: EngineSources, order: EngineOrder, plan: _Planned) -> _Planned:
+    """Keep an engine that all variants share when only some were asked for, if it was requested like this.
+
+    A newer version of this package would otherwise replace it, and with it the record of its verification,
+    without which no variant runs.
+    """
+    if staged.old is None or order.only is None or plan.entry.part not in sources.shared:
+        return plan
+    before = staged.old.manifest.steps.get(plan.step, {})
+    same = ("request", "version", *_sources(staged, sources.shared[plan.entry.part], None))
+    if any(before.get(name) != plan.depends_on[name] for name in same):
+        return plan
+    return replace(plan, depends_on=before)
+
+
 def _tensors(variant: Variant) -> str | None:
     """Return the file of tensors that a variant adds, or None if it adds none."""
     names = method_of(variant).tensors
@@ -243,7 +259,9 @@ def _keep(staged: StagedBundle, sources: EngineSources, entry: EngineEntry) -> b
     variant = variants.get(entry.variant)
     if variant is None and entry.variant != ANY_RATIO:
         return False  # the variant no longer exists
-    graph = (variant.graphs if variant else sources.any_ratio)[entry.part]
+    graph = (variant.graphs if variant else sources.any_ratio).get(entry.part)
+    if graph is None:
+        return False  # the model has other parts now
     # Only the files are compared: the engine may come from another machine, and its TensorRT version need
     # not be installed here.
     now = {**before, **_sources(staged, graph, _tensors(variant) if variant else None)}
@@ -269,7 +287,7 @@ def _builders(
     if jobs == 1:
 
         def build_now(plan: _Planned) -> tuple[bytes, float]:
-            with PhaseBars(staged.progress, f"{plan.entry.target} {plan.entry.variant}") as bars:
+            with PhaseBars(staged.progress, f"{plan.entry.target} {plan.request.what}") as bars:
                 return build(plan, bars)
 
         yield build_now
@@ -315,13 +333,16 @@ def _plan_proof(
     from variator_export.graph.macs import macs_by_node
 
     graph = staged.current(graphs[entry.part])
-    macs = macs_by_node(graph, variant.precision_proof.float32_modules, variant.ratio)
+    float32 = set(variant.precision_proof.float32_modules)
+    if entry.part != sources.part:  # the proof names modules of the part with plugins; others are like them
+        float32 = {name.rpartition(".")[2] for name in float32}
+    macs = macs_by_node(graph, float32, variant.ratio)
     found = precision_in_engine(products, macs, entry.precision)
     if found is None:
         return None
     if found.other > 1 - LEAST_SHARE:
         raise NumbersDisagreeError(
-            f"{entry.target} computes {found.other:.0%} of the products of {entry.variant} in another type "
+            f"{entry.target} computes {found.other:.0%} of the products of {entry.engine} in another type "
             f"than {entry.precision}.",
             "This is a fault of the builder or of the graph: please report it with the recipe.",
         )

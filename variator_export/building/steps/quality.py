@@ -1,7 +1,7 @@
 """The quality of every ratio on the recipe's data, before a bundle is published."""
 
 from variator_export.building.context import BuildContext
-from variator_export.bundle.manifest import Manifest
+from variator_export.bundle.manifest import BACKBONE_WEIGHTS, Manifest
 from variator_export.bundle.reports import QUALITY_REPORT
 from variator_export.core.environment import require, require_onnxruntime, versions
 from variator_export.core.errors import NumbersDisagreeError
@@ -18,7 +18,17 @@ from variator_export.quality.evaluation import (
 from variator_export.quality.tasks.base import EvaluatedModel
 from variator_export.sessions import Bundle
 
-_MADE_BY = ("quality", "engines/onnxruntime", "engines/eager.py", "generation", "text", "data")
+_MADE_BY = (
+    "quality",
+    "engines/onnxruntime",
+    "engines/eager.py",
+    "engines/decoder.py",
+    "engines/text_session.py",
+    "model/decoding.py",
+    "generation",
+    "text",
+    "data",
+)
 
 
 def read_request(context: BuildContext) -> Request | None:
@@ -74,7 +84,13 @@ def check_quality(context: BuildContext, manifest: Manifest, request: Request) -
         staged.progress.note(_in_words(found))
 
     depends_on = {
-        "graphs": {v.name: staged.sha256(graph) for v in manifest.variants for graph in v.graphs.values()},
+        # Graphs refer to weights and plugins by the names of their files, so theirs alone say little.
+        "computes": {
+            name: staged.sha256(name)
+            for variant in manifest.variants
+            for name in (*variant.graphs.values(), *variant.plugin_files)
+        },
+        "weights": staged.sha256(BACKBONE_WEIGHTS),
         "data": request.examples.sha256,
         "quality": recipe.model_dump(mode="json", exclude={"data"}),
         "onnxruntime": versions(require_onnxruntime()),

@@ -172,20 +172,20 @@ def _verify(context: BuildContext, plan: VariantPlan) -> None:
         same_precision=context.eager(plan),
         precision=recipe.precision,
     )
-    findings, partings = check_generation(subject, generation_cases(cases), recipe.verify.seed)
-    refuse_failures(findings, plan.name, plan.ratio)
+    found = check_generation(subject, generation_cases(cases), recipe.verify.seed)
+    refuse_failures(found.findings, plan.name, plan.ratio)
     write_json(
         folder / build_verification_report(f"{plan.name}_{DECODER}"),
         {
             "variant": plan.name,
             "precision": recipe.precision,
             "ran": how_it_runs(recipe.precision),
-            "findings": [finding.as_dict() for finding in findings],
-            "partings": [parting.as_dict() for parting in partings],
+            "findings": [finding.as_dict() for finding in found.findings],
+            "partings": [parting.as_dict() for parting in found.partings],
         },
     )
-    if partings:
+    if found.partings:
         context.staged.progress.note(
-            f"{plan.name}: {len(partings)} generated texts part from eager PyTorch's at two tokens whose "
-            "scores are equal within rounding."
+            f"{plan.name}: {len(found.partings)} generated texts part from eager PyTorch's at two tokens "
+            "whose scores are equal within rounding."
         )

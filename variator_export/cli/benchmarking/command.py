@@ -143,7 +143,7 @@ def bench_command(
     if entry.generates:
         if profile or allow_unverified or trust_host_code:
             raise UsageError(
-                f"{bundle} generates text: it has neither a profile nor engines.",
+                f"{bundle} generates text: bench does not profile it, and does not time its engines yet.",
                 "Leave out --profile, --allow-unverified and --trust-host-code.",
             )
         requests = request_shapes(entry, shapes, new_tokens or (), num_beams or ())

@@ -53,12 +53,13 @@ def run_bench(
     """Time the bundle, with the options of the command.
 
     Raises:
-        UsageError: A runtime does not generate text.
+        UsageError: A runtime is not one for models that generate text.
     """
     for name in runtimes or ():
         if name not in TEXT_RUNTIMES:
             raise UsageError(
-                f"The runtime {name} does not generate text.", f"Choose from {', '.join(TEXT_RUNTIMES)}."
+                f"bench does not time models that generate text on {name}.",
+                f"Choose from {', '.join(TEXT_RUNTIMES)}.",
             )
     with ConsoleProgress(printer) as progress:
         return bench_text(

@@ -271,11 +271,6 @@ class IoBindingRunner:
         """The shapes that a graph takes, in words."""
         return "every shape"
 
-    @property
-    def most_new_tokens(self) -> None:
-        """None: a graph takes any number of tokens."""
-        return None
-
     def download(self, value: Any) -> np.ndarray:
         """A value on the device as an array."""
         return np.asarray(value.numpy())

@@ -18,7 +18,7 @@ from variator_export.engines.base import Arrays, check_inputs
 from variator_export.engines.request import Profile, request_of
 from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.builder_process import build_engine
-from variator_export.engines.tensorrt.device import CudaDevice, Device
+from variator_export.engines.tensorrt.device import CudaDevice, Device, numpy_type
 from variator_export.engines.tensorrt.execution import EngineContexts, choose_profile
 from variator_export.engines.tensorrt.plan import OpenPlan
 
@@ -65,7 +65,10 @@ class Rebuilder:
         Raises:
             UserError: The engine cannot be built or opened.
         """
-        if self._entry.part != DECODER:
+        if self._entry.part == DECODER:  # given by `verify`, perhaps in a wider type
+            types = {t.name: numpy_type(t.dtype) for t in self._backbone.parts[DECODER].inputs}
+            inputs = {name: array.astype(types[name]) for name, array in inputs.items()}
+        else:
             inputs = check_inputs(inputs, self._backbone.part, self._backbone.max_length)
         arrays = {**inputs, **self._constant}
         shapes = {name: array.shape for name, array in arrays.items()}

@@ -80,8 +80,3 @@ class DecoderEngine:
     def limits(self) -> str:
         """The engine's profiles, in words."""
         return "; ".join(map(str, self._profiles))
-
-    @property
-    def most_new_tokens(self) -> int:
-        """The most tokens of a row that one of the engine's profiles covers."""
-        return max(profile.new_tokens[2] for profile in self._profiles if profile.new_tokens is not None)

@@ -127,7 +127,7 @@ class CudaDevice:
 
     def empty(self, shape: Sequence[int], dtype: str) -> CudaTensor:
         """Allocate memory for an output."""
-        return self._allocate(shape, _numpy_type(dtype))
+        return self._allocate(shape, numpy_type(dtype))
 
     def download(self, tensor: CudaTensor) -> np.ndarray:
         """Wait for the stream and copy to the host."""
@@ -229,9 +229,10 @@ class CudaDevice:
         return f"{text.decode()} ({error.name})"
 
 
-def _numpy_type(name: str) -> np.dtype[Any]:
+def numpy_type(name: str) -> np.dtype[Any]:
+    """The numpy type of a name; for bfloat16 the type of ml_dtypes."""
     if name != "bfloat16":
         return np.dtype(name)
-    import ml_dtypes  # imported late: only values inside a graph are bfloat16, outputs are float32
+    import ml_dtypes  # imported late: only keys, values and what is inside a graph are bfloat16
 
     return np.dtype(ml_dtypes.bfloat16)

@@ -110,7 +110,7 @@ def open_engine(
             raise UserError(
                 f"{entry.target} cannot put the bundle's weights into {path}. In its own words:\n  {wrong}",
                 f"Compile it with its weights: variator-export compile {bundle.path} --target "
-                f"{entry.target} --variant {entry.variant} --with-weights",
+                f"{entry.target} --with-weights",
             )
     return plan
 
@@ -131,7 +131,6 @@ def _graph_of_weights(
             raise UserError(
                 f"{bundle.path / entry.engine} has no weights in it, and {name} is not the one that it "
                 "was built with.",
-                f"Compile it again: variator-export compile {bundle.path} --target {entry.target} "
-                f"--variant {entry.variant}",
+                f"Compile it again: variator-export compile {bundle.path} --target {entry.target}",
             )
     return bundle.graph(graph)

@@ -3,20 +3,21 @@
 The decoder's graph runs token by token with its cache; eager PyTorch runs all tokens at once, without one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 from variator_export.generation.search import StepDecoder, generate
 from variator_export.generation.settings import GenerationSettings
 from variator_export.verification.cases import REAL_TEXT, Case
 from variator_export.verification.generation.decoder import LOGITS, DecoderRun
-from variator_export.verification.judging.compare import deviation
-from variator_export.verification.judging.error_budget import MULTIPLE, make_budgets
-from variator_export.verification.judging.judge import Finding, Question, judge
+from variator_export.verification.judging.compare import Deviation, deviation
+from variator_export.verification.judging.error_budget import MULTIPLE, Budget, make_budgets
+from variator_export.verification.judging.judge import Finding, Question, failure, judge
 
 if TYPE_CHECKING:
     from variator_export.engines.eager import EagerModel
@@ -26,6 +27,7 @@ _CASES = (REAL_TEXT, "a mask with holes", "padding on the left")
 FORCED = "agrees along given tokens"
 ALONE = "a row alone, with less padding"
 GREEDY = "generates the tokens of eager PyTorch"
+MASK = "attention_mask"
 _TOKENS = 9
 _GENERATED = 16
 
@@ -85,73 +87,158 @@ class GeneratingVariant:
     precision: str
 
 
-def generation_cases(cases: Sequence[Case]) -> list[Case]:
-    """The cases that generation is checked on."""
-    return [case for case in cases if case.name in _CASES]
+def generation_cases(cases: Sequence[Case], shapes: Collection[tuple[int, int]] = ()) -> list[Case]:
+    """The cases that generation is checked on: a few, and those of shapes that an engine is built for."""
+    return [case for case in cases if case.name in _CASES or case.shape in shapes]
 
 
-def check_generation(
-    variant: GeneratingVariant, cases: Sequence[Case], seed: int = 0
-) -> tuple[list[Finding], list[Parting]]:
+@dataclass(frozen=True)
+class GenerationFindings:
+    """The result of the checks of a variant's generation.
+
+    Attributes:
+        findings: The findings.
+        partings: The rows of greedy search that part from eager PyTorch's. They may part at two tokens whose
+            scores are equal within rounding.
+        left_out: Cases that the decoder does not take, by check.
+    """
+
+    findings: list[Finding]
+    partings: list[Parting]
+    left_out: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class _Along:
+    """A case along random tokens.
+
+    Attributes:
+        case: The case.
+        tokens: int64 (B, T).
+        copies: Rows of the decoder for each row of the case.
+        exact: Eager PyTorch's scores in float64, (B, T, V).
+        deviation: What they lose in the precision of the graphs.
+    """
+
+    case: Case
+    tokens: np.ndarray
+    copies: int
+    exact: np.ndarray
+    deviation: Deviation
+
+
+def check_generation(variant: GeneratingVariant, cases: Sequence[Case], seed: int = 0) -> GenerationFindings:
     """Compare the scores along random tokens, and the tokens of greedy search, with eager PyTorch.
+
+    Cases of an engine's shapes run along a few tokens, with as many rows as its decoder takes; the others
+    along all tokens that it takes, also one row alone, and in greedy search.
 
     Args:
         variant: The variant.
         cases: Cases whose rows have at least one token each.
         seed: Seed of the random tokens.
-
-    Returns:
-        Three findings for each case that the decoder takes, and the rows of greedy search that part from
-        eager PyTorch's. Rows may part at two tokens whose scores are equal within rounding.
     """
-    rng = np.random.default_rng(seed)
-    wanted, deviations, found, alone = [], [], [], []
-    cases = [case for case in cases if variant.decoder.supports_shape(*case.shape)]
-    if not cases:
-        return [], []
+    decoder, rng = variant.decoder, np.random.default_rng(seed)
+    result = GenerationFindings([], [], {})
+    taken = []
     for case in cases:
-        # An engine may fail at one length only, so it takes as many tokens as it can.
-        count = variant.decoder.most_new_tokens or _TOKENS
-        tokens = rng.integers(0, variant.vocab_size, (case.shape[0], count))
-        tokens[:, 0] = variant.settings.decoder_start_token_id
+        if (most := decoder.most_new_tokens(case.shape, _TOKENS)) == 0:
+            for check in _checks(case):
+                result.left_out.setdefault(check, []).append(case.name)
+            continue
+        is_small = case.name in _CASES
+        tokens = _random_tokens(variant, case, most if is_small else min(most, _TOKENS), rng)
         exact = variant.exact.scores(case.inputs, tokens)
         rounded = variant.same_precision.scores(case.inputs, tokens)
-        wanted.append(exact)
-        deviations.append({LOGITS: deviation(rounded, exact)})
-        found.append(_scores(variant, case.inputs, tokens))
-        row, inputs = _shortest_row(case, variant.ratio)
-        if variant.decoder.supports_shape(*inputs["attention_mask"].shape):
-            alone.append((len(found) - 1, row, _scores(variant, inputs, tokens[row : row + 1])))
-    budgets = [of_case[LOGITS] for of_case in make_budgets(deviations, variant.precision)]
-    findings = [
-        judge(Question(variant.decoder.file, FORCED, case.name, case.shape, LOGITS), scores, exact, budget)
-        for case, scores, exact, budget in zip(cases, found, wanted, budgets, strict=True)
-    ]
-    for index, row, scores in alone:
-        question = Question(variant.decoder.file, ALONE, cases[index].name, cases[index].shape, LOGITS)
-        findings.append(judge(question, scores, wanted[index][row : row + 1], budgets[index]))
-    scale = max(of_case[LOGITS].scale for of_case in deviations)
+        copies = 1 if is_small else decoder.most_copies(case.shape, tokens.shape[1])
+        taken.append(_Along(case, tokens, copies, exact, deviation(rounded, exact)))
+    if not taken:
+        return result
+    budgets = [b[LOGITS] for b in make_budgets([{LOGITS: t.deviation} for t in taken], variant.precision)]
+    scale = max(along.deviation.scale for along in taken)
     # Each of two scores may be off by the limit of one.
     tie = 2 * MULTIPLE * scale * max(budget.max_abs for budget in budgets)
-    partings: list[Parting] = []
-    for case, budget in zip(cases, budgets, strict=True):
+    for along, budget in zip(taken, budgets, strict=True):
+        finding = _judge_along(variant, along, budget)
+        result.findings.append(finding)
+        if along.case.name not in _CASES:
+            continue
+        row, inputs = _shortest_row(along.case, variant.ratio)
+        if decoder.most_new_tokens(inputs[MASK].shape, along.tokens.shape[1]) < along.tokens.shape[1]:
+            result.left_out.setdefault(ALONE, []).append(along.case.name)
+        else:
+            alone = _Along(
+                along.case, along.tokens[row : row + 1], 1, along.exact[row : row + 1], along.deviation
+            )
+            result.findings.append(_judge_along(variant, alone, budget, ALONE, inputs))
+        if finding.deviation is not None and finding.deviation.finite:  # else there is nothing to search
+            result.findings.append(_judge_greedy(variant, along.case, budget, tie, result.partings))
+    return result
+
+
+def _checks(case: Case) -> tuple[str, ...]:
+    return (FORCED, ALONE, GREEDY) if case.name in _CASES else (FORCED,)
+
+
+def _random_tokens(
+    variant: GeneratingVariant, case: Case, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    tokens = rng.integers(0, variant.vocab_size, (case.shape[0], count))
+    tokens[:, 0] = variant.settings.decoder_start_token_id
+    return tokens
+
+
+def _judge_along(
+    variant: GeneratingVariant,
+    along: _Along,
+    budget: Budget,
+    check: str = FORCED,
+    inputs: Arrays | None = None,
+) -> Finding:
+    case, copies = along.case, along.copies
+    question = Question(variant.decoder.file, check, case.name, case.shape, LOGITS)
+    try:
+        scores = _scores(variant, inputs or case.inputs, np.repeat(along.tokens, copies, axis=0), copies)
+    except UserError as error:
+        return failure(question, budget, error.message)
+    return judge(question, scores, np.repeat(along.exact, copies, axis=0), budget)
+
+
+def _judge_greedy(
+    variant: GeneratingVariant, case: Case, budget: Budget, tie: float, partings: list[Parting]
+) -> Finding:
+    question = Question(variant.decoder.file, GREEDY, case.name, case.shape, LOGITS)
+    try:
         own = _partings(variant, case, tie)
-        used = max((MULTIPLE * abs(parting.gap) / tie for parting in own), default=0.0)
-        question = Question(variant.decoder.file, GREEDY, case.name, case.shape, LOGITS)
-        findings.append(Finding(question, budget, None, used))
-        partings += own
-    return findings, partings
+    except UserError as error:
+        return failure(question, budget, error.message)
+    partings += own
+    return Finding(question, budget, None, max((MULTIPLE * abs(p.gap) / tie for p in own), default=0.0))
 
 
-def _scores(variant: GeneratingVariant, inputs: Mapping[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
-    """Scores along tokens (B, T), step by step with the cache, (B, T, V)."""
-    call = variant.decoder.start(dict(inputs))
+def worst_step(variant: GeneratingVariant, case: Case, seed: int = 0) -> np.ndarray:
+    """Tokens up to the step at which a decoder is furthest from eager PyTorch, int64 (B, T), T at least 2."""
+    most = variant.decoder.most_new_tokens(case.shape, _TOKENS)
+    tokens = _random_tokens(variant, case, max(most, 2), np.random.default_rng(seed))
+    try:
+        found = _scores(variant, case.inputs, tokens[:, :most])
+    except UserError:
+        return tokens[:, :2]
+    error = np.abs(found - variant.exact.scores(case.inputs, tokens[:, :most])).max(axis=(0, 2))
+    return tokens[:, : max(2, 1 + int(np.argmax(np.nan_to_num(error, nan=np.inf))))]
+
+
+def _scores(
+    variant: GeneratingVariant, inputs: Mapping[str, np.ndarray], tokens: np.ndarray, copies: int = 1
+) -> np.ndarray:
+    """Scores along tokens (rows, T), step by step with the cache, (rows, T, V)."""
+    call = variant.decoder.start(dict(inputs), copies)
     return np.stack([call.step(step) for step in tokens.T], axis=1)
 
 
 def _shortest_row(case: Case, ratio: int) -> tuple[int, Arrays]:
     """The row with the fewest tokens, without the windows that hold only padding on its right."""
-    mask = case.inputs["attention_mask"]
+    mask = case.inputs[MASK]
     ends = mask.shape[1] - np.argmax(mask[:, ::-1] > 0, axis=1)
     row = int(np.argmin(ends))
     length = min(-(-int(ends[row]) // ratio) * ratio, mask.shape[1])
@@ -159,15 +246,15 @@ def _shortest_row(case: Case, ratio: int) -> tuple[int, Arrays]:
 
 
 def _partings(variant: GeneratingVariant, case: Case, tie: float) -> list[Parting]:
-    count = min(_GENERATED, variant.decoder.most_new_tokens or _GENERATED)
+    count = min(_GENERATED, variant.decoder.most_new_tokens(case.shape, _GENERATED))
     settings = variant.settings.model_copy(
         update={
             **{"num_beams": 1, "num_return_sequences": 1, "do_sample": False},
             **{"max_new_tokens": count, "min_new_tokens": 0},
         }
     )
-    mask = case.inputs["attention_mask"]
-    call = variant.decoder.start(dict(case.inputs))
+    mask = case.inputs[MASK]
+    call = variant.decoder.start(dict(case.inputs), 1)
     sources = [row[kept > 0] for row, kept in zip(case.inputs["input_ids"], mask, strict=True)]
     found = generate(call, sources, settings).tokens
     expected = variant.same_precision.generate(

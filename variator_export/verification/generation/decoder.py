@@ -25,15 +25,43 @@ class DecoderRun(Generic[D_co]):
 
     Attributes:
         file: The file of the decoder's graph or engine.
-        start: Runs the encoder on inputs, and starts a call of the decoder.
-        most_new_tokens: The most tokens of a row that an engine takes. None for a graph.
-        supports_shape: Whether encoder and decoder take a batch size and a length.
+        start: Runs the encoder on inputs, and starts a call of the decoder with so many rows for each.
+        supports: Whether the encoder takes a batch size and a length, and the decoder so many rows for each
+            row of the batch and so many new tokens. None for graphs, which take everything.
     """
 
     file: str
-    start: Callable[[Arrays], D_co]
-    most_new_tokens: int | None = None
-    supports_shape: Callable[[int, int], bool] = lambda _batch_size, _length: True
+    start: Callable[[Arrays, int], D_co]
+    supports: Callable[[int, int, int, int], bool] | None = None
+
+    def most_new_tokens(self, shape: tuple[int, int], usual: int) -> int:
+        """The tokens to check at a shape: of an engine, which may fail at one length only, all that it takes.
+
+        Args:
+            shape: Batch size and length.
+            usual: The number for a graph.
+
+        Returns:
+            0 if the shape is not supported.
+        """
+        if (supports := self.supports) is None:
+            return usual
+        return _largest(lambda count: supports(*shape, 1, count))
+
+    def most_copies(self, shape: tuple[int, int], new_tokens: int) -> int:
+        """The most rows of the decoder for each row of the batch, with so many new tokens; 1 for a graph."""
+        if (supports := self.supports) is None:
+            return 1
+        return _largest(lambda count: supports(*shape, count, new_tokens))
+
+
+def _largest(holds: Callable[[int], bool]) -> int:
+    """The largest number up to 4096 for which something holds, which holds for all smaller ones then."""
+    low, high = 0, 4097
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
 class RunnerDecoder:
@@ -78,7 +106,8 @@ def run_of_graphs(
 ) -> DecoderRun[RunnerDecoder]:
     """A decoder's graph with an encoder's graph."""
 
-    def start(inputs: Arrays) -> RunnerDecoder:
+    def start(inputs: Arrays, copies: int = 1) -> RunnerDecoder:
+        assert copies == 1
         return RunnerDecoder(decoder, size, inputs["attention_mask"], encoder.run(inputs))
 
     return DecoderRun(file, start)
