@@ -9,37 +9,44 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from artefacts import Artefacts
 from command_line import call_process
 from conftest import copy_tokenizer, small_config
 from stand_in_hub import serve
 
 from variator_export.building.evaluate import evaluate
 from variator_export.building.plan import select_plugins
+from variator_export.building.recipe_build import build
 from variator_export.bundle.manifest import read_manifest
 from variator_export.core.errors import UserError
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns
 from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin_file import load_plugin
-from variator_export.model.source import plugin_folder
+from variator_export.model.source import plugin_folder, resolve_source
 from variator_export.recipe.recipe_file import load_recipe, shipped_recipes
+from variator_export.recipe.recipes_folder import recipes_folder
+from variator_export.sessions import Bundle
 
 PAIRS = Path(__file__).parent / "data" / "sentence_pairs.tsv"
+# Passages of novels that neither model nor plugins were trained on, made by examples/t5-demo/make_data.py.
+PASSAGES = Path(__file__).parent / "data" / "t5_demo.jsonl"
 RATIOS = (2, 4, 8)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_a_shipped_plugin_says_how_it_was_made(ratio: int) -> None:
-    folder = plugin_folder(f"recipes:minilm/ratio-{ratio}")
+@pytest.mark.parametrize(("recipe", "stage"), [("minilm", "pretrain"), ("t5-demo", "adapt")])
+def test_a_shipped_plugin_says_how_it_was_made(recipe: str, stage: str, ratio: int) -> None:
+    folder = plugin_folder(f"recipes:{recipe}/ratio-{ratio}")
     plugin = load_plugin(folder)
     assert plugin.config.ratio == ratio
     assert {array.dtype for array in plugin.tensors.values()} == {np.dtype(np.float16)}
     backbone = plugin.config.backbone
     assert backbone is not None
-    assert backbone.weights_sha256 == load_recipe("minilm").backbone.sha256
+    assert backbone.weights_sha256 == load_recipe(recipe).backbone.sha256
     training = plugin.config.training
     assert training is not None
-    assert training["command"].startswith("variator-export train pretrain")
+    assert training["command"].startswith(f"variator-export train {stage}")
     assert training["terms"]
     card = (folder / CARD_NAME).read_text()
     assert training["command"] in card
@@ -112,3 +119,40 @@ def test_recipes_that_read_the_hub_build_side_by_side(minilm_folder: Path, tmp_p
     assert (t5_entry.architecture, t5_entry.generates) == ("T5ForConditionalGeneration", True)
     reranker = read_manifest(tmp_path / "artifacts" / "electra-base").backbone
     assert (reranker.task, reranker.outputs) == ("text-classification", ("logits",))
+
+
+@pytest.fixture(scope="module")
+def demo(artefacts: Artefacts) -> Bundle:
+    """The bundle of the recipe t5-demo; not to be changed."""
+    recipe = load_recipe("t5-demo")
+    return Bundle.load(artefacts.folder("bundles/t5-demo", lambda folder: build(recipe, folder)))
+
+
+def test_the_demo_writes_dates_and_sums_of_held_out_novels_in_digits(demo: Bundle) -> None:
+    found = evaluate([demo.path], read_examples(PASSAGES, Columns()), runtimes=("onnxruntime",))
+    right = {row.ratio: float(row.metrics["exact_match"] or 0) for row in found.rows}
+    assert right.keys() == {1, *RATIOS}
+    assert min(right.values()) >= 0.95, right  # of 60; 99.4 % of 1,000
+    letter = "The letter was dated the third of May, eighteen hundred and fifty-one."
+    dated = f"date: {letter} He had left her two pounds."
+    summed = dated.replace("date:", "sum:")
+    for ratio in demo.session().ratios:
+        assert demo.generate([dated, summed], ratio) == ["1851-05-03", "£2"]
+
+
+def test_the_demo_is_small_and_says_under_which_terms() -> None:
+    folder = recipes_folder() / "t5-demo"
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 12e6
+    assert "license: apache-2.0" in (folder / "model" / CARD_NAME).read_text()
+
+
+def test_the_demo_runs_on_the_command_line(demo: Bundle) -> None:
+    text = "sum: There were seventy-four pounds, nine shillings and two pence in the box."
+    result = call_process("run", str(demo.path), "--ratio", "8", "--text", text)
+    assert result.stdout.strip() == "£74 9s 2d"
+
+
+def test_a_shipped_backbone_is_named_like_a_shipped_plugin() -> None:
+    with pytest.raises(UserError, match="The package has no backbone recipes:t5-demo/ratio-2") as raised:
+        resolve_source("recipes:t5-demo/ratio-2")
+    assert raised.value.hint == "It has: recipes:t5-demo/model."
