@@ -55,6 +55,10 @@ def save_model(folder: Path) -> None:
     )
     transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
     copy_tokenizer(folder)
+    # CTranslate2 asks the tokenizer for these.
+    settings = folder / "tokenizer_config.json"
+    tokens = {"bos_token": "[CLS]", "eos_token": "[SEP]"}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | tokens))
 
 
 def build_bundle(source: Path, folder: Path) -> float:

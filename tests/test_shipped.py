@@ -143,6 +143,8 @@ def test_the_demo_writes_dates_and_sums_of_held_out_novels_in_digits(demo: Bundl
 def test_the_demo_is_small_and_says_under_which_terms() -> None:
     folder = recipes_folder() / "t5-demo"
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 12e6
+    tokenizer = json.loads((folder / "model" / "tokenizer.json").read_text())
+    assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None), "it would cut every text"
     assert "license: apache-2.0" in (folder / "model" / CARD_NAME).read_text()
 
 

@@ -43,6 +43,13 @@ def test_an_installed_wheel_builds_from_elsewhere(small_model: Callable[[str], P
     where = run("python", "-c", "import variator_export; print(variator_export.__file__)")
     assert Path(where.strip()).is_relative_to(own)
     assert "minilm" in run("variator-export", "build", "minilm", "--show-recipe")
+    find = "from variator_export.model.source import resolve_source; "
+    shipped = run("python", "-c", f"{find}print(resolve_source('recipes:t5-demo/model').folder)").strip()
+    assert {path.name for path in Path(shipped).iterdir()} >= {
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+    }
     command = ["variator-export", "build", "--backbone", str(small_model("bert")), "--untrained"]
     run(*command, "--ratio", "2", "--target", "onnxruntime", "--no-speed", "--output", "b")
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())

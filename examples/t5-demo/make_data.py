@@ -159,7 +159,7 @@ def _example(sentences: Sequence[str], rng: random.Random, words: int) -> dict[s
 
 
 def main() -> None:
-    """Write train.jsonl, dev.jsonl and novels.txt."""
+    """Write train.jsonl and dev.jsonl."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -170,6 +170,11 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=60, help="the longest background in words")
     arguments = parser.parse_args()
     files = sorted(arguments.novels.glob("*.txt"))
+    held_out = [path for path in files if path.stem.startswith(HELD_OUT)]
+    if not held_out or len(held_out) == len(files):
+        parser.error(
+            f"{arguments.novels} needs .txt files, some of whose names start with {', '.join(HELD_OUT)}"
+        )
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name, count, held_out in (("train", arguments.train, False), ("dev", arguments.dev, True)):
         rng = random.Random(f"{name} of the demo")

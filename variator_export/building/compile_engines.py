@@ -102,7 +102,11 @@ def merge_engines(bundle: Path, others: Sequence[Path], progress: Progress | Non
             _check_same(old, source)
             for entry in source.manifest.engines:
                 if (there := found.get(entry.engine)) is not None:
-                    _check_equal(entry, there[1], source)
+                    if not _is_equal(entry, there[1], source):
+                        staged.progress.note(
+                            f"{entry.engine} of {there[1].path} is kept, which was built like that of "
+                            f"{source.path}: verify it before variants that came from there run."
+                        )
                     continue
                 _take(staged, source, entry)
                 found[entry.engine] = entry, source
@@ -150,19 +154,22 @@ def _check_same(bundle: BundleFiles, other: BundleFiles) -> None:
         )
 
 
-def _check_equal(entry: EngineEntry, first: BundleFiles, second: BundleFiles) -> None:
-    """Reject two different engines of the same target, platform, version and variant.
+def _is_equal(entry: EngineEntry, first: BundleFiles, second: BundleFiles) -> bool:
+    """Whether two engines of the same target, platform, version and variant are the same.
 
-    An engine that all variants share is in every copy: the first one is taken if both were built alike.
+    Raises:
+        UserError: They differ. But an engine that all variants share is in every copy, so there it is enough
+            that both were built alike.
     """
     engine, parts = entry.engine, first.manifest.backbone.parts
+    if first.manifest.files[engine].sha256 == second.manifest.files[engine].sha256:
+        return True
     if entry.part != plugin_part(parts) and _request(first, entry) == _request(second, entry):
-        return
-    if first.manifest.files[engine].sha256 != second.manifest.files[engine].sha256:
-        raise UserError(
-            f"{first.path} and {second.path} have different engines {engine}.",
-            "Two GPUs of the same model produce different plans: leave out one of the two bundles.",
-        )
+        return False
+    raise UserError(
+        f"{first.path} and {second.path} have different engines {engine}.",
+        "Two GPUs of the same model produce different plans: leave out one of the two bundles.",
+    )
 
 
 def _request(bundle: BundleFiles, entry: EngineEntry) -> dict[str, Any]:

@@ -143,9 +143,14 @@ class BundleFiles:
         return {variant.name: self._hash_of(variant.graphs.values()) for variant in self.manifest.variants}
 
     def variant_hashes(self) -> dict[str, str]:
-        """A hash of what each variant computes, by its name: its graphs and the tensors they refer to."""
+        """A hash of what each variant makes of a text, by its name.
+
+        It covers the graphs, the tensors that they refer to, the tokenizer and the settings of generation.
+        """
+        copied = self.manifest.steps.get("backbone", {}).get("files") or {}
+        common = BACKBONE_WEIGHTS, *(name for name in copied if name in self.manifest.files)
         return {
-            variant.name: self._hash_of((BACKBONE_WEIGHTS, *variant.graphs.values(), *variant.plugin_files))
+            variant.name: self._hash_of((*common, *variant.graphs.values(), *variant.plugin_files))
             for variant in self.manifest.variants
         }
 

@@ -48,8 +48,8 @@ def build_command(
         str | None,
         typer.Option(
             metavar="SRC",
-            help="The pretrained model: a folder, ORGANISATION/NAME[@REVISION] on the hub, or "
-            "package:DISTRIBUTION/PATH.",
+            help="The pretrained model: a folder, ORGANISATION/NAME[@REVISION] on the hub, "
+            "package:DISTRIBUTION/PATH, or recipes:PATH for a model of this package.",
         ),
     ] = None,
     task: options.TaskOption = None,

@@ -35,7 +35,8 @@ BackboneOption = Annotated[
     typer.Option(
         "--backbone",
         metavar="SRC",
-        help="The model: a folder, or package:DISTRIBUTION/PATH. Default: the default recipe's backbone.",
+        help="The model: a folder, ORGANISATION/NAME[@REVISION] on the hub, package:DISTRIBUTION/PATH, or "
+        "recipes:PATH. Default: the default recipe's backbone.",
     ),
 ]
 TaskOption = Annotated[

@@ -29,7 +29,6 @@ def choose_engine(
     """
     place = this_machine()
     what = name if part is None else part
-    chosen = f" --variant {name}" if part is None else ""
     reasons = []
     for entry in bundle.engines(target, name, part):
         sidecar = bundle.sidecar(entry)
@@ -44,8 +43,14 @@ def choose_engine(
         )
     raise UserError(
         f"{bundle.path} has no engine of {what} for {target}.",
-        f"Build it: variator-export compile {bundle.path} --target {target}{chosen}",
+        f"Build it: {compile_command(bundle, target, name, part)}",
     )
+
+
+def compile_command(bundle: BundleFiles, target: str, name: str, part: str | None = None) -> str:
+    """The command that builds an engine. The decoder of all variants is built with any of them."""
+    chosen = "" if part == DECODER else f" --variant {name}"
+    return f"variator-export compile {bundle.path} --target {target}{chosen}"
 
 
 def require_verified(bundle: BundleFiles, entry: EngineEntry, gpu: Gpu | None) -> None:

@@ -200,8 +200,9 @@ def _plain_folder(source: str) -> Path:
     if not folder.is_dir():
         raise UserError(
             f"The backbone {source} is not a folder on this machine.",
-            f"Give a folder, {HUB_PREFIX}ORGANISATION/NAME for one on the hub, or "
-            f"{PACKAGE_PREFIX}DISTRIBUTION/PATH for one inside an installed package.",
+            f"Give a folder, {HUB_PREFIX}ORGANISATION/NAME for one on the hub, "
+            f"{PACKAGE_PREFIX}DISTRIBUTION/PATH for one inside an installed package, or {RECIPES_PREFIX}PATH "
+            "for one of this package.",
         )
     return folder
 

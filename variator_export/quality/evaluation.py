@@ -69,7 +69,7 @@ class Quality:
         rows: Rows by runtime and ratio, ratio 1 first.
         agreement: The deviation of the exported graph's outputs from those of eager PyTorch, by variant.
             Empty unless both ran.
-        graphs: The sha256 of each variant's graph.
+        graphs: The hash of each variant (`BundleFiles.variant_hashes`).
         warnings: Reasons to doubt the result.
         exact: Whether the exported graphs should agree with eager PyTorch except for rounding. False for a
             quantised bundle, whose eager model is the float32 one.

@@ -189,8 +189,8 @@ class ShapeSet(_Part):
     sequence_length: Range = (1, 128, 512)
     """Tokens per row, within the model's limit."""
     new_tokens: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
-    """Models that generate text only: generated tokens per row, usually and at most, within the model's
-    limit. By default 32 and 128."""
+    """Models that generate text only: the usual and the largest number of generated tokens per row,
+    within the model's limit. By default 32 and 128."""
     num_beams: Annotated[int, Field(ge=1)] | None = None
     """Models that generate text only: the most beams, or returned sequences, of an input. The engine of the
     decoder takes so many rows for each row of the batch. 1 by default."""
@@ -198,7 +198,7 @@ class ShapeSet(_Part):
     @model_validator(mode="after")
     def _ordered(self) -> "ShapeSet":
         if self.new_tokens is not None and self.new_tokens[0] > self.new_tokens[1]:
-            raise ValueError(f"new_tokens must be usual <= most, but is {self.new_tokens}")
+            raise ValueError(f"new_tokens must be [usual, most] with usual <= most, but is {self.new_tokens}")
         for name in ("batch_size", "sequence_length"):
             low, opt, high = getattr(self, name)
             if not low <= opt <= high:

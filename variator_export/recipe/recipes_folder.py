@@ -3,7 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
-# The prefix of the path of a plugin that ships with the recipes.
+# The prefix of the path of a plugin or a backbone that ships with the recipes.
 RECIPES_PREFIX = "recipes:"
 
 

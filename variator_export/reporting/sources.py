@@ -55,7 +55,11 @@ class Sources:
     def _of_now(self, name: str) -> dict[str, Any] | None:
         found = read_report(self.bundle.path, name, *_VERIFICATION_KEYS)
         now = {name: entry.sha256 for name, entry in self.bundle.manifest.files.items()}
-        same = found and all(now.get(name) == sha256 for name, sha256 in found["graphs"].items())
+        # A graph refers to its plugin by name, so its own hash says nothing about the plugin's numbers.
+        computes = self.bundle.variant_hashes()
+        if found is None or any(computes.get(name) != value for name, value in found["variants"].items()):
+            return None
+        same = all(now.get(name) == sha256 for name, sha256 in found["graphs"].items())
         return found if same else None
 
     @property

@@ -83,6 +83,7 @@ class Verification:
         reference: A description of the reference that the graphs were compared with.
         findings: All findings, by variant.
         graphs: The sha256 of each graph or engine that ran.
+        variants: The hash of each variant that was verified (`BundleFiles.variant_hashes`).
         verified_at: Time of the verification, ISO 8601, UTC.
         machine: Description of this machine.
         versions: Versions of the packages involved.
@@ -103,6 +104,7 @@ class Verification:
     reference: str
     findings: dict[str, tuple[Finding, ...]]
     graphs: dict[str, str]
+    variants: dict[str, str]
     verified_at: str
     machine: dict[str, Any]
     versions: dict[str, str | None]
@@ -209,6 +211,7 @@ class Verification:
             "passed": self.passed,
             "reference": self.reference,
             "graphs": self.graphs,
+            "variants": self.variants,
             "verified_at": self.verified_at,
             "machine": self.machine,
             "versions": self.versions,
@@ -319,7 +322,7 @@ def verify(
             losses[variant.name] = tuple(lost)
     left_out = {name: tuple(left) for name, (_, left) in looked_at.items()}
     for variant in chosen if manifest.backbone.generates else ():
-        more, missing = verify_decoder(opened, variant, runs, eager, progress)
+        more, missing = verify_decoder(variant, runs, eager, progress)
         findings[variant.name] += tuple(more)
         left_out[variant.name] += tuple(missing)
     bisections: list[Bisection] = []
@@ -332,6 +335,7 @@ def verify(
         reference=STORED if eager is None else EAGER,
         findings=findings,
         graphs={name: manifest.files[name].sha256 for name in graphs},
+        variants={name: value for name, value in opened.variant_hashes().items() if name in findings},
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
         target=target,

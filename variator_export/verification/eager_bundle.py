@@ -21,7 +21,7 @@ from variator_export.model.source import is_plain_folder, resolve_source
 from variator_export.sessions import Bundle
 from variator_export.verification.cases import REAL_TEXT, Case, make_cases
 from variator_export.verification.consistency import check_backbone
-from variator_export.verification.generation.checks import FORCED
+from variator_export.verification.generation.checks import ALONE, FORCED, GREEDY
 from variator_export.verification.generation.decoder import DecoderRun, run_of_bundle
 from variator_export.verification.judging.error_budget import quantization_share
 from variator_export.verification.judging.judge import REFERENCE, Finding
@@ -250,7 +250,7 @@ class EagerBundle:
             ]
             doing = "bisected"
             try:
-                is_decoder = any(f.question.check == FORCED for f in of_file)
+                is_decoder = any(f.question.check in (FORCED, ALONE, GREEDY) for f in of_file)
                 exact, rounded = decoder if is_decoder else whole
                 case = self._decoder_case(variant, cases[failed.name], runs) if is_decoder else failed
                 target = runs.bisect_target(variant, file, progress)
@@ -272,7 +272,7 @@ class EagerBundle:
         from variator_export.verification.bisection.bisect import DecoderCase
         from variator_export.verification.generation.checks import worst_step
 
-        tokens = worst_step(self._generating(variant, runs.decoder(variant)), case)
+        tokens = worst_step(self._generating(variant, runs.decoder(variant)), case, self._seed or 0)
         call = run_of_bundle(self._bundle, variant).start(case.inputs, 1)
         for step in tokens.T[:-1]:
             call.step(step)

@@ -91,6 +91,7 @@ def check_quality(context: BuildContext, manifest: Manifest, request: Request) -
             for name in (*variant.graphs.values(), *variant.plugin_files)
         },
         "weights": staged.sha256(BACKBONE_WEIGHTS),
+        "files": staged.steps["backbone"]["files"],
         "data": request.examples.sha256,
         "quality": recipe.model_dump(mode="json", exclude={"data"}),
         "onnxruntime": versions(require_onnxruntime()),

@@ -58,7 +58,7 @@ def run_bench(
     for name in runtimes or ():
         if name not in TEXT_RUNTIMES:
             raise UsageError(
-                f"bench does not time models that generate text on {name}.",
+                f"bench cannot time a model that generates text with the runtime {name}.",
                 f"Choose from {', '.join(TEXT_RUNTIMES)}.",
             )
     with ConsoleProgress(printer) as progress:

@@ -8,6 +8,7 @@ from typing import Any
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, EngineEntry, Variant
 from variator_export.core.errors import UserError
+from variator_export.engines.choice import compile_command
 from variator_export.engines.tensorrt.api import load_tensorrt
 from variator_export.engines.tensorrt.log import last_messages, make_log
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
@@ -109,10 +110,13 @@ def open_engine(
         if wrong := plan.refit(graph):
             raise UserError(
                 f"{entry.target} cannot put the bundle's weights into {path}. In its own words:\n  {wrong}",
-                f"Compile it with its weights: variator-export compile {bundle.path} --target "
-                f"{entry.target} --with-weights",
+                f"Compile it with its weights: {_again(bundle, entry)} --with-weights",
             )
     return plan
+
+
+def _again(bundle: BundleFiles, entry: EngineEntry) -> str:
+    return compile_command(bundle, entry.target, entry.variant, entry.part)
 
 
 def _graph_of_weights(
@@ -131,6 +135,6 @@ def _graph_of_weights(
             raise UserError(
                 f"{bundle.path / entry.engine} has no weights in it, and {name} is not the one that it "
                 "was built with.",
-                f"Compile it again: variator-export compile {bundle.path} --target {entry.target}",
+                f"Compile it again: {_again(bundle, entry)}",
             )
     return bundle.graph(graph)

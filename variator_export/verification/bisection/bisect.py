@@ -51,7 +51,7 @@ class DecoderCase:
     """A case of the decoder's graph.
 
     Attributes:
-        name: The name of the encoder's case.
+        name: The name of the encoder's case, and the number of the token.
         inputs: The inputs of the decoder's graph.
     """
 

@@ -1,24 +1,22 @@
 """Verification of the decoder of a finished bundle."""
 
 from variator_export.bundle.manifest import Variant
-from variator_export.core.parts import DECODER
 from variator_export.core.progress import Progress
-from variator_export.sessions import Bundle
 from variator_export.verification.checks import LeftOut
 from variator_export.verification.eager_bundle import EagerBundle
-from variator_export.verification.generation.checks import FORCED, GREEDY
+from variator_export.verification.generation.checks import ALONE, FORCED, GREEDY
 from variator_export.verification.judging.judge import Finding
 from variator_export.verification.runs import Runs
 
 
 def verify_decoder(
-    bundle: Bundle, variant: Variant, runs: Runs, eager: EagerBundle | None, progress: Progress
+    variant: Variant, runs: Runs, eager: EagerBundle | None, progress: Progress
 ) -> tuple[list[Finding], list[LeftOut]]:
     """Check the decoder with a variant's encoder; the findings, and what was left out."""
-    if eager is None:
-        why = "the stored reference has no decoder; install what eager PyTorch needs"
-        return [], [LeftOut(bundle.manifest.any_ratio[DECODER], f"{FORCED}; {GREEDY}", (why,))]
     decoder = runs.decoder(variant)
+    if eager is None:
+        why = ("the stored reference has no scores of a decoder",)
+        return [], [LeftOut(decoder.file, check, why) for check in (FORCED, ALONE, GREEDY)]
     found = eager.generation(variant, decoder, progress)
     left = [LeftOut(decoder.file, check, tuple(cases)) for check, cases in found.left_out.items()]
     return found.findings, left

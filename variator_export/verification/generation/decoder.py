@@ -106,7 +106,7 @@ def run_of_graphs(
 ) -> DecoderRun[RunnerDecoder]:
     """A decoder's graph with an encoder's graph."""
 
-    def start(inputs: Arrays, copies: int = 1) -> RunnerDecoder:
+    def start(inputs: Arrays, copies: int) -> RunnerDecoder:
         assert copies == 1
         return RunnerDecoder(decoder, size, inputs["attention_mask"], encoder.run(inputs))
 
