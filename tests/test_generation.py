@@ -258,6 +258,14 @@ def test_best_are_the_best_in_order() -> None:
     for count in (1, 2, 7, VOCABULARY):
         expected = torch.topk(torch.from_numpy(scores), count)[1].numpy()
         assert np.array_equal(best(scores, count), expected)
+    # A large vocabulary, with rows of which a rule allows few tokens, next to each other.
+    large = np.random.default_rng(0).normal(size=(3, 5000)).astype(np.float32)
+    large[1, 20:] = -np.inf
+    large[2, :4900] = -np.inf
+    for count in (2, 8, 20, 64):
+        expected = torch.topk(torch.from_numpy(large), count)[1].numpy()
+        allowed = np.isfinite(np.take_along_axis(large, expected, axis=1))
+        assert np.array_equal(best(large, count)[allowed], expected[allowed])
 
 
 def test_rules_leave_the_given_scores_alone() -> None:

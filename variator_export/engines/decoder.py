@@ -41,6 +41,10 @@ class DeviceRunner(Protocol):
         """Some rows of a value on the device, as another value there."""
         ...
 
+    def reorder(self, value: Any, rows: np.ndarray) -> Any:
+        """A value with as many rows, each a copy of one of them. The given value may be overwritten."""
+        ...
+
     def download(self, value: Any) -> np.ndarray:
         """Copy a value from the device."""
         ...
@@ -112,7 +116,10 @@ class Decoder:
         fixed = {past: cross[present] for past, present in pairs}
         if copies > 1:
             mask = np.repeat(mask, copies, axis=0)
-            fixed = {name: self._rows(value, np.arange(len(mask)) // copies) for name, value in fixed.items()}
+            fixed = {
+                name: self._runner.take(value, np.arange(len(mask)) // copies)
+                for name, value in fixed.items()
+            }
         fixed |= self._runner.upload({ENCODER_MASK: mask})
         empty = self._runner.empty((len(mask), size.num_heads, 0, size.head_size), self._dtype)
         past = dict.fromkeys(past_names(layers, "decoder"), empty)
@@ -132,12 +139,9 @@ class Decoder:
         scores = self._runner.download(outputs[_LOGITS])[:, -1]
         return scores, {name: outputs[present] for name, present in pairs}
 
-    def _rows(self, value: Any, rows: np.ndarray) -> Any:
-        return self._runner.take(value, rows)
-
     def select(self, past: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
-        """Some rows of keys and values."""
-        return {name: self._rows(value, rows) for name, value in past.items()}
+        """As many rows of keys and values, which may be overwritten."""
+        return {name: self._runner.reorder(value, rows) for name, value in past.items()}
 
 
 class DecoderCall:

@@ -262,6 +262,14 @@ class IoBindingRunner:
 
         return OrtValue.ortvalue_from_numpy(value.numpy()[rows], self._device, 0)
 
+    def reorder(self, value: Any, rows: np.ndarray) -> Any:
+        """A value with as many rows, each a copy of one of them. On a CPU the value is overwritten."""
+        if self._device != "cpu":
+            return self.take(value, rows)
+        array, moved = value.numpy(), np.flatnonzero(rows != np.arange(len(rows)))  # a view of its memory
+        array[moved] = array[rows[moved]]
+        return value
+
     def covers(self, _shapes: InputShapes) -> bool:
         """True: a graph takes every shape."""
         return True

@@ -68,6 +68,10 @@ class DecoderEngine:
         """Some rows of a tensor, copied on the GPU."""
         return self._device.take(value, rows)
 
+    def reorder(self, value: Any, rows: np.ndarray) -> Any:
+        """Rows of a tensor in another order, copied on the GPU."""
+        return self._device.take(value, rows)
+
     def download(self, value: Any) -> np.ndarray:
         """Copy a tensor from the GPU."""
         return self._device.download(value)
