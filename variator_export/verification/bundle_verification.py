@@ -1,7 +1,6 @@
 """Verification of a finished bundle, against eager PyTorch or against its outputs stored by the build."""
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -9,14 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from variator_export.bundle.engine_records import (
-    ANY_RATIO,
     ENGINE_RECORDS,
-    EngineRecord,
     read_records,
     records_document,
 )
-from variator_export.bundle.manifest import LEAST_SHARE, Manifest, Variant
-from variator_export.bundle.parts import plugin_part
+from variator_export.bundle.manifest import LEAST_SHARE, Variant
 from variator_export.bundle.reports import VERIFICATION_REPORT, engine_verification_report, store_report
 from variator_export.core.environment import (
     install_command,
@@ -35,6 +31,7 @@ from variator_export.sessions import Bundle
 from variator_export.verification.checks import CheckedVariant, LeftOut, check_variant
 from variator_export.verification.consistency import check_steps
 from variator_export.verification.eager_bundle import EagerBundle
+from variator_export.verification.engine_verification import engine_records
 from variator_export.verification.generation.bundle_decoder import verify_decoder
 from variator_export.verification.judging.error_budget import quantization_share
 from variator_export.verification.judging.judge import QUANTIZATION_UNIT, Finding
@@ -163,42 +160,6 @@ class Verification:
             failed = sum(not finding.passed for finding in members)
             rows.append(SummaryRow(*group, len(members), worst.used, worst.allowed, failed))
         return rows
-
-    def engine_records(self, gpu: str, manifest: Manifest) -> list[EngineRecord]:
-        """Return one record for each engine that ran.
-
-        Args:
-            gpu: The GPU that the engines ran on.
-            manifest: The bundle's manifest. An engine that takes plugins as inputs passes only after each
-                variant has passed; the decoder of all variants, after one.
-        """
-        records = []
-        entries = {entry.engine: entry for entry in manifest.engines}
-        part = plugin_part(manifest.backbone.parts)
-        for engine, sha256 in self.graphs.items():
-            own = [f for found in self.findings.values() for f in found if f.question.graph == engine]
-            entry, variant = entries[engine], entries[engine].variant
-            passed = all(finding.passed for finding in own) and variant not in self.imprecise
-            takes_plugins = variant == ANY_RATIO and entry.part == part
-            if passed and takes_plugins and len(self.findings) < len(manifest.variants):
-                continue
-            precision = self.precisions.get(variant)
-            worst = max(own, key=lambda finding: finding.severity)
-            batch_size, length = max((finding.question.input_shape for finding in own), key=math.prod)
-            records.append(
-                EngineRecord(
-                    sha256=sha256,
-                    gpu=gpu,
-                    passed=passed,
-                    worst=worst.used,
-                    allowed=worst.allowed,
-                    largest=f"{batch_size}x{length}",
-                    reference=self.reference,
-                    verified_at=self.verified_at,
-                    precision=None if precision is None else asdict(precision),
-                )
-            )
-        return records
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as JSON data."""
@@ -357,7 +318,7 @@ def store_verification(verification: Verification) -> Path:
         UserError: The bundle cannot be written.
     """
     if verification.gpu is not None:
-        new = verification.engine_records(verification.gpu, Bundle.load(verification.bundle).manifest)
+        new = engine_records(verification, verification.gpu, Bundle.load(verification.bundle).manifest)
         records = [*read_records(verification.bundle), *new]
         state = "The engines were verified; their verification records are not stored."
         store_report(verification.bundle, ENGINE_RECORDS, records_document(records), state)

@@ -1,0 +1,50 @@
+"""What the verification of engines leaves behind: a record of each, which `run` and sessions ask for."""
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from variator_export.bundle.engine_records import ANY_RATIO, EngineRecord
+from variator_export.bundle.manifest import Manifest
+from variator_export.bundle.parts import plugin_part
+
+if TYPE_CHECKING:
+    from variator_export.verification.bundle_verification import Verification
+
+
+def engine_records(verification: "Verification", gpu: str, manifest: Manifest) -> list[EngineRecord]:
+    """Return one record for each engine that ran.
+
+    Args:
+        verification: The result of `verify` on the target of the engines.
+        gpu: The GPU that the engines ran on.
+        manifest: The bundle's manifest. An engine that takes plugins as inputs passes only after each
+            variant has passed; the decoder of all variants, after one.
+    """
+    records = []
+    entries = {entry.engine: entry for entry in manifest.engines}
+    part = plugin_part(manifest.backbone.parts)
+    for engine, sha256 in verification.graphs.items():
+        own = [f for found in verification.findings.values() for f in found if f.question.graph == engine]
+        entry, variant = entries[engine], entries[engine].variant
+        passed = all(finding.passed for finding in own) and variant not in verification.imprecise
+        takes_plugins = variant == ANY_RATIO and entry.part == part
+        if passed and takes_plugins and len(verification.findings) < len(manifest.variants):
+            continue
+        precision = verification.precisions.get(variant)
+        worst = max(own, key=lambda finding: finding.severity)
+        batch_size, length = max((finding.question.input_shape for finding in own), key=math.prod)
+        records.append(
+            EngineRecord(
+                sha256=sha256,
+                gpu=gpu,
+                passed=passed,
+                worst=worst.used,
+                allowed=worst.allowed,
+                largest=f"{batch_size}x{length}",
+                reference=verification.reference,
+                verified_at=verification.verified_at,
+                precision=None if precision is None else asdict(precision),
+            )
+        )
+    return records
