@@ -46,7 +46,7 @@ from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Initialise, PluginRecipe, Recipe
 from variator_export.recipe.recipe_file import load_recipe, resolve_recipe
-from variator_export.verification import eager_bundle
+from variator_export.verification.generation import decoder
 from variator_export.verification.generation.checks import ALONE, FORCED, GREEDY
 
 RATIOS = (2, 3, 4)
@@ -484,7 +484,7 @@ def test_a_fault_in_a_decoder_layer_ends_the_build(
 
 def test_padding_that_changes_the_scores_is_found(text_bundle: Find, monkeypatch: pytest.MonkeyPatch) -> None:
     """Together the rows are right; a row alone, with less padding, is not."""
-    whole = eager_bundle.open_for_verification
+    whole = decoder.open_for_verification
 
     class Longer:
         def __init__(self, runner: Any) -> None:
@@ -500,7 +500,7 @@ def test_padding_that_changes_the_scores_is_found(text_bundle: Find, monkeypatch
                 found = {name: values * np.float32(1.01) for name, values in found.items()}
             return found
 
-    monkeypatch.setattr(eager_bundle, "open_for_verification", lambda *a: Longer(whole(*a)))
+    monkeypatch.setattr(decoder, "open_for_verification", lambda *a: Longer(whole(*a)))
     result = call("verify", str(text_bundle("t5-text").path), "--ratio", "2", "--format", "json")
     assert result.returncode == 3, result.stderr
     of_graphs = json.loads(result.stdout)["findings"].values()
