@@ -30,6 +30,7 @@ include_patterns = [
     "docs/**.md",
     "examples/serving/README.md",
     "examples/serving/triton/README.md",
+    "examples/t5-demo/README.md",
     "recipes/**/README.md",
 ]
 # Folders that need not be searched for those; some hold very many files.
