@@ -132,8 +132,12 @@ def test_what_cannot_be_timed_is_refused(bundle: Path, small_bundle: Path, tmp_p
     manifest["backbone"] |= {"max_length": 64, "max_output_length": 64}
     (limited / "manifest.json").write_text(json.dumps(manifest))
     for arguments, code, words in (
-        ((str(bundle), "--runtime", "torch.compile"), 2, "torch.compile does not generate text"),
-        ((str(bundle), "--profile"), 2, "neither a profile nor engines"),
+        (
+            (str(bundle), "--runtime", "torch.compile"),
+            2,
+            "cannot time a model that generates text with the runtime torch.compile",
+        ),
+        ((str(bundle), "--profile"), 2, "bench does not profile it"),
         ((str(limited), "--shape", "1x900"), 1, "over the model's limit"),
         ((str(limited), "--new-tokens", "900"), 1, "tokens out are over the model's limit of 64"),
         ((str(small_bundle), "--new-tokens", "5"), 2, "does not generate text"),

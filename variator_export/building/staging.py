@@ -128,12 +128,16 @@ class StagedBundle:
         """
         self.materialise()
         path = self.folder / MANIFEST_NAME
-        files = {"files": dict(sorted(self._files.items()))}
-        path.write_text(manifest.model_copy(update=files).to_json(), encoding="utf-8")
+        path.write_text(self._complete(manifest).to_json(), encoding="utf-8")
         try:
             yield self.folder
         finally:
             path.unlink()
+
+    def _complete(self, manifest: Manifest) -> Manifest:
+        return manifest.model_copy(
+            update={"steps": dict(sorted(self.steps.items())), "files": dict(sorted(self._files.items()))}
+        )
 
     def finish(self, manifest: Manifest, bundle: Path) -> bool:
         """Publish the new bundle, unless the existing bundle is identical.
@@ -145,12 +149,7 @@ class StagedBundle:
         Returns:
             Whether a bundle was published.
         """
-        manifest = manifest.model_copy(
-            update={
-                "steps": dict(sorted(self.steps.items())),
-                "files": dict(sorted(self._files.items())),
-            }
-        )
+        manifest = self._complete(manifest)
         if self.old is not None and not self._made_something and manifest == self.old.manifest:
             self.old.check_all()
             return False
