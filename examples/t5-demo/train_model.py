@@ -107,21 +107,12 @@ def main() -> None:
         optimizer, lambda step: min((step + 1) / 200, 0.5 * (1 + math.cos(math.pi * step / steps)))
     )
 
+    def encode(texts: list[str], longest: int) -> dict[str, torch.Tensor]:
+        return tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+
     def batch(rows: list[dict[str, str]]) -> dict[str, torch.Tensor]:
-        sources = tokenizer(
-            [row["text"] for row in rows],
-            padding=True,
-            truncation=True,
-            max_length=LONGEST,
-            return_tensors="pt",
-        )
-        labels = tokenizer(
-            [row["label"] for row in rows],
-            padding=True,
-            truncation=True,
-            max_length=LONGEST_LABEL,
-            return_tensors="pt",
-        )["input_ids"]
+        sources = encode([row["text"] for row in rows], LONGEST)
+        labels = encode([row["label"] for row in rows], LONGEST_LABEL)["input_ids"]
         return {
             "input_ids": sources["input_ids"],
             "attention_mask": sources["attention_mask"],

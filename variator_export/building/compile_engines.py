@@ -20,7 +20,6 @@ from variator_export.building.steps.engines import (
 from variator_export.bundle.engine_records import ANY_RATIO, ENGINE_RECORDS, read_records, records_document
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry, Manifest
-from variator_export.bundle.parts import plugin_part
 from variator_export.bundle.publishing import exclusive
 from variator_export.bundle.reports import store_report
 from variator_export.core.errors import UserError
@@ -161,10 +160,10 @@ def _is_equal(entry: EngineEntry, first: BundleFiles, second: BundleFiles) -> bo
         UserError: They differ. But an engine that all variants share is in every copy, so there it is enough
             that both were built alike.
     """
-    engine, parts = entry.engine, first.manifest.backbone.parts
+    engine = entry.engine
     if first.manifest.files[engine].sha256 == second.manifest.files[engine].sha256:
         return True
-    if entry.part != plugin_part(parts) and _request(first, entry) == _request(second, entry):
+    if entry.is_shared and _request(first, entry) == _request(second, entry):
         return False
     raise UserError(
         f"{first.path} and {second.path} have different engines {engine}.",

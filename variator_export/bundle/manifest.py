@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.parts import PartEntry, with_plugins
 from variator_export.core.encoder_size import DecoderSize, EncoderSize
 from variator_export.core.errors import UserError
@@ -236,6 +237,16 @@ class EngineEntry(_Part):
     version: str
     engine: str
     sidecar: str
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the engine runs a part without plugins: there is one such engine for all variants."""
+        return self.part == DECODER
+
+    @property
+    def takes_plugins(self) -> bool:
+        """Whether plugins are inputs of the engine, which so runs every variant."""
+        return self.variant == ANY_RATIO and not self.is_shared
 
     @property
     def files(self) -> tuple[str, str]:

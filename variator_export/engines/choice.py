@@ -65,7 +65,7 @@ def require_verified(bundle: BundleFiles, entry: EngineEntry, gpu: Gpu | None) -
         return
     known = "; ".join(map(str, here or records)) or "was built and never verified on a device"
     where = "" if here or not records or gpu is None else f", and this is {gpu.name}"
-    needs = " with PyTorch installed, which a decoder needs" if entry.part == DECODER else ""
+    needs = " with PyTorch installed, which a decoder needs" if entry.is_shared else ""
     raise UserError(
         f"{bundle.path / entry.engine} {known}{where}.",
         f"Verify it here{needs}: variator-export verify {bundle.path} --target {entry.target}. To run it "

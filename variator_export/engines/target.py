@@ -18,12 +18,14 @@ from variator_export.core.environment import versions
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 from variator_export.engines.request import EngineRequest, TimingCacheMode
-from variator_export.generation.search import Sequences, StepDecoder
+from variator_export.generation.search import Sequences
 from variator_export.generation.settings import GenerationSettings
 from variator_export.recipe.recipe import EngineRecipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from variator_export.engines.text_session import TextSession
 
 # Called with the phase, the completed steps and the total steps.
 OnProgress = Callable[[str, int, int], None]
@@ -114,26 +116,6 @@ class GeneratingSession(Session, Protocol):
 
         Yields:
             The next token of each row, int64 (rows,), and the pad token for rows that ended.
-        """
-        ...
-
-
-class EngineGeneratingSession(GeneratingSession, Protocol):
-    """A session that generates text on engines. An engine runs the shapes of its profiles only."""
-
-    def supports(self, rows: int, length: int, new_tokens: int = 1) -> bool:
-        """Whether the decoder takes so many rows and new tokens, of inputs of this length."""
-        ...
-
-    def start(
-        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None, copies: int = 1
-    ) -> StepDecoder:
-        """Run the encoder, and start a call of the decoder.
-
-        Args:
-            inputs: As for `generate`.
-            ratio: As for `run`.
-            copies: Rows of the decoder for each row of the inputs.
         """
         ...
 
@@ -312,7 +294,7 @@ class EngineTarget(Target):
 
     def open_decoder(
         self, bundle: BundleFiles, encoder: EngineSession, options: SessionOptions
-    ) -> EngineGeneratingSession:
+    ) -> "TextSession":
         """Open the decoder's engine of a model that generates text.
 
         Args:

@@ -4,9 +4,8 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from variator_export.bundle.engine_records import ANY_RATIO, EngineRecord
+from variator_export.bundle.engine_records import EngineRecord
 from variator_export.bundle.manifest import Manifest
-from variator_export.bundle.parts import plugin_part
 
 if TYPE_CHECKING:
     from variator_export.verification.bundle_verification import Verification
@@ -23,13 +22,11 @@ def engine_records(verification: "Verification", gpu: str, manifest: Manifest) -
     """
     records = []
     entries = {entry.engine: entry for entry in manifest.engines}
-    part = plugin_part(manifest.backbone.parts)
     for engine, sha256 in verification.graphs.items():
         own = [f for found in verification.findings.values() for f in found if f.question.graph == engine]
         entry, variant = entries[engine], entries[engine].variant
         passed = all(finding.passed for finding in own) and variant not in verification.imprecise
-        takes_plugins = variant == ANY_RATIO and entry.part == part
-        if passed and takes_plugins and len(verification.findings) < len(manifest.variants):
+        if passed and entry.takes_plugins and len(verification.findings) < len(manifest.variants):
             continue
         precision = verification.precisions.get(variant)
         worst = max(own, key=lambda finding: finding.severity)

@@ -55,8 +55,13 @@ class Runs(Protocol):
         """Return the runners of a variant, by the file that each runs."""
         ...
 
+    @property
+    def decoder_file(self) -> str:
+        """The file of the decoder, of a model that generates text."""
+        ...
+
     def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
-        """Return the decoder with a variant's encoder, of a model that generates text."""
+        """Open the decoder with a variant's encoder, of a model that generates text."""
         ...
 
     def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
@@ -95,6 +100,11 @@ class Graphs:
             own: open_for_verification(self._bundle.graph(own), {}, self._bundle.manifest.precision),
             self._any_name: self._any_ratio.with_plugin(method_of(variant).inputs_of(self._bundle, variant)),
         }
+
+    @property
+    def decoder_file(self) -> str:
+        """The decoder's graph."""
+        return self._bundle.manifest.any_ratio[DECODER]
 
     def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
         """Return the decoder's graph with the encoder's, each opened as it is verified."""
@@ -147,14 +157,17 @@ class TargetGraphs:
         """Return the runner of the variant's own graph."""
         return {variant.graph: self._target.open(self._bundle, variant.name, SessionOptions())}
 
+    @property
+    def decoder_file(self) -> str:
+        """The decoder's graph."""
+        return self._bundle.manifest.any_ratio[DECODER]
+
     def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
         """Return the decoder's graph with the encoder's, in a session of the target."""
         session = self._target.open(self._bundle, variant.name, SessionOptions())
         assert isinstance(session, TextSession)
         start = functools.partial(session.start, ratio=variant.name)
-        return DecoderRun(
-            self._bundle.manifest.any_ratio[DECODER], lambda inputs, copies: start(inputs, copies=copies)
-        )
+        return DecoderRun(self.decoder_file, lambda inputs, copies: start(inputs, copies=copies))
 
     def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
         """Return no inputs for the variant's own graph."""
@@ -267,6 +280,11 @@ class Engines:
             found[file] = _AtRatio(self._sessions[file], variant.name)
         return found
 
+    @property
+    def decoder_file(self) -> str:
+        """The decoder's engine."""
+        return choose_engine(self._bundle, self._target.name, ANY_RATIO, DECODER)[0].engine
+
     def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
         """Return the decoder's engine, with the variant's own encoder or the one that runs every ratio."""
         file = self._files.get(variant.name) or self._files[ANY_RATIO]
@@ -315,8 +333,7 @@ class Engines:
 
         bundle, (entry, sidecar) = self._bundle, self._built[file]
         graph = bundle.graph(bundle.graph_of_engine(entry))
-        takes_plugin = entry.variant == ANY_RATIO and entry.part != DECODER
-        extra = method_of(variant).inputs_of(bundle, variant) if takes_plugin else {}
+        extra = method_of(variant).inputs_of(bundle, variant) if entry.takes_plugins else {}
         rebuilder = self._target.debug_engines(bundle, entry, sidecar, extra)
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:

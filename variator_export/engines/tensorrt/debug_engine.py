@@ -65,7 +65,7 @@ class Rebuilder:
         Raises:
             UserError: The engine cannot be built or opened.
         """
-        if self._entry.part == DECODER:  # given by `verify`, perhaps in a wider type
+        if self._entry.is_shared:  # given by `verify`, perhaps in a wider type
             types = {t.name: numpy_type(t.dtype) for t in self._backbone.parts[DECODER].inputs}
             inputs = {name: array.astype(types[name]) for name, array in inputs.items()}
         else:

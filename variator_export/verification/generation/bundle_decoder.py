@@ -13,10 +13,10 @@ def verify_decoder(
     variant: Variant, runs: Runs, eager: EagerBundle | None, progress: Progress
 ) -> tuple[list[Finding], list[LeftOut]]:
     """Check the decoder with a variant's encoder; the findings, and what was left out."""
-    decoder = runs.decoder(variant)
     if eager is None:
         why = ("the stored reference has no scores of a decoder",)
-        return [], [LeftOut(decoder.file, check, why) for check in (FORCED, ALONE, GREEDY)]
+        return [], [LeftOut(runs.decoder_file, check, why) for check in (FORCED, ALONE, GREEDY)]
+    decoder = runs.decoder(variant)
     found = eager.generation(variant, decoder, progress)
     left = [LeftOut(decoder.file, check, tuple(cases)) for check, cases in found.left_out.items()]
     return found.findings, left
