@@ -697,11 +697,11 @@ def test_static_int8_calibrates_the_encoder_of_label_words(
     assert bundle.manifest.precision == "int8-static"
 
 
-def _scale_product(graph: Path, module: str) -> None:
-    """Make the product of a module 1.01 times what it should be."""
+def _scale_product(graph: Path, module: str, by: float = 1.01) -> None:
+    """Make the product of a module that many times what it should be."""
     model = ir.load(graph)
     (node,) = [n for n in model.graph if n.op_type == "MatMul" and module_of(n) == module]
-    factor = ir.Value(name="planted", const_value=ir.tensor(np.array(1.01, np.float32), name="planted"))
+    factor = ir.Value(name="planted", const_value=ir.tensor(np.array(by, np.float32), name="planted"))
     model.graph.initializers.add(factor)
     product = node.outputs[0]
     scaled = ir.Node("", "Mul", [product, factor], name="planted", metadata_props=dict(node.metadata_props))
@@ -737,3 +737,25 @@ def test_bisection_names_the_decoder_layer(text_bundle: Find, tmp_path: Path, na
     error = re.search(r"relative Frobenius error (\S+)", again.stdout)
     assert error is not None, again.stderr
     assert float(error[1]) == pytest.approx(0.01, rel=0.1)
+
+
+def test_verify_names_the_token_at_which_rows_part(text_bundle: Find, tmp_path: Path) -> None:
+    folder, table = tmp_path / "bundle", tmp_path / "table.md"
+    shutil.copytree(text_bundle("t5-gated-text").path, folder)
+    _scale_product(folder / f"{DECODER}.onnx", "decoder.block.1.layer.2.DenseReluDense.wo", by=-3)
+    sign(folder)
+    command = ("verify", str(folder), "--ratio", "2", "--quick", "--summary", str(table), "--format", "json")
+    found = call(*command)
+    assert found.returncode == 3, found.stderr
+    partings = json.loads(found.stdout)["partings"]["ratio-2"]
+    first = partings[0]
+    assert (first["step"], first["is_tie"]) == (0, False)
+    assert first["found"] != first["expected"]
+    words = (
+        f"case {first['case']}, row {first['row'] + 1}: token 1 is {first['found']}, not {first['expected']}"
+    )
+    assert words in table.read_text()
+    right = call(
+        "verify", str(text_bundle("t5-gated-text").path), "--ratio", "2", "--quick", "--format", "json"
+    )
+    assert json.loads(right.stdout)["partings"] == {}

@@ -86,6 +86,9 @@ def markdown(result: Verification) -> str:
         lines += ["", "## Quantisation", "", *(f"- {words}" for words in losses)]
     if failed:
         lines += ["", "## Failures", "", *(f"- {words}" for words in failed)]
+    partings = [f"{name}, {p}" for name, found in result.partings.items() for p in found]
+    if partings:
+        lines += ["", "## Generated text that parts", "", *(f"- {words}" for words in partings)]
     left_out = [str(left) for found in result.left_out.values() for left in found]
     if left_out:
         lines += ["", "## Left out", "", *(f"- {words}" for words in left_out)]

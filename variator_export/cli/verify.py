@@ -160,6 +160,8 @@ def _print(printer: Output, result: Verification) -> None:
         printer.hint("The largest shape of each optimization profile was left out; --full verifies it too.")
     for left in (left for found in result.left_out.values() for left in found):
         printer.hint(f"LEFT OUT: {left}")
+    for name, parting in ((name, p) for name, found in result.partings.items() for p in found):
+        printer.hint(f"PARTS: {name}, {parting}")
     failures = result.failures
     for finding in failures[:_SHOWN_FAILURES]:
         printer.hint(f"FAILED: {finding}")

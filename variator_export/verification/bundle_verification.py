@@ -33,6 +33,7 @@ from variator_export.verification.consistency import check_steps
 from variator_export.verification.eager_bundle import EagerBundle
 from variator_export.verification.engine_verification import engine_records
 from variator_export.verification.generation.bundle_decoder import verify_decoder
+from variator_export.verification.generation.checks import Parting
 from variator_export.verification.judging.error_budget import quantization_share
 from variator_export.verification.judging.judge import QUANTIZATION_UNIT, Finding
 from variator_export.verification.reference import EAGER, load_reference
@@ -89,6 +90,7 @@ class Verification:
         ran: How the graphs or engines ran.
         gpu: The GPU they ran on. None if they ran on the CPU.
         precisions: The types that the engines compute in, by variant.
+        partings: The rows of greedy search that part from eager PyTorch's, by variant, and the step.
         left_out: The shapes and cases that were not checked, by variant: no profile of an engine covers them,
             or the property does not hold for the model itself.
         profile_shapes: The shapes of the engines' profiles that were verified, as in `verify`. `none` with a
@@ -111,6 +113,7 @@ class Verification:
     gpu: str | None = None
     precisions: Mapping[str, EnginePrecision] = field(default_factory=dict)
     left_out: Mapping[str, tuple[LeftOut, ...]] = field(default_factory=dict)
+    partings: Mapping[str, tuple[Parting, ...]] = field(default_factory=dict)
     profile_shapes: ProfileShapes = "none"
     losses: Mapping[str, tuple["QuantizationLoss", ...]] = field(default_factory=dict)
 
@@ -177,6 +180,7 @@ class Verification:
             "machine": self.machine,
             "versions": self.versions,
             "profile_shapes": self.profile_shapes,
+            "partings": {name: [p.as_dict() for p in found] for name, found in self.partings.items()},
             "left_out": {name: [asdict(entry) for entry in left] for name, left in self.left_out.items()},
             "findings": {name: [f.as_dict() for f in found] for name, found in self.findings.items()},
             "quantization": {name: [loss.as_dict() for loss in found] for name, found in self.losses.items()},
@@ -282,10 +286,12 @@ def verify(
             findings[variant.name] += tuple(more)
             losses[variant.name] = tuple(lost)
     left_out = {name: tuple(left) for name, (_, left) in looked_at.items()}
+    partings: dict[str, tuple[Parting, ...]] = {}
     for variant in chosen if manifest.backbone.generates else ():
-        more, missing = verify_decoder(variant, runs, eager, progress)
+        more, parted, missing = verify_decoder(variant, runs, eager, progress)
         findings[variant.name] += tuple(more)
         left_out[variant.name] += tuple(missing)
+        partings[variant.name] = tuple(parted)
     bisections: list[Bisection] = []
     if reproduction is not None and eager is not None:
         for variant in chosen:
@@ -306,6 +312,7 @@ def verify(
         versions=versions(*("variator-export", "torch", "transformers"), *distributions()),
         bisections=tuple(bisections),
         left_out={name: left for name, left in left_out.items() if left},
+        partings={name: found for name, found in partings.items() if found},
         profile_shapes="none" if eager is None else profiles,
         losses=losses,
     )

@@ -62,6 +62,13 @@ class Parting:
         """Whether the two tokens are equally good within rounding."""
         return abs(self.gap) <= self.tie
 
+    def __str__(self) -> str:
+        judged = "equal within rounding" if self.is_tie else f"rounding allows {self.tie:.2g}"
+        return (
+            f"case {self.case}, row {self.row + 1}: token {self.step + 1} is {self.found}, not "
+            f"{self.expected}; their scores differ by {abs(self.gap):.2g} ({judged})"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """The parting for a report."""
         return asdict(self) | {"is_tie": self.is_tie}
