@@ -138,7 +138,7 @@ MODELS: dict[str, Callable[[int], transformers.PreTrainedModel]] = {
         small_config(
             transformers.ModernBertConfig,
             layers,
-            layer_types=["full_attention", "sliding_attention"][:layers],
+            layer_types=(["full_attention", "sliding_attention"] * layers)[:layers],
             local_attention=16,
             cls_token_id=101,
             sep_token_id=102,

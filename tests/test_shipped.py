@@ -21,7 +21,7 @@ from variator_export.bundle.manifest import read_manifest
 from variator_export.core.errors import UserError
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns
-from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
+from variator_export.model.card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin_file import load_plugin
 from variator_export.model.source import plugin_folder, resolve_source
 from variator_export.recipe.recipe_file import load_recipe, shipped_recipes

@@ -189,7 +189,7 @@ class Subjects:
         from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 
         if runtime == "any-ratio":
-            shared = self._files.graph(self._files.manifest.any_ratio_graph)
+            shared = self._files.graph(self._files.manifest.session_graph)
             extra = method_of(variant).inputs_of(self._files, variant)
             return OnnxRuntimeRunner(shared, extra, threads=self._threads)
         return OnnxRuntimeRunner(graph, threads=self._threads)

@@ -1,21 +1,28 @@
 """State shared by the steps of one build. Everything slow is loaded once, when it is first needed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from variator_export.building.plan import VariantPlan
 from variator_export.building.staging import StagedBundle
+from variator_export.building.variant_plan import VariantPlan
+from variator_export.bundle.branches import Branch, switches
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, CALIBRATION
 from variator_export.bundle.parts import graph_name
+from variator_export.bundle.variant_files import (
+    MODULE_CONFIG_NAME,
+    MODULE_TENSORS_NAME,
+    QUANTIZED_MODULES_NAME,
+    VariantFiles,
+)
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.core.json_file import read_json_object
 from variator_export.core.parts import DECODER, ENCODER, MODEL
-from variator_export.core.precision import find_precision
+from variator_export.core.precision import FLOAT32, find_precision
 from variator_export.generation.settings import SETTINGS_NAME
 from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import PluginHost, load_plugin_config
@@ -26,6 +33,7 @@ from variator_export.text.settings import TEXT_SETTINGS_FILES
 from variator_export.text.tokenizer import TOKENIZER_FILES, TextEncoder
 
 if TYPE_CHECKING:
+    from variator_export.engines.base import Arrays
     from variator_export.engines.eager import EagerModel
     from variator_export.model.backbone import Backbone
     from variator_export.model.backbone_info import BackboneInfo
@@ -53,10 +61,9 @@ TEXT_CHECKED_BY = (
     "verification",
     "core/precision.py",
 )
+ANY_ASSEMBLY = "any-assembly"
 TEXT_TO_TEXT = "text2text-generation"
 INITIALISED_BY = ("model/plugin.py", "model/plugin_file.py", "model/plugin_layout.py")
-
-T = TypeVar("T")
 
 
 class BuildContext:
@@ -74,6 +81,8 @@ class BuildContext:
         self.source = source
         # Whether the recipe names no calibration, so that the bundle's own is kept.
         self.keeps_calibration = False
+        # The branches of the graph that runs every assembly; none without assemblies.
+        self.branches: tuple[Branch, ...] = ()
         self.made_by: dict[str, str | None] = {
             **versions("variator-export", *GRAPH_DISTRIBUTIONS),
             "code": code_digest(*TRACED_BY),
@@ -123,6 +132,16 @@ class BuildContext:
         """The graphs that are traced, by part."""
         own = {self.part: self.any_ratio}
         return own | {DECODER: f"{DECODER}.onnx"} if self.generates else own
+
+    def shared_graphs(self, plan: VariantPlan) -> tuple[str, ...]:
+        """Return the graphs that take plugins as inputs and can run a variant."""
+        own = (self.any_ratio,) if plan.assembly is None else ()
+        return tuple(dict.fromkeys((*own, self.session_graph)))
+
+    @property
+    def session_graph(self) -> str:
+        """Return the graph that runs all variants in one session."""
+        return graph_name(ANY_ASSEMBLY, self.part) if self.branches else self.any_ratio
 
     def graph(self, plan: VariantPlan) -> str:
         """Return a variant's own graph of the part with plugins."""
@@ -209,40 +228,62 @@ class BuildContext:
 
         return load_backbone(self.info, self.encoder.pad_token_id) if self.quantizes else self.backbone
 
-    def plugin_folder(self, plan: VariantPlan) -> str:
-        """Return the folder of a variant's plugin, relative to the bundle."""
-        return f"plugins/{plan.name}"
+    @cached_property
+    def in_float32(self) -> "Backbone":
+        """The backbone in float32, whatever the recipe's precision."""
+        from variator_export.model.backbone import load_backbone
+
+        if find_precision(self.recipe.precision).unquantized == FLOAT32.name:
+            return self.unquantized
+        return load_backbone(self.info, self.encoder.pad_token_id)
+
+    def files(self, plan: VariantPlan) -> VariantFiles:
+        """Return a variant's own files, in the staging folder or, before they are copied, in the old bundle."""
+        own = [*plan.module_folders, *([plan.plugin_folder] if plan.plugin_folder else [])]
+        old = self.staged.old
+        copied = old is None or all((self.staged.folder / name).exists() for name in own)
+        root = self.staged.folder if copied or old is None else old.path
+        on = None
+        if self.branches:
+            on = switches(self.branches, plan.assembly, plan.modules, self.info.size.num_layers)
+        return VariantFiles(root, plan.plugin_folder, plan.assembly, plan.module_folders, on)
+
+    def graph_inputs(self, plan: VariantPlan) -> "Arrays":
+        """Return the inputs with which a graph for all runs a variant."""
+        return METHODS.find(plan.method).graph_inputs(self.info.size, self.files(plan))
 
     def plugin_config(self, plan: VariantPlan) -> PluginConfig:
         """Read the configuration of a variant's plugin from its current location."""
-        return self._read(plan, load_plugin_config)
+        return load_plugin_config(self.files(plan).plugin_folder)
 
     def eager(self, plan: VariantPlan, backbone: "Backbone | None" = None) -> "EagerModel":
         """Load a variant in eager PyTorch, on this backbone or on another copy of the backbone."""
         from variator_export.engines.eager import EagerModel
 
         chosen = backbone or self.backbone
-        method = METHODS.find(plan.method)
-        return EagerModel(chosen, self._read(plan, lambda folder: method.eager(chosen, folder)))
+        return EagerModel(chosen, METHODS.find(plan.method).eager(chosen, self.files(plan)))
 
-    def graph_input_hashes(self, plan: VariantPlan) -> dict[str, str | None]:
+    def graph_input_hashes(self, plan: VariantPlan) -> dict[str, Any]:
         """Return the hashes of all files that a variant's graph is made from or refers to."""
-        tensors = f"{self.plugin_folder(plan)}/plugin.safetensors"
-        config = f"{self.plugin_folder(plan)}/plugin_config.json"
-        sha256 = self.staged.sha256
+        sha256, plugin = self.staged.sha256, plan.plugin_folder
         return {
             "any_ratio": sha256(self.any_ratio),
             "weights": sha256(BACKBONE_WEIGHTS),
-            "plugin": sha256(tensors) if plan.plugin else None,
-            "plugin_config": sha256(config) if plan.plugin else None,
+            "plugin": sha256(f"{plugin}/plugin.safetensors") if plugin else None,
+            "plugin_config": sha256(f"{plugin}/plugin_config.json") if plugin else None,
+            **(
+                {"assembly": str(plan.assembly), "modules": self.module_hashes(plan.module_folders)}
+                if plan.assembly is not None
+                else {}
+            ),
         }
 
-    def _read(self, plan: VariantPlan, read: Callable[[Path], T]) -> T:
-        """Read a plugin from the staging folder, or from the old bundle if it has not been copied yet."""
-        name = self.plugin_folder(plan)
-        new = self.staged.folder / name
-        old = self.staged.old
-        return read(new if new.exists() or old is None else old.path / name)
+    def module_hashes(self, folders: Sequence[str]) -> dict[str, Any]:
+        """Return the hashes of all files of folders of modules."""
+        names = [MODULE_CONFIG_NAME, MODULE_TENSORS_NAME]
+        names += [QUANTIZED_MODULES_NAME] if self.quantizes else []
+        files = [f"{folder}/{name}" for folder in folders for name in names]
+        return {name: self.staged.sha256(name) for name in files}
 
 
 def _pooling_files(backbone: Path) -> list[str]:

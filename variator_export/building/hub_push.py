@@ -14,7 +14,7 @@ from variator_export.bundle.origin import ORIGIN_REPORT
 from variator_export.core.errors import UserError
 from variator_export.core.hub import HUB_PREFIX, HubSource, commit, download, files_of, parse_hub_source
 from variator_export.core.json_file import read_json_object
-from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME
+from variator_export.model.card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin_file import load_plugin
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 from variator_export.model.source import is_plain_folder

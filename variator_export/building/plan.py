@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from variator_export.building.plan_modular import (
+    ModulesPlan,
+    keep_assemblies,
+    keep_modules,
+    plan_assemblies,
+)
+from variator_export.building.variant_plan import VariantPlan
+from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import Manifest
 from variator_export.core.errors import UserError
 from variator_export.core.validation import describe_validation_error
@@ -18,31 +26,6 @@ from variator_export.recipe.recipe import GraphsRecipe, PluginRecipe, Recipe
 BASELINE = "ratio-1"
 # Names of other files of a bundle.
 _TAKEN = (BASELINE, "any-ratio", "model")
-
-
-@dataclass(frozen=True)
-class VariantPlan:
-    """A variant to build.
-
-    Attributes:
-        name: Name of the variant.
-        ratio: Compression ratio of the variant.
-        plugin: The plugin's recipe; None for the baseline.
-        files: The plugin's files; None if there are no files to read: for the baseline, for a plugin to be
-            initialised, and for a plugin that exists only in the bundle.
-        kept: Whether the variant is planned only because the bundle already has it.
-    """
-
-    name: str
-    ratio: int
-    plugin: PluginRecipe | None
-    files: ResolvedPlugin | None = None
-    kept: bool = False
-
-    @property
-    def method(self) -> str:
-        """The method that creates the variant."""
-        return "none" if self.plugin is None else self.plugin.method
 
 
 @dataclass(frozen=True)
@@ -69,7 +52,8 @@ def pin_sources(recipe: Recipe) -> Recipe:
         plugin.model_copy(update={"source": pin_source(plugin.source)}) if plugin.source else plugin
         for plugin in recipe.plugins
     )
-    return recipe.model_copy(update={"backbone": backbone, "plugins": plugins})
+    modules = tuple(entry.model_copy(update={"source": pin_source(entry.source)}) for entry in recipe.modules)
+    return recipe.model_copy(update={"backbone": backbone, "plugins": plugins, "modules": modules})
 
 
 def select_plugins(recipe: Recipe) -> tuple[AskedPlugin, ...]:
@@ -144,23 +128,44 @@ def _refuse_other_words(recipe: Recipe, old: Manifest) -> None:
     )
 
 
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build makes.
+
+    Attributes:
+        recipe: The resolved recipe.
+        variants: The variants, the baseline first.
+        modules: The folders of modules that assemblies may take.
+    """
+
+    recipe: Recipe
+    variants: tuple[VariantPlan, ...]
+    modules: tuple[ModulesPlan, ...] = ()
+
+
 def merge(
-    recipe: Recipe, asked: Sequence[AskedPlugin], weights_sha256: str, old: Manifest | None
-) -> tuple[Recipe, list[VariantPlan]]:
+    recipe: Recipe,
+    asked: Sequence[AskedPlugin],
+    modules: Sequence[ModulesPlan],
+    weights_sha256: str,
+    old_bundle: BundleFiles | None,
+) -> BuildPlan:
     """Merge a recipe with the existing bundle into the resolved recipe and its variants.
 
     Args:
         recipe: The recipe to build now.
         asked: The recipe's plugins (`select_plugins`).
+        modules: The recipe's modules (`select_modules`).
         weights_sha256: Hash of the weights of the recipe's backbone.
-        old: The manifest of the existing bundle; None if there is none.
+        old_bundle: The existing bundle; None if there is none.
 
     Returns:
-        The resolved recipe, and its variants with those that the bundle already has.
+        The plan, with the variants and modules that the bundle already has.
 
     Raises:
         UserError: The bundle has another backbone or precision, or a trained plugin would be lost.
     """
+    old = None if old_bundle is None else old_bundle.manifest
     kept: list[PluginRecipe] = []
     before: Recipe | None = None
     if old is not None:
@@ -192,12 +197,19 @@ def merge(
             "targets": tuple(sorted({GRAPHS, *recipe.targets})),
         }
     )
+    all_modules = keep_modules(modules, before, old_bundle)
+    assemblies = keep_assemblies(recipe.assemblies, before)
     variants = [VariantPlan(BASELINE, 1, None), *plans]
+    variants += plan_assemblies(assemblies, variants, all_modules)
+    resolved = resolved.model_copy(
+        update={"modules": tuple(plan.recipe for plan in all_modules), "assemblies": assemblies}
+    )
     graphs = _graphs(recipe.graphs, variants, None if before is None else before.graphs)
     quantization = recipe.quantization
     if before is not None and quantization.calibration is None:
         quantization = quantization.model_copy(update={"calibration": before.quantization.calibration})
-    return resolved.model_copy(update={"graphs": graphs, "quantization": quantization}), variants
+    resolved = resolved.model_copy(update={"graphs": graphs, "quantization": quantization})
+    return BuildPlan(resolved, tuple(variants), all_modules)
 
 
 def _graphs(asked: GraphsRecipe, variants: Sequence[VariantPlan], old: GraphsRecipe | None) -> GraphsRecipe:
@@ -211,7 +223,7 @@ def _graphs(asked: GraphsRecipe, variants: Sequence[VariantPlan], old: GraphsRec
 def _default_variant(asked: int | str | None, variants: Sequence[VariantPlan]) -> str:
     if asked is None:
         return BASELINE
-    found = [plan.name for plan in variants if asked in (plan.ratio, plan.name)]
+    found = [p.name for p in variants if asked == p.name or (asked == p.ratio and p.assembly is None)]
     if len(found) == 1:
         return found[0]
     there = ", ".join(f"{plan.name} (ratio {plan.ratio})" for plan in variants)

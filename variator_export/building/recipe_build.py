@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from variator_export.building.context import BuildContext
-from variator_export.building.plan import VariantPlan, merge, pin_sources, select_plugins
+from variator_export.building.plan import BuildPlan, merge, pin_sources, select_plugins
+from variator_export.building.plan_modular import select_modules
 from variator_export.building.speed import speed_of_bundle
 from variator_export.building.staging import StagedBundle
-from variator_export.building.steps import forms, text_to_text
+from variator_export.building.steps import forms, modular, text_to_text
 from variator_export.building.steps import graphs as steps
 from variator_export.building.steps.calibrate import calibrate_backbone
 from variator_export.building.steps.engines import EngineOrder, EngineSources, check_order, make_engines
 from variator_export.building.steps.quality import check_quality, read_request
+from variator_export.building.variant_plan import VariantPlan
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import (
     MANIFEST_NAME,
@@ -101,18 +103,20 @@ def build(
     bundle = Path(output if output is not None else default_bundle(recipe)).resolve()
     recipe = pin_sources(recipe)
     asked = select_plugins(recipe)  # rejects a wrong ratio before anything slow starts
+    modules = select_modules(recipe)
     require_onnxruntime()
     order = EngineOrder(recipe.engine, [target for target in recipe.targets if target != GRAPHS])
     versions = check_order(order, recipe.precision)
     source = resolve_source(recipe.backbone.source, recipe.backbone.sha256)
     with exclusive(bundle) as staging:
         old = _old_bundle(bundle, replace=replace)
-        resolved, variants = merge(recipe, asked, source.weights_sha256, old.manifest if old else None)
+        plan = merge(recipe, asked, modules, source.weights_sha256, old)
+        variants = plan.variants
         staged = StagedBundle(staging, old, progress)
-        context = BuildContext(staged, resolved, source)
+        context = BuildContext(staged, plan.recipe, source)
         context.keeps_calibration = old is not None and recipe.quantization.calibration is None
         request = read_request(context)  # rejects data that cannot be measured before the slow trace
-        manifest = _make(context, variants, order, versions)
+        manifest = _make(context, plan, order, versions)
         if request is not None:
             check_quality(context, manifest, request)
         published = staged.finish(manifest, bundle)
@@ -125,7 +129,7 @@ def build(
             progress.note(f"speed: not measured: {recipe.precision} is not representative on a CPU")
         elif recipe.speed is not None:
             # Measured while the folder is still locked: parallel builds would distort each other's timings.
-            speed = speed_of_bundle(bundle, recipe.speed, context, variants, progress)
+            speed = speed_of_bundle(bundle, recipe.speed, context, list(variants), progress)
     return BuildResult(
         bundle=bundle,
         published=published,
@@ -160,33 +164,37 @@ def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:
 
 
 def _make(
-    context: BuildContext, variants: list[VariantPlan], order: EngineOrder, versions: Mapping[str, str]
+    context: BuildContext, plan: BuildPlan, order: EngineOrder, versions: Mapping[str, str]
 ) -> Manifest:
     """Run all steps. Plugins come first, so that an invalid plugin is rejected before the slow trace."""
+    variants = plan.variants
     if context.generates:
         text_to_text.check_recipe(context)
+    modular.check_plan(context, variants, plan.modules)
     steps.copy_backbone_files(context)
     graphs = context.recipe.graphs
     assert graphs.opset is not None
     if context.quantizes:
         check_quantized(context.recipe.precision, graphs.opset)
-    for plan in variants:
-        if plan.plugin is not None:
-            steps.make_plugin(context, plan)
+    with_plugins = [variant for variant in variants if variant.plugin and variant.assembly is None]
+    for variant in with_plugins:
+        steps.make_plugin(context, variant)
     calibrate_backbone(context)
-    steps.trace_backbone(context, variants)
+    for modules in plan.modules:
+        modular.copy_modules(context, modules)
+    steps.trace_backbone(context, with_plugins)
+    modular.assemble_graphs(context, plan.modules)
     entries = []
-    for plan in variants:
-        steps.bind_variant(context, plan)
-        entries.append(_variant_entry(context, plan))
-    for plan in variants:
-        steps.verify_variant(context, plan)
-    default = next(plan for plan in variants if plan.name == graphs.default_variant)
+    for variant in variants:
+        steps.bind_variant(context, variant)
+        entries.append(_variant_entry(context, variant))
+    for variant in variants:
+        steps.verify_variant(context, variant)
+    default = next(variant for variant in variants if variant.name == graphs.default_variant)
     forms.name_default(context, default)
     if graphs.adapters:
-        for plan in variants:
-            if plan.plugin is not None:
-                forms.make_adapter(context, plan)
+        for variant in with_plugins:
+            forms.make_adapter(context, variant)
     backbone, any_ratio = _backbone_entry(context), context.traced
     baseline = next(p for p in variants if _is_baseline(p))
     if context.generates:
@@ -207,6 +215,9 @@ def _make(
         any_ratio=any_ratio,
         default_variant=default.name,
         variants=tuple(entries),
+        modules=modular.modules_entries(context, plan.modules),
+        any_assembly_graph=context.session_graph if context.branches else None,
+        branches=context.branches,
         engines=tuple(engines),
     )
 
@@ -219,7 +230,8 @@ def _variant_entry(context: BuildContext, plan: VariantPlan) -> Variant:
     plugin = None
     if plan.plugin is not None:
         config = context.plugin_config(plan)
-        folder = context.plugin_folder(plan)
+        folder = plan.plugin_folder
+        assert folder is not None
         plugin = PluginEntry(
             folder=folder,
             source=plan.plugin.source or "initialised",
@@ -234,6 +246,8 @@ def _variant_entry(context: BuildContext, plan: VariantPlan) -> Variant:
         baseline=_is_baseline(plan),
         ratio=plan.ratio,
         plugin=plugin,
+        assembly_spec=None if plan.assembly is None else str(plan.assembly),
+        modules=plan.modules,
         graphs=context.traced | {context.part: context.graph(plan)},
         reference=steps.reference_path(plan),
         precision_proof=steps.precision_proof(context, plan),

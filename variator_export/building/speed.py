@@ -10,7 +10,7 @@ from variator_export.benchmark.runtimes import open_subjects
 from variator_export.benchmark.schedule import TimingSettings, time_everything
 from variator_export.benchmark.speed_table import speed_inputs, speed_rows
 from variator_export.building.context import BuildContext
-from variator_export.building.plan import VariantPlan
+from variator_export.building.variant_plan import VariantPlan
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.reports import SPEED_REPORT, read_report, store_report
 from variator_export.core.environment import machine, require_onnxruntime, versions

@@ -18,6 +18,7 @@ from variator_export.bundle.manifest import (
 )
 from variator_export.bundle.parts import plugin_part
 from variator_export.bundle.publishing import recover
+from variator_export.bundle.variant_files import VariantFiles
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_file, sha256_json
 from variator_export.core.json_file import read_json_object
@@ -98,7 +99,8 @@ class BundleFiles:
             UserError: No variant matches, or several variants have this ratio.
         """
         variants = self.manifest.variants
-        found = [v for v in variants if choice in (v.ratio, v.name)]
+        # A ratio alone means the original layers.
+        found = [v for v in variants if choice == v.name or (choice == v.ratio and v.assembly_spec is None)]
         there = ", ".join(f"{v.name} (ratio {v.ratio})" for v in variants)
         if not found:
             raise UserError(
@@ -128,15 +130,15 @@ class BundleFiles:
                 "it with --task feature-extraction.",
             )
 
-    def variant_folder(self, variant: Variant) -> Path:
-        """The folder of a variant's plugin, after its hashes are checked; the bundle's folder without one."""
-        if variant.plugin is None:
-            return self.path
-        folder = variant.plugin.folder
-        for name in self.manifest.files:
-            if name.startswith(f"{folder}/"):
-                self.file(name)
-        return self.path / folder
+    def variant_files(self, variant: Variant) -> VariantFiles:
+        """The files of a variant's plugin and modules, after their hashes are checked."""
+        plugin = None if variant.plugin is None else variant.plugin.folder
+        modules = tuple(self.manifest.modules[name].folder for name in variant.modules)
+        for folder in (*modules, *((plugin,) if plugin is not None else ())):
+            for name in self.manifest.files:
+                if name.startswith(f"{folder}/"):
+                    self.file(name)
+        return VariantFiles(self.path, plugin, variant.assembly, modules, self.manifest.switches(variant))
 
     def graph_hashes(self) -> dict[str, str]:
         """A hash of each variant's graphs, by its name: what decides its speed, but not its numbers."""
@@ -150,9 +152,15 @@ class BundleFiles:
         copied = self.manifest.steps.get("backbone", {}).get("files") or {}
         common = BACKBONE_WEIGHTS, *(name for name in copied if name in self.manifest.files)
         return {
-            variant.name: self._hash_of((*common, *variant.graphs.values(), *variant.plugin_files))
+            variant.name: self._hash_of(
+                (*common, *variant.graphs.values(), *variant.plugin_files, *self._module_files(variant))
+            )
             for variant in self.manifest.variants
         }
+
+    def _module_files(self, variant: Variant) -> list[str]:
+        folders = tuple(f"{self.manifest.modules[name].folder}/" for name in variant.modules)
+        return sorted(name for name in self.manifest.files if folders and name.startswith(folders))
 
     def _hash_of(self, names: Iterable[str]) -> str:
         found = {name: self.manifest.files[name].sha256 for name in names}

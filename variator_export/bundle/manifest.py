@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from variator_export.bundle.branches import Branch, switches
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.parts import PartEntry, with_plugins
+from variator_export.bundle.variant_files import MODULE_CONFIG_NAME, MODULE_TENSORS_NAME
+from variator_export.core.assembly import Assembly, parse_assembly
 from variator_export.core.encoder_size import DecoderSize, EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
@@ -133,6 +137,24 @@ class PluginEntry(_Part):
     trained: bool
 
 
+class ModulesEntry(_Part):
+    """A folder of modules. `trained` is False for modules that are copies of layers.
+
+    Attributes:
+        stack: The stack that the modules are for.
+        granularity: The number of layers that each module replaces.
+        groups: The first and the last layer that each module replaces, and the layer that it is like.
+    """
+
+    folder: str
+    source: str
+    sha256: str
+    stack: Literal["encoder", "decoder"]
+    granularity: int
+    groups: tuple[tuple[int, int, int], ...]
+    trained: bool
+
+
 class PrecisionProof(_Part):
     """The precisions in which a graph computes its matrix products, counted on the graph.
 
@@ -152,7 +174,9 @@ class Variant(_Part):
     Attributes:
         method: The method that built the variant (`model.methods`).
         baseline: Whether the variant is the plain backbone, which the other variants are compared with.
-        plugin: The variant's plugin. None for the baseline.
+        plugin: The variant's plugin. None for the baseline, and for an assembly without one.
+        assembly_spec: The assembly, as its specification; None for the original layers.
+        modules: Names of the manifest's modules that the assembly uses.
         graphs: ONNX files by part of the model; an encoder has one part, `model`. A decoder's file is the
             same for all variants.
     """
@@ -162,9 +186,26 @@ class Variant(_Part):
     baseline: bool = False
     ratio: int
     plugin: PluginEntry | None
+    assembly_spec: str | None = None
+    modules: tuple[str, ...] = ()
     graphs: dict[str, str]
     reference: str
     precision_proof: PrecisionProof
+
+    @field_validator("assembly_spec")
+    @classmethod
+    def _is_an_assembly(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_assembly(value)
+            except UserError as error:
+                raise ValueError(error.message) from error
+        return value
+
+    @property
+    def assembly(self) -> Assembly | None:
+        """The assembly; None for the original layers."""
+        return None if self.assembly_spec is None else parse_assembly(self.assembly_spec)[0]
 
     @property
     def graph(self) -> str:
@@ -262,6 +303,10 @@ class Manifest(_Part):
         recipe: The resolved recipe, without the settings of the speed measurement.
         opset: The ONNX opset of the graphs.
         any_ratio: The graphs that accept plugins as inputs, by part of the model.
+        modules: The folders of modules by name.
+        any_assembly_graph: The graph that takes plugins as inputs and runs every assembly, of the part that
+            plugins are in; None without assemblies.
+        branches: The branches of that graph.
         default_variant: The name of the variant that a session runs unless a call chooses another.
         steps: Everything that the result of a build step depends on, by step.
     """
@@ -276,6 +321,9 @@ class Manifest(_Part):
     any_ratio: dict[str, str]
     default_variant: str
     variants: tuple[Variant, ...]
+    modules: dict[str, ModulesEntry] = Field(default_factory=dict)
+    any_assembly_graph: str | None = None
+    branches: tuple[Branch, ...] = ()
     engines: tuple[EngineEntry, ...] = ()
     steps: dict[str, dict[str, Any]] = Field(default_factory=dict)
     files: dict[str, FileEntry] = Field(default_factory=dict)
@@ -295,6 +343,29 @@ class Manifest(_Part):
         if self.default_variant not in (variant.name for variant in self.variants):
             raise ValueError(f"default_variant is {self.default_variant}, which is no variant")
         return self
+
+    @model_validator(mode="after")
+    def _modules_exist(self) -> "Manifest":
+        for variant in self.variants:
+            if lacking := {*variant.modules} - self.modules.keys():
+                raise ValueError(f"{variant.name} uses the modules {min(lacking)}, which are not listed")
+        return self
+
+    def shared_graphs(self, variant: Variant) -> tuple[str, ...]:
+        """The graphs that take plugins as inputs and can run a variant, of the part that plugins are in."""
+        own = (self.any_ratio_graph,) if variant.assembly_spec is None else ()
+        return tuple(dict.fromkeys((*own, self.session_graph)))
+
+    @property
+    def session_graph(self) -> str:
+        """The graph that runs all variants in one session, of the part that plugins are in."""
+        return self.any_assembly_graph or self.any_ratio_graph
+
+    def switches(self, variant: Variant) -> np.ndarray | None:
+        """The value of `assembly.branches` for a variant; None for a bundle without assemblies."""
+        if not self.branches:
+            return None
+        return switches(self.branches, variant.assembly, variant.modules, self.backbone.num_layers)
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""
@@ -380,6 +451,10 @@ def _named_paths(manifest: Manifest) -> set[str]:
     paths = {*manifest.files, *manifest.any_ratio.values()}
     for variant in manifest.variants:
         paths |= {*variant.graphs.values(), variant.reference, *variant.plugin_files}
+    if manifest.any_assembly_graph is not None:
+        paths.add(manifest.any_assembly_graph)
+    for modules in manifest.modules.values():
+        paths |= {f"{modules.folder}/{name}" for name in (MODULE_CONFIG_NAME, MODULE_TENSORS_NAME)}
     for engine in manifest.engines:
         paths |= set(engine.files)
     return paths

@@ -64,6 +64,23 @@ def build_command(
             "hub:ORGANISATION/NAME[/FOLDER][@REVISION]; may be repeated. NAME defaults to ratio-K.",
         ),
     ] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR",
+            help="A folder of modules, to replace the recipe's: a folder, recipes:PATH, or "
+            "hub:ORGANISATION/NAME[/FOLDER][@REVISION]; may be repeated.",
+        ),
+    ] = None,
+    assembly: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]SPEC",
+            help="A variant of modules and original layers: how many layers each of its layers stands for, such "
+            "as enc=2,2,1x8, and ;k=4 to add the plugin of ratio 4; may be repeated. It replaces the recipe's "
+            "assemblies.",
+        ),
+    ] = None,
     untrained: Annotated[
         bool,
         typer.Option(
@@ -171,6 +188,9 @@ def build_command(
     `variator-export build --backbone ./my-bert --ratio 4 --untrained --output ./speed` measures the speed
     before a plugin is trained.
 
+    `variator-export build --module modules/g2 --assembly enc=2x3 --assembly "enc=2x3;k=4"` builds a stack of
+    three modules, without and with the compression plugin of ratio 4.
+
     `variator-export build my-recipe.yaml --ratio 4 --show-recipe`
 
     `variator-export build recipes/*.yaml --jobs 2 --format json`
@@ -183,6 +203,8 @@ def build_command(
         alone = {
             "--backbone": backbone,
             "--plugin": plugin,
+            "--module": module,
+            "--assembly": assembly,
             "--show-recipe": show_recipe,
             "--push-to-hub": push_to_hub,
         }
@@ -202,6 +224,8 @@ def build_command(
             label_words=label_word,
             decoder_prompt=decoder_prompt,
             plugins=plugin,
+            modules=module,
+            assemblies=assembly,
             untrained=untrained,
             targets=target,
             precision=precision,

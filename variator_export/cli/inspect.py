@@ -46,6 +46,10 @@ def inspect_command(
     printer.text(f"inputs: {', '.join(backbone.inputs)}; outputs: {', '.join(_shown_outputs(backbone))}")
     if backbone.generates:
         printer.text(f"decoder: {manifest.any_ratio[DECODER]}, the same for every ratio")
+    for name, modules in manifest.modules.items():
+        state = "trained" if modules.trained else "copies of layers"
+        layers = ", ".join(f"{first}-{last}" for first, last, _ in modules.groups)
+        printer.text(f"modules {name}: {modules.stack} layers {layers}, from {modules.source}, {state}")
     if backbone.label_words is not None:
         words = ", ".join(f"{label}={word}" for label, word in backbone.label_words.items())
         prompt = f", after the prompt {backbone.decoder_prompt!r}" if backbone.decoder_prompt else ""
@@ -66,12 +70,15 @@ def _shown_outputs(backbone: BackboneEntry) -> list[str]:
 
 def _variants_table(bundle: Bundle) -> Table:
     table = Table(title="Variants", title_justify="left")
-    for name in ("name", "ratio", "plugin", "masking", "graph", "engines"):
+    has_assemblies = bool(bundle.manifest.branches)
+    assembly = ("assembly",) if has_assemblies else ()
+    for name in ("name", *assembly, "ratio", "plugin", "masking", "graph", "engines"):
         table.add_column(name)
     for variant in bundle.manifest.variants:
         plugin = variant.plugin
         table.add_row(
             variant.name,
+            *([variant.assembly_spec or "original"] if has_assemblies else []),
             str(variant.ratio),
             variant.plugin_state,
             "" if plugin is None else plugin.masking,
@@ -79,10 +86,13 @@ def _variants_table(bundle: Bundle) -> Table:
             "\n".join(bundle.engine_states(variant.name)),
         )
     if states := bundle.engine_states(ANY_RATIO):
-        table.add_row(ANY_RATIO, "all", "", "", bundle.manifest.any_ratio_graph, "\n".join(states))
+        original = ["original"] if has_assemblies else []
+        graph = bundle.manifest.any_ratio_graph
+        table.add_row(ANY_RATIO, *original, "all", "", "", graph, "\n".join(states))
     if states := bundle.engine_states(ANY_RATIO, DECODER):
         decoder = bundle.manifest.any_ratio[DECODER]
-        table.add_row("decoder", "all", "", "", decoder, "\n".join(states))
+        original = ["original"] if has_assemblies else []
+        table.add_row("decoder", *original, "all", "", "", decoder, "\n".join(states))
     return table
 
 

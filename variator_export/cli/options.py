@@ -20,6 +20,8 @@ from variator_export.recipe.recipe_file import load_recipe
 
 # The fields of training.settings.Losses, which is not imported here because --help does not need it.
 LOSS_TERMS = ("hidden", "layers", "embedding", "decoder", "logits", "label")
+# Those of training.modular.settings.ModuleLosses that plain text has.
+MODULE_LOSS_TERMS = ("hidden", "layers", "attention", "embedding", "logits")
 
 _SHAPE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
 
@@ -102,6 +104,27 @@ TrustHostCodeOption = Annotated[
     ),
 ]
 OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write to.")]
+TextsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        metavar="SRC[@SHARE]",
+        help="Plain text: .txt, .jsonl, a folder, or datasets:NAME, with the share of passages to draw from it; "
+        "may be repeated.",
+    ),
+]
+TextFieldOption = Annotated[
+    str,
+    typer.Option(
+        "--text-field", metavar="NAME", help="Field or column of the text in .jsonl files and data sets."
+    ),
+]
+HeldOutPassagesOption = Annotated[
+    int,
+    typer.Option(
+        "--held-out-passages", metavar="N", help="Passages of the held-out text to measure the loss on."
+    ),
+]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", min=1, metavar="N", help="Number of optimizer steps.")
 ]
@@ -271,7 +294,7 @@ def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
         ) from error
 
 
-def parse_losses(texts: list[str] | None) -> dict[str, float]:
+def parse_losses(texts: list[str] | None, terms: Sequence[str] = LOSS_TERMS) -> dict[str, float]:
     """Parse `--loss TERM=WEIGHT` into weights by term. Terms that are not named are left out.
 
     Raises:
@@ -280,10 +303,10 @@ def parse_losses(texts: list[str] | None) -> dict[str, float]:
     weights: dict[str, float] = {}
     for text in texts or ():
         term, separator, weight = text.partition("=")
-        if term not in LOSS_TERMS:
-            guess = nearest(term, list(LOSS_TERMS))
+        if term not in terms:
+            guess = nearest(term, list(terms))
             raise UsageError(
-                f"There is no loss term {term!r}; the terms are {', '.join(LOSS_TERMS)}.",
+                f"There is no loss term {term!r}; the terms are {', '.join(terms)}.",
                 f"--loss {guess or 'hidden'}=1",
             )
         if term in weights:

@@ -13,6 +13,8 @@ from variator_export.engines.targets import build_targets
 from variator_export.recipe.recipe import DEFAULT_RECIPE
 from variator_export.recipe.recipe_file import Layer, ResolvedRecipe, resolve_recipe
 
+# The keys of a specification of an assembly.
+_STACKS = ("enc", "dec", "k")
 # Characters that a recipe's name cannot have.
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -27,6 +29,8 @@ def with_flags(
     label_words: Sequence[str] | None = None,
     decoder_prompt: str | None = None,
     plugins: Sequence[str] | None = None,
+    modules: Sequence[str] | None = None,
+    assemblies: Sequence[str] | None = None,
     untrained: bool = False,
     targets: Sequence[str] | None = None,
     precision: str | None = None,
@@ -65,7 +69,13 @@ def with_flags(
     if decoder_prompt is not None:
         layers.append(Layer("--decoder-prompt", {"backbone": {"decoder_prompt": decoder_prompt}}))
     if plugins:
-        layers.append(Layer("--plugin", {"plugins": [_plugin(text) for text in plugins], "ratios": None}))
+        layers.append(
+            Layer("--plugin", {"plugins": [_named_source(text) for text in plugins], "ratios": None})
+        )
+    if modules:
+        layers.append(Layer("--module", {"modules": [_named_source(text) for text in modules]}))
+    if assemblies:
+        layers.append(Layer("--assembly", {"assemblies": [_assembly(text) for text in assemblies]}))
     asked = sorted({parse_ratio(text) for text in ratios or ()})
     if untrained:
         layers.append(Layer("--untrained", {"plugins": _initialised(asked, plugins)}))
@@ -102,9 +112,17 @@ def _initialised(ratios: Sequence[int], plugins: Sequence[str] | None) -> list[d
     return found
 
 
-def _plugin(text: str) -> dict[str, Any]:
+def _named_source(text: str) -> dict[str, Any]:
     name, source = options.named_plugin(text)
     return {"name": name, "source": source}
+
+
+def _assembly(text: str) -> dict[str, Any]:
+    """`[NAME=]SPEC`, where a specification itself begins with `enc=`, `dec=` or a number."""
+    name, equals, spec = text.partition("=")
+    if equals and name.strip() not in _STACKS:
+        return {"name": name, "spec": spec}
+    return {"spec": text}
 
 
 def _number_or_name(text: str | None) -> int | str | None:

@@ -89,7 +89,7 @@ class EagerModel:
         """Load a variant of a bundle, after a check of the hashes of the variant's own files."""
         from variator_export.model.methods import method_of
 
-        module = method_of(variant).eager(backbone, bundle.variant_folder(variant))
+        module = method_of(variant).eager(backbone, bundle.variant_files(variant))
         return cls(backbone, module, attention=attention, compiled=compiled)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:

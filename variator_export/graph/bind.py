@@ -32,8 +32,11 @@ def bind(any_ratio: Path, config: PluginConfig, plugin_location: str) -> ir.Mode
     Returns:
         A graph without plugin inputs, whose weights and plugin tensors are external data.
     """
-    folder = any_ratio.parent
-    model = load_without_defaults(any_ratio)
+    return bind_loaded(load_without_defaults(any_ratio), any_ratio.parent, config, plugin_location)
+
+
+def bind_loaded(model: ir.Model, folder: Path, config: PluginConfig, plugin_location: str) -> ir.Model:
+    """Bind a plugin as `bind` does, into a loaded graph without defaults, which is changed in place."""
     graph = model.graph
     held: dict[str, ir.TensorProtocol] = dict(detach_weights(graph))
     half = _is_half(held)
@@ -60,12 +63,18 @@ def bind_baseline(any_ratio: Path) -> ir.Model:
     the feed-forward network, and the output of the feed-forward network replaces that of the decompression
     layer.
     """
-    model = load_without_defaults(any_ratio)
+    return bind_baseline_loaded(load_without_defaults(any_ratio))
+
+
+def bind_baseline_loaded(model: ir.Model) -> ir.Model:
+    """Build the graph as `bind_baseline` does, from a loaded graph without defaults, changed in place."""
     graph = model.graph
     held = detach_weights(graph)
-    sites = sorted({_site(node) for node in graph} - {""})
-    for site in sites:
-        _remove_plugin(graph, site)
+    modules = {module_of(node) for node in graph}
+    for site in sorted({_site(node) for node in graph} - {""}):
+        # Of a layer that an assembly leaves out, only the mask may be there, which other layers read.
+        if any(module.startswith(site + _FFN) for module in modules):
+            _remove_plugin(graph, site)
     ratio_inputs = [v for v in graph.inputs if str(v.name).startswith(GRAPH_INPUT_PREFIX)]
     _set_dimensions(graph, {"ratio": 1, "bottleneck_size": 1})
     remove_window_padding(graph)

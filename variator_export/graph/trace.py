@@ -12,8 +12,9 @@ from variator_export.graph.export import check_inline
 from variator_export.graph.simplify import name_nodes, simplify
 from variator_export.graph.trace_decoder import trace_decoder
 from variator_export.graph.trace_encoder import trace_encoder
-from variator_export.graph.weights import attach_weights, external_tensors, write_weights
+from variator_export.graph.weights import attach_weights, external_tensors
 from variator_export.model.backbone import Backbone
+from variator_export.model.weights_file import write_weights
 
 # The first opset with Attention. ONNX Runtime 1.23 and TensorRT for RTX 1.7 support it.
 ATTENTION_OPSET = 23

@@ -6,16 +6,15 @@ replaces each feed-forward network.
 Shapes: B batch, S tokens before padding, W windows, k ratio, N = W*k tokens with padding, d hidden size.
 """
 
-import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from variator_export.bundle.variant_files import VariantFiles
 from variator_export.core.axes import token_axis
-from variator_export.model.backbone import Backbone
+from variator_export.model.backbone import Backbone, copy_sharing_weights
 from variator_export.model.cross_attention import cross_states
 from variator_export.model.families.base import Architecture
 from variator_export.model.label_words import label_word_scores
@@ -23,6 +22,7 @@ from variator_export.model.plugin import CompressionPlugin, LayerPlugin
 from variator_export.model.pooling import Pooling
 
 HIDDEN_STATES_PREFIX = "hidden_states."
+ATTENTIONS_PREFIX = "attentions."
 
 
 @dataclass
@@ -66,7 +66,7 @@ class WindowedModel(nn.Module):
         self.spec = backbone.spec
         self.config = backbone.info.config
         self.windows = Windows()
-        self.model = _copy_sharing_weights(backbone.model)
+        self.model = copy_sharing_weights(backbone.model)
         self.pooling = Pooling(backbone.pooling) if backbone.pooling else None
         layers = plugin.layer_plugins()
 
@@ -169,7 +169,7 @@ class PlainModel(nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.model = _copy_sharing_weights(backbone.model)
+        self.model = copy_sharing_weights(backbone.model)
         self.spec = backbone.spec
         self.pooling = Pooling(backbone.pooling) if backbone.pooling else None
 
@@ -183,16 +183,16 @@ class PlainModel(nn.Module):
         return run_backbone(self.model, self.spec, self.pooling, inputs, {}, hidden_states=hidden_states)
 
 
-def augmented_model(backbone: Backbone, folder: Path) -> AugmentedModel:
-    """The eager model of a variant whose compression plugin is stored in a folder."""
+def augmented_model(backbone: Backbone, files: VariantFiles) -> AugmentedModel:
+    """The eager model of a variant with a compression plugin."""
     from variator_export.model.plugin_file import load_plugin  # imported late: it needs pydantic
 
-    plugin = CompressionPlugin.from_file(load_plugin(folder))
+    plugin = CompressionPlugin.from_file(load_plugin(files.plugin_folder))
     return AugmentedModel(backbone, plugin.to(backbone.dtype))
 
 
-def plain_model(backbone: Backbone, _folder: Path) -> PlainModel:
-    """The eager model of the baseline. The baseline has no files of its own, so the folder is unused."""
+def plain_model(backbone: Backbone, _files: VariantFiles) -> PlainModel:
+    """The eager model of the baseline, which has no files of its own."""
     return PlainModel(backbone)
 
 
@@ -204,6 +204,7 @@ def run_backbone(
     positions: dict[str, Tensor],
     *,
     hidden_states: bool = False,
+    attentions: bool = False,
 ) -> dict[str, Tensor]:
     """Call the backbone and select its outputs; add `sentence_embedding` if the backbone declares a pooling.
 
@@ -211,9 +212,11 @@ def run_backbone(
     With label words, the decoder's first step follows the encoder.
 
     With `hidden_states`, the result also holds the output of encoder layer i as `hidden_states.{i}`. The
-    output of the last layer is the input of the backbone's head.
+    output of the last layer is the input of the backbone's head. With `attentions`, it holds the attention
+    of encoder layer i, (B, heads, N, N), as `attentions.{i}`.
     """
     options = {"output_hidden_states": True} if hidden_states else {}
+    options |= {"output_attentions": True} if attentions else {}
     label_words = spec.head.label_words
     found = spec.encoder(model)(**inputs, **positions, **options)
     if label_words is None:
@@ -227,12 +230,11 @@ def run_backbone(
         # The first entry is the output of the embedding layer.
         layers = found["hidden_states"][1:]
         result |= {f"{HIDDEN_STATES_PREFIX}{layer}": hidden for layer, hidden in enumerate(layers)}
+    if attentions:
+        result |= {
+            f"{ATTENTIONS_PREFIX}{layer}": found["attentions"][layer]
+            for layer in range(len(found["attentions"]))
+        }
     if pooling is not None:
         result["sentence_embedding"] = pooling(found["last_hidden_state"], inputs["attention_mask"])
     return result
-
-
-def _copy_sharing_weights(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares its parameters and buffers with the original."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo=dict(shared))

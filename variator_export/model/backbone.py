@@ -69,6 +69,10 @@ class Backbone:
         """Type of the weights, except those in the family's float32 modules."""
         return next(self.model.parameters()).dtype
 
+    def with_model(self, model: nn.Module) -> "Backbone":
+        """A copy with another model of the same architecture."""
+        return dataclasses.replace(self, model=model)
+
     def to_dtype(self, dtype: torch.dtype, *, keeps_float32_modules: bool = False) -> "Backbone":
         """A copy whose weights have another type.
 
@@ -133,6 +137,12 @@ class Backbone:
         kinds = dict.fromkeys(kind for _, _, kind in inner)
         layers = dict.fromkeys(f"{stack}.{index}" for index, _, _ in inner)
         return (*kinds, *layers)
+
+
+def copy_sharing_weights(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares its parameters and buffers with the original."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo=dict(shared))
 
 
 def load_backbone(info: BackboneInfo, pad_token_id: int) -> Backbone:

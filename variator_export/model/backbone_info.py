@@ -2,20 +2,21 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import transformers
 from torch import nn
 
+from variator_export.core.assembly import DECODER_STACK, ENCODER_STACK, Stack
+from variator_export.core.axes import present_names
 from variator_export.core.encoder_size import DecoderSize, EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
 from variator_export.core.labels import labels_config
 from variator_export.core.parts import ENCODER, MODEL
 from variator_export.core.precision import Precision
-from variator_export.model.cross_attention import cross_outputs
 from variator_export.model.families import find_architecture, find_task
 from variator_export.model.families.base import CLASSIFICATION, Architecture
 from variator_export.model.label_words import read_label_words
@@ -36,12 +37,15 @@ class BackboneInfo:
         spec: The backbone's architecture in the table of sites.
         config: The transformers configuration.
         pooling: The pooling that the folder declares for sentence embeddings; None if it declares none.
+        layers: The number of layers of each stack in an assembly (`model.modular`). The numbers of the
+            configuration hold for any other stack.
     """
 
     source: BackboneSource
     spec: Architecture
     config: Any
     pooling: PoolingSpec | None
+    layers: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def identity(self) -> BackboneIdentity:
@@ -54,22 +58,35 @@ class BackboneInfo:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs of the backbone's graphs, in order."""
-        own = (*self.spec.outputs, *cross_outputs(self.spec, self.config))
+        own = (*self.spec.outputs, *self._cross_outputs)
         return (*own, *(("sentence_embedding",) if self.pooling else ()))
 
     @property
     def token_outputs(self) -> tuple[str, ...]:
         """Names of the outputs with one row per token."""
-        return (*self.spec.token_outputs, *cross_outputs(self.spec, self.config))
+        return (*self.spec.token_outputs, *self._cross_outputs)
+
+    @property
+    def _cross_outputs(self) -> tuple[str, ...]:
+        """Names of the keys and values for a decoder; none for a model that does not generate text."""
+        size = self.decoder_size
+        return () if size is None else present_names(size.num_layers, "encoder")
 
     @property
     def size(self) -> EncoderSize:
         """The sizes of the backbone's encoder."""
-        family = self.spec.family
-        size = family.size(self.config)
-        if not self.spec.head.has_decoder or family.decoder is None:
+        size = self.spec.family.size(self.config)
+        size = dataclasses.replace(size, num_layers=self.layers.get(ENCODER_STACK, size.num_layers))
+        if not self.spec.head.has_decoder or (decoder := self._size_of_decoder()) is None:
             return size
-        return dataclasses.replace(size, cross_size=family.decoder.size(self.config).cross_size)
+        return dataclasses.replace(size, cross_size=decoder.cross_size)
+
+    def _size_of_decoder(self) -> DecoderSize | None:
+        decoder = self.spec.family.decoder
+        if decoder is None:
+            return None
+        size = decoder.size(self.config)
+        return dataclasses.replace(size, num_layers=self.layers.get(DECODER_STACK, size.num_layers))
 
     @property
     def part(self) -> str:
@@ -79,8 +96,15 @@ class BackboneInfo:
     @property
     def decoder_size(self) -> DecoderSize | None:
         """The sizes of the backbone's decoder; None for a model that does not generate text."""
-        decoder = self.spec.family.decoder
-        return decoder.size(self.config) if self.spec.head.generates and decoder is not None else None
+        return self._size_of_decoder() if self.spec.head.generates else None
+
+    @property
+    def stack_layers(self) -> dict[Stack, int]:
+        """The number of layers of each stack."""
+        found: dict[Stack, int] = {ENCODER_STACK: self.size.num_layers}
+        if (decoder := self.decoder_size) is not None:
+            found[DECODER_STACK] = decoder.num_layers
+        return found
 
     @property
     def max_length(self) -> int | None:

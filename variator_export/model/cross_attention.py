@@ -5,16 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from variator_export.core.axes import KINDS, present_name, present_names
+from variator_export.core.axes import KINDS, present_name
 from variator_export.model.families.base import Architecture
-
-
-def cross_outputs(architecture: Architecture, config: Any) -> tuple[str, ...]:
-    """Names of the outputs of `cross_states`; none for a model that does not generate text."""
-    if not architecture.head.generates:
-        return ()
-    assert architecture.family.decoder is not None
-    return present_names(architecture.family.decoder.size(config).num_layers, "encoder")
 
 
 @dataclass(frozen=True)

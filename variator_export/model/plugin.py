@@ -6,8 +6,9 @@ All formulas come from arXiv 2310.15724 §3 and its released code (thunlp/Compre
 Shapes: B batch, W windows, k ratio, N = W*k tokens, d hidden size, m bottleneck size.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -114,6 +115,12 @@ class CompressionPlugin(nn.Module):
     def layer_plugins(self) -> list[LayerPlugin]:
         """The plugins of the layers, in order."""
         return [layer for layer in self.layers if isinstance(layer, LayerPlugin)]
+
+    def of_layers(self, layers: Sequence[int]) -> "CompressionPlugin":
+        """The plugin for a stack of some of the backbone's layers; parameters are shared."""
+        part = CompressionPlugin(dataclasses.replace(self.config, num_layers=len(layers)))
+        part.layers = nn.ModuleList(self.layers[layer] for layer in layers)
+        return part.eval()
 
     @classmethod
     def from_file(cls, plugin: Plugin) -> "CompressionPlugin":

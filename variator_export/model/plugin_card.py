@@ -1,33 +1,16 @@
 """The model card (README.md) of a plugin: its purpose, training, data and measured quality."""
 
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from variator_export.core.errors import UserError
+from variator_export.model.card import CARD_NAME, PLOT_NAME, card
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME, PluginConfig
-
-CARD_NAME = "README.md"
-PLOT_NAME = "loss.svg"
-_QUALITY_BEGIN, _QUALITY_END = "<!-- quality: begin -->", "<!-- quality: end -->"
-_QUALITY = re.compile(re.escape(_QUALITY_BEGIN) + ".*?" + re.escape(_QUALITY_END), re.DOTALL)
-_NOT_MEASURED = "Not measured yet. `variator-export evaluate --card` measures it and writes the result here."
 
 
 def plugin_card(config: PluginConfig) -> str:
     """The card of a trained plugin: Markdown with the hub's metadata block."""
-    training = config.training
-    assert training is not None
+    assert config.training is not None
     backbone = config.backbone.name if config.backbone is not None and config.backbone.name else "unknown"
-    lines = [
-        "---",
-        "library_name: variator-export",
-        "tags: [variator, compression-plugin]",
-        "---",
-        "",
-        f"# Compression plugin, ratio {config.ratio}",
-        "",
+    about = [
         f"A Variator compression plugin (arXiv 2310.15724) for the backbone `{backbone}`. It compresses "
         f"{config.ratio} neighbouring hidden vectors into one before each of the {config.num_layers} "
         f"feed-forward networks, and decompresses them afterwards. Bottleneck {config.bottleneck_size}, "
@@ -36,72 +19,9 @@ def plugin_card(config: PluginConfig) -> str:
         "```",
         f"variator-export build --backbone {backbone} --plugin THIS-FOLDER --output my-bundle",
         "```",
-        "",
-        "## Quality",
-        "",
-        _QUALITY_BEGIN,
-        _NOT_MEASURED,
-        _QUALITY_END,
-        "",
-        "## Training",
-        "",
-        *_run_lines(training),
-        f"![losses]({PLOT_NAME})",
-        "",
-        "## Data",
-        "",
-        *_data_lines(training),
-        *_parent_lines(training),
     ]
-    return "\n".join(lines)
-
-
-def _run_lines(training: Mapping[str, Any]) -> list[str]:
-    """Lines about one training run: settings, losses, command and versions."""
-    settings = training["settings"]
-    optimisation = settings["optimisation"]
-    losses = ", ".join(f"{name} x {weight:g}" for name, weight in settings["losses"].items() if weight)
-    return [
-        f"Stage: {training['stage']}. Loss: {losses}. {training['steps']} steps of "
-        f"{optimisation['batch_size']} texts, learning rate {optimisation['learning_rate']:g} "
-        f"({optimisation['schedule']}), seed {optimisation['seed']}, matrix products in "
-        f"{optimisation['precision']}. Held-out loss {training['loss']:.5g} at step {training['best_step']}, "
-        "the step whose parameters were kept.",
-        "",
-        "Command to repeat the run:",
-        "",
-        "```",
-        training["command"] or "(called from Python)",
-        "```",
-        "",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in training["versions"].items()) + ".",
-        "",
-    ]
-
-
-def _data_lines(training: Mapping[str, Any]) -> list[str]:
-    """Lines about the data of one training run."""
-    return [f"Terms: {training['terms'] or 'not stated'}.", "", *_data_table(training["data"]), ""]
-
-
-def _parent_lines(training: Mapping[str, Any]) -> list[str]:
-    """Lines about the plugin that this run started from, and about its own predecessors, newest first."""
-    lines: list[str] = []
-    while (parent := training.get("parent")) is not None:
-        lines += ["## Previous run", "", f"The run above started from plugin `{parent['sha256'][:16]}…`.", ""]
-        earlier = parent["training"]
-        if earlier is None or "settings" not in earlier:  # trained elsewhere, or imported
-            source = (
-                f"imported from {earlier['file']}" if earlier and "file" in earlier else "not trained here"
-            )
-            return [*lines, f"That plugin was {source}; its training is unknown.", ""]
-        lines += _run_lines(earlier)
-        if all(earlier[key] == training[key] for key in ("data", "terms")):
-            lines += ["The data was the same.", ""]
-        else:
-            lines += _data_lines(earlier)
-        training = earlier
-    return lines
+    tags = ("variator", "compression-plugin")
+    return card("plugin", tags, f"Compression plugin, ratio {config.ratio}", about, config.training)
 
 
 def is_plugin_folder(folder: Path) -> bool:
@@ -109,46 +29,3 @@ def is_plugin_folder(folder: Path) -> bool:
     if not (folder / CONFIG_NAME).is_file():
         return False
     return {path.name for path in folder.iterdir()} <= {CONFIG_NAME, TENSORS_NAME, CARD_NAME, PLOT_NAME}
-
-
-def _data_table(data: Sequence[dict[str, Any]]) -> list[str]:
-    rows = ["| name | size | sha256 |", "|---|---|---|"]
-    for source in data:
-        size = (
-            f"{source['characters']:,} characters"
-            if "characters" in source
-            else f"{source['examples']:,} examples"
-        )
-        rows.append(f"| {source['name']} | {size} | `{source['sha256'][:16]}…` |")
-    return rows
-
-
-def write_quality(folder: Path, markdown: str) -> None:
-    """Write measured quality into a plugin's card, replacing the previous entry.
-
-    Raises:
-        UserError: Same as `check_card`.
-    """
-    path = check_card(folder)
-    block = f"{_QUALITY_BEGIN}\n{markdown.strip()}\n{_QUALITY_END}"
-    text = _QUALITY.sub(lambda _: block, path.read_text(encoding="utf-8"), count=1)
-    path.write_text(text, encoding="utf-8")
-
-
-def check_card(folder: Path) -> Path:
-    """Find the card of a plugin folder.
-
-    Raises:
-        UserError: The folder has no card, or its card has no place for measured quality.
-    """
-    path = folder / CARD_NAME
-    if not path.is_file():
-        raise UserError(
-            f"{folder} has no {CARD_NAME} to write the quality into.",
-            "Leave --card out, or use a plugin that `variator-export train` wrote.",
-        )
-    if not _QUALITY.search(path.read_text(encoding="utf-8")):
-        raise UserError(
-            f"{path} has no place for the quality.", f"Add the lines {_QUALITY_BEGIN} and {_QUALITY_END}."
-        )
-    return path

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from variator_export.bundle.variant_files import MODULE_CONFIG_NAME, MODULE_TENSORS_NAME
 from variator_export.core.environment import install_command
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_files
@@ -140,6 +141,17 @@ def plugin_folder(source: str) -> Path:
     if not source.startswith(RECIPES_PREFIX):
         return Path(source).expanduser()
     return _shipped_folder(source, "plugin", TENSORS_NAME)
+
+
+def modules_folder(source: str) -> Path:
+    """Find a folder of modules; arguments and errors are those of `plugin_folder`."""
+    source = pin_source(source)
+    if source.startswith(HUB_PREFIX):
+        files = (MODULE_CONFIG_NAME, MODULE_TENSORS_NAME)
+        return download(parse_hub_source(source), files, [(name,) for name in files])
+    if not source.startswith(RECIPES_PREFIX):
+        return Path(source).expanduser()
+    return _shipped_folder(source, "folder of modules", MODULE_TENSORS_NAME)
 
 
 def _shipped_folder(source: str, what: str, holds: str) -> Path:

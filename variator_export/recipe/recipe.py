@@ -12,6 +12,8 @@ from pydantic import (
 )
 
 from variator_export.core.precision import PRECISIONS
+from variator_export.recipe.assemblies import VARIANT_NAME as VARIANT_NAME
+from variator_export.recipe.assemblies import Assemblies, ModulesRecipe, VariantName
 from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.part import RecipeModel as _Part
 from variator_export.recipe.part import known
@@ -22,8 +24,6 @@ PrecisionName = Annotated[
 ]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
 CAPABILITIES = r"^sm[0-9]{2,3}(\+sm[0-9]{2,3})*$"
-VARIANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-VariantName = Annotated[str, StringConstraints(pattern=VARIANT_NAME)]
 Range = tuple[
     Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
 ]  # min, opt, max
@@ -251,6 +251,11 @@ class Recipe(_Part):
     """The pretrained transformer."""
     plugins: tuple[PluginRecipe, ...] = ()
     """The available compression plugins."""
+    modules: tuple[ModulesRecipe, ...] = ()
+    """The available modules."""
+    assemblies: Assemblies = ()
+    """Variants whose layers are original ones and modules: specifications such as `enc=2,2,1x8`, or
+    strategies."""
     ratios: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """The ratios to build; None for the ratios of all plugins. The baseline, ratio 1, is always built."""
     precision: PrecisionName = "float32"

@@ -248,10 +248,10 @@ def _relative(content: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     if folder is None:
         return content
     found = copy.deepcopy(content)
-    backbone, plugins = found.get("backbone"), found.get("plugins")
-    parts = [backbone] if isinstance(backbone, dict) else []
-    parts += [plugin for plugin in plugins if isinstance(plugin, dict)] if isinstance(plugins, list) else []
-    for part in parts:
+    parts = [found.get("backbone")]
+    for name in ("plugins", "modules"):
+        parts += listed if isinstance(listed := found.get(name), list) else []
+    for part in (part for part in parts if isinstance(part, dict)):
         if isinstance(part.get("source"), str):
             part["source"] = _below(folder, part["source"])
     quantization = found.get("quantization")

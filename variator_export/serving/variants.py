@@ -1,11 +1,16 @@
 """The variants that a server chooses from, by quality, and the part of them that a request allows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.quality_report import counted_losses, quality_of_graphs
 from variator_export.core.errors import UserError
+from variator_export.model.macs import analytic_macs
+from variator_export.model.methods import method_of
+
+# The text by whose multiply-accumulates variants are compared.
+_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -15,16 +20,20 @@ class ServedVariant:
     Attributes:
         name: The variant's name.
         ratio: The variant's compression ratio.
+        assembly: Whether its layers are not the original ones. A ratio alone never means such a variant.
+        work: The multiply-accumulates of a text of 128 tokens, as a share of those of the uncompressed model.
         loss: What the variant loses against the uncompressed model, as a share of the metric, from 0. None if
             it was not measured.
         automatic: Whether a policy may choose the variant. If not, a request must name it: another plugin of
-            its ratio loses less.
+            its ratio, or another assembly of less work, loses less.
     """
 
     name: str
     ratio: int
     loss: float | None
     automatic: bool = True
+    work: float = 1.0
+    assembly: bool = False
 
 
 class Variants:
@@ -33,7 +42,7 @@ class Variants:
     A level is an index into them.
 
     Attributes:
-        all: The variants, by ratio.
+        all: The variants, by work and ratio.
         automatic: The levels that a policy may choose, ascending.
         metric: The metric of the losses. None if quality is not known.
     """
@@ -41,7 +50,7 @@ class Variants:
     def __init__(self, variants: Sequence[ServedVariant], metric: str | None = None) -> None:
         if not variants:
             raise ValueError("there must be a variant")
-        self.all = tuple(sorted(variants, key=lambda v: (v.ratio, not v.automatic)))
+        self.all = tuple(sorted(variants, key=lambda v: (-v.work, v.ratio, not v.automatic)))
         self.automatic = tuple(level for level, variant in enumerate(self.all) if variant.automatic)
         self.metric = metric
 
@@ -80,7 +89,9 @@ class Variants:
         Raises:
             UserError: There is no such variant, or there are several of that ratio.
         """
-        found = tuple(level for level, v in enumerate(self.all) if choice in (v.name, str(v.ratio)))
+        found = tuple(level for level, v in enumerate(self.all) if choice == v.name) or tuple(
+            level for level, v in enumerate(self.all) if choice == str(v.ratio) and not v.assembly
+        )
         if len(found) != 1:
             raise UserError(
                 f"There {'are several variants' if found else 'is no variant'} {choice!r}; {self.text()}.",
@@ -118,8 +129,9 @@ def read_variants(
     """The variants of a bundle with the losses of its stored evaluation.
 
     A variant's loss is the largest over the data sets that were evaluated. No ratio counts as better than a
-    smaller one: where it measured better, that is chance. Of several plugins of one ratio, policies choose
-    the one that loses least, or the first if losses are not known.
+    smaller one of the same assembly: where it measured better, that is chance. Of several plugins of one ratio,
+    policies choose the one that loses least, or the first if losses are not known. They choose no variant
+    that loses more than another one of less work.
 
     Args:
         bundle: The bundle.
@@ -141,10 +153,9 @@ def read_variants(
                 found[variant.name] = max(found.get(variant.name, lost), lost)
     missing = [v.name for v in variants if v.name not in found]
     if not missing:
-        served = [(v.name, v.ratio, found[v.name]) for v in variants]
-        return Variants(_ordered(served), " and ".join(sorted(metrics)))
+        return Variants(_ordered(bundle, found), " and ".join(sorted(metrics)))
     if allow_unknown_quality:
-        return Variants(_ordered([(v.name, v.ratio, None) for v in variants]))
+        return Variants(_ordered(bundle, {}))
     what = f"of {metric} " if metric is not None else ""
     raise UserError(
         f"{bundle.path} has no stored evaluation {what}for {', '.join(missing)}: what a ratio loses is not "
@@ -154,15 +165,40 @@ def read_variants(
     )
 
 
-def _ordered(found: Sequence[tuple[str, int, float | None]]) -> list[ServedVariant]:
-    """Variants from names, ratios and losses."""
+def _ordered(bundle: BundleFiles, losses: Mapping[str, float]) -> list[ServedVariant]:
+    """Variants with their losses, by name; without any, policies choose among all."""
     served: list[ServedVariant] = []
-    least = 0.0
-    for ratio in sorted({ratio for _, ratio, _ in found}):
-        of_ratio = sorted((entry for entry in found if entry[1] == ratio), key=lambda entry: entry[2] or 0.0)
-        least = max(least, of_ratio[0][2] or 0.0)
-        served += [
-            ServedVariant(name, ratio, None if loss is None else max(loss, least), place == 0)
-            for place, (name, _, loss) in enumerate(of_ratio)
-        ]
-    return served
+    size = bundle.manifest.backbone.encoder_size
+    variants = bundle.manifest.variants
+    whole = analytic_macs(size, 1, _TOKENS)
+    for assembly in dict.fromkeys(variant.assembly_spec for variant in variants):
+        least = 0.0
+        of_assembly = [variant for variant in variants if variant.assembly_spec == assembly]
+        for ratio in sorted({variant.ratio for variant in of_assembly}):
+            of_ratio = [variant for variant in of_assembly if variant.ratio == ratio]
+            of_ratio.sort(key=lambda variant: losses.get(variant.name, 0.0))
+            least = max(least, losses.get(of_ratio[0].name, 0.0))
+            served += [
+                ServedVariant(
+                    variant.name,
+                    ratio,
+                    max(losses[variant.name], least) if losses else None,
+                    automatic=place == 0,
+                    work=method_of(variant).macs(size, variant, 1, _TOKENS) / whole,
+                    assembly=assembly is not None,
+                )
+                for place, variant in enumerate(of_ratio)
+            ]
+    return [replace(v, automatic=v.automatic and not _is_dominated(v, served)) for v in served]
+
+
+def _is_dominated(variant: ServedVariant, others: Sequence[ServedVariant]) -> bool:
+    """Whether a variant of less work loses no more. Unknown losses say nothing."""
+    return any(
+        other.loss is not None
+        and variant.loss is not None
+        and other.work < variant.work
+        and other.loss < variant.loss
+        for other in others
+        if other.automatic
+    )

@@ -11,6 +11,8 @@ from torch.nn import functional
 
 # The label of padding after the target text, as in transformers.
 IGNORED = -100
+# Less attention is not told apart, so that no gradient is as large as its inverse.
+_LEAST_ATTENTION = 1e-6
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -29,6 +31,16 @@ def relative_hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tens
 def token_mean(values: Tensor, labels: Tensor) -> Tensor:
     """Average values (B, T) over the tokens of the target text, whose labels (B, T) are not -100; (B,)."""
     return _mean_of_tokens(values, labels != IGNORED)
+
+
+def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Compute the Kullback-Leibler divergence from the teacher's attention (B, heads, S, S); returns (B,).
+
+    It is averaged over the heads, and over the queries without padding (mask (B, S)).
+    """
+    teacher, student = (values.float().clamp_min(_LEAST_ATTENTION) for values in (teacher, student))
+    divergence = (teacher * (teacher.log() - student.log())).sum(-1)
+    return _mean_of_tokens(divergence.mean(1), mask)
 
 
 def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from variator_export.model.backbone import Backbone
+from variator_export.model.card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin import CompressionPlugin
-from variator_export.model.plugin_card import CARD_NAME, PLOT_NAME, plugin_card
+from variator_export.model.plugin_card import plugin_card
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin
 from variator_export.training.checkpoints import History

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from variator_export.core.errors import UserError
 from variator_export.data.texts import TextSource
@@ -87,53 +87,18 @@ def pretrain(
         if isinstance(plugins, PluginShape)
         else load_given(plugins, backbone)
     )
-    limit = backbone.max_length
     highest = max(plugin.config.ratio for plugin in given.modules.values())
     if highest > passages.max_tokens:
         raise UserError(
             f"The ratio {highest} exceeds the {passages.max_tokens} tokens of the longest passages.",
             "Choose a smaller ratio, or longer passages: --max-tokens",
         )
-    if limit is not None and passages.max_tokens > limit:
-        raise UserError(
-            f"Passages of {passages.max_tokens} tokens are longer than the backbone's limit of {limit}.",
-            f"--max-tokens {limit}",
-        )
-    encoder = TextEncoder(backbone.info.source.folder)
-    if passages.corruption and not encoder.sentinel_ids():
-        raise UserError(
-            f"The tokenizer of {backbone.info.source.name} has no tokens for spans that are left out "
-            "(<extra_id_0>), as T5's has.",
-            "Train on the encoder's states alone: --loss hidden=1, without --corruption",
-        )
-    train, held_out = tokenize_documents(texts, encoder, passages)
-    size = optimisation.batch_size
-    quiet = passages.model_copy(update={"noise": 0.0})
+    train, held_out = passages_of(backbone, texts, passages, optimisation)
     return train_plugins(
         backbone,
         given.modules,
-        cast(
-            Any,
-            Passages(
-                train,
-                encoder,
-                passages,
-                batch_size=size,
-                num_batches=optimisation.steps,
-                seed=optimisation.seed,
-            ),
-        ),
-        cast(
-            Any,
-            Passages(
-                held_out,
-                encoder,
-                quiet,
-                batch_size=size,
-                num_batches=math.ceil(passages.held_out_passages / size),
-                seed=optimisation.seed,
-            ),
-        ),
+        train,
+        held_out,
         collate_items(backbone),
         losses=losses,
         optimisation=optimisation,
@@ -148,6 +113,38 @@ def pretrain(
         },
         run=run,
         inputs=() if isinstance(plugins, PluginShape) else list(plugins.values()),
+    )
+
+
+def passages_of(
+    backbone: Backbone, texts: Sequence[TextSource], passages: PassageSettings, optimisation: Optimisation
+) -> tuple[Any, Any]:
+    """The passages to train on, and the held-out passages to measure the loss on.
+
+    Raises:
+        UserError: The text is too short, passages are longer than the backbone allows, or the tokenizer has no
+            tokens for spans that are left out.
+    """
+    limit = backbone.max_length
+    if limit is not None and passages.max_tokens > limit:
+        raise UserError(
+            f"Passages of {passages.max_tokens} tokens are longer than the backbone's limit of {limit}.",
+            f"--max-tokens {limit}",
+        )
+    encoder = TextEncoder(backbone.info.source.folder)
+    if passages.corruption and not encoder.sentinel_ids():
+        raise UserError(
+            f"The tokenizer of {backbone.info.source.name} has no tokens for spans that are left out "
+            "(<extra_id_0>), as T5's has.",
+            "Train on the encoder's states alone: --loss hidden=1, without --corruption",
+        )
+    train, held_out = tokenize_documents(texts, encoder, passages)
+    size, seed = optimisation.batch_size, optimisation.seed
+    quiet = passages.model_copy(update={"noise": 0.0})
+    batches = math.ceil(passages.held_out_passages / size)
+    return (
+        Passages(train, encoder, passages, batch_size=size, num_batches=optimisation.steps, seed=seed),
+        Passages(held_out, encoder, quiet, batch_size=size, num_batches=batches, seed=seed),
     )
 
 

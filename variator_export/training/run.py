@@ -12,6 +12,7 @@ from variator_export.core.environment import DISTRIBUTION, versions
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import code_digest
 from variator_export.core.progress import Progress
+from variator_export.model.modular.card import is_module_folder
 from variator_export.model.plugin_card import is_plugin_folder
 from variator_export.training.processes import device, is_main_process, num_processes
 
@@ -121,4 +122,4 @@ def _is_replaceable(output: Path) -> bool:
     """Check whether a folder holds only the results of a run, so that nothing else would be lost."""
     if (output / RECORD_NAME).is_file():
         return all(path.is_file() for path in output.iterdir())
-    return all(is_plugin_folder(path) for path in output.iterdir())
+    return all(is_plugin_folder(path) or is_module_folder(path) for path in output.iterdir())

@@ -14,10 +14,12 @@ class TrainedModule(nn.Module):
         metric_names: Names of the metrics.
         num_loss_metrics: Number of leading metrics whose sum is the loss.
         clipped: Submodules whose gradients are clipped separately.
+        uses_all_parameters: Whether every step computes a gradient of every parameter.
     """
 
     # The loss is already a mean, so the Trainer must not scale it by the number of labels.
     accepts_loss_kwargs = False
+    uses_all_parameters = True
     metric_names: tuple[str, ...]
     num_loss_metrics: int
     clipped: tuple[nn.Module, ...]

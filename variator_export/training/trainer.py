@@ -72,7 +72,7 @@ def fit(
             of processes, or the loss is not a finite number.
     """
     batch_size = _per_process(settings.batch_size)
-    arguments = _arguments(settings, folder, batch_size)
+    arguments = _arguments(module, settings, folder, batch_size)
     # The main process first drops checkpoints that are not to be continued. Only then do the other processes
     # look for checkpoints.
     with arguments.main_process_first(local=False, desc="claim the run"):
@@ -202,7 +202,9 @@ def _per_process(batch_size: int) -> int:
     return batch_size // processes
 
 
-def _arguments(settings: Optimisation, folder: Path, batch_size: int) -> transformers.TrainingArguments:
+def _arguments(
+    module: TrainedModule, settings: Optimisation, folder: Path, batch_size: int
+) -> transformers.TrainingArguments:
     every = min(settings.eval_every, settings.steps)
     return transformers.TrainingArguments(
         output_dir=str(folder),
@@ -228,7 +230,7 @@ def _arguments(settings: Optimisation, folder: Path, batch_size: int) -> transfo
         label_names=[],
         report_to="none",
         disable_tqdm=True,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=not module.uses_all_parameters,
     )
 
 

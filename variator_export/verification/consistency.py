@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, Variant, rebuild_hint
+from variator_export.bundle.variant_files import MODULE_CONFIG_NAME, MODULE_TENSORS_NAME
 from variator_export.core.errors import NumbersDisagreeError
 from variator_export.core.hashing import sha256_file
 from variator_export.core.parts import DECODER
@@ -72,7 +73,14 @@ def _records_of(
     manifest = bundle.manifest
 
     yield variant.graph, _sha256(bundle, variant.graph), verified.get("graph")
-    yield manifest.any_ratio_graph, _sha256(bundle, manifest.any_ratio_graph), verified.get("any_ratio")
+    shared = manifest.session_graph
+    yield shared, _sha256(bundle, shared), verified.get("session_graph")
+    if variant.assembly_spec is not None:
+        bound = manifest.steps.get(f"bind/{variant.name}", {})
+        yield f"the assembly of {variant.name}", variant.assembly_spec, bound.get("assembly")
+    for modules in (manifest.modules[name] for name in variant.modules):
+        for name in (f"{modules.folder}/{MODULE_CONFIG_NAME}", f"{modules.folder}/{MODULE_TENSORS_NAME}"):
+            yield name, _sha256(bundle, name), (verified.get("modules") or {}).get(name)
     yield BACKBONE_WEIGHTS, _sha256(bundle, BACKBONE_WEIGHTS), verified.get("weights")
     if manifest.backbone.generates:
         decoder, generated = manifest.any_ratio[DECODER], manifest.steps.get(f"generate/{variant.name}", {})
@@ -85,7 +93,7 @@ def _records_of(
     yield tensors, _sha256(bundle, tensors), verified.get("plugin")
     yield config, _sha256(bundle, config), verified.get("plugin_config")
     yield f"the hash of the plugin of {variant.name}", plugin.sha256, verified.get("plugin")
-    content = load_plugin_config(bundle.variant_folder(variant))
+    content = load_plugin_config(bundle.variant_files(variant).plugin_folder)
     yield f"the ratio of {variant.name}", variant.ratio, content.ratio
     yield f"the masking of {variant.name}", plugin.masking, content.masking
     yield f"the bottleneck of {variant.name}", plugin.bottleneck_size, content.bottleneck_size

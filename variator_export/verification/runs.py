@@ -82,7 +82,7 @@ class Runs(Protocol):
 
 
 class Graphs:
-    """Runs of each variant's own graph and of the any-ratio graph, on the CPU."""
+    """Runs of each variant's own graph, and of those that take plugins as inputs, on the CPU."""
 
     gpu: str | None = None
 
@@ -90,16 +90,24 @@ class Graphs:
         manifest = bundle.manifest
         self.ran = how_it_runs(manifest.precision)
         self._bundle = bundle
-        self._any_name = manifest.any_ratio_graph
-        self._any_ratio = open_for_verification(bundle.graph(self._any_name), {}, manifest.precision)
+        names = {name for variant in manifest.variants for name in manifest.shared_graphs(variant)}
+        self._shared = {
+            name: open_for_verification(bundle.graph(name), {}, manifest.precision) for name in sorted(names)
+        }
 
     def runners(self, variant: Variant) -> dict[str, Runner]:
-        """Return runners for the variant's own graph and the any-ratio graph with its plugin."""
+        """Return runners for the variant's own graph, and for those that take its plugin as inputs."""
         own = variant.graph
         return {
             own: open_for_verification(self._bundle.graph(own), {}, self._bundle.manifest.precision),
-            self._any_name: self._any_ratio.with_plugin(method_of(variant).inputs_of(self._bundle, variant)),
+            **{
+                name: self._shared[name].with_plugin(self._inputs(variant))
+                for name in self._bundle.manifest.shared_graphs(variant)
+            },
         }
+
+    def _inputs(self, variant: Variant) -> dict[str, np.ndarray]:
+        return method_of(variant).inputs_of(self._bundle, variant)
 
     @property
     def decoder_file(self) -> str:
@@ -111,8 +119,9 @@ class Graphs:
         return run_of_bundle(self._bundle, variant)
 
     def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
-        """Return no inputs for the variant's own graph, and its plugin for the any-ratio graph."""
-        return {variant.graph: {}, self._any_name: method_of(variant).inputs_of(self._bundle, variant)}
+        """Return no inputs for the variant's own graph, and its plugin for the others."""
+        shared = self._bundle.manifest.shared_graphs(variant)
+        return {variant.graph: {}, **dict.fromkeys(shared, self._inputs(variant))}
 
     def precision(self, _variant: Variant, /) -> EnginePrecision | None:
         """Return None: the build has already counted the types of each graph."""
@@ -133,7 +142,7 @@ class Graphs:
 
         bundle, precision = self._bundle, self._bundle.manifest.precision
         graph = bundle.graph(file)
-        extra = method_of(variant).inputs_of(bundle, variant) if file == self._any_name else {}
+        extra = {} if file == variant.graph else self._inputs(variant)
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
             return functools.partial(open_changed(model, bundle.path, extra, precision).run, inputs)

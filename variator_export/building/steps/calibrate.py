@@ -43,8 +43,8 @@ def calibrate_backbone(context: BuildContext) -> None:
     examples = None if _is_kept(context, recipe) else _read(recipe)
 
     def make() -> None:
-        from variator_export.graph.weights import write_weights
         from variator_export.model.quantization.calibration import calibrate
+        from variator_export.model.weights_file import write_weights
 
         assert examples is not None
         rows = _encode(context, recipe, examples)

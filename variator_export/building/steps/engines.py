@@ -10,7 +10,8 @@ from typing import Any
 
 from variator_export.building.staging import StagedBundle
 from variator_export.bundle.engine_records import ANY_RATIO
-from variator_export.bundle.manifest import BACKBONE_WEIGHTS, LEAST_SHARE, BackboneEntry, EngineEntry, Variant
+from variator_export.bundle.engine_sources import SOURCES, engine_sources
+from variator_export.bundle.manifest import LEAST_SHARE, BackboneEntry, EngineEntry, Variant
 from variator_export.bundle.parts import plugin_part
 from variator_export.bundle.reports import ENGINES_REPORT, read_report
 from variator_export.core.axes import InputShapes
@@ -60,7 +61,9 @@ class EngineSources:
 
     def input_shapes(self) -> dict[str, InputShapes]:
         """Return the shapes of the graph inputs that carry a variant, by label, in order of ratio."""
-        ordered = sorted(self.variants, key=lambda variant: (variant.ratio, variant.name))
+        # The engine for all ratios has the original layers alone.
+        own = [variant for variant in self.variants if variant.assembly_spec is None]
+        ordered = sorted(own, key=lambda variant: (variant.ratio, variant.name))
         methods = [(method_of(variant), variant) for variant in ordered]
         return {
             method.shape_label(variant): method.graph_input_shapes(self.backbone, variant)
@@ -171,7 +174,7 @@ def _plan(
     timing_cache = builder.timing_cache(order.timing_cache)
 
     def planned(
-        name: str, part: str, graph: str, tensors: str | None, profiles: Sequence[Profile]
+        name: str, part: str, graph: str, tensors: Sequence[str], profiles: Sequence[Profile]
     ) -> _Planned:
         file = f"{folder}/{PurePosixPath(graph).stem}"
         entry = EngineEntry(
@@ -206,14 +209,16 @@ def _plan(
     for variant in sources.variants:
         if variant.name in chosen if chosen is not None else options.per_ratio:
             profiles = variant_profiles(options.profiles, backbone, backbone.part)
-            yield planned(variant.name, sources.part, variant.graph, _tensors(variant), profiles)
+            yield planned(
+                variant.name, sources.part, variant.graph, _tensors(variant, sources.precision), profiles
+            )
     if ANY_RATIO in chosen if chosen is not None else options.any_ratio:
         every = any_ratio_profiles(options.profiles, backbone, backbone.part, sources.input_shapes())
-        yield planned(ANY_RATIO, sources.part, sources.any_ratio[sources.part], None, every)
+        yield planned(ANY_RATIO, sources.part, sources.any_ratio[sources.part], (), every)
     # Every variant needs these, whichever was chosen.
     for part, graph in sources.shared.items():
         profiles = variant_profiles(options.profiles, backbone, backbone.parts[part])
-        yield planned(ANY_RATIO, part, graph, None, profiles)
+        yield planned(ANY_RATIO, part, graph, (), profiles)
 
 
 def _as_before(staged: StagedBundle, sources: EngineSources, order: EngineOrder, plan: _Planned) -> _Planned:
@@ -225,25 +230,20 @@ def _as_before(staged: StagedBundle, sources: EngineSources, order: EngineOrder,
     if staged.old is None or order.only is None or plan.entry.part not in sources.shared:
         return plan
     before = staged.old.manifest.steps.get(plan.step, {})
-    same = ("request", "version", *_sources(staged, sources.shared[plan.entry.part], None))
+    same = ("request", "version", *_sources(staged, sources.shared[plan.entry.part], ()))
     if any(before.get(name) != plan.depends_on[name] for name in same):
         return plan
     return replace(plan, depends_on=before)
 
 
-def _tensors(variant: Variant) -> str | None:
-    """Return the file of tensors that a variant adds, or None if it adds none."""
-    names = method_of(variant).tensors
-    return f"{variant.plugin.folder}/{names[0]}" if variant.plugin is not None and names else None
+def _tensors(variant: Variant, precision: str) -> tuple[str, ...]:
+    """Return the files of tensors that a variant adds."""
+    return method_of(variant).tensor_files(variant, precision)
 
 
-def _sources(staged: StagedBundle, graph: str, tensors: str | None) -> dict[str, str | None]:
+def _sources(staged: StagedBundle, graph: str, tensors: Sequence[str]) -> dict[str, Any]:
     """Return the hashes of the files that an engine is built from."""
-    return {
-        "graph": staged.sha256(graph),
-        "weights": staged.sha256(BACKBONE_WEIGHTS),
-        "plugin": staged.sha256(tensors) if tensors else None,
-    }
+    return engine_sources(graph, tensors, staged.sha256)
 
 
 def engine_step(entry: EngineEntry) -> str:
@@ -264,7 +264,7 @@ def _keep(staged: StagedBundle, sources: EngineSources, entry: EngineEntry) -> b
         return False  # the model has other parts now
     # Only the files are compared: the engine may come from another machine, and its TensorRT version need
     # not be installed here.
-    now = {**before, **_sources(staged, graph, _tensors(variant) if variant else None)}
+    now = {**before, **_sources(staged, graph, _tensors(variant, sources.precision) if variant else ())}
     return staged.reuse_if_valid(engine_step(entry), entry.files, now)
 
 
@@ -377,7 +377,7 @@ def _make(staged: StagedBundle, sources: EngineSources, plan: _Planned, built: t
                 "size_bytes": len(engine),
                 "plan_version": facts["plan_version"],
             },
-            "made_from": {name: plan.depends_on[name] for name in ("graph", "weights", "plugin")},
+            "made_from": {name: plan.depends_on[name] for name in SOURCES if name in plan.depends_on},
         },
     )
     # Build times differ even between builds of equal inputs, so they go into a report, not into the bundle.

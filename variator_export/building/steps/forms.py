@@ -5,11 +5,10 @@ import shutil
 import numpy as np
 
 from variator_export.building.context import BuildContext
-from variator_export.building.plan import VariantPlan
+from variator_export.building.variant_plan import VariantPlan
 from variator_export.core.environment import require_onnxruntime, versions
 from variator_export.core.errors import NumbersDisagreeError
 from variator_export.engines.onnxruntime.adapters import write_adapter
-from variator_export.model.methods import METHODS
 from variator_export.verification.verified_graph import open_for_verification
 
 _MADE_BY = ("building/steps/forms.py", "engines/onnxruntime", "model/plugin_layout.py")
@@ -49,9 +48,7 @@ def make_adapter(context: BuildContext, plan: VariantPlan) -> None:
 
     def make() -> None:
         folder = staged.folder
-        plugin = METHODS.find(plan.method).graph_inputs(
-            context.info.size, folder / context.plugin_folder(plan)
-        )
+        plugin = context.graph_inputs(plan)
         write_adapter(plugin, folder / name)
         runner = open_for_verification(folder / context.any_ratio, plugin, context.recipe.precision)
         inputs = {n: np.ones((2, plan.ratio + 1), np.int64) for n in context.info.spec.family.inputs}

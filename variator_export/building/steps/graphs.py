@@ -14,7 +14,7 @@ from variator_export.building.context import (
     VERIFIED_BY,
     BuildContext,
 )
-from variator_export.building.plan import VariantPlan
+from variator_export.building.variant_plan import VariantPlan
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, CALIBRATION, LEAST_SHARE, PrecisionProof
 from variator_export.bundle.reports import build_verification_report
 from variator_export.core.environment import require_onnxruntime, versions
@@ -62,7 +62,8 @@ def make_plugin(context: BuildContext, plan: VariantPlan) -> None:
     assert plan.plugin is not None
     staged, recipe = context.staged, plan.plugin
     name = f"plugin/{plan.name}"
-    folder = context.plugin_folder(plan)
+    folder = plan.plugin_folder
+    assert folder is not None
     target = staged.folder / folder
     if plan.kept and staged.old is not None:
         # The copy in the bundle is now authoritative: the plugin's source may no longer exist.
@@ -165,7 +166,7 @@ def bind_variant(context: BuildContext, plan: VariantPlan) -> None:
         import onnx_ir as ir
 
         method = METHODS.find(plan.method)
-        model = method.bind(staged.folder / context.any_ratio, context.plugin_folder(plan))
+        model = method.bind(staged.folder / context.any_ratio, context.files(plan), context.info)
         ir.save(model, staged.folder / output)
 
     depends_on = {**context.graph_input_hashes(plan), "made_by": context.code_fingerprint(*BOUND_BY)}
@@ -206,6 +207,7 @@ def verify_variant(context: BuildContext, plan: VariantPlan) -> None:
     depends_on = {
         **context.graph_input_hashes(plan),
         "graph": staged.sha256(context.graph(plan)),
+        "session_graph": staged.sha256(context.session_graph),
         "backbone": context.backbone_key,
         "cases": recipe.verify.model_dump(mode="json"),
         "allowed": MULTIPLE,
@@ -270,7 +272,6 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         texts=recipe.verify.texts,
         seed=recipe.verify.seed,
     )
-    extra = METHODS.find(plan.method).graph_inputs(info.size, folder / context.plugin_folder(plan))
     subject = CheckedVariant(
         plan.ratio,
         context.encoder.pad_token_id,
@@ -286,7 +287,11 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         # Reference first, then the sessions, so that the float64 copy and the sessions are never in memory
         # at the same time.
         reference = _reference(context, plan, cases, advance)
-        graphs: dict[str, Arrays] = {context.graph(plan): {}, context.any_ratio: extra}
+        extra = context.graph_inputs(plan)
+        graphs: dict[str, Arrays] = {
+            context.graph(plan): {},
+            **dict.fromkeys(context.shared_graphs(plan), extra),
+        }
         openers = {
             name: functools.partial(open_for_verification, folder / name, extra, recipe.precision)
             for name, extra in graphs.items()

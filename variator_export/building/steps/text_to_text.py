@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from variator_export.building.context import VERIFIED_BY, BuildContext
-from variator_export.building.plan import VariantPlan
+from variator_export.building.variant_plan import VariantPlan
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS
 from variator_export.bundle.reports import build_verification_report
 from variator_export.core.axes import ENCODER_MASK, past_names, present_names

@@ -109,7 +109,7 @@ def evaluate_command(
         )
     from variator_export.data.example_files import read_examples
     from variator_export.data.examples import Columns
-    from variator_export.model.plugin_card import check_card, write_quality
+    from variator_export.model.card import check_card, write_quality
 
     if card:
         for path in folders:

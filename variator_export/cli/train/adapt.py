@@ -114,4 +114,4 @@ def adapt_command(
             max_tokens=max_tokens,
             max_target_tokens=max_target_tokens,
         )
-    common.print_plugins(printer, result, output, push_to_hub)
+    common.print_results(printer, "plugins", result, output, push_to_hub)

@@ -11,6 +11,7 @@ from variator_export.cli.push import push_result
 from variator_export.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from variator_export.training.modular.pretrain import TrainedModules
     from variator_export.training.plugin_run import TrainedPlugins
     from variator_export.training.run import Run
 
@@ -141,8 +142,18 @@ def is_main() -> bool:
     return is_main_process()
 
 
-def print_plugins(printer: Output, result: "TrainedPlugins", output: Path, push_to: str | None) -> None:
-    """Print the folders of the plugins, and push them if requested."""
+def print_results(
+    printer: Output, kind: str, result: "TrainedPlugins | TrainedModules", output: Path, push_to: str | None
+) -> None:
+    """Print the folders that a run published, and push them if requested.
+
+    Args:
+        printer: Where to print.
+        kind: What the folders hold, the key in the JSON document: `plugins` or `modules`.
+        result: The result of the run.
+        output: The run's output.
+        push_to: The repository to push to; None to push nothing.
+    """
     if not is_main():
         return
     if not printer.is_json:
@@ -150,8 +161,8 @@ def print_plugins(printer: Output, result: "TrainedPlugins", output: Path, push_
             printer.text(f"{name}: held-out loss {result.losses[name]:.5f}: {folder}")
     pushed = push_result(printer, output, push_to)
     if printer.is_json:
-        plugins = {
+        results = {
             name: {"folder": str(folder), "held_out_loss": result.losses[name]}
             for name, folder in result.folders.items()
         }
-        printer.document({"plugins": plugins, "steps": result.history.steps, "pushed": pushed})
+        printer.document({kind: results, "steps": result.history.steps, "pushed": pushed})

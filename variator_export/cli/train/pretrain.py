@@ -15,14 +15,7 @@ from variator_export.core.errors import UsageError
 
 def pretrain_command(
     output: options.OutputOption,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SRC[@SHARE]",
-            help="Plain text: .txt, .jsonl, a folder, or datasets:NAME, with the share of passages to draw "
-            "from it; may be repeated.",
-        ),
-    ] = None,
+    text: options.TextsOption = None,
     ratio: Annotated[
         list[str] | None, typer.Option(metavar="K", help="A ratio to train a plugin for; may be repeated.")
     ] = None,
@@ -78,12 +71,8 @@ def pretrain_command(
         ),
     ] = None,
     held_out: options.HeldOutOption = 0.02,
-    held_out_passages: Annotated[
-        int, typer.Option(metavar="N", help="Passages of the held-out text to measure the loss on.")
-    ] = 512,
-    text_field: Annotated[
-        str, typer.Option(metavar="NAME", help="Field or column of the text in .jsonl files and data sets.")
-    ] = "text",
+    held_out_passages: options.HeldOutPassagesOption = 512,
+    text_field: options.TextFieldOption = "text",
     seed: options.SeedOption = 0,
     precision: options.PrecisionOption = "auto",
     eval_every: options.EvalOption = 200,
@@ -194,7 +183,7 @@ def pretrain_command(
             passages=passages,
             optimisation=optimisation,
         )
-    common.print_plugins(printer, result, output, push_to_hub)
+    common.print_results(printer, "plugins", result, output, push_to_hub)
 
 
 def _ratios(values: Sequence[str]) -> tuple[int, ...]:

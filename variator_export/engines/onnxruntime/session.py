@@ -20,27 +20,38 @@ from variator_export.model.plugin_layout import stack_for_graph
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A plugin of a session: its ratio, and its tensors in the place from which the graph reads them."""
+    """A variant of a session, or a plugin that was added.
+
+    Attributes:
+        ratio: The ratio.
+        inputs: What it gives the graph, in the place from which the graph reads it: the plugin's tensors, and
+            which layers run.
+        assembly: Whether its layers are those of an assembly. A ratio alone never means such a variant.
+    """
 
     ratio: int
-    tensors: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    assembly: bool = False
 
 
 class OnnxRuntimeSession:
     """One session that runs every variant of a bundle.
 
-    The weights are in memory once. The ratio can change from call to call, because the plugin's tensors are
-    inputs of the any-ratio graph. The session needs neither torch nor transformers.
+    The weights are in memory once, those of modules too. The variant can change from call to call, because the
+    plugin's tensors are inputs of the graph, and so is what layers and modules run. The session needs neither
+    torch nor transformers.
     """
 
     def __init__(self, bundle: BundleFiles, *, threads: int | None = None, provider: Provider = CPU) -> None:
         self._bundle, self._backbone = bundle, bundle.manifest.backbone
-        graph = bundle.graph(bundle.manifest.any_ratio_graph)
+        graph = bundle.graph(bundle.manifest.session_graph)
         self._graph = _open(graph, self._backbone, provider, threads)
         # Load all plugins now, so that publishing the bundle again later changes nothing here. The table is
         # only ever replaced as a whole: calls in other threads see either the old or the new table.
         self._plugins = {
-            v.name: _Loaded(v.ratio, self._graph.upload(method_of(v).inputs_of(bundle, v)))
+            v.name: _Loaded(
+                v.ratio, self._graph.upload(method_of(v).inputs_of(bundle, v)), v.assembly_spec is not None
+            )
             for v in bundle.manifest.variants
         }
         bundle.check_unchanged()
@@ -81,7 +92,7 @@ class OnnxRuntimeSession:
         if isinstance(choice, str) and choice in table:
             return table[choice]
         own = {variant.name for variant in self._bundle.manifest.variants}
-        found = [name for name, plugin in table.items() if plugin.ratio == choice]
+        found = [n for n, loaded in table.items() if loaded.ratio == choice and not loaded.assembly]
         found = [name for name in found if name in own] or found
         if len(found) != 1:
             there = ", ".join(f"{name} (ratio {plugin.ratio})" for name, plugin in table.items())
@@ -113,8 +124,8 @@ class OnnxRuntimeSession:
         self, inputs: Mapping[str, np.ndarray], ratio: int | str | None
     ) -> tuple[Arrays, Mapping[str, Any]]:
         asked = self._bundle.manifest.default_variant if ratio is None else ratio
-        plugin = self._find(asked).tensors
-        return check_inputs(inputs, self._backbone.part, self._backbone.max_length), plugin
+        own = self._find(asked).inputs
+        return check_inputs(inputs, self._backbone.part, self._backbone.max_length), own
 
 
 class OnnxRuntimeVariantSession:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from variator_export.bundle.engine_sources import engine_sources
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, EngineEntry, Variant
 from variator_export.core.errors import UserError
@@ -12,7 +13,7 @@ from variator_export.engines.choice import compile_command
 from variator_export.engines.tensorrt.api import load_tensorrt
 from variator_export.engines.tensorrt.log import last_messages, make_log
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
-from variator_export.model.plugin_layout import TENSORS_NAME
+from variator_export.model.methods import method_of
 
 
 class OpenPlan:
@@ -120,20 +121,20 @@ def _again(bundle: BundleFiles, entry: EngineEntry) -> str:
 
 
 def _graph_of_weights(
-    bundle: BundleFiles, entry: EngineEntry, made_from: Mapping[str, str | None], variant: Variant | None
+    bundle: BundleFiles, entry: EngineEntry, made_from: Mapping[str, Any], variant: Variant | None
 ) -> Path:
     """The graph, which names the files of the weights.
 
     All sources must be those of the build, because TensorRT would accept other weights without noticing.
     """
-    graph = bundle.graph_of_engine(entry)
-    sources = {"graph": graph, "weights": BACKBONE_WEIGHTS}
-    if variant is not None and variant.plugin is not None:
-        sources["plugin"] = f"{variant.plugin.folder}/{TENSORS_NAME}"
-    for kind, name in sources.items():
-        if bundle.manifest.files[name].sha256 != made_from[kind]:
+    graph, manifest = bundle.graph_of_engine(entry), bundle.manifest
+    tensors = () if variant is None else method_of(variant).tensor_files(variant, manifest.precision)
+    now = engine_sources(graph, tensors, lambda name: manifest.files[name].sha256)
+    names = {**dict.fromkeys(now, " or ".join(tensors)), "graph": graph, "weights": BACKBONE_WEIGHTS}
+    for kind, found in now.items():
+        if found != made_from.get(kind):
             raise UserError(
-                f"{bundle.path / entry.engine} has no weights in it, and {name} is not the one that it "
+                f"{bundle.path / entry.engine} has no weights in it, and {names[kind]} is not the one that it "
                 "was built with.",
                 f"Compile it again: {_again(bundle, entry)}",
             )

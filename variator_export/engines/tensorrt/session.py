@@ -75,7 +75,8 @@ class TensorRtSession:
         self._plugins: dict[str, dict[str, Any]] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         self._ratios = {} if self._variant is None else {self._variant.name: self._variant.ratio}
-        for own in variants:
+        # The engine has the original layers alone.
+        for own in (variant for variant in variants if variant.assembly_spec is None):
             self._take(own.name, own.ratio, method_of(own).inputs_of(bundle, own))
         self._plan = open_engine(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
         self._execution = EngineContexts(self._plan, self._profiles, self.device, target, self._entry.engine)
@@ -197,7 +198,13 @@ class TensorRtSession:
         if choice in self._ratios:
             return str(choice)
         asked = self._bundle.manifest.default_variant if choice is None else choice
-        return self._bundle.variant(asked).name
+        name = self._bundle.variant(asked).name
+        if name not in self._ratios:
+            raise UserError(
+                f"{self._entry.engine} has the original layers alone; {name} is an assembly.",
+                f"Open its own engine: variant={name!r}.",
+            )
+        return name
 
     def _upload(self, variant: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Upload the inputs, and add the plugin of a variant, which is already on the device."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from variator_export.core.assembly import ENCODER_STACK, Stack
 from variator_export.core.encoder_size import DecoderSize, EncoderSize
 from variator_export.model.label_words import LabelWords
 
@@ -122,6 +123,10 @@ class Family:
         clamp_positions: For a backbone that finds its positions itself: makes its encoder clamp them, in
             place, for the same reason. None if it need not.
         decoder: The decoder, for classes that generate text. None in a family of encoders.
+        first_layer_tensors: Names of the tensors, within a layer, that only the first layer of a stack holds
+            and all layers use. They stay when a module replaces that layer (`model.modular`).
+        share_first: Function of (a layer, the stack's own first layer) that lets the layer be the first of an
+            assembly, in place: it shares those tensors. None if every layer can be the first.
         padding_states_vary: Whether the hidden states of padding depend on the amount of padding. A plugin
             that does not exclude padding reads them, so its outputs depend on it too.
     """
@@ -138,7 +143,16 @@ class Family:
     float32_modules: tuple[str, ...] = ()
     clamp_positions: Callable[[nn.Module], None] | None = None
     decoder: Decoder | None = None
+    first_layer_tensors: tuple[str, ...] = ()
+    share_first: Callable[[nn.Module, nn.Module], None] | None = None
     padding_states_vary: bool = False
+
+    def stack_path(self, stack: Stack) -> str:
+        """Name of the module that holds a stack's layers, inside transformers' base model."""
+        if stack == ENCODER_STACK:
+            return self.stack
+        assert self.decoder is not None
+        return self.decoder.stack
 
 
 @dataclass(frozen=True)

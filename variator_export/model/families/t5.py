@@ -45,6 +45,15 @@ def _cross_projections(layer: Any) -> tuple[nn.Module, nn.Module]:
     return attention.k, attention.v
 
 
+_POSITION_BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+def _share_position_bias(layer: Any, first: Any) -> None:
+    attention, original = layer.layer[0].SelfAttention, first.layer[0].SelfAttention
+    attention.has_relative_attention_bias = True
+    attention.relative_attention_bias = original.relative_attention_bias
+
+
 def _family(name: str, prefix: str) -> Family:
     return Family(
         name=name,
@@ -59,6 +68,8 @@ def _family(name: str, prefix: str) -> Family:
         size=_size,
         max_length=lambda _config: None,
         float32_modules=("wo",),
+        first_layer_tensors=(_POSITION_BIAS,),
+        share_first=_share_position_bias,
         decoder=Decoder(
             stack="decoder.block",
             cross_projections=_cross_projections,

@@ -11,6 +11,7 @@ METHODS = Registry(
     own={
         "none": "variator_export.model.methods.baseline:BASELINE",
         "variator": "variator_export.model.methods.variator:VARIATOR",
+        "modular": "variator_export.model.methods.modular:MODULAR",
     },
 )
 

@@ -13,8 +13,14 @@ import numpy as np
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BackboneEntry, Variant
+from variator_export.bundle.variant_files import (
+    MODULE_TENSORS_NAME,
+    QUANTIZED_MODULES_NAME,
+    VariantFiles,
+)
 from variator_export.core.axes import InputShapes
 from variator_export.core.encoder_size import EncoderSize
+from variator_export.core.precision import find_precision
 from variator_export.core.registry import resolve
 
 if TYPE_CHECKING:
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from variator_export.model.backbone import Backbone
+    from variator_export.model.backbone_info import BackboneInfo
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ class Method:
         name: Name of the method in recipes and manifests.
         is_baseline: Whether the method's variants are the backbone itself, with which all other variants are
             compared.
-        tensors: Files in a variant's own folder that the variant's graphs refer to.
-        graph_inputs: Function of (the backbone's sizes, the variant's folder). Returns the inputs with which
+        tensors: Files in the folder of a variant's plugin that the variant's graphs refer to.
+        graph_inputs: Function of (the backbone's sizes, the variant's files). Returns the inputs with which
             the graph for all variants runs this variant.
         graph_input_shapes: Function of (backbone, variant). Returns the shapes of the graph inputs whose
             shape depends on the variant.
@@ -44,16 +51,16 @@ class Method:
             for the names of optimization profiles.
         macs: Function of (sizes, variant, batch_size, tokens). Returns the multiply-accumulates of one call
             by formula.
-        module: `module:function` of (backbone, the variant's folder). Returns the eager model: a module that
+        module: `module:function` of (backbone, the variant's files). Returns the eager model: a module that
             maps inputs to outputs by name and exposes the underlying transformers model as `transformer`.
-        binder: `module:function` of (the graph for all, the variant's folder inside the bundle). Returns the
-            variant's own graph.
+        binder: `module:function` of (the graph of the original layers that takes plugins as inputs, the
+            variant's files, the backbone's `BackboneInfo`). Returns the variant's own graph.
     """
 
     name: str
     is_baseline: bool
     tensors: tuple[str, ...]
-    graph_inputs: Callable[[EncoderSize, Path], dict[str, np.ndarray]]
+    graph_inputs: Callable[[EncoderSize, VariantFiles], dict[str, np.ndarray]]
     graph_input_shapes: Callable[[BackboneEntry, Variant], InputShapes]
     shape_label: Callable[[Variant], str]
     macs: Callable[[EncoderSize, Variant, int, int], int]
@@ -63,26 +70,41 @@ class Method:
     def inputs_of(self, bundle: BundleFiles, variant: Variant) -> dict[str, np.ndarray]:
         """Check the hashes of a variant's own files and return its `graph_inputs`."""
         size = bundle.manifest.backbone.encoder_size
-        return self.graph_inputs(size, bundle.variant_folder(variant))
+        return self.graph_inputs(size, bundle.variant_files(variant))
 
-    def eager(self, backbone: "Backbone", folder: Path) -> "nn.Module":
+    def tensor_files(self, variant: Variant, precision: str) -> tuple[str, ...]:
+        """The files of a bundle that a variant's own graph refers to, besides the backbone's weights.
+
+        Args:
+            variant: The variant.
+            precision: The bundle's precision.
+        """
+        plugin = () if variant.plugin is None else self.tensors
+        modules = QUANTIZED_MODULES_NAME if find_precision(precision).quantizes else MODULE_TENSORS_NAME
+        return (
+            *(f"{variant.plugin.folder}/{name}" for name in plugin if variant.plugin is not None),
+            *(f"modules/{name}/{modules}" for name in variant.modules),
+        )
+
+    def eager(self, backbone: "Backbone", files: VariantFiles) -> "nn.Module":
         """Build the eager model of a variant.
 
         Args:
             backbone: The loaded backbone; left unchanged.
-            folder: Folder with the variant's own files.
+            files: The variant's own files.
         """
-        made: nn.Module = self._call(self.module, backbone, folder)
+        made: nn.Module = self._call(self.module, backbone, files)
         return made
 
-    def bind(self, graph_for_all: Path, folder: str) -> "ir.Model":
+    def bind(self, any_ratio: Path, files: VariantFiles, info: "BackboneInfo") -> "ir.Model":
         """Build the graph of a variant.
 
         Args:
-            graph_for_all: The graph that can run every variant, in the bundle's folder.
-            folder: The variant's own folder inside the bundle.
+            any_ratio: The graph of the original layers that takes plugins as inputs, in the bundle's folder.
+            files: The variant's own files.
+            info: The backbone.
         """
-        model: ir.Model = self._call(self.binder, graph_for_all, folder)
+        model: ir.Model = self._call(self.binder, any_ratio, files, info)
         return model
 
     def _call(self, function: str, *arguments: Any) -> Any:

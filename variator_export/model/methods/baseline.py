@@ -1,10 +1,9 @@
 """The baseline method: the backbone itself, with a plugin of ratio 1 that changes nothing."""
 
-from pathlib import Path
-
 import numpy as np
 
 from variator_export.bundle.manifest import BackboneEntry, Variant
+from variator_export.bundle.variant_files import VariantFiles
 from variator_export.core.axes import InputShapes
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.model.macs import analytic_macs
@@ -12,7 +11,7 @@ from variator_export.model.methods.base import Method
 from variator_export.model.plugin_layout import null_plugin, plugin_input_shapes, stack_for_graph
 
 
-def _graph_inputs(size: EncoderSize, _folder: Path) -> dict[str, np.ndarray]:
+def _graph_inputs(size: EncoderSize, _files: VariantFiles) -> dict[str, np.ndarray]:
     return stack_for_graph(null_plugin(size.num_layers, size.hidden_size))
 
 

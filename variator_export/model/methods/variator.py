@@ -1,10 +1,9 @@
 """Variator: compression plugins around the feed-forward networks (arXiv 2310.15724)."""
 
-from pathlib import Path
-
 import numpy as np
 
 from variator_export.bundle.manifest import BackboneEntry, Variant
+from variator_export.bundle.variant_files import VariantFiles
 from variator_export.core.axes import InputShapes
 from variator_export.core.encoder_size import EncoderSize
 from variator_export.model.macs import analytic_macs
@@ -18,8 +17,8 @@ from variator_export.model.plugin_layout import (
 )
 
 
-def _graph_inputs(_size: EncoderSize, folder: Path) -> dict[str, np.ndarray]:
-    return stack_for_graph(load_plugin(folder))
+def _graph_inputs(_size: EncoderSize, files: VariantFiles) -> dict[str, np.ndarray]:
+    return stack_for_graph(load_plugin(files.plugin_folder))
 
 
 def _graph_input_shapes(backbone: BackboneEntry, variant: Variant) -> InputShapes:

@@ -105,8 +105,8 @@ def onnxruntime_models(bundle: BundleFiles, options: ExportOptions) -> list[Plan
     target.require(bundle)
     models = []
     for variant in _variants(bundle, options):
-        own = [] if variant.plugin is None else method_of(variant).tensors
-        weights = [BACKBONE_WEIGHTS, *(f"{variant.plugin.folder}/{name}" for name in own if variant.plugin)]
+        own = method_of(variant).tensor_files(variant, bundle.manifest.precision)
+        weights = [BACKBONE_WEIGHTS, *own]
         config = {
             "platform": "onnxruntime_onnx",
             "backend": "onnxruntime",

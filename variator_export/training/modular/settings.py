@@ -1,0 +1,66 @@
+"""Settings of the training of modules. All are stored in `module_config.json`."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from variator_export.training.settings import Losses, Weight
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModuleShape(_Part):
+    """The modules to train from scratch.
+
+    Attributes:
+        granularities: The numbers of layers that a module replaces; the groups of each begin at layer 0.
+        start: The layer of its group that a module is a copy of: `first`, `middle` or `last`.
+    """
+
+    granularities: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)
+    start: Literal["first", "middle", "last"] = "last"
+
+
+class Replacing(_Part):
+    """How many groups of layers are replaced by their modules in the steps of a run.
+
+    Each step draws an assembly. From the first layer on, a module that begins there is taken with the
+    probability p, each granularity equally likely; otherwise the original layer. p rises linearly
+    (BERT-of-Theseus, arXiv 2002.02925, 3.2, whose curriculum ends at 1).
+
+    Attributes:
+        begin: p in the first step.
+        end: p at the end of the rise, and from then on. Below 1, some original layers stay between modules to
+            the last step, as they do in assemblies of both.
+        rise: The share of the steps in which p rises.
+    """
+
+    begin: Share = 0.5
+    end: Share = 0.9
+    rise: Share = 0.5
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.begin > self.end:
+            raise ValueError(f"begin {self.begin} is more than end {self.end}")
+        return self
+
+    def probability(self, step: int, steps: int) -> float:
+        """p in a step, counted from 0, of a run."""
+        share = min(1.0, step / max(1.0, self.rise * steps))
+        return self.begin + (self.end - self.begin) * share
+
+
+class ModuleLosses(Losses):
+    """Weights of the terms of the loss; those of `Losses`, of which `layers` is at the end of each module.
+
+    Attributes:
+        attention: Kullback-Leibler divergence of each module's attention from that of the last layer that it
+            replaces.
+    """
+
+    attention: Weight = 0.0
