@@ -46,7 +46,7 @@ def measure(backbone: Path, name: str, shape: tuple[int, int], folder: Path, rou
         "k4": OnnxRuntimeRunner(bundle.graph(compressed.graph)),
         "any-ratio at k4": OnnxRuntimeRunner(
             bundle.graph(bundle.manifest.any_ratio_graph),
-            method_of(compressed).inputs_of(bundle, compressed),
+            method_of(compressed).inputs_of(bundle, compressed, bundle.manifest.any_ratio_graph),
         ),
     }
     calls = {key: (lambda graph=graph: graph.run(inputs)) for key, graph in graphs.items()}

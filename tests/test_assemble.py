@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored_traces import Trace
 
-from variator_export.bundle.branches import branches_of, switches
+from variator_export.bundle.branches import BRANCHES_INPUT, branches_of, switches
 from variator_export.bundle.variant_files import VariantFiles
 from variator_export.core.assembly import (
     DECODER_STACK,
@@ -146,6 +146,10 @@ class Traced:
         on = switches(self.branches, assembly, names, 4)
         return VariantFiles(self.folder, "plugins/ratio-2" if plugin else None, assembly, self.folders, on)
 
+    def inputs(self, files: VariantFiles) -> dict[str, np.ndarray]:
+        assert files.switches is not None
+        return {**MODULAR.graph_inputs(self.backbone.info.size, files), BRANCHES_INPUT: files.switches}
+
 
 @pytest.fixture(scope="module")
 def traced(
@@ -184,7 +188,7 @@ def test_every_assembly_computes_what_eager_pytorch_computes(
     for assembly in made.assemblies:
         files = made.files(assembly, plugin=plugin)
         expected = EagerModel(exact, MODULAR.eager(exact, files)).run(inputs)
-        extra = MODULAR.graph_inputs(backbone.info.size, files)
+        extra = made.inputs(files)
         results = {"any-assembly": made.any_assembly.with_plugin(extra).run(inputs)}
         if assembly.encoder in ((1, 1, 1, 1), (2, 1, 1), (4,)) or name in ("bert", "t5-v1.0"):
             path = made.folder / f"{assembly.name}-{plugin}.onnx"
@@ -211,7 +215,7 @@ def test_a_module_of_the_wrong_group_is_seen(traced: Callable[[str], Traced], tm
         for name, tensor in modules.state(index).items()
     }
     save_modules(ModuleSet("g2", modules.config, swapped), path / "modules/g2")
-    extra = MODULAR.graph_inputs(made.backbone.info.size, files)
+    extra = made.inputs(files)
     right = made.any_assembly.with_plugin(extra).run(inputs)
     wrong = OnnxRuntimeRunner(path / "any-assembly.onnx", extra).run(inputs)
     assert deviation(wrong["last_hidden_state"], right["last_hidden_state"]).relative_frobenius > 1e-2

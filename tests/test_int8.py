@@ -238,7 +238,7 @@ def test_a_fault_in_the_quantisation_is_found(
         EagerModel.of_variant(b, bundle, bundle.variant(2))
         for b in (backbone.to_dtype(torch.float64), backbone)
     ]
-    extra = method_of(bundle.variant(2)).inputs_of(bundle, bundle.variant(2))
+    extra = method_of(bundle.variant(2)).inputs_of(bundle, bundle.variant(2), bundle.manifest.any_ratio_graph)
     graphs = {graph: extra if graph == "any-ratio.onnx" else {}}
     assert all(f.passed for f in check_given_rounding(graphs, folder, "int8", *eager, cases))
     model = ir.load(folder / graph)

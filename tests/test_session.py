@@ -241,7 +241,11 @@ def test_bound_inputs_and_outputs_give_the_same(small_bundle: Path) -> None:
     graph = IoBindingRunner(bundle.graph("any-ratio.onnx"), PROVIDERS["onnxruntime"], bind=True)
     session = bundle.session()
     for ratio in (4, 1, 2):
-        uploaded = graph.upload(method_of(bundle.variant(ratio)).inputs_of(bundle, bundle.variant(ratio)))
+        uploaded = graph.upload(
+            method_of(bundle.variant(ratio)).inputs_of(
+                bundle, bundle.variant(ratio), bundle.manifest.any_ratio_graph
+            )
+        )
         for _ in range(2):
             found = graph.run(inputs, uploaded)
             for name, expected in session.run(inputs, ratio=ratio).items():

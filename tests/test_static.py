@@ -237,7 +237,10 @@ def test_a_fault_in_the_quantisation_is_found(
     entry = bundle.manifest.backbone
     made = make_cases(bundle.text_encoder(), entry.inputs, ratio=2, vocab_size=30522, max_length=64)
     cases = [case for case in made if case.stored]
-    graphs = {variant.graph: {}, "any-ratio.onnx": method_of(variant).inputs_of(bundle, variant)}
+    graphs = {
+        variant.graph: {},
+        "any-ratio.onnx": method_of(variant).inputs_of(bundle, variant, "any-ratio.onnx"),
+    }
     assert all(f.passed for f in check_given_rounding(graphs, folder, precision.name, *eager, cases))
     tensors = load_file(folder / "weights.safetensors")
     fault(tensors)

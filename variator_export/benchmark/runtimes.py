@@ -189,9 +189,9 @@ class Subjects:
         from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 
         if runtime == "any-ratio":
-            shared = self._files.graph(self._files.manifest.session_graph)
-            extra = method_of(variant).inputs_of(self._files, variant)
-            return OnnxRuntimeRunner(shared, extra, threads=self._threads)
+            shared = self._files.manifest.session_graph
+            extra = method_of(variant).inputs_of(self._files, variant, shared)
+            return OnnxRuntimeRunner(self._files.graph(shared), extra, threads=self._threads)
         return OnnxRuntimeRunner(graph, threads=self._threads)
 
     @cached_property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from variator_export.building.staging import StagedBundle
 from variator_export.building.variant_plan import VariantPlan
-from variator_export.bundle.branches import Branch, switches
+from variator_export.bundle.branches import BRANCHES_INPUT, Branch, switches
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, CALIBRATION
 from variator_export.bundle.parts import graph_name
@@ -139,6 +139,11 @@ class BuildContext:
         return tuple(dict.fromkeys((*own, self.session_graph)))
 
     @property
+    def branched(self) -> tuple[str, ...]:
+        """Return the graph whose layers are branches, if there is one. Inside, rounding cannot be given."""
+        return (self.session_graph,) if self.branches else ()
+
+    @property
     def session_graph(self) -> str:
         """Return the graph that runs all variants in one session."""
         return graph_name(ANY_ASSEMBLY, self.part) if self.branches else self.any_ratio
@@ -238,7 +243,7 @@ class BuildContext:
         return load_backbone(self.info, self.encoder.pad_token_id)
 
     def files(self, plan: VariantPlan) -> VariantFiles:
-        """Return a variant's own files, in the staging folder or, before they are copied, in the old bundle."""
+        """Return a variant's own files: in the staging folder; before they are copied, in the old bundle."""
         own = [*plan.module_folders, *([plan.plugin_folder] if plan.plugin_folder else [])]
         old = self.staged.old
         copied = old is None or all((self.staged.folder / name).exists() for name in own)
@@ -248,9 +253,14 @@ class BuildContext:
             on = switches(self.branches, plan.assembly, plan.modules, self.info.size.num_layers)
         return VariantFiles(root, plan.plugin_folder, plan.assembly, plan.module_folders, on)
 
-    def graph_inputs(self, plan: VariantPlan) -> "Arrays":
-        """Return the inputs with which a graph for all runs a variant."""
-        return METHODS.find(plan.method).graph_inputs(self.info.size, self.files(plan))
+    def graph_inputs(self, plan: VariantPlan, graph: str) -> "Arrays":
+        """Return the inputs with which a graph that takes plugins as inputs runs a variant."""
+        files = self.files(plan)
+        inputs = METHODS.find(plan.method).graph_inputs(self.info.size, files)
+        if graph != self.any_ratio:
+            assert files.switches is not None
+            inputs |= {BRANCHES_INPUT: files.switches}
+        return inputs
 
     def plugin_config(self, plan: VariantPlan) -> PluginConfig:
         """Read the configuration of a variant's plugin from its current location."""

@@ -94,7 +94,7 @@ def keep_assemblies(asked: Sequence[AssemblyRecipe], before: Recipe | None) -> t
 
 
 def _named(entry: AssemblyRecipe) -> AssemblyRecipe:
-    if entry.name is not None or entry.spec is None:
+    if entry.name is not None:
         return entry
     assembly, ratio = parse_assembly(entry.spec)
     name = assembly.name + (f"_ratio-{ratio}" if ratio not in (None, 1) else "")
@@ -120,7 +120,6 @@ def plan_assemblies(
     taken = {plan.name for plan in plans}
     found = []
     for entry in assemblies:
-        assert entry.spec is not None
         assert entry.name is not None
         if entry.name in taken:
             raise UserError(
@@ -215,7 +214,8 @@ def _plugin(entry: AssemblyRecipe, plans: Sequence[VariantPlan], ratio: int | No
     if len(found) != 1:
         there = ", ".join(f"{plan.name} (ratio {plan.ratio})" for plan in plans if plan.plugin is not None)
         raise UserError(
-            f"The assembly {entry.spec} asks for the plugin of ratio {ratio}; there are {there or 'no plugins'}.",
+            f"The assembly {entry.spec} asks for the plugin of ratio {ratio}; there are "
+            f"{there or 'no plugins'}.",
             "Give exactly one plugin of that ratio: --plugin DIR, or plugins in the recipe.",
         )
     return found[0]

@@ -14,8 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from variator_export.bundle.branches import Branch, switches
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.parts import PartEntry, with_plugins
+from variator_export.bundle.variant import LONGEST_NAME, ManifestPart
+from variator_export.bundle.variant import ModulesEntry as ModulesEntry
+from variator_export.bundle.variant import PluginEntry as PluginEntry
+from variator_export.bundle.variant import PrecisionProof as PrecisionProof
+from variator_export.bundle.variant import Variant as Variant
 from variator_export.bundle.variant_files import MODULE_CONFIG_NAME, MODULE_TENSORS_NAME
-from variator_export.core.assembly import Assembly, parse_assembly
 from variator_export.core.encoder_size import DecoderSize, EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
@@ -33,26 +37,18 @@ SCHEMA_VERSION = 4
 LEAST_SHARE = 0.95
 
 
-# Names stand in file names and in messages.
-_LONGEST_NAME = 200
-
-
 # The sizes of an input.
 Sizes = tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileEntry(_Part):
+class FileEntry(ManifestPart):
     """A file of the bundle."""
 
     sha256: str
     size_bytes: int
 
 
-class BackboneEntry(_Part):
+class BackboneEntry(ManifestPart):
     """The properties of the backbone that a session needs.
 
     Attributes:
@@ -126,111 +122,10 @@ class BackboneEntry(_Part):
         return length if self.max_length is None else min(length, self.max_length)
 
 
-class PluginEntry(_Part):
-    """The plugin of a variant. `trained` is False for a plugin that was initialised but not trained."""
-
-    folder: str
-    source: str
-    sha256: str
-    masking: Literal["none", "exclude-padding"]
-    bottleneck_size: int
-    trained: bool
-
-
-class ModulesEntry(_Part):
-    """A folder of modules. `trained` is False for modules that are copies of layers.
-
-    Attributes:
-        stack: The stack that the modules are for.
-        granularity: The number of layers that each module replaces.
-        groups: The first and the last layer that each module replaces, and the layer that it is like.
-    """
-
-    folder: str
-    source: str
-    sha256: str
-    stack: Literal["encoder", "decoder"]
-    granularity: int
-    groups: tuple[tuple[int, int, int], ...]
-    trained: bool
-
-
-class PrecisionProof(_Part):
-    """The precisions in which a graph computes its matrix products, counted on the graph.
-
-    Attributes:
-        macs: The share of multiply-accumulates in the bundle's precision. The modules that are declared
-            float32 are not counted.
-        float32_modules: The share of all multiply-accumulates for each module declared float32, by module.
-    """
-
-    macs: float
-    float32_modules: dict[str, float]
-
-
-class Variant(_Part):
-    """One way to run the backbone.
-
-    Attributes:
-        method: The method that built the variant (`model.methods`).
-        baseline: Whether the variant is the plain backbone, which the other variants are compared with.
-        plugin: The variant's plugin. None for the baseline, and for an assembly without one.
-        assembly_spec: The assembly, as its specification; None for the original layers.
-        modules: Names of the manifest's modules that the assembly uses.
-        graphs: ONNX files by part of the model; an encoder has one part, `model`. A decoder's file is the
-            same for all variants.
-    """
-
-    name: str = Field(max_length=_LONGEST_NAME)
-    method: str = Field(max_length=_LONGEST_NAME)
-    baseline: bool = False
-    ratio: int
-    plugin: PluginEntry | None
-    assembly_spec: str | None = None
-    modules: tuple[str, ...] = ()
-    graphs: dict[str, str]
-    reference: str
-    precision_proof: PrecisionProof
-
-    @field_validator("assembly_spec")
-    @classmethod
-    def _is_an_assembly(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                parse_assembly(value)
-            except UserError as error:
-                raise ValueError(error.message) from error
-        return value
-
-    @property
-    def assembly(self) -> Assembly | None:
-        """The assembly; None for the original layers."""
-        return None if self.assembly_spec is None else parse_assembly(self.assembly_spec)[0]
-
-    @property
-    def graph(self) -> str:
-        """The variant's own graph, of the part that plugins are in."""
-        return with_plugins(self.graphs)
-
-    @property
-    def plugin_files(self) -> tuple[str, ...]:
-        """The files that decide what the variant's plugin computes."""
-        if self.plugin is None:
-            return ()
-        return f"{self.plugin.folder}/plugin_config.json", f"{self.plugin.folder}/plugin.safetensors"
-
-    @property
-    def plugin_state(self) -> str:
-        """The state of the variant's plugin, as text for people."""
-        if self.plugin is None:
-            return "none"
-        return "trained" if self.plugin.trained else "initialised only"
-
-
 class SidecarProfile(BaseModel):
     """An optimization profile: (min, opt, max) of each input's shape."""
 
-    name: str = Field(max_length=_LONGEST_NAME)
+    name: str = Field(max_length=LONGEST_NAME)
     shapes: dict[str, tuple[Sizes, Sizes, Sizes]]
 
 
@@ -242,9 +137,9 @@ class Sidecar(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    target: str = Field(max_length=_LONGEST_NAME)
+    target: str = Field(max_length=LONGEST_NAME)
     version: str = Field(pattern=r"^\d{1,6}(\.\d{1,9}){1,4}$")
-    platform: str = Field(max_length=_LONGEST_NAME)
+    platform: str = Field(max_length=LONGEST_NAME)
     options: dict[str, bool | int | str | None]
     compute_capabilities: list[str]
     profiles: list[SidecarProfile]
@@ -259,7 +154,7 @@ class Sidecar(BaseModel):
         return value
 
 
-class EngineEntry(_Part):
+class EngineEntry(ManifestPart):
     """A compiled engine.
 
     Attributes:
@@ -295,7 +190,7 @@ class EngineEntry(_Part):
         return self.engine, self.sidecar
 
 
-class Manifest(_Part):
+class Manifest(ManifestPart):
     """The content of `manifest.json`.
 
     Attributes:

@@ -76,9 +76,9 @@ def build_command(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]SPEC",
-            help="A variant of modules and original layers: how many layers each of its layers stands for, such "
-            "as enc=2,2,1x8, and ;k=4 to add the plugin of ratio 4; may be repeated. It replaces the recipe's "
-            "assemblies.",
+            help="A variant of modules and original layers: how many layers each of its layers stands for, "
+            "such as enc=2,2,1x8, and ;k=4 to add the plugin of ratio 4; may be repeated. It replaces the "
+            "recipe's assemblies.",
         ),
     ] = None,
     untrained: Annotated[

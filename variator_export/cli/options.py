@@ -109,8 +109,8 @@ TextsOption = Annotated[
     typer.Option(
         "--text",
         metavar="SRC[@SHARE]",
-        help="Plain text: .txt, .jsonl, a folder, or datasets:NAME, with the share of passages to draw from it; "
-        "may be repeated.",
+        help="Plain text: .txt, .jsonl, a folder, or datasets:NAME, with the share of passages to draw from "
+        "it; may be repeated.",
     ),
 ]
 TextFieldOption = Annotated[

@@ -56,6 +56,8 @@ def with_flags(
                 f"variator-export build --backbone {backbone} --output artifacts/NAME",
             )
         change: dict[str, Any] = {"backbone": {"source": backbone}}
+        if recipe == DEFAULT_RECIPE and modules and not plugins and not untrained:
+            change["plugins"] = []  # the default recipe's are for the default backbone
         if output is not None:  # the bundle is no longer the recipe's
             change["name"] = _NO_NAME.sub("-", output.resolve().name).strip("-._") or "bundle"
         layers.append(Layer("--backbone", change))

@@ -166,8 +166,9 @@ class EagerModel:
 
     @functools.cached_property
     def _quantized_layers(self) -> dict[str, QuantizedLinear]:
-        """The quantised layers by the name of their weight in the backbone, which they share it with."""
+        """The quantised layers, of the backbone and of modules, by the name of their weight in graphs."""
         names = {id(buffer): name for name, buffer in self._backbone.model.named_buffers()}
+        names |= getattr(self._model, "module_buffers", {})
         found = [module for module in self.transformer.modules() if isinstance(module, QuantizedLinear)]
         return {names[id(layer.weight)]: layer for layer in found}
 

@@ -1,7 +1,7 @@
-"""One graph for all assemblies: every layer and every module is a branch, which an input switches on or off.
+"""One graph for all assemblies: every layer and every module is a branch that an input switches on or off.
 
-The branches stand in the order of the layers that they begin with. So the branches of an assembly, which overlap
-nowhere, follow each other, and all others pass their input on. Each weight is in the graph once.
+The branches stand in the order of the layers that they begin with. So the branches of an assembly, which
+overlap nowhere, follow each other, and all others pass their input on. Each weight is in the graph once.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,14 +11,15 @@ import numpy as np
 import onnx_ir as ir
 
 from variator_export.bundle.branches import BRANCHES_INPUT
+from variator_export.core.assembly import Span
 from variator_export.graph.assemble import KeptLayer, layer_states, nodes_by_layer
 from variator_export.graph.defaults import set_defaults
-from variator_export.graph.simplify import name_nodes
+from variator_export.graph.simplify import MODULE_KEY, name_nodes
 from variator_export.graph.weights import attach_weights, detach_weights
 
 
 def any_assembly(
-    any_ratio: Path, path: str, branches: Sequence[KeptLayer], original: Sequence[bool], hidden_size: int
+    any_ratio: Path, path: str, branches: Sequence[KeptLayer], spans: Sequence[Span], hidden_size: int
 ) -> ir.Model:
     """Build the graph.
 
@@ -26,7 +27,7 @@ def any_assembly(
         any_ratio: The graph of the original layers that takes plugins as inputs, in the bundle's folder.
         path: Name of the PyTorch module that holds the layers, inside transformers' base model.
         branches: The original layers and the modules, in the order of the layers that they begin with.
-        original: Which branches are original layers, as the default of the input.
+        spans: The original layers that each branch stands for. Those that are one are on by default.
         hidden_size: Width of the vectors between two layers.
 
     Returns:
@@ -62,6 +63,7 @@ def any_assembly(
             "If", [switch.outputs[0]], {"then_branch": run, "else_branch": _pass_on(state, place)}
         )
         state = choice.outputs[0]
+        choice.metadata_props[MODULE_KEY] = f"{path}.{spans[place]}"
         state.shape, state.type, state.name = states[0].shape, states[0].type, f"{BRANCHES_INPUT}.{place}"
         made += [*outside, which, switch, choice]
     last = states[len(nodes)]
@@ -71,7 +73,7 @@ def any_assembly(
         for node in reversed(nodes[index]):
             graph.remove(node, safe=True)
     attach_weights(graph, held)
-    set_defaults(graph, {BRANCHES_INPUT: np.array(original)})
+    set_defaults(graph, {BRANCHES_INPUT: np.array([span.granularity == 1 for span in spans])})
     name_nodes(model)
     graph.name = "any-assembly"
     return model
@@ -182,8 +184,8 @@ def _branch(
         prefix: Prefix of the names in the copy.
 
     Returns:
-        The branch, and the nodes that depend on weights alone. They stay outside, because ONNX Runtime computes
-        them there once, when it opens the graph, and frees the weights: inside, it would keep both.
+        The branch, and the nodes that depend on weights alone. They stay outside, because ONNX Runtime
+        computes them there once, when it opens the graph, and frees the weights: inside, it would keep both.
     """
     copies, values = _copied(nodes, given, prefix)
     fixed, outside = set(stored), []

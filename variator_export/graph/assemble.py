@@ -80,8 +80,8 @@ def assemble(model: ir.Model, stacks: Sequence[StackLayers], hidden_size: int) -
 def nodes_by_layer(graph: ir.Graph, path: str) -> dict[int, list[ir.Node]]:
     """The nodes of each layer of a stack, in order.
 
-    A simplification may have lost the module of a node. Such a node is in a layer if values of the layer enter
-    it and come back.
+    A simplification may have lost the module of a node. Such a node is in a layer if values of the layer
+    enter it and come back.
     """
     pattern = re.compile(rf"(?:^|\.){re.escape(path)}\.(\d+)(?:\.|$)")
     nodes = list(graph)

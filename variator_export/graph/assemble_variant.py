@@ -17,7 +17,7 @@ from variator_export.graph.assemble import KeptLayer, StackLayers, assemble
 from variator_export.graph.weights import external_tensors
 from variator_export.model.backbone_info import BackboneInfo
 from variator_export.model.modular.files import load_module_config
-from variator_export.model.modular.layout import module_for, prefix_of
+from variator_export.model.modular.layout import module_for, prefix_of, weight_name
 
 
 def assemble_variant(model: ir.Model, files: VariantFiles, info: BackboneInfo) -> None:
@@ -55,20 +55,8 @@ def assemble_any(
     root = any_ratio.parent
     layers = [_layer(root, folders, ENCODER_STACK, branch.span, info) for branch in branches]
     path = info.spec.family.stack_path(ENCODER_STACK)
-    original = [branch.modules is None for branch in branches]
-    return any_assembly(any_ratio, path, layers, original, info.size.hidden_size)
-
-
-def weight_name(modules: str, path: str, span: Span, name: str) -> str:
-    """Name of a module's tensor in graphs.
-
-    Args:
-        modules: Name of the modules' folder.
-        path: Path of the stack in the model.
-        span: The layers that the module replaces.
-        name: The tensor's name in the layer.
-    """
-    return f"{modules}.{path}.{span}.{name}"
+    spans = [branch.span for branch in branches]
+    return any_assembly(any_ratio, path, layers, spans, info.size.hidden_size)
 
 
 def _layer(root: Path, folders: Sequence[str], stack: Stack, span: Span, info: BackboneInfo) -> KeptLayer:

@@ -70,11 +70,8 @@ def bind_baseline_loaded(model: ir.Model) -> ir.Model:
     """Build the graph as `bind_baseline` does, from a loaded graph without defaults, changed in place."""
     graph = model.graph
     held = detach_weights(graph)
-    modules = {module_of(node) for node in graph}
     for site in sorted({_site(node) for node in graph} - {""}):
-        # Of a layer that an assembly leaves out, only the mask may be there, which other layers read.
-        if any(module.startswith(site + _FFN) for module in modules):
-            _remove_plugin(graph, site)
+        _remove_plugin(graph, site)
     ratio_inputs = [v for v in graph.inputs if str(v.name).startswith(GRAPH_INPUT_PREFIX)]
     _set_dimensions(graph, {"ratio": 1, "bottleneck_size": 1})
     remove_window_padding(graph)
@@ -181,10 +178,10 @@ def _remove_plugin(graph: ir.Graph, site: str) -> None:
     decompress = [node for node in graph if module_of(node).startswith(site + _DECOMPRESS)]
     # Other layers read the mask from the first one, but the feed-forward network reads only the compressed
     # window.
-    compressed = _only(
-        [v for v in _leaving(compress) if any(module_of(u).startswith(site + _FFN) for u, _ in v.uses())],
-        site,
-    )
+    to_ffn = [v for v in _leaving(compress) if any(module_of(u).startswith(site + _FFN) for u, _ in v.uses())]
+    if not to_ffn:
+        return  # an assembly leaves the layer out, and others read its mask
+    compressed = _only(to_ffn, site)
     entered = _only([value for value in _entering(decompress) if _is_from(value, site)], site)
     ffn_output = _only(
         [v for v in _entering(decompress) if (p := v.producer()) and module_of(p).startswith(site + _FFN)],

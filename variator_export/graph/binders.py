@@ -1,4 +1,4 @@
-"""One binder per method: builds a variant's own graph from the graph that takes plugins as inputs, and the variant's files."""
+"""One binder per method: builds a variant's own graph from the graph that takes plugins as inputs."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ def module_outputs(model: ir.Model) -> dict[str, str]:
     outputs = {id(value) for value in model.graph.outputs}
     learned = {id(value) for value in model.graph.initializers.values() if _is_weight(value)}
     for node in model.graph:
-        if any(id(value) in learned for value in node.inputs):
+        if any(id(value) in learned for value in node.inputs) or _has_branches(node):
             learned |= {id(value) for value in node.outputs}
         for value in node.outputs:
             if value.name is None or value.dtype not in (*_FLOATS, None) or id(value) not in learned:
@@ -85,6 +85,11 @@ def extract_module(model: ir.Model, module: str, inputs: Mapping[str, np.ndarray
     extracted = ir.Model(graph, ir_version=model.ir_version)
     ir.external_data.load_to_model(extracted)
     return extracted
+
+
+def _has_branches(node: ir.Node) -> bool:
+    """Whether a node runs a layer as a branch, which reads its weights from outside."""
+    return node.op_type == "If"
 
 
 def _is_weight(value: ir.Value) -> bool:

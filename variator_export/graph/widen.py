@@ -15,13 +15,14 @@ def bfloat16_to_float32(model: ir.Model) -> None:
         if stored is not None and stored.dtype == ir.DataType.BFLOAT16:
             value.const_value = ir.tensor(stored.numpy().astype(np.float32), name=value.name)
             value.type = ir.TensorType(ir.DataType.FLOAT)
-    for node in model.graph:
+    nodes = list(model.graph.all_nodes())  # those of branches too
+    for node in nodes:
         for name in ("to", "softmax_precision", "stash_type"):
             if name in node.attributes and node.attributes[name].as_int() == ir.DataType.BFLOAT16:
                 node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
         tensor = node.attributes["value"].as_tensor() if "value" in node.attributes else None
         if tensor is not None and tensor.dtype == ir.DataType.BFLOAT16:
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy().astype(np.float32)))
-    for value in (*model.graph.inputs, *model.graph.outputs, *(o for n in model.graph for o in n.outputs)):
+    for value in (*model.graph.inputs, *model.graph.outputs, *(o for n in nodes for o in n.outputs)):
         if value.dtype == ir.DataType.BFLOAT16:
             value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -131,6 +131,7 @@ class AugmentedModel(nn.Module):
         self.exclude_padding = plugin.config.masking == "exclude-padding"
         self.pad_token_id = backbone.pad_token_id
         self.token_outputs = backbone.info.token_outputs
+        self.module_buffers = backbone.module_buffers
 
     @property
     def transformer(self) -> nn.Module:
@@ -172,6 +173,7 @@ class PlainModel(nn.Module):
         self.model = copy_sharing_weights(backbone.model)
         self.spec = backbone.spec
         self.pooling = Pooling(backbone.pooling) if backbone.pooling else None
+        self.module_buffers = backbone.module_buffers
 
     @property
     def transformer(self) -> nn.Module:

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,12 +37,14 @@ class Backbone:
         pad_token_id: The tokenizer's padding token.
         left_out: Modules whose tensors the weights hold and the architecture does not have: other heads, a
             pooler, a decoder.
+        module_buffers: The names in graphs of the buffers of an assembly's modules, by the buffers' `id`.
     """
 
     info: BackboneInfo
     model: nn.Module
     pad_token_id: int
     left_out: tuple[str, ...] = ()
+    module_buffers: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def spec(self) -> Architecture:

@@ -254,8 +254,7 @@ class Recipe(_Part):
     modules: tuple[ModulesRecipe, ...] = ()
     """The available modules."""
     assemblies: Assemblies = ()
-    """Variants whose layers are original ones and modules: specifications such as `enc=2,2,1x8`, or
-    strategies."""
+    """Variants whose layers are original ones and modules, as specifications such as `enc=2,2,1x8`."""
     ratios: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """The ratios to build; None for the ratios of all plugins. The baseline, ratio 1, is always built."""
     precision: PrecisionName = "float32"

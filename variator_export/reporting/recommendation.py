@@ -148,7 +148,7 @@ def recommend(
         chosen = min(fits, key=lambda c: c.largest_loss, default=None)
     elif rows:
         chosen = min(fits, key=lambda c: c.latency_ms or 0.0, default=None)
-    else:  # the largest ratio computes least
+    else:  # the last one computes least
         chosen = fits[-1] if fits else None
     return Recommendation(
         goals, runtime if rows else None, shape, None if chosen is None else chosen.variant, candidates

@@ -8,6 +8,7 @@ from typing import Any
 from variator_export.benchmark.runtimes import RUNTIMES
 from variator_export.benchmark.schedule import TimingSettings
 from variator_export.benchmark.stored import stored_benchmark
+from variator_export.bundle.manifest import Variant
 from variator_export.bundle.quality_report import counted_metrics, quality_of_graphs
 from variator_export.bundle.reports import (
     VERIFICATION_REPORT,
@@ -16,10 +17,13 @@ from variator_export.bundle.reports import (
     read_report,
 )
 from variator_export.engines.targets import GRAPHS, TARGETS
+from variator_export.model.methods import method_of
 from variator_export.reporting.dominated import Dominated, dominated_variants
 from variator_export.reporting.recommendation import USUAL_LOSSES, Goals, Recommendation, recommend
 from variator_export.sessions import Bundle
 
+# The text by whose multiply-accumulates variants are ordered.
+_TOKENS = 128
 _VERIFICATION_KEYS = ("graphs", "findings", "passed", "reference", "verified_at", "machine")
 
 
@@ -27,7 +31,7 @@ class Sources:
     """The reports of a bundle that apply to its current graphs and engines.
 
     Attributes:
-        variants: Variants of the bundle, sorted by ratio.
+        variants: Variants of the bundle: the baseline, then the others from the most work to the least.
         graphs: The sha256 of each variant's graph.
         benchmark: What `bench` measured on these graphs; None if there is nothing.
         qualities: Reports of `evaluate`, one for each task and data set.
@@ -39,7 +43,13 @@ class Sources:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         manifest = bundle.manifest
-        self.variants = sorted(manifest.variants, key=lambda v: (v.ratio, v.name))
+        size = manifest.backbone.encoder_size
+
+        def order(variant: Variant) -> tuple[bool, int, int, str]:
+            work = method_of(variant).macs(size, variant, 1, _TOKENS)
+            return not variant.baseline, -work, variant.ratio, variant.name
+
+        self.variants = sorted(manifest.variants, key=order)
         self.graphs = bundle.graph_hashes()
         self.benchmark = stored_benchmark(bundle)
         self.qualities = quality_of_graphs(bundle.path, bundle.variant_hashes(), manifest.baseline.name)

@@ -129,9 +129,9 @@ def read_variants(
     """The variants of a bundle with the losses of its stored evaluation.
 
     A variant's loss is the largest over the data sets that were evaluated. No ratio counts as better than a
-    smaller one of the same assembly: where it measured better, that is chance. Of several plugins of one ratio,
-    policies choose the one that loses least, or the first if losses are not known. They choose no variant
-    that loses more than another one of less work.
+    smaller one of the same assembly: where it measured better, that is chance. Of several plugins of one
+    ratio, policies choose the one that loses least, or the first if losses are not known. They choose no
+    variant that loses more than another one of less work.
 
     Args:
         bundle: The bundle.

@@ -54,6 +54,43 @@ def adapt(
             `train_plugins`.
     """
     given = load_given(plugins, backbone)
+    data, settings = adaptation_data(
+        backbone, train, held_out, losses, optimisation, max_tokens, max_target_tokens
+    )
+    return train_plugins(
+        backbone,
+        given.modules,
+        *data,
+        collate_items(backbone),
+        losses=losses,
+        optimisation=optimisation,
+        record={
+            "stage": "adaptation",
+            "settings": settings,
+            "data": describe_examples(("training", train), ("held out", held_out)),
+            "parents": given.parents,
+        },
+        run=run,
+        inputs=list(plugins.values()),
+    )
+
+
+def adaptation_data(
+    backbone: Backbone,
+    train: Examples,
+    held_out: Examples,
+    losses: Losses,
+    optimisation: Optimisation,
+    max_tokens: int,
+    max_target_tokens: int,
+) -> tuple[tuple[Any, Any], dict[str, Any]]:
+    """The items to train on and the held-out items, and the settings that are stored with the result.
+
+    Arguments are those of `adapt`.
+
+    Raises:
+        UserError: A label is missing or unknown.
+    """
     encoder = TextEncoder(backbone.info.source.folder)
     limit = min(max_tokens, backbone.max_length or max_tokens)
     settings: dict[str, Any] = {"max_tokens": limit}
@@ -74,29 +111,8 @@ def adapt(
     elif losses.label:
         _refuse_missing(train, held_out, "The loss term label needs labels")
         targets = class_targets(getattr(backbone.info.config, "label2id", {}))
-    return train_plugins(
-        backbone,
-        given.modules,
-        *task_data(
-            train,
-            held_out,
-            encoder,
-            max_tokens=limit,
-            targets=targets,
-            optimisation=optimisation,
-        ),
-        collate_items(backbone),
-        losses=losses,
-        optimisation=optimisation,
-        record={
-            "stage": "adaptation",
-            "settings": settings,
-            "data": describe_examples(("training", train), ("held out", held_out)),
-            "parents": given.parents,
-        },
-        run=run,
-        inputs=list(plugins.values()),
-    )
+    data = task_data(train, held_out, encoder, max_tokens=limit, targets=targets, optimisation=optimisation)
+    return data, settings
 
 
 def _refuse_missing(train: Examples, held_out: Examples, needs: str) -> None:

@@ -122,8 +122,8 @@ def passages_of(
     """The passages to train on, and the held-out passages to measure the loss on.
 
     Raises:
-        UserError: The text is too short, passages are longer than the backbone allows, or the tokenizer has no
-            tokens for spans that are left out.
+        UserError: The text is too short, passages are longer than the backbone allows, or the tokenizer has
+            no tokens for spans that are left out.
     """
     limit = backbone.max_length
     if limit is not None and passages.max_tokens > limit:

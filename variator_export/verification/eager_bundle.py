@@ -1,5 +1,6 @@
 """A bundle in eager PyTorch: the backbone that the bundle was built from, with the bundle's plugins."""
 
+import dataclasses
 import math
 import traceback
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import CALIBRATION, Variant
 from variator_export.bundle.origin import recorded_origin
+from variator_export.core.assembly import ENCODER_STACK
 from variator_export.core.environment import require_export
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
@@ -30,8 +32,14 @@ from variator_export.verification.runs import Runs
 from variator_export.verification.stored_recipe import recipe_of
 
 if TYPE_CHECKING:
+    from variator_export.engines.eager import EagerModel
     from variator_export.model.backbone import Backbone
-    from variator_export.verification.bisection.bisect import Bisection, DecoderCase
+    from variator_export.verification.bisection.bisect import (
+        Bisection,
+        BisectSubject,
+        DecoderCase,
+        ModuleRunner,
+    )
     from variator_export.verification.generation.checks import GeneratingVariant, GenerationFindings
     from variator_export.verification.quantized.losses import QuantizationLoss
 
@@ -176,7 +184,8 @@ class EagerBundle:
         subject = QuantizedVariant(
             name=variant.name,
             folder=bundle.path,
-            graphs=graphs,
+            # Inside branches, rounding cannot be given.
+            graphs={n: extra for n, extra in graphs.items() if n != bundle.manifest.any_assembly_graph},
             precision=bundle.manifest.precision,
             exact=exact,
             rounded=rounded,
@@ -230,14 +239,11 @@ class EagerBundle:
             folder: The folder for reproductions.
             progress: Receives progress reports and notes.
         """
-        from variator_export.engines.eager import EagerModel
         from variator_export.verification.bisection.bisect import EagerDecoder, bisect
         from variator_export.verification.bisection.reproduction import write_reproduction
 
-        plugin = load_variant_plugin(self._bundle, variant)
-        # With its plugin of zeros, ratio 1 has the same modules that its graph was traced from.
-        whole = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
-        decoder = EagerDecoder(whole[0]), EagerDecoder(whole[1])
+        models, whole = self._bisected(variant)
+        decoder = EagerDecoder(models[0]), EagerDecoder(models[1])
         cases = {case.name: case for case in self._cases(variant)}
         found = []
         for file in dict.fromkeys(finding.question.graph for finding in findings):
@@ -253,7 +259,7 @@ class EagerBundle:
                 is_decoder = any(f.question.check in (FORCED, ALONE, GREEDY) for f in of_file)
                 exact, rounded = decoder if is_decoder else whole
                 case = self._decoder_case(variant, cases[failed.name], runs) if is_decoder else failed
-                target = runs.bisect_target(variant, file, progress)
+                target = self._with_names(variant, runs.bisect_target(variant, file, progress))
                 result = bisect(target, exact, rounded, case, outputs, self._bundle.manifest.precision)
                 found.append(result)
                 if result.first is not None:
@@ -266,6 +272,42 @@ class EagerBundle:
                     words = error.message if isinstance(error, UserError) else str(error)
                 progress.note(f"{file} could not be {doing}: {words}")
         return found
+
+    def _bisected(
+        self, variant: Variant
+    ) -> "tuple[tuple[EagerModel, EagerModel], tuple[ModuleRunner, ModuleRunner]]":
+        """A variant in float64 and in its precision, with the modules that graphs were traced from."""
+        from variator_export.engines.eager import EagerModel
+
+        if variant.assembly is None:
+            plugin = load_variant_plugin(self._bundle, variant)
+            # With its plugin of zeros, ratio 1 has the same modules that its graph was traced from.
+            models = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
+            return models, models
+        from variator_export.model.modular.variant import traced_form
+        from variator_export.verification.bisection.assembled import AssembledRunner
+
+        files = self._bundle.variant_files(variant)
+        exact, rounded = (EagerModel(b, traced_form(b, files)) for b in (self._exact, self._backbone))
+        info = self._backbone.info
+        path, spans = info.spec.family.stack, variant.assembly.spans(ENCODER_STACK, info.size.num_layers)
+        return (exact, rounded), (AssembledRunner(exact, path, spans), AssembledRunner(rounded, path, spans))
+
+    def _with_names(self, variant: Variant, target: "BisectSubject") -> "BisectSubject":
+        """Name the layers in a graph of an assembly as `_bisected` names them."""
+        if variant.assembly is None or target.name == self._bundle.manifest.any_assembly_graph:
+            return target
+        from variator_export.model.modular.files import load_module_config
+        from variator_export.model.modular.variant import kept_layers
+        from variator_export.verification.bisection.assembled import rename_layers
+
+        info, files = self._backbone.info, self._bundle.variant_files(variant)
+        configs = [load_module_config(files.root / folder) for folder in files.modules]
+        num_layers = info.size.num_layers
+        layers = kept_layers(variant.assembly, ENCODER_STACK, num_layers, configs)
+        spans = dict(zip(layers, variant.assembly.spans(ENCODER_STACK, num_layers), strict=True))
+        path = info.spec.family.stack
+        return dataclasses.replace(target, load=lambda: rename_layers(target.load(), path, spans))
 
     def _decoder_case(self, variant: Variant, case: Case, runs: Runs) -> "DecoderCase":
         """The inputs of the decoder at the step that is furthest off, as the graphs get them."""

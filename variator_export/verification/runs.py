@@ -101,13 +101,13 @@ class Graphs:
         return {
             own: open_for_verification(self._bundle.graph(own), {}, self._bundle.manifest.precision),
             **{
-                name: self._shared[name].with_plugin(self._inputs(variant))
+                name: self._shared[name].with_plugin(self._inputs(variant, name))
                 for name in self._bundle.manifest.shared_graphs(variant)
             },
         }
 
-    def _inputs(self, variant: Variant) -> dict[str, np.ndarray]:
-        return method_of(variant).inputs_of(self._bundle, variant)
+    def _inputs(self, variant: Variant, graph: str) -> dict[str, np.ndarray]:
+        return method_of(variant).inputs_of(self._bundle, variant, graph)
 
     @property
     def decoder_file(self) -> str:
@@ -121,7 +121,7 @@ class Graphs:
     def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
         """Return no inputs for the variant's own graph, and its plugin for the others."""
         shared = self._bundle.manifest.shared_graphs(variant)
-        return {variant.graph: {}, **dict.fromkeys(shared, self._inputs(variant))}
+        return {variant.graph: {}, **{name: self._inputs(variant, name) for name in shared}}
 
     def precision(self, _variant: Variant, /) -> EnginePrecision | None:
         """Return None: the build has already counted the types of each graph."""
@@ -142,7 +142,7 @@ class Graphs:
 
         bundle, precision = self._bundle, self._bundle.manifest.precision
         graph = bundle.graph(file)
-        extra = {} if file == variant.graph else self._inputs(variant)
+        extra = {} if file == variant.graph else self._inputs(variant, file)
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
             return functools.partial(open_changed(model, bundle.path, extra, precision).run, inputs)
@@ -342,7 +342,8 @@ class Engines:
 
         bundle, (entry, sidecar) = self._bundle, self._built[file]
         graph = bundle.graph(bundle.graph_of_engine(entry))
-        extra = method_of(variant).inputs_of(bundle, variant) if entry.takes_plugins else {}
+        shared = bundle.manifest.any_ratio_graph
+        extra = method_of(variant).inputs_of(bundle, variant, shared) if entry.takes_plugins else {}
         rebuilder = self._target.debug_engines(bundle, entry, sidecar, extra)
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:

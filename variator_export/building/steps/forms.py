@@ -48,7 +48,7 @@ def make_adapter(context: BuildContext, plan: VariantPlan) -> None:
 
     def make() -> None:
         folder = staged.folder
-        plugin = context.graph_inputs(plan)
+        plugin = context.graph_inputs(plan, context.any_ratio)
         write_adapter(plugin, folder / name)
         runner = open_for_verification(folder / context.any_ratio, plugin, context.recipe.precision)
         inputs = {n: np.ones((2, plan.ratio + 1), np.int64) for n in context.info.spec.family.inputs}

@@ -287,10 +287,9 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
         # Reference first, then the sessions, so that the float64 copy and the sessions are never in memory
         # at the same time.
         reference = _reference(context, plan, cases, advance)
-        extra = context.graph_inputs(plan)
         graphs: dict[str, Arrays] = {
             context.graph(plan): {},
-            **dict.fromkeys(context.shared_graphs(plan), extra),
+            **{name: context.graph_inputs(plan, name) for name in context.shared_graphs(plan)},
         }
         openers = {
             name: functools.partial(open_for_verification, folder / name, extra, recipe.precision)
@@ -302,7 +301,7 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
             quantized = QuantizedVariant(
                 name=plan.name,
                 folder=folder,
-                graphs=graphs,
+                graphs={name: graphs[name] for name in graphs if name not in context.branched},
                 precision=recipe.precision,
                 exact=context.eager(plan, context.backbone.to_dtype(torch.float64)),
                 rounded=context.eager(plan),

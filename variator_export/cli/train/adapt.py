@@ -1,6 +1,6 @@
 """`variator-export train adapt`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,13 @@ from variator_export.cli.output import Format, Output
 from variator_export.cli.push import PushOption, check_push
 from variator_export.cli.train import common
 from variator_export.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from variator_export.training.modular.run import TrainedModules
+    from variator_export.training.plugin_run import TrainedPlugins
+
+# The terms of modules if none are chosen.
+_MODULE_LOSSES = {"hidden": 1.0, "layers": 1.0, "attention": 1.0}
 
 
 def adapt_command(
@@ -22,6 +29,13 @@ def adapt_command(
     label_word: options.LabelWordOption = None,
     decoder_prompt: options.DecoderPromptOption = None,
     plugin: options.PluginsOption = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR",
+            help="Instead of plugins: a folder of modules to train further; may be repeated.",
+        ),
+    ] = None,
     text_column: options.TextColumnOption = "text",
     pair_column: options.PairColumnOption = None,
     label_column: Annotated[
@@ -58,7 +72,7 @@ def adapt_command(
     push_to_hub: PushOption = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Train plugins further for a task, on a backbone that was fine-tuned for it.
+    """Train plugins or modules further for a task, on a backbone that was fine-tuned for it.
 
     The default loss is the paper's: `--loss hidden=1`, which needs no labels, and for a backbone that
     generates text also `--loss decoder=1`, along the target text in --label-column. The paper's learning
@@ -71,14 +85,22 @@ def adapt_command(
 
     `variator-export train adapt --backbone ./summariser --plugin plugins/ratio-4 --data articles.jsonl
     --text-column article --label-column summary --learning-rate 1e-4 --output summariser-plugins`
+
+    `variator-export train adapt --backbone ./sst2 --module modules/g2 --module modules/g3 --data train.tsv
+    --text-column sentence --learning-rate 3e-4 --output sst2-modules`
     """
-    if not plugin:
+    if not plugin and not module:
         raise UsageError(
-            "There is no plugin to train.", "Give --plugin DIR, from `train pretrain` or `import`."
+            "There is no plugin to train, and no module.",
+            "Give --plugin DIR, from `train pretrain` or `import`; or --module DIR, from `train modules`.",
         )
+    if plugin and module:
+        raise UsageError("--plugin and --module were both given.", "Train one after the other.")
     options.require_training()
     check_push(push_to_hub)
     from variator_export.training.adapt import adapt
+    from variator_export.training.modular.adapt import adapt_modules
+    from variator_export.training.modular.settings import ModuleLosses, Replacing
     from variator_export.training.settings import Losses
 
     optimisation = common.optimisation_of(
@@ -92,9 +114,12 @@ def adapt_command(
         eval_every=eval_every,
         patience=patience,
     )
-    losses = options.checked(Losses, {"hidden": 0.0, **options.parse_losses(loss)} if loss else {})
+    known = (*options.MODULE_LOSS_TERMS, "label") if module else options.LOSS_TERMS
+    weights = {"hidden": 0.0, **options.parse_losses(loss, known)}
+    of_modules = options.checked(ModuleLosses, weights if loss else _MODULE_LOSSES) if module else None
+    losses = of_modules or options.checked(Losses, weights if loss else {})
     with_decoder = losses if loss else losses.model_copy(update={"decoder": 1.0})
-    folders = common.plugin_folders(plugin)
+    folders = common.module_folders(module) if module else common.plugin_folders(plugin or ())
     if losses.label and label_column is None:
         raise UsageError("--loss label needs labels.", "Give --label-column NAME.")
     names = options.parse_label_map(label_map)
@@ -104,14 +129,30 @@ def adapt_command(
         words = options.parse_label_words(label_word)
         loaded = common.load(backbone, task, architecture, words, decoder_prompt or "")
         generates = loaded.spec.head.generates
-        result = adapt(
-            loaded,
-            folders,
-            *common.examples_of(data, validation, held_out, seed, columns, names, by_class=not generates),
-            run,
-            losses=with_decoder if generates else losses,
-            optimisation=optimisation,
-            max_tokens=max_tokens,
-            max_target_tokens=max_target_tokens,
+        examples = common.examples_of(
+            data, validation, held_out, seed, columns, names, by_class=not generates
         )
-    common.print_results(printer, "plugins", result, output, push_to_hub)
+        result: TrainedPlugins | TrainedModules
+        if of_modules is not None:
+            result = adapt_modules(
+                loaded,
+                folders,
+                *examples,
+                run,
+                losses=of_modules,
+                replacing=Replacing(),
+                optimisation=optimisation,
+                max_tokens=max_tokens,
+            )
+        else:
+            result = adapt(
+                loaded,
+                folders,
+                *examples,
+                run,
+                losses=with_decoder if generates else losses,
+                optimisation=optimisation,
+                max_tokens=max_tokens,
+                max_target_tokens=max_target_tokens,
+            )
+    common.print_results(printer, "modules" if module else "plugins", result, output, push_to_hub)

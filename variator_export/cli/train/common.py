@@ -11,7 +11,7 @@ from variator_export.cli.push import push_result
 from variator_export.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from variator_export.training.modular.pretrain import TrainedModules
+    from variator_export.training.modular.run import TrainedModules
     from variator_export.training.plugin_run import TrainedPlugins
     from variator_export.training.run import Run
 
@@ -100,6 +100,28 @@ def examples_of(
         there = set(other.labels()) if names else set()  # a small file may lack a class
         return read, other.relabelled({label: name for label, name in names.items() if label in there})
     return divide(read, held_out, seed, by_class=by_class)
+
+
+def module_folders(modules: Sequence[str]) -> dict[str, Path]:
+    """Return the folders of the modules to train further, by name: NAME of `NAME=DIR`, or the folder's.
+
+    Raises:
+        UsageError: Two folders have the same name.
+        UserError: Modules do not exist.
+    """
+    from variator_export.model.source import modules_folder
+
+    folders: dict[str, Path] = {}
+    for text in modules:
+        name, source = options.named_plugin(text)
+        path = modules_folder(source)
+        key = name if name is not None else path.resolve().name
+        if key in folders:
+            raise UsageError(
+                f"Two folders of modules have the name {key}.", "Give them different names: --module NAME=DIR"
+            )
+        folders[key] = path
+    return folders
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def modules_command(
 
     `variator-export train modules --text novels/ --granularity 2 --granularity 3 --output modules`
 
-    `variator-export train modules --text a.jsonl --granularity 2 --backbone ./my-bert --steps 8000 --output m`
+    `variator-export train modules --text a.jsonl --granularity 2 --backbone ./my-bert --output m`
     """
     if not text:
         raise UsageError(

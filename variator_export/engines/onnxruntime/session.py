@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from variator_export.bundle.branches import BRANCHES_INPUT
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BackboneEntry
 from variator_export.core.errors import UserError
@@ -37,20 +38,22 @@ class _Loaded:
 class OnnxRuntimeSession:
     """One session that runs every variant of a bundle.
 
-    The weights are in memory once, those of modules too. The variant can change from call to call, because the
-    plugin's tensors are inputs of the graph, and so is what layers and modules run. The session needs neither
-    torch nor transformers.
+    The weights are in memory once, those of modules too. The variant can change from call to call, because
+    the plugin's tensors are inputs of the graph, and so is what layers and modules run. The session needs
+    neither torch nor transformers.
     """
 
     def __init__(self, bundle: BundleFiles, *, threads: int | None = None, provider: Provider = CPU) -> None:
         self._bundle, self._backbone = bundle, bundle.manifest.backbone
-        graph = bundle.graph(bundle.manifest.session_graph)
-        self._graph = _open(graph, self._backbone, provider, threads)
+        shared = bundle.manifest.session_graph
+        self._graph = _open(bundle.graph(shared), self._backbone, provider, threads)
         # Load all plugins now, so that publishing the bundle again later changes nothing here. The table is
         # only ever replaced as a whole: calls in other threads see either the old or the new table.
         self._plugins = {
             v.name: _Loaded(
-                v.ratio, self._graph.upload(method_of(v).inputs_of(bundle, v)), v.assembly_spec is not None
+                v.ratio,
+                self._graph.upload(method_of(v).inputs_of(bundle, v, shared)),
+                v.assembly_spec is not None,
             )
             for v in bundle.manifest.variants
         }
@@ -83,7 +86,10 @@ class OnnxRuntimeSession:
         """
         there = self._plugins.get(name)
         plugin = load_added_plugin(self._backbone, name, source, there.ratio if there else None)
-        loaded = _Loaded(plugin.config.ratio, self._graph.upload(stack_for_graph(plugin)))
+        inputs = stack_for_graph(plugin)
+        if (original := self._bundle.manifest.switches(self._bundle.manifest.baseline)) is not None:
+            inputs[BRANCHES_INPUT] = original
+        loaded = _Loaded(plugin.config.ratio, self._graph.upload(inputs))
         self._plugins = {**self._plugins, name: loaded}
 
     def _find(self, choice: int | str) -> "_Loaded":

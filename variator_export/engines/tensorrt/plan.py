@@ -134,8 +134,8 @@ def _graph_of_weights(
     for kind, found in now.items():
         if found != made_from.get(kind):
             raise UserError(
-                f"{bundle.path / entry.engine} has no weights in it, and {names[kind]} is not the one that it "
-                "was built with.",
+                f"{bundle.path / entry.engine} has no weights in it, and {names[kind]} is not the one that "
+                "it was built with.",
                 f"Compile it again: {_again(bundle, entry)}",
             )
     return bundle.graph(graph)

@@ -77,7 +77,9 @@ class TensorRtSession:
         self._ratios = {} if self._variant is None else {self._variant.name: self._variant.ratio}
         # The engine has the original layers alone.
         for own in (variant for variant in variants if variant.assembly_spec is None):
-            self._take(own.name, own.ratio, method_of(own).inputs_of(bundle, own))
+            self._take(
+                own.name, own.ratio, method_of(own).inputs_of(bundle, own, bundle.manifest.any_ratio_graph)
+            )
         self._plan = open_engine(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
         self._execution = EngineContexts(self._plan, self._profiles, self.device, target, self._entry.engine)
         # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from variator_export.bundle.branches import BRANCHES_INPUT
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BackboneEntry, Variant
 from variator_export.bundle.variant_files import (
@@ -43,8 +44,8 @@ class Method:
         is_baseline: Whether the method's variants are the backbone itself, with which all other variants are
             compared.
         tensors: Files in the folder of a variant's plugin that the variant's graphs refer to.
-        graph_inputs: Function of (the backbone's sizes, the variant's files). Returns the inputs with which
-            the graph for all variants runs this variant.
+        graph_inputs: Function of (the backbone's sizes, the variant's files). Returns the inputs for the
+            variant's plugin of the graphs that take plugins as inputs.
         graph_input_shapes: Function of (backbone, variant). Returns the shapes of the graph inputs whose
             shape depends on the variant.
         shape_label: Function of a variant. Returns a label that distinguishes variants with different shapes,
@@ -67,10 +68,20 @@ class Method:
     module: str
     binder: str
 
-    def inputs_of(self, bundle: BundleFiles, variant: Variant) -> dict[str, np.ndarray]:
-        """Check the hashes of a variant's own files and return its `graph_inputs`."""
-        size = bundle.manifest.backbone.encoder_size
-        return self.graph_inputs(size, bundle.variant_files(variant))
+    def inputs_of(self, bundle: BundleFiles, variant: Variant, graph: str) -> dict[str, np.ndarray]:
+        """Check the hashes of a variant's own files and return the inputs with which a graph runs it.
+
+        Args:
+            bundle: The bundle.
+            variant: The variant.
+            graph: One of the graphs that take plugins as inputs (`Manifest.shared_graphs`).
+        """
+        manifest, files = bundle.manifest, bundle.variant_files(variant)
+        inputs = self.graph_inputs(manifest.backbone.encoder_size, files)
+        if graph == manifest.any_assembly_graph:
+            assert files.switches is not None
+            inputs |= {BRANCHES_INPUT: files.switches}
+        return inputs
 
     def tensor_files(self, variant: Variant, precision: str) -> tuple[str, ...]:
         """The files of a bundle that a variant's own graph refers to, besides the backbone's weights.

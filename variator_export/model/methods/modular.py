@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from variator_export.bundle.branches import BRANCHES_INPUT
 from variator_export.bundle.manifest import BackboneEntry, Variant
 from variator_export.bundle.variant_files import VariantFiles
 from variator_export.core.assembly import ENCODER_STACK
@@ -21,9 +20,7 @@ def _with_plugin(*, plugin: bool) -> Method:
 
 
 def _graph_inputs(size: EncoderSize, files: VariantFiles) -> dict[str, np.ndarray]:
-    assert files.switches is not None
-    inputs = _with_plugin(plugin=files.plugin is not None).graph_inputs(size, files)
-    return {**inputs, BRANCHES_INPUT: files.switches}
+    return _with_plugin(plugin=files.plugin is not None).graph_inputs(size, files)
 
 
 def _graph_input_shapes(backbone: BackboneEntry, variant: Variant) -> InputShapes:

@@ -17,7 +17,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.precision import Precision
 from variator_export.model.backbone import Backbone, copy_sharing_weights
 from variator_export.model.families.base import Family
-from variator_export.model.modular.layout import ModuleGroup, module_for, prefix_of
+from variator_export.model.modular.layout import ModuleGroup, module_for, prefix_of, weight_name
 from variator_export.model.modular.weights import ModuleSet
 
 
@@ -89,6 +89,7 @@ def assembled(backbone: Backbone, assembly: Assembly, sets: Sequence[ModuleSet])
     new = dataclasses.replace(backbone, model=model)
     configs = [modules.config for modules in sets]
     lengths: dict[str, int] = {}
+    buffers: dict[int, str] = {}
     for stack in backbone.info.stack_layers:
         layers, originals = layers_of(new, stack), list(layers_of(backbone, stack))
         chosen: list[nn.Module] = []
@@ -97,11 +98,16 @@ def assembled(backbone: Backbone, assembly: Assembly, sets: Sequence[ModuleSet])
                 chosen.append(layers[span.first])
             else:
                 place, index = module_for(stack, span, configs)
-                chosen.append(loaded_layer(backbone, sets[place], index))
+                layer = loaded_layer(backbone, sets[place], index)
+                path = backbone.spec.family.stack_path(stack)
+                for name, buffer in layer.named_buffers():
+                    buffers[id(buffer)] = weight_name(sets[place].name, path, span, name)
+                chosen.append(layer)
         del layers[:]
         layers.extend(chosen)
         lengths[stack] = len(chosen)
-    return dataclasses.replace(new, info=dataclasses.replace(backbone.info, layers=lengths))
+    info = dataclasses.replace(backbone.info, layers=lengths)
+    return dataclasses.replace(new, info=info, module_buffers=buffers)
 
 
 def in_precision(

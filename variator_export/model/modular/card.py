@@ -16,12 +16,13 @@ def module_card(config: ModuleConfig) -> str:
     whole = [f"{config.granularity}x{len(config.modules)}", *([f"1x{left}"] if left else [])]
     about = [
         f"Modules of Modular Transformers (arXiv 2306.02379) for the {config.stack} of the backbone "
-        f"`{backbone}`. Each is one layer that does the work of {config.granularity} of its {config.num_layers} "
-        f"layers: {', '.join(str(group.span) for group in config.modules)}, counted from 0.",
+        f"`{backbone}`. Each is one layer that does the work of {config.granularity} of its "
+        f"{config.num_layers} layers, counted from 0: "
+        f"{', '.join(str(group.span) for group in config.modules)}.",
         "",
         "```",
-        f"variator-export build --backbone {backbone} --module THIS-FOLDER --assembly {short}={','.join(whole)} "
-        "--output my-bundle",
+        f"variator-export build --backbone {backbone} --module THIS-FOLDER \\",
+        f"  --assembly {short}={','.join(whole)} --output my-bundle",
         "```",
     ]
     title = f"Modules, granularity {config.granularity}"

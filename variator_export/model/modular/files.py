@@ -48,8 +48,8 @@ def module_files(folder: Path) -> tuple[Path, Path]:
             what = f"has no {name}" if folder.is_dir() else "does not exist"
             raise UserError(
                 f"The folder of modules {folder} {what}.",
-                f"Give a folder with {MODULE_CONFIG_NAME} and {MODULE_TENSORS_NAME}, as `variator-export train "
-                "modules` writes it.",
+                f"Give a folder with {MODULE_CONFIG_NAME} and {MODULE_TENSORS_NAME}, as `variator-export "
+                "train modules` writes it.",
             )
     return folder / MODULE_CONFIG_NAME, folder / MODULE_TENSORS_NAME
 

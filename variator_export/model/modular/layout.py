@@ -125,3 +125,15 @@ def module_for(stack: Stack, span: Span, sets: Sequence[ModuleConfig]) -> tuple[
         f"{', '.join(there) or 'of no group'} (counted from 0).",
         "Put the granularities in another order, or give a folder of modules that has it: --module DIR",
     )
+
+
+def weight_name(modules: str, path: str, span: Span, name: str) -> str:
+    """Name of a module's tensor in graphs.
+
+    Args:
+        modules: Name of the modules' folder.
+        path: Path of the stack in the model.
+        span: The layers that the module replaces.
+        name: The tensor's name in the layer.
+    """
+    return f"{modules}.{path}.{span}.{name}"

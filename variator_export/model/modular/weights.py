@@ -46,8 +46,8 @@ def load_modules(folder: Path) -> ModuleSet:
     """Read modules from a folder outside a bundle, and check their tensors.
 
     Raises:
-        UserError: The file is not whole, a tensor is not finite or has a wrong type, or a module has none; the
-            message names the file and the tensor.
+        UserError: The file is not whole, a tensor is not finite or has a wrong type, or a module has none;
+            the message names the file and the tensor.
     """
     config = load_module_config(folder)
     found = ModuleSet(folder.name, config, _read(folder / MODULE_TENSORS_NAME))

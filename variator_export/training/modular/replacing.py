@@ -196,8 +196,8 @@ class _Student:
         self._model = copy_sharing_weights(backbone.model).eval()
         self._layers = layers_of(backbone.with_model(self._model), ENCODER_STACK)
         self._original = list(self._layers)
-        # transformers reads hidden states and attention by hooks, which it installs once, in the first call, on
-        # the layers that are there. So all are there in a first call, of which nothing is used.
+        # transformers reads hidden states and attention by hooks, which it installs once, in the first call,
+        # on the layers that are there. So all are there in a first call, of which nothing is used.
         self._layers.extend(modules)
         ones = torch.ones((1, 2), dtype=torch.int64, device=next(self._model.parameters()).device)
         with torch.no_grad():

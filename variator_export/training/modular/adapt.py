@@ -1,0 +1,92 @@
+"""Training modules further: for a task, on a backbone that was fine-tuned for it."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from variator_export.core.errors import UserError
+from variator_export.data.examples import Examples
+from variator_export.model.backbone import Backbone
+from variator_export.model.modular.assembled import loaded_layer
+from variator_export.model.modular.files import resolve_modules
+from variator_export.model.modular.weights import load_modules
+from variator_export.training.adapt import adaptation_data
+from variator_export.training.batches import collate_items
+from variator_export.training.modular.run import NewModules, TrainedModules, train_modules
+from variator_export.training.modular.settings import ModuleLosses, Replacing
+from variator_export.training.run import Run
+from variator_export.training.settings import Optimisation
+from variator_export.training.task_data import describe_examples
+
+
+def adapt_modules(
+    backbone: Backbone,
+    modules: Mapping[str, Path],
+    train: Examples,
+    held_out: Examples,
+    run: Run,
+    *,
+    losses: ModuleLosses,
+    replacing: Replacing,
+    optimisation: Optimisation,
+    max_tokens: int = 128,
+) -> TrainedModules:
+    """Train existing modules further on a task. The results are published as OUTPUT/NAME.
+
+    Args:
+        backbone: The backbone, fine-tuned for the task. It is the teacher; the modules replace its layers.
+        modules: Folders of the trained modules, by name. All are trained in one run.
+        train: Texts of the task. Labels are needed only for the loss term `label`.
+        held_out: Texts on which the loss is evaluated.
+        run: The training run, which says where the modules are published.
+        losses: Weights of the terms of the loss.
+        replacing: The schedule of the replacing.
+        optimisation: Settings of the optimizer.
+        max_tokens: Longer texts are truncated to this number of tokens.
+
+    Raises:
+        UserError: Modules do not fit the backbone, or a label is missing or unknown.
+    """
+    given = {name: _load(folder, backbone) for name, folder in modules.items()}
+    data, settings = adaptation_data(backbone, train, held_out, losses, optimisation, max_tokens, max_tokens)
+    return train_modules(
+        backbone,
+        {name: made for name, (made, _) in given.items()},
+        data,
+        collate_items(backbone),
+        losses=losses,
+        replacing=replacing,
+        optimisation=optimisation,
+        record={
+            "stage": "adaptation",
+            "settings": settings,
+            "data": describe_examples(("training", train), ("held out", held_out)),
+            "parents": {name: parent for name, (_, parent) in given.items()},
+        },
+        run=run,
+        inputs=list(modules.values()),
+    )
+
+
+def _load(folder: Path, backbone: Backbone) -> tuple[NewModules, dict[str, Any]]:
+    """Modules to train further, and their origin for `module_config.json`.
+
+    The backbone may be a fine-tuned version of the one that they were trained for.
+    """
+    resolved, modules = resolve_modules(folder), load_modules(folder)
+    config, layers = modules.config, dict[str, int](backbone.info.stack_layers.items())
+    expected = layers.get(config.stack), backbone.info.size.hidden_size
+    if (config.num_layers, config.hidden_size) != expected:
+        raise UserError(
+            f"The modules {folder} are for {config.num_layers} {config.stack} layers of hidden size "
+            f"{config.hidden_size}; {backbone.info.source.name} has {expected[0]} of {expected[1]}.",
+            "Give modules that were trained for the model that this backbone was fine-tuned from.",
+        )
+    loaded = tuple(
+        loaded_layer(backbone, modules, index).requires_grad_(True) for index in range(len(config.modules))
+    )
+    # From here on, the modules belong to this backbone.
+    config = dataclasses.replace(config, backbone=backbone.info.identity)
+    parent = {"name": folder.name, "sha256": resolved.sha256, "training": modules.config.training}
+    return NewModules(config, loaded), parent
