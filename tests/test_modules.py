@@ -25,7 +25,7 @@ from signed import sign
 from test_assemble import random_modules
 
 from variator_export.building.recipe_build import build
-from variator_export.core.assembly import ENCODER_STACK
+from variator_export.core.assembly import DECODER_STACK, ENCODER_STACK
 from variator_export.core.errors import UserError
 from variator_export.data.texts import read_texts
 from variator_export.model.backbone import Backbone, load_backbone
@@ -545,3 +545,55 @@ def test_the_command_builds_and_inspects_assemblies(tmp_path: Path, model: Path,
 
 def test_layers_are_found_in_the_model(model: Path) -> None:
     assert len(layers_of(_load(model), ENCODER_STACK)) == 4
+
+
+# Models that generate text.
+
+
+@pytest.fixture(scope="module")
+def text_bundle(artefacts: Artefacts, small_model: Callable[..., Path]) -> Path:
+    model = small_model("t5-text", 4)
+
+    def make(folder: Path) -> None:
+        modules = folder.parent / "text-modules" / "g2"
+        save_modules(random_modules(_load(model), 2), modules)
+        recipe = {
+            "name": "text",
+            "backbone": {"source": str(model)},
+            "plugins": [{"ratio": 2, "initialise": {"seed": 1}}],
+            "modules": [{"source": str(modules)}],
+            "assemblies": ["enc=2x2", "enc=2,1,1;k=2"],
+            "speed": None,
+        }
+        build(Recipe.model_validate(recipe), folder)
+
+    return artefacts.folder("text-bundle-modular", make)
+
+
+def test_an_assembled_encoder_generates_with_the_decoder(text_bundle: Path) -> None:
+    opened = Bundle.load(text_bundle)
+    session = opened.session(threads=1)
+    inputs = {"input_ids": np.arange(5, 13)[None], "attention_mask": np.ones((1, 8), np.int64)}
+    found = {}
+    for name in ("ratio-1", "enc-2x2", "enc-2-1x2_ratio-2"):
+        both = [s.generate(inputs, name, max_new_tokens=8) for s in (session, opened.session(variant=name))]  # type: ignore[attr-defined]
+        tokens = [sequences.tokens[0][0].tolist() for sequences in both]
+        assert tokens[0] == tokens[1]
+        found[name] = session.run(inputs, name)["last_hidden_state"].tobytes()
+    assert len(set(found.values())) == 3
+    assert verify(text_bundle, ["enc-2x2"]).passed
+
+
+def test_modules_in_the_decoder_are_refused(tmp_path: Path, small_model: Callable[..., Path]) -> None:
+    model = small_model("t5-text", 4)
+    backbone = _load(model)
+    save_modules(random_modules(backbone, 5, DECODER_STACK), tmp_path / "g5")
+    recipe = {
+        "name": "text",
+        "backbone": {"source": str(model)},
+        "modules": [{"source": str(tmp_path / "g5")}],
+        "assemblies": ["dec=5"],
+        "speed": None,
+    }
+    with pytest.raises(UserError, match="modules in the decoder, which are not supported yet"):
+        build(Recipe.model_validate(recipe), tmp_path / "bundle")

@@ -175,7 +175,12 @@ def check_assemblies(plans: Sequence[VariantPlan], stack_layers: Mapping[str, in
     for assembly in (plan.assembly for plan in plans if plan.assembly is not None):
         for stack in (ENCODER_STACK, DECODER_STACK):
             if stack in stack_layers:
-                assembly.spans(stack, stack_layers[stack])
+                spans = assembly.spans(stack, stack_layers[stack])
+                if stack == DECODER_STACK and any(span.granularity > 1 for span in spans):
+                    raise UserError(
+                        f"The assembly {assembly} has modules in the decoder, which are not supported yet.",
+                        "Assemble the encoder alone: leave out dec=.",
+                    )
             elif assembly.granularities(stack):
                 raise UserError(
                     f"The assembly {assembly} names the {stack}, which the backbone does not have.",
