@@ -58,7 +58,7 @@ nitpick_ignore_regex = [
     # Names of other projects: their documentation is not here, and the build needs no network.
     ("py:.*", r"(collections|concurrent|importlib|ir|nn|numpy|pathlib|tokenizers|torch)\..+"),
     # A type variable, and a class that only its own module imports when it runs.
-    ("py:class", r"variator_export\.core\.registry\.Member|Backbone"),
+    ("py:class", r"variator_export\.core\.registry\.Member|Backbone(Info)?"),
 ]
 
 _UNNAMED = re.compile(r"<(?:[^<>]|<[^<>]*>)*>")

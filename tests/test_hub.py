@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 from command_line import call, call_process
 from stand_in_hub import Repository, StandInHub, serve
+from test_assemble import random_modules
 
 from variator_export.core.errors import UserError
 from variator_export.core.hub import HubSource, parse_hub_source
+from variator_export.model.backbone import load_backbone
+from variator_export.model.backbone_info import read_backbone_info
+from variator_export.model.modular.weights import save_modules
+from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe_file import load_recipe
+from variator_export.text.tokenizer import TextEncoder
 
 MODEL, PLUGINS = "acme/small-bert", "acme/plugins"
 
@@ -357,6 +363,32 @@ def test_plugins_are_pushed_and_used_from_there(
     result = call(*command, "--push-to-hub", "acme/built", cwd=tmp_path, environment=environment)
     assert result.returncode == 0, result.stderr
     assert {"ratio-2.onnx", "ratio-4.onnx"} <= hub.repositories["acme/built"].files("main").keys()
+
+
+def test_modules_are_pushed_and_built_from_the_hub(
+    filled: StandInHub, embedding_model: Path, tmp_path: Path
+) -> None:
+    filled.writers = {"hf_writer"}
+    environment = filled.environment(tmp_path / "cache", HF_TOKEN="hf_writer")
+    source = resolve_source(str(embedding_model))
+    backbone = load_backbone(read_backbone_info(source), TextEncoder(embedding_model).pad_token_id)
+    save_modules(random_modules(backbone, 2), tmp_path / "modules/g2")
+    pushed = call("push", str(tmp_path / "modules"), "acme/modules", environment=environment)
+    assert pushed.returncode == 0, pushed.stderr
+    assert {"g2/modules.safetensors", "g2/module_config.json"} <= filled.repositories["acme/modules"].files(
+        "main"
+    ).keys()
+    built = call(
+        "build", "--backbone", str(embedding_model), "--output", "out", "--no-speed", "--target", "onnxruntime",
+        "--module", "hub:acme/modules/g2", "--assembly", "half=2", cwd=tmp_path, environment=environment,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "out/half.onnx").is_file()
+    broken = tmp_path / "modules/g2/modules.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-9])
+    again = call("push", str(tmp_path / "modules"), "acme/modules", environment=environment)
+    assert again.returncode == 1
+    assert "is not a whole safetensors file" in again.stderr
 
 
 def test_what_is_not_pushed(filled: StandInHub, bundle_copy: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from variator_export.data.texts import read_texts
 from variator_export.model.backbone import Backbone, load_backbone
 from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.modular.assembled import copied_layer, layers_of
+from variator_export.model.modular.card import module_card
 from variator_export.model.modular.files import load_module_config
 from variator_export.model.modular.layout import ModuleConfig, even_groups
 from variator_export.model.modular.weights import load_modules, save_modules
@@ -44,6 +45,22 @@ from variator_export.training.run import Run
 from variator_export.training.settings import Optimisation, PassageSettings
 from variator_export.verification.bundle_verification import verify
 
+_RECORD = {
+    "stage": "pre-training",
+    "loss": 0.1,
+    "steps": 1,
+    "best_step": 1,
+    "command": None,
+    "terms": None,
+    "versions": {},
+    "data": [],
+    "settings": {
+        "losses": {"hidden": 1.0},
+        "optimisation": {
+            "batch_size": 1, "learning_rate": 1e-3, "schedule": "linear", "seed": 0, "precision": "float32"
+        },
+    },
+}  # fmt: skip
 LOSSES = ModuleLosses(hidden=1.0, layers=1.0, attention=1.0)
 
 
@@ -545,6 +562,40 @@ def test_the_command_builds_and_inspects_assemblies(tmp_path: Path, model: Path,
 
 def test_layers_are_found_in_the_model(model: Path) -> None:
     assert len(layers_of(_load(model), ENCODER_STACK)) == 4
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
+    rows = [f"text {index} of a river\tanother text {index % 7}\t{index % 5}" for index in range(30)]
+    path.write_text("\n".join(["a\tb\tscore", *rows]) + "\n")
+    return str(path)
+
+
+def test_any_assembly_of_modules_is_evaluated(tmp_path: Path, embedding_model: Path, pairs: str) -> None:
+    backbone = _load(embedding_model)
+    assert backbone.info.size.num_layers == 2
+    folder = tmp_path / "g2"
+    modules = random_modules(backbone, 2)
+    config = dataclasses.replace(modules.config, training=_RECORD)
+    save_modules(dataclasses.replace(modules, config=config), folder)
+    (folder / "README.md").write_text(module_card(config))
+    columns = ["--text-column", "a", "--pair-column", "b", "--label-column", "score", "--data", pairs]
+    done = call(
+        "evaluate", str(folder), "--backbone", str(embedding_model), *columns, "--card", "--format", "json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert {row["variant"] for row in json.loads(done.stdout)["rows"]} == {"ratio-1", "enc-2"}
+    assert "| enc-2 |" in (folder / "README.md").read_text()
+    wrong = call("evaluate", str(folder), "--backbone", str(embedding_model), *columns, "--assembly", "enc=3")
+    assert wrong.returncode == 1
+    assert "adds up to 3 layers; the encoder has 2" in wrong.stderr
+
+
+def test_an_assembly_needs_modules_to_be_evaluated(bundle: Path, pairs: str) -> None:
+    done = call("evaluate", str(bundle), "--data", pairs, "--text-column", "a", "--assembly", "enc=2x2")
+    assert done.returncode == 1
+    assert "is a bundle, which has its own assemblies" in done.stderr
 
 
 # Models that generate text.

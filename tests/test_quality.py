@@ -178,7 +178,7 @@ def test_plugin_folders_are_exported_and_measured_the_same(
     with pytest.raises(UserError, match="but not where it is") as error:
         evaluate([embedding_plugins[2]], pairs)
     assert error.value.hint == "Pass its location: --backbone SRC"
-    with pytest.raises(UserError, match="neither a bundle nor a plugin folder"):
+    with pytest.raises(UserError, match="neither a bundle nor a folder of a plugin"):
         evaluate([PAIRS.parent], pairs)
     with pytest.raises(UserError, match="only one bundle can be evaluated at a time"):
         evaluate([embedding_plugins[2], embedding_bundle], pairs)

@@ -8,15 +8,19 @@ from typing import Any
 
 from variator_export.building.recipe_build import build
 from variator_export.bundle.manifest import is_bundle
+from variator_export.bundle.variant_files import MODULE_CONFIG_NAME
 from variator_export.core.environment import require, require_export
 from variator_export.core.errors import UserError
 from variator_export.core.progress import Progress
 from variator_export.data.examples import Examples
+from variator_export.model.modular.files import load_module_config
+from variator_export.model.modular.layout import whole_assembly
 from variator_export.model.plugin_file import load_plugin_config
-from variator_export.model.plugin_layout import CONFIG_NAME
+from variator_export.model.plugin_layout import CONFIG_NAME, BackboneIdentity
 from variator_export.model.source import PACKAGE_PREFIX, resolve_source
 from variator_export.quality.evaluation import EvaluationRuntime, Quality, Request, evaluate_bundle
 from variator_export.quality.tasks.base import EvaluatedModel
+from variator_export.recipe.assemblies import AssemblyRecipe, ModulesRecipe
 from variator_export.recipe.recipe import BackboneRecipe, PluginRecipe, Recipe
 from variator_export.recipe.recipes_folder import RECIPES_PREFIX
 from variator_export.sessions import Bundle
@@ -36,13 +40,14 @@ def evaluate(
     max_tokens: int | None = None,
     prompt_name: str | None = None,
     generation: Mapping[str, Any] | None = None,
+    assemblies: Sequence[str] = (),
     output: Path | None = None,
     progress: Progress | None = None,
 ) -> Quality:
     """Measure the quality of every variant.
 
     Args:
-        paths: One bundle, or plugin folders of one backbone. Plugin folders are exported first.
+        paths: One bundle; or folders of plugins and of modules of one backbone, which are exported first.
         examples: Texts, with the pairs and targets that the task needs.
         task: The task (docs/evaluation.md). None means the first task that the model and the examples allow.
         backbone: The backbone's source. None means the source that the bundle or the plugins name.
@@ -57,6 +62,8 @@ def evaluate(
         prompt_name: The model's prompt to put before each text. None means the model's default prompt.
         generation: Changes of the model's own settings of generation, such as `max_new_tokens`; for a model
             that generates text.
+        assemblies: Assemblies of folders of modules, as specifications. Empty means one for each folder, with
+            all of its modules.
         output: The folder of the bundle that plugin folders are exported to, a new one or one of the same
             backbone. `build` goes on from there. None means a temporary folder.
         progress: Receives progress reports.
@@ -82,7 +89,7 @@ def evaluate(
         label_words=None if label_words is None else dict(label_words),
         decoder_prompt=decoder_prompt,
     )
-    with _bundle(folders, request, described, output, progress) as bundle:
+    with _bundle(folders, request, described, assemblies, output, progress) as bundle:
         return evaluate_bundle(bundle, request, backbone=backbone, runtimes=runtimes, progress=progress)
 
 
@@ -91,12 +98,18 @@ def _bundle(
     paths: Sequence[Path],
     request: Request,
     backbone: BackboneRecipe,
+    assemblies: Sequence[str],
     output: Path | None,
     progress: Progress,
 ) -> Iterator[Bundle]:
     if len(paths) == 1 and is_bundle(paths[0]):
         if output is not None:
             raise UserError(f"{paths[0]} is a bundle already.", "Leave out --output.")
+        if assemblies:
+            raise UserError(
+                f"{paths[0]} is a bundle, which has its own assemblies.",
+                "Leave out --assembly, or give the folders of modules.",
+            )
         if backbone.label_words is not None or backbone.decoder_prompt:
             raise UserError(
                 f"{paths[0]} is a bundle, which has its own label words.", "Leave out label words and prompt."
@@ -108,24 +121,35 @@ def _bundle(
             raise UserError(
                 f"{path} is a bundle, and only one bundle can be evaluated at a time.", "Pass it alone."
             )
-        if not (path / CONFIG_NAME).is_file():
+        if not any((path / name).is_file() for name in (CONFIG_NAME, MODULE_CONFIG_NAME)):
             raise UserError(
-                f"{path} is neither a bundle nor a plugin folder.",
-                "Pass one bundle (from `build`), or plugin folders (from `train` or `import`).",
+                f"{path} is neither a bundle nor a folder of a plugin or of modules.",
+                "Pass one bundle (from `build`), or folders from `train` or `import`.",
             )
-    backbone = backbone.model_copy(update={"source": backbone.source or _backbone_of(paths)})
+    modules = [path for path in paths if (path / MODULE_CONFIG_NAME).is_file()]
+    paths = [path for path in paths if path not in modules]
+    plugin_configs = [load_plugin_config(path) for path in paths]
+    module_configs = [load_module_config(path) for path in modules]
+    if assemblies and not modules:
+        raise UserError("--assembly needs modules.", "Give their folders too.")
+    identities = [config.backbone for config in plugin_configs]
+    identities += [config.backbone for config in module_configs]
+    backbone = backbone.model_copy(update={"source": backbone.source or _backbone_of(identities)})
     _check_backbone(backbone, request)
     plugins = tuple(PluginRecipe(source=str(path)) for path in paths)
-    ratios = [load_plugin_config(path).ratio for path in paths]
+    ratios = [config.ratio for config in plugin_configs]
     if len(set(ratios)) < len(ratios):
         plugins = tuple(
             PluginRecipe(source=str(path), name=f"{index + 1}-{path.resolve().name}")
             for index, path in enumerate(paths)
         )
+    specs = assemblies or [str(whole_assembly(config)) for config in module_configs]
     recipe = Recipe(
         name="evaluated",
         backbone=backbone,
         plugins=plugins,
+        modules=tuple(ModulesRecipe(source=str(path)) for path in modules),
+        assemblies=tuple(AssemblyRecipe(spec=spec) for spec in dict.fromkeys(specs)),
         speed=None,
         ratios=None,
     )
@@ -134,12 +158,12 @@ def _bundle(
         yield Bundle.load(built.bundle)
 
 
-def _backbone_of(paths: Sequence[Path]) -> str:
-    names = {config.backbone.name if config.backbone else None for config in map(load_plugin_config, paths)}
+def _backbone_of(identities: Sequence[BackboneIdentity | None]) -> str:
+    names = {identity.name if identity else None for identity in identities}
     name = next(iter(names))
     if len(names) > 1 or name is None or not name.startswith((PACKAGE_PREFIX, RECIPES_PREFIX)):
         raise UserError(
-            f"The plugins name {', '.join(sorted(str(n) for n in names))} as their backbone, but not where "
+            f"The folders name {', '.join(sorted(str(n) for n in names))} as their backbone, but not where "
             "it is.",
             "Pass its location: --backbone SRC",
         )

@@ -1,7 +1,7 @@
-"""Pushing bundles and plugins to the hub: completely and in one commit, or not at all."""
+"""Pushing bundles, plugins and modules to the hub: completely and in one commit, or not at all."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import MANIFEST_NAME, BackboneEntry, Manifest, is_bundle
 from variator_export.bundle.origin import ORIGIN_REPORT
+from variator_export.bundle.variant_files import MODULE_CONFIG_NAME, MODULE_TENSORS_NAME
+from variator_export.core.environment import require_export
 from variator_export.core.errors import UserError
 from variator_export.core.hub import HUB_PREFIX, HubSource, commit, download, files_of, parse_hub_source
 from variator_export.core.json_file import read_json_object
@@ -42,14 +44,14 @@ class Pushed:
 
 
 def push(folder: Path, repository: str, *, private: bool | None = None) -> Pushed:
-    """Push a bundle, a plugin, or a folder of plugins to a repository on the hub.
+    """Push a bundle, or folders of plugins or modules, to a repository on the hub.
 
     The repository is created if it does not exist. A repository with other content is rejected. Files of a
     previous bundle in the repository are removed if the new bundle does not have them. A model card is
     written if the repository has none, or if its card was written by an earlier push.
 
     Args:
-        folder: A bundle, a plugin, or a folder with one subfolder for each plugin, as `train` writes it.
+        folder: A bundle, a folder of a plugin or of modules, or a folder of those, as `train` writes it.
         repository: ORGANISATION/NAME[@BRANCH].
         private: Whether a newly created repository is private; None for the organisation's default.
 
@@ -58,7 +60,7 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> Pushe
             write access is available, or the hub cannot be reached.
     """
     target = check_repository(repository)
-    files, card = _bundle(folder) if is_bundle(folder) else _plugins(folder)
+    files, card = _bundle(folder) if is_bundle(folder) else (_trained(folder), None)
     there = files_of(target.repo, target.revision)
     removed = _removable(target, there, files) if there else []
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -98,25 +100,40 @@ def _bundle(folder: Path) -> tuple[dict[str, Path], str]:
     return files, _bundle_card(bundle.manifest, folder.resolve().name)
 
 
-def _plugins(folder: Path) -> tuple[dict[str, Path], None]:
-    """Return the files of one plugin at the root, or of several plugins in subfolders."""
+def _trained(folder: Path) -> dict[str, Path]:
+    """Return the files of a plugin or of modules at the root, or of several in subfolders."""
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}.", "Give a bundle or the folder of a plugin.")
-    found = (
-        [folder] if (folder / CONFIG_NAME).is_file() else [p.parent for p in folder.glob(f"*/{CONFIG_NAME}")]
-    )
-    if not found:
-        raise UserError(
-            f"{folder} holds neither a bundle nor a plugin.",
-            f"Give a folder with {MANIFEST_NAME}, a folder with {CONFIG_NAME}, or a folder of plugins.",
-        )
+        raise UserError(f"There is no folder {folder}.", "Give a bundle, or a folder that `train` wrote.")
+    places = (folder, *sorted(path for path in folder.iterdir() if path.is_dir()))
     files = {}
-    for plugin in found:
-        load_plugin(plugin)  # rejects a damaged plugin
-        for name in (CONFIG_NAME, TENSORS_NAME, CARD_NAME, PLOT_NAME):
-            if (plugin / name).is_file():
-                files[(plugin / name).relative_to(folder).as_posix()] = plugin / name
-    return files, None
+    for place, config, tensors, check in (
+        (place, *kind) for place in places for kind in _TRAINED if (place / kind[0]).is_file()
+    ):
+        check(place)  # rejects damaged files
+        for name in (config, tensors, CARD_NAME, PLOT_NAME):
+            if (place / name).is_file():
+                files[(place / name).relative_to(folder).as_posix()] = place / name
+    if not files:
+        raise UserError(
+            f"{folder} holds neither a bundle nor a plugin nor modules.",
+            f"Give a folder with {MANIFEST_NAME}, {CONFIG_NAME} or {MODULE_CONFIG_NAME}, or a folder of such "
+            "folders.",
+        )
+    return files
+
+
+def _check_modules(folder: Path) -> None:
+    require_export()
+    from variator_export.model.modular.weights import load_modules
+
+    load_modules(folder)
+
+
+# What `train` writes: the configuration, the tensors, and a check of both.
+_TRAINED: tuple[tuple[str, str, Callable[[Path], object]], ...] = (
+    (CONFIG_NAME, TENSORS_NAME, load_plugin),
+    (MODULE_CONFIG_NAME, MODULE_TENSORS_NAME, _check_modules),
+)
 
 
 def _removable(target: HubSource, there: set[str], files: dict[str, Path]) -> list[str]:
@@ -132,8 +149,9 @@ def _removable(target: HubSource, there: set[str], files: dict[str, Path]) -> li
         if old is not None:
             named = {*old.get("files", {}), *(name for name in there if name.startswith(f"{_REPORTS}/"))}
             return sorted((there & named) - files.keys())
-    if not {MANIFEST_NAME} & (files.keys() | there) and any(name.endswith(CONFIG_NAME) for name in there):
-        return []  # the repository holds other plugins, which are kept
+    configs = CONFIG_NAME, MODULE_CONFIG_NAME
+    if not {MANIFEST_NAME} & (files.keys() | there) and any(name.endswith(configs) for name in there):
+        return []  # the repository holds other plugins or modules, which are kept
     strange = sorted(there - _OF_THE_HUB - files.keys())
     raise UserError(
         f"{target} holds something else: {', '.join(strange[:5])}.",
@@ -173,14 +191,15 @@ def _bundle_card(manifest: Manifest, name: str) -> str:
         f"| {v.name} | {v.ratio} | {v.plugin_state} | {', '.join(v.graphs.values())} |"
         for v in manifest.variants
     ]
+    modules = " and modules" if manifest.modules else ""
     made = manifest.made_by
     return "\n".join(
         [
             *head,
             f"# {name}",
             "",
-            f"`{backbone.architecture}` from `{_public(backbone.source)}` with compression plugins, as ONNX "
-            f"graphs in {manifest.precision}. Each graph was compared with eager PyTorch "
+            f"`{backbone.architecture}` from `{_public(backbone.source)}` with compression plugins{modules}, "
+            f"as ONNX graphs in {manifest.precision}. Each graph was compared with eager PyTorch "
             f"{made.get('torch')} before it was published.",
             "",
             *_label_words(backbone),
@@ -188,7 +207,7 @@ def _bundle_card(manifest: Manifest, name: str) -> str:
             "|---|---:|---|---|",
             *rows,
             "",
-            *_use(manifest.variants[-1].ratio),
+            *_use(max(v.ratio for v in manifest.variants if v.assembly is None)),
         ]
     )
 

@@ -143,6 +143,15 @@ def plugin_folder(source: str) -> Path:
     return _shipped_folder(source, "plugin", TENSORS_NAME)
 
 
+def folder_of(source: str) -> Path:
+    """Find a folder of a plugin or of modules; arguments and errors are those of `plugin_folder`."""
+    if source.startswith(RECIPES_PREFIX):
+        name = source.removeprefix(RECIPES_PREFIX)
+        if (recipes_folder() / name / MODULE_TENSORS_NAME).is_file():
+            return modules_folder(source)
+    return plugin_folder(source)
+
+
 def modules_folder(source: str) -> Path:
     """Find a folder of modules; arguments and errors are those of `plugin_folder`."""
     source = pin_source(source)

@@ -12,7 +12,7 @@ from variator_export.bundle.quality_report import between
 from variator_export.cli import generation_options, options
 from variator_export.cli.output import ConsoleProgress, Format, Output
 from variator_export.core.errors import UsageError
-from variator_export.model.source import plugin_folder
+from variator_export.model.source import folder_of
 from variator_export.quality.evaluation import Quality, QualityRow, store_quality
 from variator_export.quality.tasks import TASKS
 
@@ -21,7 +21,10 @@ _RUNTIMES = ("both", "eager", "onnxruntime")
 
 def evaluate_command(
     paths: Annotated[
-        list[str], typer.Argument(metavar="BUNDLE_OR_PLUGIN...", help="One bundle, or plugin folders.")
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE_OR_PLUGIN...", help="One bundle, or folders of plugins and of modules."
+        ),
     ],
     data: options.DataOption,
     text_column: options.TextColumnOption = "text",
@@ -67,6 +70,14 @@ def evaluate_command(
     max_new_tokens: generation_options.MaxNewTokensOption = None,
     num_beams: generation_options.NumBeamsOption = None,
     generation: generation_options.GenerationOption = None,
+    assembly: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="An assembly of the given modules, such as enc=2,2,1x8; may be repeated. Default: for each "
+            "folder, one with all of its modules.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -92,20 +103,25 @@ def evaluate_command(
     `variator-export evaluate sst2-plugins/ratio-4 --backbone ./sst2 --data dev.tsv --text-column sentence
     --label-column label`
 
+    `variator-export evaluate modules/g2 modules/g3 --assembly enc=2x3 --assembly enc=3,1x3 --data sts.tsv
+    --text-column a --pair-column b --label-column score`
+
     `variator-export evaluate artifacts/minilm --data queries.jsonl --runtime onnxruntime` needs no torch.
 
     `variator-export evaluate artifacts/flan --data dev.tsv --text-column article --label-column summary
     --max-new-tokens 60`
     """
     options.choose("--runtime", runtime, _RUNTIMES)
-    folders = [plugin_folder(path) for path in paths]
+    folders = [folder_of(path) for path in paths]
     if (label_word or decoder_prompt) and is_bundle(folders[0]):
         raise UsageError("A bundle has its own label words.", "Leave out --label-word and --decoder-prompt.")
     if task is not None:
         options.choose("--task", task, TASKS.names())
-    if card and not all((path / "plugin_config.json").is_file() for path in folders):
+    configs = ("plugin_config.json", "module_config.json")
+    if card and not all(any((path / name).is_file() for name in configs) for path in folders):
         raise UsageError(
-            "--card writes into plugin folders; a bundle has no model cards.", "Leave --card out."
+            "--card writes into folders of plugins and modules; a bundle has no model cards.",
+            "Leave --card out.",
         )
     from variator_export.data.example_files import read_examples
     from variator_export.data.examples import Columns
@@ -131,6 +147,7 @@ def evaluate_command(
             max_tokens=max_tokens,
             prompt_name=prompt,
             generation=settings,
+            assemblies=assembly or (),
             output=output,
             progress=progress,
         )

@@ -4,16 +4,13 @@ from pathlib import Path
 
 from variator_export.bundle.variant_files import MODULE_CONFIG_NAME, MODULE_TENSORS_NAME
 from variator_export.model.card import CARD_NAME, PLOT_NAME, card
-from variator_export.model.modular.layout import ModuleConfig
+from variator_export.model.modular.layout import ModuleConfig, whole_assembly
 
 
 def module_card(config: ModuleConfig) -> str:
     """The card of trained modules: Markdown with the hub's metadata block."""
     assert config.training is not None
     backbone = config.backbone.name if config.backbone is not None and config.backbone.name else "unknown"
-    short = "enc" if config.stack == "encoder" else "dec"
-    left = config.num_layers - config.granularity * len(config.modules)
-    whole = [f"{config.granularity}x{len(config.modules)}", *([f"1x{left}"] if left else [])]
     about = [
         f"Modules of Modular Transformers (arXiv 2306.02379) for the {config.stack} of the backbone "
         f"`{backbone}`. Each is one layer that does the work of {config.granularity} of its "
@@ -22,7 +19,7 @@ def module_card(config: ModuleConfig) -> str:
         "",
         "```",
         f"variator-export build --backbone {backbone} --module THIS-FOLDER \\",
-        f"  --assembly {short}={','.join(whole)} --output my-bundle",
+        f"  --assembly {whole_assembly(config)} --output my-bundle",
         "```",
     ]
     title = f"Modules, granularity {config.granularity}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from variator_export.core.assembly import Span, Stack
+from variator_export.core.assembly import Assembly, Span, Stack
 from variator_export.core.errors import UserError
 from variator_export.model.plugin_layout import BackboneIdentity
 
@@ -94,6 +94,15 @@ class ModuleConfig:
 def prefix_of(index: int) -> str:
     """Prefix of the names of a module's tensors in `modules.safetensors`, before the layer's own names."""
     return f"modules.{index}."
+
+
+def whole_assembly(config: ModuleConfig) -> Assembly:
+    """The assembly with all modules of a folder, and original layers where it has none."""
+    spans = {group.first: group.span for group in config.modules}
+    listed: list[int] = []
+    while (first := sum(listed)) < config.num_layers:
+        listed.append(spans[first].granularity if first in spans else 1)
+    return Assembly(**{config.stack: tuple(listed)})
 
 
 def even_groups(num_layers: int, granularity: int, start: str = "last") -> tuple[ModuleGroup, ...]:
