@@ -19,6 +19,7 @@ QUALITY = REPOSITORY / "docs" / "quality.md"
 PERFORMANCE = REPOSITORY / "docs" / "performance.md"
 SESSIONS = REPOSITORY / "docs" / "sessions.md"
 CPU = REPOSITORY / "docs" / "cpu.md"
+MODULAR = REPOSITORY / "docs" / "modular.md"
 
 
 def current() -> dict[Path, str]:
@@ -43,6 +44,13 @@ def current() -> dict[Path, str]:
                 "cpu": _cpu_table(_result("cpu-minilm")),
                 "cpu-vnni": _cpu_table(_result("cpu-minilm-vnni")),
                 "cpu-sst2": _cpu_table(_result("cpu-sst2")),
+            },
+        ),
+        MODULAR: _with_tables(
+            MODULAR,
+            {
+                "assemblies": _assemblies_table(_result("modular-cpu")),
+                "one-session": _one_session_table(_result("modular-cpu")),
             },
         ),
         SESSIONS: _with_tables(
@@ -122,6 +130,57 @@ def _cpu_table(result: Mapping[str, Any]) -> list[str]:
             for row in rows
         ),
     )
+
+
+def _assemblies_table(result: Mapping[str, Any]) -> list[str]:
+    """Each variant in float32: what it loses, and its speed-up at every shape, from the best quality down."""
+    found = result["precisions"]["float32"]
+    shapes = found["speed"]
+    rows = []
+    for name, quality in found["quality"].items():
+        low, high = quality["lost_interval"] or (0.0, 0.0)
+        lost = f"{quality['lost']:.2%} ({low:.2%} to {high:.2%})"
+        gained = [shapes[shape][name] for shape in shapes]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{quality['metrics']['spearman']:.4f}",
+                lost if quality["lost_interval"] else "",
+                f"{quality['metrics']['cosine']:.3f}",
+                *(f"{row['speedup']['value']:.2f}x" for row in gained),
+                f"{gained[-1]['allowed']:.2f}x",
+            ]
+        )
+    at = [f"({shape.replace('x', ', ')})" for shape in shapes]
+    return _table(["variant", "Spearman", "lost", "cosine", *at, f"MACs allow at {at[-1]}"], rows)
+
+
+def _one_session_table(result: Mapping[str, Any]) -> list[str]:
+    """The graph of all assemblies over each own graph, a change of the assembly, and memory."""
+    found = result["precisions"]["float32"]
+    memory = {name: entry["anonymous_bytes"] / 1e6 for name, entry in found["memory"].items()}
+    base = memory["without_a_session"]
+    rows = [
+        [
+            f"({shape.replace('x', ', ')})",
+            *(_interval(entry["shared_over_own"][name]) for name in entry["shared_over_own"]),
+            _interval(entry["changing_over_staying"]),
+            f"{entry['change_ms']:.2f} ms" if entry["change_ms"] > 0 else "within noise",
+        ]
+        for shape, entry in found["one_session"].items()
+    ]
+    names = next(iter(found["one_session"].values()))["shared_over_own"]
+    table = _table(["shape", *(f"`{name}`" for name in names), "changing over staying", "a change"], rows)
+    words = {
+        "the_original_alone": "the original alone",
+        "one_session_for_all_assemblies": "one session for all assemblies",
+        "one_session_for_each_assembly": "one session for each assembly",
+    }
+    held = _table(
+        ["memory of a process's own", "MB more than without a session"],
+        [[text, f"{memory[name] - base:.0f}"] for name, text in words.items()],
+    )
+    return [*table, "", *held]
 
 
 def _interval(found: Mapping[str, float]) -> str:

@@ -162,7 +162,7 @@ def measure(bundle: Bundle, source: Path, other: Any, optimum: Optimum | None) -
     backbone = load_backbone(read_backbone_info(resolve_source(str(source))), 0)
     eager = {
         variant.ratio: EagerModel(
-            backbone, method_of(variant).eager(backbone, bundle.variant_folder(variant)), attention="sdpa"
+            backbone, method_of(variant).eager(backbone, bundle.variant_files(variant)), attention="sdpa"
         )
         for variant in bundle.manifest.variants
         if variant.ratio in RATIOS

@@ -87,7 +87,7 @@ def compare(bundle: Bundle, source: Path) -> dict[str, Any]:
     start = session.settings.decoder_start_token_id
     found: dict[str, Any] = {}
     for variant in bundle.manifest.variants:
-        folder = bundle.variant_folder(variant)
+        folder = bundle.variant_files(variant)
         eager = EagerModel(backbone, method_of(variant).eager(backbone, folder))
         double = backbone.to_dtype(torch.float64)
         exact = EagerModel(double, method_of(variant).eager(double, folder))

@@ -379,8 +379,9 @@ def test_modules_are_pushed_and_built_from_the_hub(
         "main"
     ).keys()
     built = call(
-        "build", "--backbone", str(embedding_model), "--output", "out", "--no-speed", "--target", "onnxruntime",
-        "--module", "hub:acme/modules/g2", "--assembly", "half=2", cwd=tmp_path, environment=environment,
+        "build", "--backbone", str(embedding_model), "--output", "out", "--no-speed",
+        "--target", "onnxruntime", "--module", "hub:acme/modules/g2", "--assembly", "half=2",
+        cwd=tmp_path, environment=environment,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "out/half.onnx").is_file()

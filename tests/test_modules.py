@@ -30,16 +30,17 @@ from variator_export.core.errors import UserError
 from variator_export.data.texts import read_texts
 from variator_export.model.backbone import Backbone, load_backbone
 from variator_export.model.backbone_info import read_backbone_info
-from variator_export.model.modular.assembled import copied_layer, layers_of
+from variator_export.model.modular.assembled import copied_layer, layers_of, own_state
 from variator_export.model.modular.card import module_card
 from variator_export.model.modular.files import load_module_config
 from variator_export.model.modular.layout import ModuleConfig, even_groups
 from variator_export.model.modular.weights import load_modules, save_modules
 from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Recipe
+from variator_export.serving.variants import read_variants
 from variator_export.sessions import Bundle
 from variator_export.training.modular.pretrain import pretrain_modules
-from variator_export.training.modular.replacing import ModuleReplacing
+from variator_export.training.modular.replacing import ModuleReplacing, check_module_losses
 from variator_export.training.modular.settings import ModuleLosses, ModuleShape, Replacing
 from variator_export.training.run import Run
 from variator_export.training.settings import Optimisation, PassageSettings
@@ -106,9 +107,11 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def _train(model: Path, texts: str, output: Path, steps: int = 24, **options: Any) -> dict[str, float]:
+def _train(
+    model: Path | Backbone, texts: str, output: Path, steps: int = 24, **options: Any
+) -> dict[str, float]:
     result = pretrain_modules(
-        _load(model),
+        model if isinstance(model, Backbone) else _load(model),
         read_texts([texts]),
         Run(output, dtype="float32"),
         shape=ModuleShape(granularities=(2, 3)),
@@ -245,27 +248,25 @@ def test_every_step_draws_layers_that_follow_each_other(model: Path) -> None:
     assert np.mean(shares[300:]) > np.mean(shares[:100]) + 0.1
 
 
-def test_modules_learn_and_the_backbone_stays(tmp_path: Path, model: Path, texts: str) -> None:
-    backbone = _load(model)
-    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
-    module = _replacing(model, Replacing())
-    batch = {name: torch.ones((2, 6), dtype=torch.int64) for name in backbone.spec.family.inputs}
-    module.eval()
-    start = module(**batch)["metrics"].mean(0)
-    found = _train(model, texts, tmp_path / "out")
-    assert set(found) == {"g2", "g3"}
-    config = load_module_config(tmp_path / "out/g2")
-    assert config.training is not None
-    assert config.training["settings"]["replacing"] == {"begin": 0.5, "end": 0.9, "rise": 0.5}
-    assert start.shape == (2,)
-    history = [
-        load_modules(tmp_path / "out" / name).config.training["loss"]
-        for name in ("g2", "g3")  # type: ignore[index]
-    ]
-    assert all(np.isfinite(history))
+@pytest.mark.parametrize("name", ["bert", "t5-v1.0"])
+def test_modules_learn_and_the_backbone_stays(
+    tmp_path: Path, small_model: Callable[..., Path], texts: str, name: str
+) -> None:
+    """T5's first module shares the position bias with the backbone, which must not be trained."""
+    backbone = _load(small_model(name, 4))
+    before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}
+    _train(backbone, texts, tmp_path / "out")
+    assert all(torch.equal(before[key], tensor) for key, tensor in backbone.model.state_dict().items())
+    found = load_modules(tmp_path / "out/g2")
+    group = found.config.modules[0]
+    start = own_state(backbone.spec.family, layers_of(backbone, ENCODER_STACK)[group.like])
+    assert found.state(0).keys() == start.keys()
+    assert any(not torch.equal(tensor, start[key]) for key, tensor in found.state(0).items())
+    training = found.config.training
+    assert training is not None
+    assert training["settings"]["replacing"] == {"begin": 0.5, "end": 0.9, "rise": 0.5}
     assert {"README.md", "loss.svg"} < {path.name for path in (tmp_path / "out/g2").iterdir()}
     assert "enc=2x2" in (tmp_path / "out/g2/README.md").read_text()
-    assert all(torch.equal(before[n], t) for n, t in _load(model).model.state_dict().items())
 
 
 def test_a_longer_training_ends_with_a_smaller_loss(tmp_path: Path, model: Path, texts: str) -> None:
@@ -514,7 +515,10 @@ def test_modules_have_no_constant_scales(tmp_path: Path, model: Path, modules: P
         ("enc=1x4", "has only original layers"),
         ("enc=2x2;dec=1x3", "the decoder, which the backbone does not have"),
         ("enc=2x2;k=4", "asks for the plugin of ratio 4"),
-        ({"spec": "enc=2x2", "name": "ratio-2"}, "which is another variant"),
+        ({"spec": "enc=2x2", "name": "ratio-2"}, "which means another variant"),
+        ({"spec": "enc=2x2", "name": "ratio-8"}, "which means another variant"),
+        ({"spec": "enc=2x2", "name": "model"}, "which means another variant"),
+        ({"spec": "enc=2x2", "name": "any-assembly"}, "which means another variant"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_trace(
@@ -531,6 +535,102 @@ def test_modules_of_another_backbone_are_refused(
 ) -> None:
     with pytest.raises(UserError, match="were made for the backbone"):
         build(_recipe(small_model("bert-classifier", 4), modules, "enc=2x2"), tmp_path / "bundle")
+
+
+def test_a_convolution_between_layers_is_refused(
+    tmp_path: Path, modules: Path, small_model: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "conv"
+    shutil.copytree(small_model("deberta-v3", 4), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"conv_kernel_size": 3}))
+    with pytest.raises(UserError, match="a convolution after the first layer"):
+        build(_recipe(folder, modules, "enc=2x2"), tmp_path / "bundle")
+
+
+def test_two_modules_for_the_same_layers_are_refused(tmp_path: Path, model: Path, modules: Path) -> None:
+    recipe = _recipe(model, modules, "enc=2x2")
+    twice = (*recipe.modules, recipe.modules[0].model_copy(update={"name": "other"}))
+    with pytest.raises(
+        UserError, match="Two folders have a module for the encoder's layers 0-1: g2 and other"
+    ):
+        build(recipe.model_copy(update={"modules": twice}), tmp_path / "bundle")
+
+
+def test_a_folder_that_cannot_name_modules_asks_for_a_name(
+    tmp_path: Path, model: Path, modules: Path
+) -> None:
+    shutil.copytree(modules / "g2", tmp_path / "my modules")
+    options = ["--backbone", str(model), "--assembly", "2x2", "--no-speed", "--target", "onnxruntime"]
+    done = call(
+        "build", *options, "--module", str(tmp_path / "my modules"), "--output", str(tmp_path / "out")
+    )
+    assert done.returncode == 1
+    assert "--module NAME=DIR" in done.stderr
+
+
+def test_other_modules_of_the_same_name_are_judged_again(
+    tmp_path: Path, embedding_model: Path, pairs: str
+) -> None:
+    """The graphs are the same, because they name the file of the modules alone."""
+    backbone = _load(embedding_model)
+    good = random_modules(backbone, 2)
+    save_modules(good, tmp_path / "g2")
+    quality = {"data": pairs, "text_column": "a", "pair_column": "b", "label_column": "score", "max_loss": 1}
+    recipe = Recipe.model_validate(
+        {
+            "name": "judged",
+            "backbone": {"source": str(embedding_model)},
+            "modules": [{"source": str(tmp_path / "g2")}],
+            "assemblies": ["enc=2"],
+            "quality": quality,
+            "speed": None,
+        }
+    )
+    build(recipe, tmp_path / "bundle")
+    worse = {name: tensor + 1 for name, tensor in good.tensors.items()}
+    save_modules(dataclasses.replace(good, tensors=worse), tmp_path / "g2")
+    strict = recipe.model_copy(
+        update={"quality": recipe.quality and recipe.quality.model_copy(update={"max_loss": 1.0})}
+    )
+    result = build(strict, tmp_path / "bundle")
+    made = {step.name for step in result.steps if step.action == "made"}
+    assert {"modules/g2", "verify/enc-2", "quality"} <= made
+
+
+def test_kept_modules_are_quantised_again(tmp_path: Path, model: Path, modules: Path) -> None:
+    loose = {"min_cosine": -1, "min_agreement": 0}
+    folder = tmp_path / "bundle"
+    build(_recipe(model, modules, "enc=2x2", precision="int8", quantization=loose), folder)
+    other = _recipe(model, modules, precision="int8", quantization={**loose, "float32_modules": ["query"]})
+    build(other.model_copy(update={"modules": ()}), folder)
+    assert verify(folder, ["enc-2x2"]).passed
+
+
+def test_a_ratio_alone_is_not_an_assembly(bundle: Path) -> None:
+    session = Bundle.load(bundle).session(variant="enc-2x2", threads=1)
+    inputs = {name: np.ones((1, 4), np.int64) for name in Bundle.load(bundle).manifest.backbone.inputs}
+    session.run(inputs)
+    session.run(inputs, "enc-2x2")
+    with pytest.raises(UserError, match="This session runs enc-2x2"):
+        session.run(inputs, 1)
+
+
+def test_policies_choose_by_work_and_loss(bundle: Path) -> None:
+    opened = Bundle.load(bundle)
+    served = read_variants(opened, allow_unknown_quality=True)
+    assert served.all[0].name == "ratio-1"
+    assert [v.work for v in served.all[1:]] == sorted((v.work for v in served.all[1:]), reverse=True)
+    assert {v.label for v in served.all} == {1, 2, "enc-2x2", "enc-3-1_ratio-2", "mine"}
+    assert served.all[served.named("1")[0]].name == "ratio-1"
+    assert served.all[served.named("enc-2x2")[0]].work == pytest.approx(0.5)
+
+
+def test_losses_that_modules_do_not_have_are_refused(small_model: Callable[..., Path]) -> None:
+    for name, losses in (("t5-text", {"logits": 1.0}), ("bert", {"decoder": 1.0}), ("bert", {"logits": 1.0})):
+        with pytest.raises(UserError):
+            check_module_losses(_load(small_model(name, 4)), ModuleLosses(hidden=0.0, **losses))
+    check_module_losses(_load(small_model("bert", 4)), ModuleLosses(hidden=0.0, attention=1.0))
 
 
 def test_modules_of_another_stack_are_refused(tmp_path: Path, model: Path, modules: Path) -> None:
@@ -592,7 +692,7 @@ def test_any_assembly_of_modules_is_evaluated(tmp_path: Path, embedding_model: P
     assert "adds up to 3 layers; the encoder has 2" in wrong.stderr
 
 
-def test_an_assembly_needs_modules_to_be_evaluated(bundle: Path, pairs: str) -> None:
+def test_a_bundle_is_evaluated_with_its_own_assemblies(bundle: Path, pairs: str) -> None:
     done = call("evaluate", str(bundle), "--data", pairs, "--text-column", "a", "--assembly", "enc=2x2")
     assert done.returncode == 1
     assert "is a bundle, which has its own assemblies" in done.stderr

@@ -22,8 +22,9 @@ from variator_export.core.errors import UserError
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns
 from variator_export.model.card import CARD_NAME, PLOT_NAME
+from variator_export.model.modular.weights import load_modules
 from variator_export.model.plugin_file import load_plugin
-from variator_export.model.source import plugin_folder, resolve_source
+from variator_export.model.source import modules_folder, plugin_folder, resolve_source
 from variator_export.recipe.recipe_file import load_recipe, shipped_recipes
 from variator_export.recipe.recipes_folder import recipes_folder
 from variator_export.sessions import Bundle
@@ -65,6 +66,34 @@ def test_shipped_plugins_keep_what_the_model_says(minilm_bundle: Path) -> None:
         assert float(found[ratio].metrics["cosine"] or 0) >= cosine
         assert float(found[ratio].relative_loss or 0) <= lost
     assert found[1].relative_loss == 0
+
+
+@pytest.mark.parametrize("granularity", [2, 3])
+def test_shipped_modules_say_how_they_were_made(granularity: int) -> None:
+    folder = modules_folder(f"recipes:minilm/g{granularity}")
+    modules = load_modules(folder)
+    config = modules.config
+    assert (config.granularity, len(config.modules)) == (granularity, 6 // granularity)
+    assert {tensor.dtype for tensor in modules.tensors.values()} == {torch.float16}
+    assert config.backbone is not None
+    assert config.backbone.weights_sha256 == load_recipe("minilm-modular").backbone.sha256
+    assert config.training is not None
+    card = (folder / CARD_NAME).read_text()
+    assert config.training["command"].startswith("variator-export train modules")
+    assert config.training["command"] in card
+    assert all(source["name"] in card for source in config.training["data"])
+    assert "| enc-2x3 |" in card  # measured quality
+    assert (folder / PLOT_NAME).is_file()
+
+
+def test_shipped_modules_keep_what_the_model_says() -> None:
+    examples = read_examples(str(PAIRS), Columns("first", "second", "score"))
+    folders = [modules_folder(f"recipes:minilm/g{granularity}") for granularity in (2, 3)]
+    quality = evaluate(folders, examples, runtimes=("onnxruntime",))
+    found = {row.variant: row for row in quality.rows}
+    for variant, cosine, lost in (("enc-2x3", 0.90, 0.05), ("enc-3x2", 0.85, 0.08)):
+        assert float(found[variant].metrics["cosine"] or 0) >= cosine
+        assert float(found[variant].relative_loss or 0) <= lost
 
 
 def test_a_plugin_that_is_not_shipped_is_refused_with_those_that_are() -> None:

@@ -127,7 +127,7 @@ def test_every_ratio_generates_the_tokens_of_eager_pytorch(
     assert session.ratios == (1, *RATIOS)
     texts = set()
     for variant in bundle.manifest.variants:
-        eager = EagerModel(backbone, method_of(variant).eager(backbone, bundle.variant_folder(variant)))
+        eager = EagerModel(backbone, method_of(variant).eager(backbone, bundle.variant_files(variant)))
         alone = bundle.session(variant=variant.name)
         for seed, (rows, length) in enumerate(((5, 17), (1, 1), (3, variant.ratio + 1))):
             inputs = _inputs(rows, length, seed)
@@ -575,7 +575,7 @@ def test_label_words_make_a_classifier(
     words = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in WORDS.values()]
     inputs = _inputs(4, 11, 0)
     for variant in bundle.manifest.variants:
-        eager = EagerModel(backbone, method_of(variant).eager(backbone, bundle.variant_folder(variant)))
+        eager = EagerModel(backbone, method_of(variant).eager(backbone, bundle.variant_files(variant)))
         expected = eager.scores(inputs, np.array([start] * 4))[:, -1, words]
         found = bundle.session().run(inputs, variant.name)["logits"]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

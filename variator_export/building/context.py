@@ -40,8 +40,16 @@ if TYPE_CHECKING:
     from variator_export.model.quantization.calibration import Calibration
 
 # The source files that determine the result of tracing, binding, verification and plugin initialisation.
-TRACED_BY = ("graph", "model", "core/axes.py", "core/precision.py")
-BOUND_BY = ("graph", "model/methods", "model/plugin_file.py", "model/plugin_layout.py", "core/axes.py")
+TRACED_BY = ("graph", "model", "core/assembly.py", "core/axes.py", "core/precision.py")
+BOUND_BY = (
+    "graph",
+    "model/methods",
+    "model/modular",
+    "model/plugin_file.py",
+    "model/plugin_layout.py",
+    "core/assembly.py",
+    "core/axes.py",
+)
 VERIFIED_BY = (
     "verification",
     "engines/base.py",
@@ -50,6 +58,7 @@ VERIFIED_BY = (
     "graph/widen.py",
     "model",
     "text",
+    "core/assembly.py",
     "core/precision.py",
 )
 TEXT_CHECKED_BY = (

@@ -9,6 +9,7 @@ from typing import Any
 from variator_export.building.recipe_build import build
 from variator_export.bundle.manifest import is_bundle
 from variator_export.bundle.variant_files import MODULE_CONFIG_NAME
+from variator_export.core.assembly import parse_assembly
 from variator_export.core.environment import require, require_export
 from variator_export.core.errors import UserError
 from variator_export.core.progress import Progress
@@ -148,14 +149,21 @@ def _bundle(
         name="evaluated",
         backbone=backbone,
         plugins=plugins,
-        modules=tuple(ModulesRecipe(source=str(path)) for path in modules),
-        assemblies=tuple(AssemblyRecipe(spec=spec) for spec in dict.fromkeys(specs)),
+        modules=tuple(
+            ModulesRecipe(source=str(path), name=f"modules-{index + 1}") for index, path in enumerate(modules)
+        ),
+        assemblies=tuple(AssemblyRecipe(spec=_checked(spec)) for spec in dict.fromkeys(specs)),
         speed=None,
         ratios=None,
     )
     with tempfile.TemporaryDirectory() as folder:
         built = build(recipe, output or Path(folder) / "bundle", progress=progress)
         yield Bundle.load(built.bundle)
+
+
+def _checked(spec: str) -> str:
+    parse_assembly(spec)  # raises an error for people, where a recipe raises one of validation
+    return spec
 
 
 def _backbone_of(identities: Sequence[BackboneIdentity | None]) -> str:

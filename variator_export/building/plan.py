@@ -1,6 +1,5 @@
 """Planning a build: the variants of a recipe, together with the variants that the bundle already has."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from variator_export.building.plan_modular import (
     keep_modules,
     plan_assemblies,
 )
-from variator_export.building.variant_plan import VariantPlan
+from variator_export.building.variant_plan import BASELINE, MODULAR, VariantPlan, is_reserved
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import Manifest
 from variator_export.core.errors import UserError
@@ -22,10 +21,6 @@ from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import ResolvedPlugin, resolve_plugin
 from variator_export.model.source import pin_source, plugin_folder
 from variator_export.recipe.recipe import GraphsRecipe, PluginRecipe, Recipe
-
-BASELINE = "ratio-1"
-# Names of other files of a bundle.
-_TAKEN = (BASELINE, "any-ratio", "model")
 
 
 @dataclass(frozen=True)
@@ -71,9 +66,7 @@ def select_plugins(recipe: Recipe) -> tuple[AskedPlugin, ...]:
                 f"The plugin name {plugin.name} is used twice.",
                 "Give each plugin its own name: --plugin NAME=DIR, or name: in the recipe.",
             )
-        if plugin.name in _TAKEN or (
-            re.fullmatch(r"ratio-\d+", str(plugin.name)) and plugin.name != f"ratio-{plugin.ratio}"
-        ):
+        if is_reserved(str(plugin.name)) and plugin.name != f"ratio-{plugin.ratio}":
             raise UserError(
                 f"A plugin of ratio {plugin.ratio} cannot have the name {plugin.name}, which means another "
                 "variant.",
@@ -269,6 +262,10 @@ def _keep_trained(asked: Sequence[AskedPlugin], old: Manifest) -> None:
 def _resolve(plugin: PluginRecipe) -> AskedPlugin:
     """Read a plugin's source, once for the whole build, and fill in ratio and name."""
     METHODS.find(plugin.method)  # rejects an unknown method
+    if plugin.method == MODULAR:
+        raise UserError(
+            f"{MODULAR} is no method of a plugin.", "List modules and assemblies in the recipe instead."
+        )
     ratio, files = plugin.ratio, None
     if plugin.source is not None:
         files = resolve_plugin(plugin_folder(plugin.source))

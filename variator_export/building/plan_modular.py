@@ -1,13 +1,15 @@
 """Planning the assemblies of a build, and the modules that they are made of."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from variator_export.building.variant_plan import VariantPlan
+from variator_export.building.variant_plan import VariantPlan, is_reserved
 from variator_export.bundle.branches import Branch, branches_of
 from variator_export.bundle.files import BundleFiles
-from variator_export.core.assembly import DECODER_STACK, ENCODER_STACK, Assembly, parse_assembly
+from variator_export.core.assembly import DECODER_STACK, ENCODER_STACK, Assembly, Span, parse_assembly
 from variator_export.core.errors import UserError
+from variator_export.core.hub import HUB_PREFIX, parse_hub_source
 from variator_export.model.modular.files import (
     ResolvedModules,
     load_module_config,
@@ -15,7 +17,7 @@ from variator_export.model.modular.files import (
 )
 from variator_export.model.modular.layout import ModuleConfig, module_for
 from variator_export.model.source import modules_folder
-from variator_export.recipe.assemblies import AssemblyRecipe, ModulesRecipe
+from variator_export.recipe.assemblies import VARIANT_NAME, AssemblyRecipe, ModulesRecipe
 from variator_export.recipe.recipe import Recipe
 
 
@@ -45,12 +47,17 @@ def select_modules(recipe: Recipe) -> tuple[ModulesPlan, ...]:
     """Read the modules that a recipe names.
 
     Raises:
-        UserError: They cannot be read, or a name is used twice.
+        UserError: They cannot be read, or a name is not valid or is used twice.
     """
     found: list[ModulesPlan] = []
     for entry in recipe.modules:
         files = resolve_modules(modules_folder(entry.source))
-        name = entry.name or files.folder.resolve().name
+        name = entry.name or _name_of(entry.source, files)
+        if not re.fullmatch(VARIANT_NAME, name):
+            raise UserError(
+                f"{name!r} cannot name a folder of a bundle.",
+                "Give the modules another name, of letters, digits, '-', '_' and '.': --module NAME=DIR",
+            )
         if name in (plan.name for plan in found):
             raise UserError(
                 f"Two folders of modules have the name {name}.",
@@ -61,10 +68,22 @@ def select_modules(recipe: Recipe) -> tuple[ModulesPlan, ...]:
     return tuple(found)
 
 
+def _name_of(source: str, files: ResolvedModules) -> str:
+    """The name of modules that have none: that of their folder, or of their repository on the hub."""
+    if source.startswith(HUB_PREFIX):
+        found = parse_hub_source(source)
+        return (found.subfolder or found.repo).rpartition("/")[2]
+    return files.folder.resolve().name
+
+
 def keep_modules(
     asked: Sequence[ModulesPlan], before: Recipe | None, old: BundleFiles | None
 ) -> tuple[ModulesPlan, ...]:
-    """Add the modules that the bundle already has, besides those that are asked for."""
+    """Add the modules that the bundle already has, besides those that are asked for.
+
+    Raises:
+        UserError: Two folders have a module for the same layers.
+    """
     names = {plan.name for plan in asked}
     kept: list[ModulesPlan] = []
     if before is not None and old is not None:
@@ -72,7 +91,19 @@ def keep_modules(
             if entry.name is not None and entry.name not in names:
                 config = load_module_config(old.path / "modules" / entry.name)
                 kept.append(ModulesPlan(entry.name, entry, config))
-    return tuple(sorted((*asked, *kept), key=lambda plan: plan.name))
+    plans = tuple(sorted((*asked, *kept), key=lambda plan: plan.name))
+    seen: dict[tuple[str, Span], str] = {}
+    for plan in plans:
+        for group in plan.config.modules:
+            other = seen.setdefault((plan.config.stack, group.span), plan.name)
+            if other != plan.name:
+                raise UserError(
+                    f"Two folders have a module for the {plan.config.stack}'s layers {group.span}: {other} "
+                    f"and {plan.name}.",
+                    f"Replace the first by giving the second its name (--module {other}=DIR), or build into "
+                    "another folder.",
+                )
+    return plans
 
 
 def keep_assemblies(asked: Sequence[AssemblyRecipe], before: Recipe | None) -> tuple[AssemblyRecipe, ...]:
@@ -121,9 +152,10 @@ def plan_assemblies(
     found = []
     for entry in assemblies:
         assert entry.name is not None
-        if entry.name in taken:
+        if entry.name in taken or is_reserved(entry.name):
             raise UserError(
-                f"The assembly {entry.spec} cannot have the name {entry.name}, which is another variant.",
+                f"The assembly {entry.spec} cannot have the name {entry.name}, which means another variant "
+                "or file.",
                 "Choose another name: --assembly NAME=SPEC, or name: in the recipe.",
             )
         assembly, ratio = parse_assembly(entry.spec)
@@ -221,6 +253,6 @@ def _plugin(entry: AssemblyRecipe, plans: Sequence[VariantPlan], ratio: int | No
         raise UserError(
             f"The assembly {entry.spec} asks for the plugin of ratio {ratio}; there are "
             f"{there or 'no plugins'}.",
-            "Give exactly one plugin of that ratio: --plugin DIR, or plugins in the recipe.",
+            "Give exactly one plugin of that ratio, or other assemblies: --plugin DIR, --assembly SPEC.",
         )
     return found[0]

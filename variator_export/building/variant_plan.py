@@ -1,10 +1,22 @@
 """A variant of a build, as planned."""
 
+import re
 from dataclasses import dataclass
 
 from variator_export.core.assembly import Assembly
 from variator_export.model.plugin_file import ResolvedPlugin
 from variator_export.recipe.recipe import PluginRecipe
+
+BASELINE = "ratio-1"
+# The method of assemblies.
+MODULAR = "modular"
+# Names of other files of a bundle, and of variants of the original layers.
+_RESERVED = re.compile(r"any-ratio|any-assembly|model|encoder_model|ratio-\d+")
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a name cannot be chosen for a variant."""
+    return _RESERVED.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class VariantPlan:
     def method(self) -> str:
         """The method that creates the variant."""
         if self.assembly is not None:
-            return "modular"
+            return MODULAR
         return "none" if self.plugin is None else self.plugin.method
 
     @property

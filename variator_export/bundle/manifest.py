@@ -241,7 +241,11 @@ class Manifest(ManifestPart):
 
     @model_validator(mode="after")
     def _modules_exist(self) -> "Manifest":
+        if (self.any_assembly_graph is None) != (not self.branches):
+            raise ValueError("any_assembly_graph and branches belong together")
         for variant in self.variants:
+            if variant.assembly_spec is not None and not self.branches:
+                raise ValueError(f"{variant.name} is an assembly, and there are no branches")
             if lacking := {*variant.modules} - self.modules.keys():
                 raise ValueError(f"{variant.name} uses the modules {min(lacking)}, which are not listed")
         return self

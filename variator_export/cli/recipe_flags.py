@@ -10,11 +10,11 @@ from variator_export.cli import options
 from variator_export.core.errors import UsageError, UserError
 from variator_export.core.nearest import nearest
 from variator_export.engines.targets import build_targets
-from variator_export.recipe.recipe import DEFAULT_RECIPE
+from variator_export.recipe.recipe import DEFAULT_RECIPE, VARIANT_NAME
 from variator_export.recipe.recipe_file import Layer, ResolvedRecipe, resolve_recipe
 
 # The keys of a specification of an assembly.
-_STACKS = ("enc", "dec", "k")
+_KEYS = ("enc", "dec", "k")
 # Characters that a recipe's name cannot have.
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -122,7 +122,7 @@ def _named_source(text: str) -> dict[str, Any]:
 def _assembly(text: str) -> dict[str, Any]:
     """`[NAME=]SPEC`, where a specification itself begins with `enc=`, `dec=` or a number."""
     name, equals, spec = text.partition("=")
-    if equals and name.strip() not in _STACKS:
+    if equals and re.fullmatch(VARIANT_NAME, name) and name not in _KEYS:
         return {"name": name, "spec": spec}
     return {"spec": text}
 

@@ -69,9 +69,10 @@ class Answer:
     variants: Sequence[ServedVariant]
 
     @property
-    def ratios(self) -> list[int]:
-        """The ratios that rows ran with, ascending, each once."""
-        return sorted({variant.ratio for variant in self.variants})
+    def ratios(self) -> list[int | str]:
+        """The ratios that rows ran with, ascending, and then the names of assemblies; each once."""
+        labels = {variant.label for variant in self.variants}
+        return sorted(labels, key=lambda label: (isinstance(label, str), label))
 
 
 @dataclass(eq=False)

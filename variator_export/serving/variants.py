@@ -21,6 +21,7 @@ class ServedVariant:
         name: The variant's name.
         ratio: The variant's compression ratio.
         assembly: Whether its layers are not the original ones. A ratio alone never means such a variant.
+        baseline: Whether the variant is the uncompressed model, which comes first.
         work: The multiply-accumulates of a text of 128 tokens, as a share of those of the uncompressed model.
         loss: What the variant loses against the uncompressed model, as a share of the metric, from 0. None if
             it was not measured.
@@ -34,10 +35,16 @@ class ServedVariant:
     automatic: bool = True
     work: float = 1.0
     assembly: bool = False
+    baseline: bool = False
+
+    @property
+    def label(self) -> int | str:
+        """What tells the variant apart in headers, metrics and pages: its ratio; of an assembly, its name."""
+        return self.name if self.assembly else self.ratio
 
 
 class Variants:
-    """Variants from the best quality to the lowest, which is from the slowest to the fastest.
+    """Variants from the most work to the least. Those that policies choose are also in order of quality.
 
     A level is an index into them.
 
@@ -50,7 +57,7 @@ class Variants:
     def __init__(self, variants: Sequence[ServedVariant], metric: str | None = None) -> None:
         if not variants:
             raise ValueError("there must be a variant")
-        self.all = tuple(sorted(variants, key=lambda v: (-v.work, v.ratio, not v.automatic)))
+        self.all = tuple(sorted(variants, key=lambda v: (not v.baseline, -v.work, v.ratio, not v.automatic)))
         self.automatic = tuple(level for level, variant in enumerate(self.all) if variant.automatic)
         self.metric = metric
 
@@ -136,7 +143,8 @@ def read_variants(
     Args:
         bundle: The bundle.
         metric: The metric whose loss counts. None for the main metric of the bundle's task.
-        allow_unknown_quality: Serve a bundle without a stored evaluation. Variants are then ordered by ratio.
+        allow_unknown_quality: Serve a bundle without a stored evaluation. Policies then choose among all
+            variants, by their work.
 
     Raises:
         UserError: The evaluation lacks a variant or the metric, or there is none.
@@ -186,6 +194,7 @@ def _ordered(bundle: BundleFiles, losses: Mapping[str, float]) -> list[ServedVar
                     automatic=place == 0,
                     work=method_of(variant).macs(size, variant, 1, _TOKENS) / whole,
                     assembly=assembly is not None,
+                    baseline=variant.baseline,
                 )
                 for place, variant in enumerate(of_ratio)
             ]
@@ -193,7 +202,7 @@ def _ordered(bundle: BundleFiles, losses: Mapping[str, float]) -> list[ServedVar
 
 
 def _is_dominated(variant: ServedVariant, others: Sequence[ServedVariant]) -> bool:
-    """Whether a variant of less work loses no more. Unknown losses say nothing."""
+    """Whether a variant of less work loses less. Unknown losses say nothing."""
     return any(
         other.loss is not None
         and variant.loss is not None

@@ -39,11 +39,7 @@ def load_given(folders: Mapping[str, Path], backbone: Backbone) -> GivenPlugins:
             backbone.
     """
     for name in folders:
-        if not _NAME.fullmatch(name):
-            raise UserError(
-                f"{name!r} cannot name a plugin, because the name is also used for the plugin's folder.",
-                "Use letters, digits, '-', '_' and '.', and begin with a letter or a digit.",
-            )
+        check_name(name)
     modules = {name: _load(folder, backbone) for name, folder in folders.items()}
     parents = {
         name: {
@@ -54,6 +50,19 @@ def load_given(folders: Mapping[str, Path], backbone: Backbone) -> GivenPlugins:
         for name, folder in folders.items()
     }
     return GivenPlugins(modules, parents)
+
+
+def check_name(name: str) -> None:
+    """Check the name of a result of a training.
+
+    Raises:
+        UserError: It cannot name a folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} cannot be a name, because the name is also used for the folder.",
+            "Use letters, digits, '-', '_' and '.', and begin with a letter or a digit.",
+        )
 
 
 def _load(folder: Path, backbone: Backbone) -> CompressionPlugin:

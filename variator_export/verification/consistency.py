@@ -14,6 +14,7 @@ from variator_export.bundle.variant_files import MODULE_CONFIG_NAME, MODULE_TENS
 from variator_export.core.errors import NumbersDisagreeError
 from variator_export.core.hashing import sha256_file
 from variator_export.core.parts import DECODER
+from variator_export.model.modular.files import load_module_config
 from variator_export.model.plugin_file import load_plugin_config
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
 
@@ -75,12 +76,21 @@ def _records_of(
     yield variant.graph, _sha256(bundle, variant.graph), verified.get("graph")
     shared = manifest.session_graph
     yield shared, _sha256(bundle, shared), verified.get("session_graph")
+    any_ratio = manifest.any_ratio_graph
+    yield any_ratio, _sha256(bundle, any_ratio), verified.get("any_ratio")
     if variant.assembly_spec is not None:
         bound = manifest.steps.get(f"bind/{variant.name}", {})
         yield f"the assembly of {variant.name}", variant.assembly_spec, bound.get("assembly")
-    for modules in (manifest.modules[name] for name in variant.modules):
-        for name in (f"{modules.folder}/{MODULE_CONFIG_NAME}", f"{modules.folder}/{MODULE_TENSORS_NAME}"):
-            yield name, _sha256(bundle, name), (verified.get("modules") or {}).get(name)
+    for name, expected in (verified.get("modules") or {}).items():
+        yield name, _sha256(bundle, name), expected
+    for modules in variant.modules:
+        entry = manifest.modules[modules]
+        bundle.file(f"{entry.folder}/{MODULE_CONFIG_NAME}")
+        described = load_module_config(bundle.path / entry.folder)
+        groups = tuple((group.first, group.last, group.like) for group in described.modules)
+        yield f"the groups of {modules}", entry.groups, groups
+        stored = _sha256(bundle, f"{entry.folder}/{MODULE_TENSORS_NAME}")
+        yield f"the hash of {modules}", entry.sha256, stored
     yield BACKBONE_WEIGHTS, _sha256(bundle, BACKBONE_WEIGHTS), verified.get("weights")
     if manifest.backbone.generates:
         decoder, generated = manifest.any_ratio[DECODER], manifest.steps.get(f"generate/{variant.name}", {})

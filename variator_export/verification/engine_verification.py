@@ -26,7 +26,8 @@ def engine_records(verification: "Verification", gpu: str, manifest: Manifest) -
         own = [f for found in verification.findings.values() for f in found if f.question.graph == engine]
         entry, variant = entries[engine], entries[engine].variant
         passed = all(finding.passed for finding in own) and variant not in verification.imprecise
-        if passed and entry.takes_plugins and len(verification.findings) < len(manifest.variants):
+        original = [v.name for v in manifest.variants if v.assembly_spec is None]
+        if passed and entry.takes_plugins and not verification.findings.keys() >= set(original):
             continue
         precision = verification.precisions.get(variant)
         worst = max(own, key=lambda finding: finding.severity)

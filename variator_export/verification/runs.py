@@ -285,8 +285,15 @@ class Engines:
         found: dict[str, Runner] = {}
         if (own := self._files.get(variant.name)) is not None:
             found[own] = self._sessions[own]
-        if (file := self._files.get(ANY_RATIO)) is not None:
+        if variant.assembly_spec is None and (file := self._files.get(ANY_RATIO)) is not None:
             found[file] = _AtRatio(self._sessions[file], variant.name)
+        if not found:
+            raise UserError(
+                f"{variant.name} has no engine for {self._target.name}; the one for all ratios has the "
+                "original layers alone.",
+                f"Leave it out, or compile its own: variator-export compile {self._bundle.path} --variant "
+                f"{variant.name}",
+            )
         return found
 
     @property

@@ -323,7 +323,9 @@ def _plan_proof(
         NumbersDisagreeError: More than 5 % of the multiply-accumulates are in another type.
     """
     products = find_engine_target(entry.target).products(engine)
-    variants = [v for v in sources.variants if entry.variant in (v.name, ANY_RATIO)]
+    original = [v for v in sources.variants if v.assembly_spec is None]
+    variants = original if entry.variant == ANY_RATIO else sources.variants
+    variants = [v for v in variants if entry.variant in (v.name, ANY_RATIO)]
     # The any-ratio graph is counted without the plugins' products, whose sizes differ with the ratio.
     variant = min(variants, key=lambda v: v.ratio)
     graphs = variant.graphs if entry.variant != ANY_RATIO else sources.any_ratio

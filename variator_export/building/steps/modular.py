@@ -38,6 +38,9 @@ def check_plan(
             f"Modules have no constant scales of activations, which {precision.name} needs.",
             "Choose --precision int8, whose scales are computed for each token, or a floating-point type.",
         )
+    from variator_export.model.modular.assembled import refuse_assembly
+
+    refuse_assembly(context.info)
     layers: dict[str, int] = dict(context.info.stack_layers.items())
     for plan in modules:
         check_modules_fit(plan.config, plan.recipe.source, context.host, layers)
@@ -52,30 +55,32 @@ def copy_modules(context: BuildContext, plan: ModulesPlan) -> None:
     outputs = [f"{plan.folder}/{file}" for file in (MODULE_CONFIG_NAME, MODULE_TENSORS_NAME)]
     if context.quantizes:
         outputs.append(f"{plan.folder}/{QUANTIZED_MODULES_NAME}")
-    if plan.files is None and staged.old is not None:
-        # The copy in the bundle is now authoritative: its source may no longer exist.
-        depends_on = staged.old.manifest.steps.get(name, {})
-    else:
-        assert plan.files is not None
-        depends_on = {
-            "sha256": plan.files.sha256,
-            "precision": context.recipe.precision,
-            "backbone": context.backbone_key,
-            "made_by": context.code_fingerprint(*TRACED_BY),
-        }
-        if context.quantizes:
-            depends_on["float32_modules"] = list(context.recipe.quantization.float32_modules)
+    before = {} if staged.old is None else staged.old.manifest.steps.get(name, {})
+    depends_on = {
+        # Without files, the copy in the bundle is authoritative: its source may no longer exist.
+        "sha256": before.get("sha256") if plan.files is None else plan.files.sha256,
+        "precision": context.recipe.precision,
+        "backbone": context.backbone_key,
+        "made_by": context.code_fingerprint(*TRACED_BY),
+    }
+    if context.quantizes:
+        depends_on["float32_modules"] = list(context.recipe.quantization.float32_modules)
     staged.step(name, depends_on, outputs, functools.partial(_copy, context, plan))
 
 
 def _copy(context: BuildContext, plan: ModulesPlan) -> None:
     from variator_export.model.modular.assembled import in_precision
-    from variator_export.model.modular.weights import load_modules, write_config
+    from variator_export.model.modular.weights import load_bundled, load_modules, write_config
     from variator_export.model.weights_file import write_weights
 
-    assert plan.files is not None
-    target = context.staged.folder / plan.folder
-    modules: ModuleSet = load_modules(plan.files.folder)
+    old, target = context.staged.old, context.staged.folder / plan.folder
+    if plan.files is not None:
+        modules: ModuleSet = load_modules(plan.files.folder)
+    else:
+        assert old is not None
+        for file in (MODULE_CONFIG_NAME, MODULE_TENSORS_NAME):
+            old.file(f"{plan.folder}/{file}")
+        modules = load_bundled(old.path / plan.folder, quantized=False)
     precision = find_precision(context.recipe.precision)
     float32 = context.in_float32
     unquantized = in_precision(float32, modules, find_precision(precision.unquantized))

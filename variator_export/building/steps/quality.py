@@ -1,13 +1,14 @@
 """The quality of every ratio on the recipe's data, before a bundle is published."""
 
 from variator_export.building.context import BuildContext
-from variator_export.bundle.manifest import BACKBONE_WEIGHTS, Manifest
+from variator_export.bundle.manifest import BACKBONE_WEIGHTS, Manifest, Variant
 from variator_export.bundle.reports import QUALITY_REPORT
 from variator_export.core.environment import require, require_onnxruntime, versions
 from variator_export.core.errors import NumbersDisagreeError
 from variator_export.core.precision import find_precision
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns
+from variator_export.model.methods import method_of
 from variator_export.quality.evaluation import (
     EvaluationRuntime,
     Quality,
@@ -88,7 +89,7 @@ def check_quality(context: BuildContext, manifest: Manifest, request: Request) -
         "computes": {
             name: staged.sha256(name)
             for variant in manifest.variants
-            for name in (*variant.graphs.values(), *variant.plugin_files)
+            for name in (*variant.graphs.values(), *variant.plugin_files, *_modules(variant, manifest))
         },
         "weights": staged.sha256(BACKBONE_WEIGHTS),
         "files": staged.steps["backbone"]["files"],
@@ -98,6 +99,11 @@ def check_quality(context: BuildContext, manifest: Manifest, request: Request) -
         "made_by": context.code_fingerprint(*_MADE_BY),
     }
     staged.step("quality", depends_on, [], make)
+
+
+def _modules(variant: Variant, manifest: Manifest) -> tuple[str, ...]:
+    """The files of tensors that an assembly's graphs refer to."""
+    return method_of(variant).tensor_files(variant, manifest.precision)
 
 
 def _runtimes(precision: str) -> tuple[EvaluationRuntime, ...]:
@@ -117,7 +123,8 @@ def _refuse_loss(found: Quality, most: float) -> None:
             raise NumbersDisagreeError(
                 f"{row.variant} loses {lost} of {found.metric} on {found.data['name']} "
                 f"({found.data['examples']} examples); the recipe allows {most:.2%}.",
-                "Train the plugin longer, leave the ratio out (--ratio), or raise quality.max_loss.",
+                "Train the plugin or the modules longer, leave the variant out (--ratio, --assembly), or "
+                "raise quality.max_loss.",
             )
 
 

@@ -185,7 +185,9 @@ class OnnxRuntimeVariantSession:
         return self._graph.run_values(self._arguments(inputs, ratio), {})
 
     def _arguments(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> Arrays:
-        if ratio not in (None, self._variant.ratio, self._variant.name):
+        # A ratio alone means the original layers.
+        own = () if self._variant.assembly_spec is not None else (self._variant.ratio,)
+        if ratio not in (None, self._variant.name, *own):
             raise UserError(
                 f"This session runs {self._variant.name} (ratio {self._variant.ratio}), not {ratio!r}.",
                 "Open a session for every ratio: leave out `variant` in bundle.session(...).",

@@ -191,7 +191,9 @@ class TensorRtSession:
     def _find(self, choice: int | str | None) -> str:
         """The name of the variant or plugin to run."""
         if self._variant is not None:
-            if choice not in (None, self._variant.name, self._variant.ratio):
+            # A ratio alone means the original layers.
+            own = () if self._variant.assembly_spec is not None else (self._variant.ratio,)
+            if choice not in (None, self._variant.name, *own):
                 raise UserError(
                     f"This session runs {self._variant.name}, not {choice!r}.",
                     "Open a session for every ratio, without a variant.",

@@ -127,6 +127,8 @@ class Family:
             and all layers use. They stay when a module replaces that layer (`model.modular`).
         share_first: Function of (a layer, the stack's own first layer) that lets the layer be the first of an
             assembly, in place: it shares those tensors. None if every layer can be the first.
+        refuse_assembly: Function of the configuration that returns the reason why layers cannot be left out
+            or replaced; None if they can.
         padding_states_vary: Whether the hidden states of padding depend on the amount of padding. A plugin
             that does not exclude padding reads them, so its outputs depend on it too.
     """
@@ -145,6 +147,7 @@ class Family:
     decoder: Decoder | None = None
     first_layer_tensors: tuple[str, ...] = ()
     share_first: Callable[[nn.Module, nn.Module], None] | None = None
+    refuse_assembly: Callable[[Any], str | None] = lambda _config: None
     padding_states_vary: bool = False
 
     def stack_path(self, stack: Stack) -> str:

@@ -31,6 +31,12 @@ def _refuse(config: Any) -> str | None:
     return "it has token types (type_vocab_size is not 0)" if config.type_vocab_size else None
 
 
+def _refuse_assembly(config: Any) -> str | None:
+    if getattr(config, "conv_kernel_size", 0):
+        return "its encoder has a convolution after the first layer (conv_kernel_size)"
+    return None
+
+
 def _family(name: str, prefix: str) -> Family:
     return Family(
         name=name,
@@ -42,6 +48,7 @@ def _family(name: str, prefix: str) -> Family:
         size=_size,
         max_length=lambda config: config.max_position_embeddings,
         refuse=_refuse,
+        refuse_assembly=_refuse_assembly,
         # The mask covers the rows of padding as well, and attention over nothing is spread over all tokens.
         padding_states_vary=True,
     )

@@ -16,6 +16,7 @@ from variator_export.core.assembly import Assembly, Stack
 from variator_export.core.errors import UserError
 from variator_export.core.precision import Precision
 from variator_export.model.backbone import Backbone, copy_sharing_weights
+from variator_export.model.backbone_info import BackboneInfo
 from variator_export.model.families.base import Family
 from variator_export.model.modular.layout import ModuleGroup, module_for, prefix_of, weight_name
 from variator_export.model.modular.weights import ModuleSet
@@ -28,10 +29,36 @@ def layers_of(backbone: Backbone, stack: Stack) -> nn.ModuleList:
     return layers
 
 
+def refuse_assembly(info: BackboneInfo) -> None:
+    """Refuse a backbone whose layers cannot be left out or replaced.
+
+    Raises:
+        UserError: It is one.
+    """
+    if (reason := info.spec.family.refuse_assembly(info.config)) is not None:
+        raise UserError(
+            f"The layers of {info.source.name} cannot be replaced by modules: {reason}.",
+            "Use compression plugins, or another backbone.",
+        )
+
+
 def own_state(family: Family, layer: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors of a layer that a module has for itself, by name."""
     kept = family.first_layer_tensors
     return {name: tensor for name, tensor in layer.state_dict().items() if name not in kept}
+
+
+def trainable(family: Family, layer: nn.Module) -> nn.Module:
+    """Let the weights of a module be trained. What it shares with the backbone is no longer a part of it."""
+    for tensor in family.first_layer_tensors:
+        parent, _, child = tensor.rpartition(".")[0].rpartition(".")
+        owner = layer.get_submodule(parent)
+        if child in dict(owner.named_children()):
+            shared = owner.get_submodule(child)
+            delattr(owner, child)
+            # Still there for the layer's own code, but in no list of parameters and in no state dict.
+            object.__setattr__(owner, child, shared)
+    return layer.requires_grad_(True)
 
 
 def copied_layer(backbone: Backbone, stack: Stack, group: ModuleGroup) -> nn.Module:

@@ -73,7 +73,7 @@ def load_module_config(folder: Path) -> ModuleConfig:
     except ValidationError as error:
         raise UserError(
             f"{path} is not a configuration of modules: {describe_validation_error(error, ModuleConfig)}",
-            "Correct the field named above; docs/module-format.md lists all fields.",
+            "Correct the field named above; docs/modular.md lists all fields.",
         ) from error
 
 

@@ -20,7 +20,7 @@ class _Second:
 
     at: int
     latencies_ms: list[float] = field(default_factory=list)
-    texts_by_ratio: dict[int, int] = field(default_factory=dict)
+    texts_by_ratio: dict[int | str, int] = field(default_factory=dict)
     lost: float = 0.0
     texts: int = 0
     tokens: int = 0
@@ -50,7 +50,7 @@ class LiveRecord:
         """Count a batch."""
         with self._lock:
             now = self._now()
-            now.texts_by_ratio[variant.ratio] = now.texts_by_ratio.get(variant.ratio, 0) + texts
+            now.texts_by_ratio[variant.label] = now.texts_by_ratio.get(variant.label, 0) + texts
             now.lost += (variant.loss or 0.0) * texts
             now.texts, now.tokens, now.busy_ms = now.texts + texts, now.tokens + tokens, now.busy_ms + ms
 
@@ -79,7 +79,7 @@ class LiveRecord:
             "goal_ms": self._goal_ms,
             "now": int(self._clock() - self._started),
             "queue": queue_rows,
-            "ratios": [v.ratio for v in variants],
+            "ratios": [v.label for v in variants],
             "losses": [v.loss for v in variants],
             "metric": self._variants.metric if self._variants is not None else None,
             "seconds": seconds,
@@ -103,6 +103,6 @@ class LiveRecord:
             "tokens": second.tokens,
             "busy": second.busy_ms / 1e3,
             "refused": second.refused,
-            "ratios": {str(ratio): texts for ratio, texts in sorted(second.texts_by_ratio.items())},
+            "ratios": {str(ratio): texts for ratio, texts in second.texts_by_ratio.items()},
             "lost": second.lost / second.texts if second.texts else None,
         }

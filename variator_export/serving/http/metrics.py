@@ -94,12 +94,12 @@ class Metrics(Listener):
     def offer(self, variants: Variants) -> None:
         """Let the ratios of a model appear, with 0 texts."""
         for variant in variants.all:
-            self._selected.labels(str(variant.ratio))
+            self._selected.labels(str(variant.label))
         self.live.offer(variants)
 
     def batch_done(self, batch: Batch, ms: float, choosing_ms: float) -> None:
         """Count a batch."""
-        ratio = str(batch.variant.ratio)
+        ratio = str(batch.variant.label)
         tokens = sum(row.length for row in batch.rows)
         self._batch_duration.labels(ratio).observe(ms / 1e3)
         self._batch_rows.observe(len(batch.rows))

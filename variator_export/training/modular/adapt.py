@@ -8,11 +8,13 @@ from typing import Any
 from variator_export.core.errors import UserError
 from variator_export.data.examples import Examples
 from variator_export.model.backbone import Backbone
-from variator_export.model.modular.assembled import loaded_layer
+from variator_export.model.modular.assembled import loaded_layer, trainable
 from variator_export.model.modular.files import resolve_modules
 from variator_export.model.modular.weights import load_modules
 from variator_export.training.adapt import adaptation_data
 from variator_export.training.batches import collate_items
+from variator_export.training.given_plugins import check_name
+from variator_export.training.modular.replacing import check_module_losses
 from variator_export.training.modular.run import NewModules, TrainedModules, train_modules
 from variator_export.training.modular.settings import ModuleLosses, Replacing
 from variator_export.training.run import Run
@@ -48,6 +50,9 @@ def adapt_modules(
     Raises:
         UserError: Modules do not fit the backbone, or a label is missing or unknown.
     """
+    for name in modules:
+        check_name(name)
+    check_module_losses(backbone, losses)
     given = {name: _load(folder, backbone) for name, folder in modules.items()}
     data, settings = adaptation_data(backbone, train, held_out, losses, optimisation, max_tokens, max_tokens)
     return train_modules(
@@ -84,7 +89,8 @@ def _load(folder: Path, backbone: Backbone) -> tuple[NewModules, dict[str, Any]]
             "Give modules that were trained for the model that this backbone was fine-tuned from.",
         )
     loaded = tuple(
-        loaded_layer(backbone, modules, index).requires_grad_(True) for index in range(len(config.modules))
+        trainable(backbone.spec.family, loaded_layer(backbone, modules, index))
+        for index in range(len(config.modules))
     )
     # From here on, the modules belong to this backbone.
     config = dataclasses.replace(config, backbone=backbone.info.identity)

@@ -6,9 +6,10 @@ from variator_export.core.assembly import ENCODER_STACK
 from variator_export.core.errors import UserError
 from variator_export.data.texts import TextSource
 from variator_export.model.backbone import Backbone
-from variator_export.model.modular.assembled import copied_layer
+from variator_export.model.modular.assembled import copied_layer, trainable
 from variator_export.model.modular.layout import ModuleConfig, even_groups
 from variator_export.training.batches import collate_items
+from variator_export.training.modular.replacing import check_module_losses
 from variator_export.training.modular.run import NewModules, TrainedModules, train_modules
 from variator_export.training.modular.settings import ModuleLosses, ModuleShape, Replacing
 from variator_export.training.passages import describe_texts
@@ -50,6 +51,7 @@ def pretrain_modules(
             "The loss term label needs labels, which plain text does not have.",
             "Leave the term out, or use `train adapt` with a table.",
         )
+    check_module_losses(backbone, losses)
     sets = {
         f"g{granularity}": new_modules(backbone, granularity, shape.start)
         for granularity in shape.granularities
@@ -100,7 +102,6 @@ def new_modules(backbone: Backbone, granularity: int, start: str) -> NewModules:
         modules=groups,
         backbone=backbone.info.identity,
     )
-    layers = tuple(copied_layer(backbone, ENCODER_STACK, group) for group in groups)
-    for layer in layers:
-        layer.requires_grad_(True)
+    family = backbone.spec.family
+    layers = tuple(trainable(family, copied_layer(backbone, ENCODER_STACK, group)) for group in groups)
     return NewModules(config, layers)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from variator_export.core.assembly import ENCODER_STACK, Span
+from variator_export.core.errors import UserError
 from variator_export.model.augmented import ATTENTIONS_PREFIX, HIDDEN_STATES_PREFIX, run_backbone
 from variator_export.model.backbone import Backbone, copy_sharing_weights
 from variator_export.model.modular.assembled import layers_of
@@ -53,7 +54,7 @@ class ModuleReplacing(TrainedModule):
         seed: int,
     ) -> None:
         super().__init__()
-        check_losses(backbone, weights)
+        check_module_losses(backbone, weights)
         self.sets = nn.ModuleList(nn.ModuleList(layers) for _, layers in sets.values()).eval()
         self.weights, self.replacing, self.steps, self.seed = weights, replacing, steps, seed
         self.metric_names = tuple(sets)
@@ -187,6 +188,23 @@ class ModuleReplacing(TrainedModule):
             assert labels is not None
             total = total + weights.label * losses.label_loss(found["logits"], labels)
         return total
+
+
+def check_module_losses(backbone: Backbone, weights: ModuleLosses) -> None:
+    """Reject a term of the loss that modules do not have, or that the backbone has no output for.
+
+    Raises:
+        UserError: There is such a term.
+    """
+    if backbone.spec.head.generates and any((weights.logits, weights.label, weights.decoder)):
+        raise UserError(
+            "Modules of a backbone that generates text are trained on the encoder's states alone.",
+            "Choose from the terms hidden, layers and attention: --loss hidden=1 --loss layers=1",
+        )
+    if weights.decoder:
+        raise UserError("The loss of modules has no term decoder.", "Leave it out.")
+    # Each term covers every module that a step draws, or a later step does.
+    check_losses(backbone, weights.model_copy(update={"layers": 0.0, "hidden": 1.0}))
 
 
 class _Student:

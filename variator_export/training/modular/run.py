@@ -11,7 +11,7 @@ from torch import nn
 
 from variator_export.model.backbone import Backbone
 from variator_export.model.card import CARD_NAME, PLOT_NAME
-from variator_export.model.modular.assembled import state_of_modules
+from variator_export.model.modular.assembled import refuse_assembly, state_of_modules
 from variator_export.model.modular.card import module_card
 from variator_export.model.modular.layout import ModuleConfig
 from variator_export.model.modular.weights import ModuleSet, save_modules
@@ -75,6 +75,7 @@ def train_modules(
         run: The training run, which says where the folders are published.
         inputs: Paths that the run reads besides the backbone. The run must not replace them.
     """
+    refuse_assembly(backbone.info)
     with run.publishing((*inputs, backbone.info.source.folder)) as (staging, checkpoints):
         backbone.model.to(device())
         module = ModuleReplacing(

@@ -114,15 +114,13 @@ def quantization_losses(
     return losses
 
 
-def refuse_losses(
-    losses: Sequence[QuantizationLoss], run: RunWithKept, candidates: Callable[[], Sequence[str]]
-) -> None:
+def refuse_losses(losses: Sequence[QuantizationLoss], run: RunWithKept, candidates: Sequence[str]) -> None:
     """End a build whose quantisation loses more than the recipe allows.
 
     Args:
         losses: The losses of one variant.
         run: Runs the variant with some more modules in float32, on the inputs of the losses.
-        candidates: Returns the modules to try in float32, one at a time.
+        candidates: The modules to try in float32, one at a time; none to try nothing.
 
     Raises:
         NumbersDisagreeError: A loss is outside its limit. The hint names the module that loses most.
@@ -131,12 +129,18 @@ def refuse_losses(
     if not failed:
         return
     worst = min(failed, key=lambda loss: loss.measured - loss.limit)
+    problem = f"{worst}. {len(failed)} of {len(losses)} outputs are below their limit; nothing was published."
+    if not candidates:
+        raise NumbersDisagreeError(
+            problem,
+            "Leave more modules in float32 (quantization.float32_modules), or choose another precision.",
+        )
     wanted = run(None)[worst.output]
     now = _distance(run([])[worst.output], wanted)
-    left = {name: _distance(run([name])[worst.output], wanted) for name in candidates()}
+    left = {name: _distance(run([name])[worst.output], wanted) for name in candidates}
     best = min(left, key=lambda name: left[name])
     raise NumbersDisagreeError(
-        f"{worst}. {len(failed)} of {len(losses)} outputs are below their limit; nothing was published.",
+        problem,
         f"The module {best} loses most: with it in float32 the error is {1 - left[best] / now:.0%} smaller. "
         f"Leave it in float32 (quantization: {{float32_modules: [{best}]}}), lower the limit, or choose "
         "another precision.",

@@ -123,7 +123,7 @@ function numbers(live, minute) {
     const entry = document.createElement("span");
     const square = element("svg", { viewBox: "0 0 1 1" });
     square.append(element("rect", { class: `k${index % COLOURS}`, width: 1, height: 1 }));
-    entry.append(square, `ratio ${ratio}`);
+    entry.append(square, typeof ratio === "string" ? ratio : `ratio ${ratio}`);
     return entry;
   }));
 }
