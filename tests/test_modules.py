@@ -443,8 +443,8 @@ def _swap_modules(graph: Path) -> None:
     model = onnx.load(graph, load_external_data=False)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
     for name, tensor in tensors.items():
-        if ".0-1." in name:
-            other = tensors[name.replace(".0-1.", ".2-3.")]
+        if name.startswith("g2.encoder.layer.1."):
+            other = tensors[name.replace(".layer.1.", ".layer.3.")]
             mine, theirs = (list(map(copy.copy, t.external_data)) for t in (tensor, other))
             del tensor.external_data[:], other.external_data[:]
             tensor.external_data.extend(theirs)
@@ -605,6 +605,36 @@ def test_kept_modules_are_quantised_again(tmp_path: Path, model: Path, modules: 
     other = _recipe(model, modules, precision="int8", quantization={**loose, "float32_modules": ["query"]})
     build(other.model_copy(update={"modules": ()}), folder)
     assert verify(folder, ["enc-2x2"]).passed
+
+
+def test_assemblies_keep_their_plugin(tmp_path: Path, model: Path, modules: Path) -> None:
+    """A second plugin of the ratio may come, and a ratio that is not built leaves out its assemblies."""
+    folder = tmp_path / "bundle"
+    build(_recipe(model, modules, "enc=2x2;k=2"), folder)
+    second = [{"ratio": 2, "name": "second", "initialise": {"seed": 2}}]
+    build(_recipe(model, modules, plugins=second), folder)
+    found = {v.name: v for v in Bundle.load(folder).manifest.variants}
+    assert found["enc-2x2_ratio-2"].plugin is not None
+    assert found["enc-2x2_ratio-2"].plugin.folder == "plugins/ratio-2"
+    named = {"spec": "enc=2x2;k=2", "name": "other", "plugin": "second"}
+    build(_recipe(model, modules, named, plugins=second), folder)
+    other = Bundle.load(folder).variant("other").plugin
+    assert other is not None
+    assert other.folder == "plugins/second"
+    with pytest.raises(UserError, match="asks for the plugin of ratio 2; there are ratio-2"):
+        build(_recipe(model, modules, {"spec": "enc=2,1,1;k=2"}, plugins=second), folder)
+    build(_recipe(model, modules, "enc=2x2", "enc=2x2;k=2", ratios=[1]), tmp_path / "one")
+    assert [v.name for v in Bundle.load(tmp_path / "one").manifest.variants] == ["ratio-1", "enc-2x2"]
+
+
+def test_modules_stay_in_float32_like_the_layer_they_are_like(
+    tmp_path: Path, model: Path, modules: Path
+) -> None:
+    kept = {"min_cosine": -1, "min_agreement": 0, "float32_modules": ["encoder.layer.3"]}
+    build(_recipe(model, modules, "enc=2x2", precision="int8", quantization=kept), tmp_path / "bundle")
+    stored = load_file(tmp_path / "bundle/modules/g2/quantized.safetensors")
+    types = {name: stored[name].dtype for name in sorted(stored) if name.endswith("query.weight")}
+    assert list(types.values()) == [torch.int8, torch.float32]
 
 
 def test_a_ratio_alone_is_not_an_assembly(bundle: Path) -> None:

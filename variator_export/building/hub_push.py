@@ -188,7 +188,8 @@ def _bundle_card(manifest: Manifest, name: str) -> str:
         head.append(f"pipeline_tag: {backbone.task}")
     head += ["tags:", "- onnx", "- variator", "---", ""]
     rows = [
-        f"| {v.name} | {v.ratio} | {v.plugin_state} | {', '.join(v.graphs.values())} |"
+        f"| {v.name} | {v.assembly_spec or 'original'} | {v.ratio} | {v.plugin_state} | "
+        f"{', '.join(v.graphs.values())} |"
         for v in manifest.variants
     ]
     modules = " and modules" if manifest.modules else ""
@@ -203,8 +204,8 @@ def _bundle_card(manifest: Manifest, name: str) -> str:
             f"{made.get('torch')} before it was published.",
             "",
             *_label_words(backbone),
-            "| variant | ratio | plugin | graph |",
-            "|---|---:|---|---|",
+            "| variant | layers | ratio | plugin | graph |",
+            "|---|---|---:|---|---|",
             *rows,
             "",
             *_use(max(v.ratio for v in manifest.variants if v.assembly is None)),

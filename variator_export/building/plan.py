@@ -14,12 +14,14 @@ from variator_export.building.plan_modular import (
 from variator_export.building.variant_plan import BASELINE, MODULAR, VariantPlan, is_reserved
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import Manifest
+from variator_export.core.assembly import parse_assembly
 from variator_export.core.errors import UserError
 from variator_export.core.validation import describe_validation_error
 from variator_export.engines.targets import GRAPHS
 from variator_export.model.methods import METHODS
 from variator_export.model.plugin_file import ResolvedPlugin, resolve_plugin
 from variator_export.model.source import pin_source, plugin_folder
+from variator_export.recipe.assemblies import AssemblyRecipe
 from variator_export.recipe.recipe import GraphsRecipe, PluginRecipe, Recipe
 
 
@@ -191,9 +193,10 @@ def merge(
         }
     )
     all_modules = keep_modules(modules, before, old_bundle)
-    assemblies = keep_assemblies(recipe.assemblies, before)
     variants = [VariantPlan(BASELINE, 1, None), *plans]
-    variants += plan_assemblies(assemblies, variants, all_modules)
+    wanted = keep_assemblies(_of_ratios(recipe), before)
+    assembled, assemblies = plan_assemblies(wanted, variants, all_modules)
+    variants += assembled
     resolved = resolved.model_copy(
         update={"modules": tuple(plan.recipe for plan in all_modules), "assemblies": assemblies}
     )
@@ -203,6 +206,14 @@ def merge(
         quantization = quantization.model_copy(update={"calibration": before.quantization.calibration})
     resolved = resolved.model_copy(update={"graphs": graphs, "quantization": quantization})
     return BuildPlan(resolved, tuple(variants), all_modules)
+
+
+def _of_ratios(recipe: Recipe) -> tuple[AssemblyRecipe, ...]:
+    """The recipe's assemblies without those of ratios that it has plugins for, but does not build."""
+    if recipe.ratios is None:
+        return recipe.assemblies
+    ratios = (None, 1, *recipe.ratios)
+    return tuple(entry for entry in recipe.assemblies if parse_assembly(entry.spec)[1] in ratios)
 
 
 def _graphs(asked: GraphsRecipe, variants: Sequence[VariantPlan], old: GraphsRecipe | None) -> GraphsRecipe:

@@ -136,7 +136,7 @@ def plan_assemblies(
     assemblies: Sequence[AssemblyRecipe],
     plans: Sequence[VariantPlan],
     modules: Sequence[ModulesPlan],
-) -> list[VariantPlan]:
+) -> tuple[list[VariantPlan], tuple[AssemblyRecipe, ...]]:
     """Plan a variant for each assembly.
 
     Args:
@@ -144,12 +144,15 @@ def plan_assemblies(
         plans: The variants of the original layers: the baseline and the plugins.
         modules: The modules.
 
+    Returns:
+        The variants, and the assemblies with the names of their plugins.
+
     Raises:
         UserError: An assembly is the original, does not add up, or lacks a module or a plugin; or a name
             belongs to another variant.
     """
     taken = {plan.name for plan in plans}
-    found = []
+    found, entries = [], []
     for entry in assemblies:
         assert entry.name is not None
         if entry.name in taken or is_reserved(entry.name):
@@ -166,6 +169,7 @@ def plan_assemblies(
             )
         used = _used(assembly, modules)
         plugin = _plugin(entry, plans, ratio)
+        entries.append(entry.model_copy(update={"plugin": None if plugin is None else plugin.name}))
         found.append(
             VariantPlan(
                 entry.name,
@@ -175,7 +179,7 @@ def plan_assemblies(
                 modules=tuple(plan.name for plan in modules if plan.name in used),
             )
         )
-    return found
+    return found, tuple(entries)
 
 
 def _used(assembly: Assembly, modules: Sequence[ModulesPlan]) -> set[str]:
@@ -247,12 +251,13 @@ def _plugin(entry: AssemblyRecipe, plans: Sequence[VariantPlan], ratio: int | No
     """The plan of the plugin that an assembly takes; None if it takes none."""
     if ratio in (None, 1):
         return None
-    found = [plan for plan in plans if plan.ratio == ratio]
+    found = [plan for plan in plans if plan.ratio == ratio and entry.plugin in (None, plan.name)]
     if len(found) != 1:
         there = ", ".join(f"{plan.name} (ratio {plan.ratio})" for plan in plans if plan.plugin is not None)
         raise UserError(
             f"The assembly {entry.spec} asks for the plugin of ratio {ratio}; there are "
             f"{there or 'no plugins'}.",
-            "Give exactly one plugin of that ratio, or other assemblies: --plugin DIR, --assembly SPEC.",
+            "Give a plugin of that ratio (--plugin DIR), name one of several (plugin: in the recipe's "
+            "assembly), or choose other assemblies.",
         )
     return found[0]

@@ -57,7 +57,7 @@ class BuildResult:
         verification: The worst finding of each variant, by variant name.
         losses: What quantisation changes in each variant, by name; empty for other precisions.
         speed: The speed measurement (`building.speed.speed_of_bundle`); None if nothing was measured.
-        untrained: Variants whose plugins were initialised but not trained.
+        untrained: Variants whose plugins or modules were not trained.
         ratios: Ratios of the bundle's variants.
         precision: Precision of the graphs.
     """
@@ -137,7 +137,7 @@ def build(
         verification={plan.name: worst_finding(bundle, plan.name) for plan in variants},
         losses={p.name: found for p in variants if (found := losses_of_report(bundle, p.name))},
         speed=speed,
-        untrained=tuple(v.name for v in manifest.variants if v.plugin is not None and not v.plugin.trained),
+        untrained=tuple(v.name for v in manifest.variants if manifest.is_untrained(v)),
         ratios=tuple(v.ratio for v in manifest.variants),
         precision=manifest.precision,
     )

@@ -255,6 +255,11 @@ class Manifest(ManifestPart):
         own = (self.any_ratio_graph,) if variant.assembly_spec is None else ()
         return tuple(dict.fromkeys((*own, self.session_graph)))
 
+    def is_untrained(self, variant: Variant) -> bool:
+        """Whether a variant has a plugin or modules that were not trained."""
+        plugin = variant.plugin is not None and not variant.plugin.trained
+        return plugin or any(not self.modules[name].trained for name in variant.modules)
+
     @property
     def session_graph(self) -> str:
         """The graph that runs all variants in one session, of the part that plugins are in."""

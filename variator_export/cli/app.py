@@ -75,7 +75,9 @@ COMMANDS = {
         "schema:schema_command",
         "Print the JSON schema of recipes, for completion and validation in editors.",
     ),
-    "train": Command("train:train_app", "Train compression plugins, or fine-tune a classifier for them."),
+    "train": Command(
+        "train:train_app", "Train compression plugins or modules, or fine-tune a classifier for them."
+    ),
 }
 
 

@@ -334,6 +334,6 @@ def _print(output: Output, result: BuildResult) -> None:
     if result.untrained:
         output.hint("")
         output.hint(
-            f"warning: the plugins of {', '.join(result.untrained)} were only initialised, not trained. The "
+            f"warning: the plugins or modules of {', '.join(result.untrained)} were not trained. The "
             "speed is real, but the outputs at these ratios are not useful until the plugins are trained."
         )

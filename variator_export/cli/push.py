@@ -22,7 +22,7 @@ PushOption = Annotated[
 
 
 def push_command(
-    folder: Annotated[Path, typer.Argument(help="A bundle, a plugin, or a folder of plugins.")],
+    folder: Annotated[Path, typer.Argument(help="A bundle, or a folder of plugins or modules.")],
     repository: Annotated[
         str, typer.Argument(metavar="ORGANISATION/NAME[@BRANCH]", help="The repository to push to.")
     ],
@@ -34,7 +34,7 @@ def push_command(
     ] = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
-    """Push a bundle or plugins to the Hugging Face Hub, in one commit.
+    """Push a bundle, plugins or modules to the Hugging Face Hub, in one commit.
 
     The token comes from `HF_TOKEN` or `hf auth login`. A repository with other content is refused.
 

@@ -67,9 +67,10 @@ def _layer(root: Path, folders: Sequence[str], stack: Stack, span: Span, info: B
     folder, prefix = folders[place], prefix_of(index)
     stored = external_tensors(root, _tensors_of(root, folder))
     own = {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
+    group, path = configs[place].modules[index], info.spec.family.stack_path(stack)
     for key, tensor in own.items():
-        tensor.name = weight_name(Path(folder).name, info.spec.family.stack_path(stack), span, key)
-    return KeptLayer(configs[place].modules[index].like, own)
+        tensor.name = weight_name(Path(folder).name, path, group, key)
+    return KeptLayer(group.like, own)
 
 
 def _tensors_of(root: Path, folder: str) -> str:

@@ -144,7 +144,7 @@ def plugin_folder(source: str) -> Path:
 
 
 def folder_of(source: str) -> Path:
-    """Find a folder of a plugin or of modules; arguments and errors are those of `plugin_folder`."""
+    """Find a folder of a plugin, or of modules that are not on the hub, as `plugin_folder` does."""
     if source.startswith(RECIPES_PREFIX):
         name = source.removeprefix(RECIPES_PREFIX)
         if (recipes_folder() / name / MODULE_TENSORS_NAME).is_file():

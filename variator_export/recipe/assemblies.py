@@ -33,6 +33,8 @@ class AssemblyRecipe(_Part):
     adds the compression plugin of ratio 4."""
     name: VariantName | None = None
     """The variant's name; None for one made of the specification, such as `enc-2x3_ratio-4`."""
+    plugin: VariantName | None = None
+    """The name of the plugin, where several plugins have the ratio of the specification."""
 
     @field_validator("spec")
     @classmethod

@@ -137,7 +137,9 @@ def _variant_row(bundle: Bundle, variant: Variant) -> dict[str, str]:
     files, plugin = bundle.manifest.files, variant.plugin
     size = files[f"{plugin.folder}/plugin.safetensors"].size_bytes if plugin else None
     return {
-        "name": variant.name,
+        "name": variant.name
+        if variant.assembly_spec is None
+        else f"{variant.name} ({variant.assembly_spec})",
         "ratio": str(variant.ratio),
         "plugin": variant.plugin_state,
         "masking": plugin.masking if plugin else "",

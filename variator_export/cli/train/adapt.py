@@ -55,7 +55,14 @@ def adapt_command(
         int,
         typer.Option(min=1, metavar="N", help="Truncate longer target texts to N tokens."),
     ] = 128,
-    loss: options.LossOption = None,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TERM=WEIGHT",
+            help=f"A term of the loss: {', '.join(options.LOSS_TERMS)}; of modules also attention; may be "
+            "repeated.",
+        ),
+    ] = None,
     steps: options.StepsOption = 1000,
     batch_size: options.BatchOption = 32,
     learning_rate: options.RateOption = 1e-5,
@@ -74,9 +81,10 @@ def adapt_command(
 ) -> None:
     """Train plugins or modules further for a task, on a backbone that was fine-tuned for it.
 
-    The default loss is the paper's: `--loss hidden=1`, which needs no labels, and for a backbone that
-    generates text also `--loss decoder=1`, along the target text in --label-column. The paper's learning
-    rate, 1e-5, is meant for tens of thousands of steps; short runs need a higher one.
+    The default loss of plugins is the paper's: `--loss hidden=1`, which needs no labels, and for a backbone
+    that generates text also `--loss decoder=1`, along the target text in --label-column. That of modules is
+    `--loss hidden=1 --loss layers=1 --loss attention=1`. The paper's learning rate, 1e-5, is meant for tens
+    of thousands of steps; short runs need a higher one.
 
     **Examples**
 

@@ -128,7 +128,8 @@ def assembled(backbone: Backbone, assembly: Assembly, sets: Sequence[ModuleSet])
                 layer = loaded_layer(backbone, sets[place], index)
                 path = backbone.spec.family.stack_path(stack)
                 for name, buffer in layer.named_buffers():
-                    buffers[id(buffer)] = weight_name(sets[place].name, path, span, name)
+                    group = sets[place].config.modules[index]
+                    buffers[id(buffer)] = weight_name(sets[place].name, path, group, name)
                 chosen.append(layer)
         del layers[:]
         layers.extend(chosen)

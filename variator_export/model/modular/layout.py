@@ -136,13 +136,13 @@ def module_for(stack: Stack, span: Span, sets: Sequence[ModuleConfig]) -> tuple[
     )
 
 
-def weight_name(modules: str, path: str, span: Span, name: str) -> str:
-    """Name of a module's tensor in graphs.
+def weight_name(modules: str, path: str, group: ModuleGroup, name: str) -> str:
+    """Name of a module's tensor in graphs: that of the layer it is like, after the folder's name.
 
     Args:
         modules: Name of the modules' folder.
         path: Path of the stack in the model.
-        span: The layers that the module replaces.
+        group: The layers of the module.
         name: The tensor's name in the layer.
     """
-    return f"{modules}.{path}.{span}.{name}"
+    return f"{modules}.{path}.{group.like}.{name}"
