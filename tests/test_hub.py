@@ -257,7 +257,7 @@ def test_a_bundle_is_pushed_whole_and_runs_from_there(
     assert pushed["files"] == len(local)  # and a card
     assert "library_name: variator-export" in files["README.md"].decode()
     assert "`BertModel` from `bert" in files["README.md"].decode(), "and not from where it lies"
-    assert "| ratio-4 | 4 | initialised only | ratio-4.onnx |" in files["README.md"].decode()
+    assert "| ratio-4 | original | 4 | initialised only | ratio-4.onnx |" in files["README.md"].decode()
 
     # As a user gets it: hf download REPOSITORY --local-dir FOLDER
     for name, content in files.items():

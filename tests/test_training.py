@@ -754,7 +754,7 @@ def test_adaptation_refuses_what_does_not_fit(tmp_path: Path, classifier: Path, 
         ([*plugin, "--learning-rate", "0"], "--learning-rate is 0"),
         ([*plugin, "--held-out", "0.9"], "is not above 0 and at most 0.5"),
         ([*plugin, "--loss", "hidden="], "is not a number"),
-        (["--plugin", f"a/b={trained / 'ratio-2'}"], "cannot name a plugin"),
+        (["--plugin", f"a/b={trained / 'ratio-2'}"], "cannot be a name"),
         ([*plugin, "--loss", "layers=1"], "whose plugin would not be trained"),
         ([*plugin, "--precision", "int8"], "--precision 'int8' is not one of"),
     ]:

@@ -66,7 +66,9 @@ COMMANDS = {
         "import_upstream:import_command",
         "Convert a plugin released by the paper's authors into a plugin folder.",
     ),
-    "push": Command("push:push_command", "Push a bundle or plugins to the Hugging Face Hub, in one commit."),
+    "push": Command(
+        "push:push_command", "Push a bundle, plugins or modules to the Hugging Face Hub, in one commit."
+    ),
     "doctor": Command(
         "doctor:doctor_command",
         "Show what is installed, what this machine can build and run, and how to install what is missing.",
