@@ -142,7 +142,8 @@ class Graphs:
 
         bundle, precision = self._bundle, self._bundle.manifest.precision
         graph = bundle.graph(file)
-        extra = {} if file == variant.graph else self._inputs(variant, file)
+        takes_plugins = file in bundle.manifest.shared_graphs(variant)
+        extra = self._inputs(variant, file) if takes_plugins else {}
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
             return functools.partial(open_changed(model, bundle.path, extra, precision).run, inputs)
