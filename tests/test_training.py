@@ -33,9 +33,9 @@ from variator_export.training.adapt import adapt
 from variator_export.training.checkpoints import last_checkpoint
 from variator_export.training.finetune import finetune
 from variator_export.training.passages import Passages, tokenize_documents
-from variator_export.training.plugin_run import TrainedPlugins
 from variator_export.training.precision import choose_precision
 from variator_export.training.pretrain import pretrain
+from variator_export.training.results import TrainedFolders
 from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation, PassageSettings, PluginShape
 from variator_export.training.task_data import divide
@@ -58,7 +58,7 @@ def _load(folder: Path) -> Backbone:
     return load_backbone(info, TextEncoder(folder).pad_token_id)
 
 
-def _pretrain(folder: Path, texts: str, output: Path, **options: Any) -> TrainedPlugins:
+def _pretrain(folder: Path, texts: str, output: Path, **options: Any) -> TrainedFolders:
     optimisation = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2, "eval_every": 4}
     shape = {"ratios": (2, 4), "bottleneck_size": 8}
     run = {name: options.pop(name) for name in ("replace", "restart") if name in options}
@@ -307,7 +307,7 @@ def test_early_stopping_is_the_same_after_a_kill(
 ) -> None:
     options = {"steps": 100, "learning_rate": 0.3, "schedule": "constant", "patience": 3, "eval_every": 3}
 
-    def run(name: str) -> TrainedPlugins:
+    def run(name: str) -> TrainedFolders:
         return _pretrain(embedding_model, texts, tmp_path / name, optimisation=options)
 
     unbroken = run("unbroken").history

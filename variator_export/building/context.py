@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from variator_export.building.staging import StagedBundle
 from variator_export.building.variant_plan import VariantPlan
-from variator_export.bundle.branches import BRANCHES_INPUT, Branch, switches
+from variator_export.bundle.branches import Branch, switches
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, CALIBRATION
 from variator_export.bundle.parts import graph_name
@@ -264,12 +264,8 @@ class BuildContext:
 
     def graph_inputs(self, plan: VariantPlan, graph: str) -> "Arrays":
         """Return the inputs with which a graph that takes plugins as inputs runs a variant."""
-        files = self.files(plan)
-        inputs = METHODS.find(plan.method).graph_inputs(self.info.size, files)
-        if graph != self.any_ratio:
-            assert files.switches is not None
-            inputs |= {BRANCHES_INPUT: files.switches}
-        return inputs
+        method, has_branches = METHODS.find(plan.method), graph in self.branched
+        return method.shared_graph_inputs(self.info.size, self.files(plan), has_branches=has_branches)
 
     def plugin_config(self, plan: VariantPlan) -> PluginConfig:
         """Read the configuration of a variant's plugin from its current location."""

@@ -99,8 +99,7 @@ class BundleFiles:
             UserError: No variant matches, or several variants have this ratio.
         """
         variants = self.manifest.variants
-        # A ratio alone means the original layers.
-        found = [v for v in variants if choice == v.name or (choice == v.ratio and v.assembly_spec is None)]
+        found = [v for v in variants if v.answers_to(choice)]
         there = ", ".join(f"{v.name} (ratio {v.ratio})" for v in variants)
         if not found:
             raise UserError(

@@ -99,6 +99,10 @@ class Variant(ManifestPart):
         """The assembly; None for the original layers."""
         return None if self.assembly_spec is None else parse_assembly(self.assembly_spec)[0]
 
+    def answers_to(self, choice: int | str) -> bool:
+        """Whether a name or a ratio means this variant. A ratio alone means the original layers."""
+        return choice == self.name or (choice == self.ratio and self.assembly_spec is None)
+
     @property
     def graph(self) -> str:
         """The variant's own graph, of the part that plugins are in."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from variator_export.bundle.branches import BRANCHES_INPUT
 from variator_export.core.assembly import Span
-from variator_export.graph.assemble import KeptLayer, layer_states, nodes_by_layer
+from variator_export.graph.assemble import KeptLayer, layer_states, module_values, nodes_by_layer
 from variator_export.graph.defaults import set_defaults
 from variator_export.graph.simplify import MODULE_KEY, name_nodes
 from variator_export.graph.weights import attach_weights, detach_weights
@@ -47,11 +47,13 @@ def any_assembly(
     made: list[ir.Node] = []
     state = states[0]
     for place, branch in enumerate(branches):
-        weights, own = _weights_of(graph, layers[branch.index], branch, f"{path}.{branch.index}")
+        nodes_of_branch = layers[branch.index]
+        read = dict.fromkeys(value for node in nodes_of_branch for value in node.inputs if value is not None)
+        weights, own = module_values(graph, read, f"{path}.{branch.index}", branch.weights or {})
         held |= own
         stored = {value for value in graph.inputs if value.name in held}
         run, outside = _branch(
-            layers[branch.index],
+            nodes_of_branch,
             {**weights, states[branch.index]: state},
             states[branch.index + 1],
             stored,
@@ -145,26 +147,6 @@ def _copied(
             values[old] = new
         copies.append(copy)
     return copies, values
-
-
-def _weights_of(
-    graph: ir.Graph, nodes: Sequence[ir.Node], branch: KeptLayer, layer: str
-) -> tuple[dict[ir.Value, ir.Value], dict[str, ir.TensorProtocol]]:
-    """The values that a module has instead of the layer's weights, and their tensors by name."""
-    replaced: dict[ir.Value, ir.Value] = {}
-    held: dict[str, ir.TensorProtocol] = {}
-    for value in {value for node in nodes for value in node.inputs if value is not None}:
-        _, found, name = str(value.name).rpartition(f"{layer}.")
-        tensor = (branch.weights or {}).get(name) if found else None
-        if tensor is None:
-            continue
-        new = ir.Value(
-            name=str(tensor.name), shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
-        )
-        graph.inputs.append(new)
-        replaced[value] = new
-        held[str(tensor.name)] = tensor
-    return replaced, held
 
 
 def _branch(

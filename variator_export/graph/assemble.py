@@ -6,7 +6,7 @@ of that layer, with weights of its own, and no trace is needed.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -170,22 +170,43 @@ def _exchange_weights(
     graph: ir.Graph, layer: str, weights: Mapping[str, ir.ExternalTensor]
 ) -> dict[str, ir.TensorProtocol]:
     """Let a layer's nodes read the weights of a module; returns the module's weights by name in the graph."""
+    values, held = module_values(graph, list(graph.inputs), layer, weights)
+    for value, new in values.items():
+        value.replace_all_uses_with(new)
+    return held
+
+
+def module_values(
+    graph: ir.Graph, values: Iterable[ir.Value], layer: str, weights: Mapping[str, ir.ExternalTensor]
+) -> tuple[dict[ir.Value, ir.Value], dict[str, ir.TensorProtocol]]:
+    """Make a module's detached weights, as inputs of a graph.
+
+    Args:
+        graph: The graph.
+        values: Values of the graph; those that are no weights of the layer are passed over.
+        layer: Path of the layer.
+        weights: The module's weights, by their names in the layer.
+
+    Returns:
+        The new values by those that they stand for, and the module's weights by name in the graph.
+    """
+    made: dict[ir.Value, ir.Value] = {}
     held: dict[str, ir.TensorProtocol] = {}
-    for value in list(graph.inputs):
+    for value in values:
         before, found, name = str(value.name).rpartition(f"{layer}.")
         if not found or (before and not before.endswith(".")):
             continue
         tensor = weights.get(name)
         if tensor is None:
             continue  # what only the first layer has, for all
+        assert tensor.dtype == value.dtype, f"{value.name} is {value.dtype}, its module's is {tensor.dtype}"
         new = ir.Value(
             name=str(tensor.name), shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
         )
-        assert tensor.dtype == value.dtype, f"{value.name} is {value.dtype}, its module's is {tensor.dtype}"
         graph.inputs.append(new)
-        value.replace_all_uses_with(new)
+        made[value] = new
         held[str(tensor.name)] = tensor
-    return held
+    return made, held
 
 
 def _renumber_caches(graph: ir.Graph, kept: Sequence[int], num_layers: int) -> None:

@@ -32,11 +32,12 @@ def assemble_variant(model: ir.Model, files: VariantFiles, info: BackboneInfo) -
         UserError: The assembly does not add up, or a group has no module.
     """
     assert files.assembly is not None
+    modules = [_Modules(files.root, folder) for folder in files.modules]
     stacks = []
     for stack, num_layers in info.stack_layers.items():
         spans = files.assembly.spans(stack, num_layers)
-        layers = [_layer(files.root, files.modules, stack, span, info) for span in spans]
         path = info.spec.family.stack_path(stack)
+        layers = [_layer(modules, stack, span, path) for span in spans]
         stacks.append(StackLayers(path, layers, num_layers, is_decoder=stack == DECODER_STACK))
     assemble(model, stacks, info.size.hidden_size)
 
@@ -52,28 +53,32 @@ def assemble_any(
         folders: Folders of modules inside the bundle.
         info: The backbone.
     """
-    root = any_ratio.parent
-    layers = [_layer(root, folders, ENCODER_STACK, branch.span, info) for branch in branches]
+    modules = [_Modules(any_ratio.parent, folder) for folder in folders]
     path = info.spec.family.stack_path(ENCODER_STACK)
+    layers = [_layer(modules, ENCODER_STACK, branch.span, path) for branch in branches]
     spans = [branch.span for branch in branches]
     return any_assembly(any_ratio, path, layers, spans, info.size.hidden_size)
 
 
-def _layer(root: Path, folders: Sequence[str], stack: Stack, span: Span, info: BackboneInfo) -> KeptLayer:
+class _Modules:
+    """A folder of modules of a bundle: its name, its configuration, and where its tensors are."""
+
+    def __init__(self, root: Path, folder: str) -> None:
+        files = (QUANTIZED_MODULES_NAME, MODULE_TENSORS_NAME)
+        file = next(name for name in files if (root / folder / name).exists())
+        self.name, self.config = Path(folder).name, load_module_config(root / folder)
+        self.tensors = external_tensors(root, f"{folder}/{file}")
+
+
+def _layer(folders: Sequence[_Modules], stack: Stack, span: Span, path: str) -> KeptLayer:
     if span.granularity == 1:
         return KeptLayer(span.first)
-    configs = [load_module_config(root / folder) for folder in folders]
-    place, index = module_for(stack, span, configs)
-    folder, prefix = folders[place], prefix_of(index)
-    stored = external_tensors(root, _tensors_of(root, folder))
-    own = {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
-    group, path = configs[place].modules[index], info.spec.family.stack_path(stack)
+    place, index = module_for(stack, span, [modules.config for modules in folders])
+    modules = folders[place]
+    group, prefix = modules.config.modules[index], prefix_of(index)
+    own = {
+        key.removeprefix(prefix): tensor for key, tensor in modules.tensors.items() if key.startswith(prefix)
+    }
     for key, tensor in own.items():
-        tensor.name = weight_name(Path(folder).name, path, group, key)
+        tensor.name = weight_name(modules.name, path, group, key)
     return KeptLayer(group.like, own)
-
-
-def _tensors_of(root: Path, folder: str) -> str:
-    """The file that graphs read a folder's modules from."""
-    names: Sequence[str] = (QUANTIZED_MODULES_NAME, MODULE_TENSORS_NAME)
-    return next(f"{folder}/{name}" for name in names if (root / folder / name).exists())

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -17,8 +16,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import Variant
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_files
-from variator_export.core.json_file import read_json_object
-from variator_export.core.validation import describe_validation_error
+from variator_export.model.config_file import read_config
 from variator_export.model.plugin_layout import (
     CONFIG_NAME,
     TENSORS_NAME,
@@ -27,9 +25,6 @@ from variator_export.model.plugin_layout import (
     expected_shapes,
     null_plugin,
 )
-
-FORMAT_VERSION = 1
-_CONFIG = TypeAdapter(PluginConfig)
 
 _UNTRAINED = "Until you have one, `build --untrained --ratio K` measures the speed."
 
@@ -138,20 +133,7 @@ def load_plugin_config(folder: Path) -> PluginConfig:
         UserError: The file is missing or not JSON, or a field is unknown, missing or of the wrong type.
     """
     path, _ = plugin_files(folder)
-    content = read_json_object(path, "Restore the file from its source.")
-    version = content.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format_version {version}; this version of variator-export reads {FORMAT_VERSION}.",
-            "Upgrade: pip install -U variator-export",
-        )
-    try:
-        return _CONFIG.validate_python(content)
-    except ValidationError as error:
-        raise UserError(
-            f"{path} is not a plugin configuration: {describe_validation_error(error, PluginConfig)}",
-            "Correct the field named above; docs/plugin-format.md lists all fields.",
-        ) from error
+    return read_config(path, PluginConfig, "a plugin configuration", "docs/plugin-format.md")
 
 
 def load_plugin(folder: Path) -> Plugin:

@@ -17,13 +17,11 @@ from variator_export.bundle.reports import (
     read_report,
 )
 from variator_export.engines.targets import GRAPHS, TARGETS
-from variator_export.model.methods import method_of
+from variator_export.model.methods import work_of
 from variator_export.reporting.dominated import Dominated, dominated_variants
 from variator_export.reporting.recommendation import USUAL_LOSSES, Goals, Recommendation, recommend
 from variator_export.sessions import Bundle
 
-# The text by whose multiply-accumulates variants are ordered.
-_TOKENS = 128
 _VERIFICATION_KEYS = ("graphs", "findings", "passed", "reference", "verified_at", "machine")
 
 
@@ -46,8 +44,7 @@ class Sources:
         size = manifest.backbone.encoder_size
 
         def order(variant: Variant) -> tuple[bool, int, int, str]:
-            work = method_of(variant).macs(size, variant, 1, _TOKENS)
-            return not variant.baseline, -work, variant.ratio, variant.name
+            return not variant.baseline, -work_of(variant, size), variant.ratio, variant.name
 
         self.variants = sorted(manifest.variants, key=order)
         self.graphs = bundle.graph_hashes()

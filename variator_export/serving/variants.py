@@ -6,11 +6,7 @@ from dataclasses import dataclass, replace
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.quality_report import counted_losses, quality_of_graphs
 from variator_export.core.errors import UserError
-from variator_export.model.macs import analytic_macs
-from variator_export.model.methods import method_of
-
-# The text by whose multiply-accumulates variants are compared.
-_TOKENS = 128
+from variator_export.model.methods import work_of
 
 
 @dataclass(frozen=True)
@@ -178,7 +174,7 @@ def _ordered(bundle: BundleFiles, losses: Mapping[str, float]) -> list[ServedVar
     served: list[ServedVariant] = []
     size = bundle.manifest.backbone.encoder_size
     variants = bundle.manifest.variants
-    whole = analytic_macs(size, 1, _TOKENS)
+    whole = work_of(bundle.manifest.baseline, size)
     for assembly in dict.fromkeys(variant.assembly_spec for variant in variants):
         least = 0.0
         of_assembly = [variant for variant in variants if variant.assembly_spec == assembly]
@@ -192,7 +188,7 @@ def _ordered(bundle: BundleFiles, losses: Mapping[str, float]) -> list[ServedVar
                     ratio,
                     max(losses[variant.name], least) if losses else None,
                     automatic=place == 0,
-                    work=method_of(variant).macs(size, variant, 1, _TOKENS) / whole,
+                    work=work_of(variant, size) / whole,
                     assembly=assembly is not None,
                     baseline=variant.baseline,
                 )

@@ -11,7 +11,8 @@ from variator_export.text.tokenizer import TextEncoder
 from variator_export.training.batches import collate_items
 from variator_export.training.distillation import needs_right_text
 from variator_export.training.given_plugins import load_given
-from variator_export.training.plugin_run import TrainedPlugins, train_plugins
+from variator_export.training.plugin_run import train_plugins
+from variator_export.training.results import TrainedFolders
 from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation
 from variator_export.training.task_data import (
@@ -33,7 +34,7 @@ def adapt(
     optimisation: Optimisation,
     max_tokens: int = 128,
     max_target_tokens: int = 128,
-) -> TrainedPlugins:
+) -> TrainedFolders:
     """Train existing plugins further on a task. The results are published as OUTPUT/NAME.
 
     Args:

@@ -2,40 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from variator_export.model.backbone import Backbone
-from variator_export.model.card import CARD_NAME, PLOT_NAME
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_card import plugin_card
 from variator_export.model.plugin_file import save_plugin
 from variator_export.model.plugin_layout import Plugin
-from variator_export.training.checkpoints import History
 from variator_export.training.distillation import Distillation
-from variator_export.training.loss_plot import save_loss_plot
-from variator_export.training.processes import device, is_main_process, num_processes
+from variator_export.training.results import TrainedFolders, train_and_publish
 from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation
-from variator_export.training.trainer import Batch, fit
-
-
-@dataclass(frozen=True)
-class TrainedPlugins:
-    """Result of a run.
-
-    Attributes:
-        folders: The plugin folders by name.
-        losses: The held-out loss of each plugin, at the step that was kept.
-        history: History of the run.
-    """
-
-    folders: Mapping[str, Path]
-    losses: Mapping[str, float]
-    history: History
+from variator_export.training.trainer import Batch
 
 
 def train_plugins(
@@ -50,7 +31,7 @@ def train_plugins(
     record: Mapping[str, Any],
     run: Run,
     inputs: Sequence[Path] = (),
-) -> TrainedPlugins:
+) -> TrainedFolders:
     """Train plugins and publish a folder OUTPUT/NAME for each.
 
     Args:
@@ -65,39 +46,24 @@ def train_plugins(
         run: The training run, which says where the folders are published.
         inputs: Paths that the run reads besides the backbone. The run must not replace them.
     """
-    with run.publishing((*inputs, backbone.info.source.folder)) as (staging, checkpoints):
-        backbone.model.to(device())
-        module = Distillation(backbone, plugins, losses)
-        settings = {
-            **record["settings"],
-            "losses": losses.model_dump(),
-            "optimisation": optimisation.model_dump(),
-        }
-        record = {**record, "settings": settings}
-        identity = {
-            **record,
-            "backbone": dataclasses.asdict(backbone.info.identity),
-            "processes": num_processes(),
-        }
-        history = fit(module, train, held_out, collate, optimisation, checkpoints, identity, run.listener())
-        best = history.best().metrics
-        if is_main_process():
-            for name, plugin in plugins.items():
-                training = {
-                    "stage": record["stage"],
-                    "loss": best[name],
-                    "steps": history.steps,
-                    "best_step": history.best_step,
-                    "settings": settings,
-                    "data": record["data"],
-                    "parent": (record.get("parents") or {}).get(name),
-                    **run.record(),
-                }
-                config = dataclasses.replace(plugin.config, training=training)
-                tensors = {key: array.astype(run.dtype) for key, array in plugin.to_file().tensors.items()}
-                folder = staging / name
-                save_plugin(Plugin(config, tensors), folder)
-                (folder / CARD_NAME).write_text(plugin_card(config), encoding="utf-8")
-                save_loss_plot(history, [name], folder / PLOT_NAME)
-    folders = {name: run.output / name for name in plugins}
-    return TrainedPlugins(folders, {name: best[name] for name in plugins}, history)
+
+    def write(name: str, training: dict[str, Any], folder: Path) -> str:
+        config = dataclasses.replace(plugins[name].config, training=training)
+        arrays = plugins[name].to_file().tensors
+        tensors = {key: array.astype(run.dtype) for key, array in arrays.items()}
+        save_plugin(Plugin(config, tensors), folder)
+        return plugin_card(config)
+
+    return train_and_publish(
+        backbone,
+        tuple(plugins),
+        lambda: Distillation(backbone, plugins, losses),
+        write,
+        (train, held_out),
+        collate,
+        settings={"losses": losses.model_dump()},
+        optimisation=optimisation,
+        record=record,
+        run=run,
+        inputs=inputs,
+    )

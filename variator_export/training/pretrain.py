@@ -15,7 +15,8 @@ from variator_export.training.batches import collate_items
 from variator_export.training.distillation import needs_right_text
 from variator_export.training.given_plugins import GivenPlugins, leave_out_decompression, load_given
 from variator_export.training.passages import Passages, describe_texts, tokenize_documents
-from variator_export.training.plugin_run import TrainedPlugins, train_plugins
+from variator_export.training.plugin_run import train_plugins
+from variator_export.training.results import TrainedFolders
 from variator_export.training.run import Run
 from variator_export.training.settings import Losses, Optimisation, PassageSettings, PluginShape
 
@@ -53,7 +54,7 @@ def pretrain(
     losses: Losses,
     passages: PassageSettings,
     optimisation: Optimisation,
-) -> TrainedPlugins:
+) -> TrainedFolders:
     """Train plugins on plain text, all in one run. The results are published as OUTPUT/NAME.
 
     Args:

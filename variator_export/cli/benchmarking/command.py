@@ -211,15 +211,7 @@ def _check_gate(
             "Add --runtime onnxruntime.",
         )
     of_bundle = read_manifest(bundle).variants
-    # A ratio alone means the original layers.
-    chosen = [
-        variant
-        for variant in of_bundle
-        if not variants
-        or variant.name in variants
-        or (variant.assembly_spec is None and variant.ratio in variants)
-    ]
-    if all(variant.baseline for variant in chosen):
+    if all(v.baseline for v in of_bundle if not variants or any(map(v.answers_to, variants))):
         raise UsageError(
             "--fail-under compares ratios above 1, and none is chosen.", "Choose other ratios, or build them."
         )

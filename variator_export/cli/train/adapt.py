@@ -11,8 +11,7 @@ from variator_export.cli.train import common
 from variator_export.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from variator_export.training.modular.run import TrainedModules
-    from variator_export.training.plugin_run import TrainedPlugins
+    from variator_export.training.results import TrainedFolders
 
 # The terms of modules if none are chosen.
 _MODULE_LOSSES = {"hidden": 1.0, "layers": 1.0, "attention": 1.0}
@@ -140,7 +139,7 @@ def adapt_command(
         examples = common.examples_of(
             data, validation, held_out, seed, columns, names, by_class=not generates
         )
-        result: TrainedPlugins | TrainedModules
+        result: TrainedFolders
         if of_modules is not None:
             result = adapt_modules(
                 loaded,

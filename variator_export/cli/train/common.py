@@ -11,8 +11,7 @@ from variator_export.cli.push import push_result
 from variator_export.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from variator_export.training.modular.run import TrainedModules
-    from variator_export.training.plugin_run import TrainedPlugins
+    from variator_export.training.results import TrainedFolders
     from variator_export.training.run import Run
 
 
@@ -165,7 +164,7 @@ def is_main() -> bool:
 
 
 def print_results(
-    printer: Output, kind: str, result: "TrainedPlugins | TrainedModules", output: Path, push_to: str | None
+    printer: Output, kind: str, result: "TrainedFolders", output: Path, push_to: str | None
 ) -> None:
     """Print the folders that a run published, and push them if requested.
 

@@ -185,9 +185,7 @@ class OnnxRuntimeVariantSession:
         return self._graph.run_values(self._arguments(inputs, ratio), {})
 
     def _arguments(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> Arrays:
-        # A ratio alone means the original layers.
-        own = () if self._variant.assembly_spec is not None else (self._variant.ratio,)
-        if ratio not in (None, self._variant.name, *own):
+        if ratio is not None and not self._variant.answers_to(ratio):
             raise UserError(
                 f"This session runs {self._variant.name} (ratio {self._variant.ratio}), not {ratio!r}.",
                 "Open a session for every ratio: leave out `variant` in bundle.session(...).",

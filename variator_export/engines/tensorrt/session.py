@@ -191,9 +191,7 @@ class TensorRtSession:
     def _find(self, choice: int | str | None) -> str:
         """The name of the variant or plugin to run."""
         if self._variant is not None:
-            # A ratio alone means the original layers.
-            own = () if self._variant.assembly_spec is not None else (self._variant.ratio,)
-            if choice not in (None, self._variant.name, *own):
+            if choice is not None and not self._variant.answers_to(choice):
                 raise UserError(
                     f"This session runs {self._variant.name}, not {choice!r}.",
                     "Open a session for every ratio, without a variant.",

@@ -77,8 +77,21 @@ class Method:
             graph: One of the graphs that take plugins as inputs (`Manifest.shared_graphs`).
         """
         manifest, files = bundle.manifest, bundle.variant_files(variant)
-        inputs = self.graph_inputs(manifest.backbone.encoder_size, files)
-        if graph == manifest.any_assembly_graph:
+        size, has_branches = manifest.backbone.encoder_size, graph == manifest.any_assembly_graph
+        return self.shared_graph_inputs(size, files, has_branches=has_branches)
+
+    def shared_graph_inputs(
+        self, size: EncoderSize, files: VariantFiles, *, has_branches: bool
+    ) -> dict[str, np.ndarray]:
+        """The inputs with which a graph that takes plugins as inputs runs a variant.
+
+        Args:
+            size: The backbone's sizes.
+            files: The variant's files.
+            has_branches: Whether the graph runs every assembly.
+        """
+        inputs = self.graph_inputs(size, files)
+        if has_branches:
             assert files.switches is not None
             inputs |= {BRANCHES_INPUT: files.switches}
         return inputs

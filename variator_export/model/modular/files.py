@@ -4,18 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from variator_export.bundle.variant_files import MODULE_CONFIG_NAME, MODULE_TENSORS_NAME
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_files
-from variator_export.core.json_file import read_json_object
-from variator_export.core.validation import describe_validation_error
+from variator_export.model.config_file import read_config
 from variator_export.model.modular.layout import ModuleConfig
 from variator_export.model.plugin_file import PluginHost
-
-FORMAT_VERSION = 1
-_CONFIG = TypeAdapter(ModuleConfig)
 
 
 @dataclass(frozen=True)
@@ -61,20 +55,7 @@ def load_module_config(folder: Path) -> ModuleConfig:
         UserError: The file is missing or not JSON, or a field is unknown, missing or wrong.
     """
     path, _ = module_files(folder)
-    content = read_json_object(path, "Restore the file from its source.")
-    version = content.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format_version {version}; this version of variator-export reads {FORMAT_VERSION}.",
-            "Upgrade: pip install -U variator-export",
-        )
-    try:
-        return _CONFIG.validate_python(content)
-    except ValidationError as error:
-        raise UserError(
-            f"{path} is not a configuration of modules: {describe_validation_error(error, ModuleConfig)}",
-            "Correct the field named above; docs/modular.md lists all fields.",
-        ) from error
+    return read_config(path, ModuleConfig, "a configuration of modules", "docs/modular.md")
 
 
 def check_modules_fit(

@@ -15,8 +15,9 @@ from variator_export.training.adapt import adaptation_data
 from variator_export.training.batches import collate_items
 from variator_export.training.given_plugins import check_name
 from variator_export.training.modular.replacing import check_module_losses
-from variator_export.training.modular.run import NewModules, TrainedModules, train_modules
+from variator_export.training.modular.run import NewModules, train_modules
 from variator_export.training.modular.settings import ModuleLosses, Replacing
+from variator_export.training.results import TrainedFolders
 from variator_export.training.run import Run
 from variator_export.training.settings import Optimisation
 from variator_export.training.task_data import describe_examples
@@ -33,7 +34,7 @@ def adapt_modules(
     replacing: Replacing,
     optimisation: Optimisation,
     max_tokens: int = 128,
-) -> TrainedModules:
+) -> TrainedFolders:
     """Train existing modules further on a task. The results are published as OUTPUT/NAME.
 
     Args:

@@ -10,10 +10,11 @@ from variator_export.model.modular.assembled import copied_layer, trainable
 from variator_export.model.modular.layout import ModuleConfig, even_groups
 from variator_export.training.batches import collate_items
 from variator_export.training.modular.replacing import check_module_losses
-from variator_export.training.modular.run import NewModules, TrainedModules, train_modules
+from variator_export.training.modular.run import NewModules, train_modules
 from variator_export.training.modular.settings import ModuleLosses, ModuleShape, Replacing
 from variator_export.training.passages import describe_texts
 from variator_export.training.pretrain import passages_of
+from variator_export.training.results import TrainedFolders
 from variator_export.training.run import Run
 from variator_export.training.settings import Optimisation, PassageSettings
 
@@ -28,7 +29,7 @@ def pretrain_modules(
     replacing: Replacing,
     passages: PassageSettings,
     optimisation: Optimisation,
-) -> TrainedModules:
+) -> TrainedFolders:
     """Train modules of several granularities on plain text, in one run. They are published as OUTPUT/gN.
 
     Args:

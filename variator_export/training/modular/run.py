@@ -10,19 +10,16 @@ import torch
 from torch import nn
 
 from variator_export.model.backbone import Backbone
-from variator_export.model.card import CARD_NAME, PLOT_NAME
 from variator_export.model.modular.assembled import refuse_assembly, state_of_modules
 from variator_export.model.modular.card import module_card
 from variator_export.model.modular.layout import ModuleConfig
 from variator_export.model.modular.weights import ModuleSet, save_modules
-from variator_export.training.checkpoints import History
-from variator_export.training.loss_plot import save_loss_plot
 from variator_export.training.modular.replacing import ModuleReplacing
 from variator_export.training.modular.settings import ModuleLosses, Replacing
-from variator_export.training.processes import device, is_main_process, num_processes
+from variator_export.training.results import TrainedFolders, train_and_publish
 from variator_export.training.run import Run
 from variator_export.training.settings import Optimisation
-from variator_export.training.trainer import Batch, fit
+from variator_export.training.trainer import Batch
 
 
 @dataclass(frozen=True)
@@ -31,21 +28,6 @@ class NewModules:
 
     config: ModuleConfig
     layers: tuple[nn.Module, ...]
-
-
-@dataclass(frozen=True)
-class TrainedModules:
-    """Result of a run.
-
-    Attributes:
-        folders: The folders of modules by name.
-        losses: The held-out loss of the assembly with all modules of each set, at the step that was kept.
-        history: History of the run.
-    """
-
-    folders: Mapping[str, Path]
-    losses: Mapping[str, float]
-    history: History
 
 
 def train_modules(
@@ -60,7 +42,7 @@ def train_modules(
     record: Mapping[str, Any],
     run: Run,
     inputs: Sequence[Path] = (),
-) -> TrainedModules:
+) -> TrainedFolders:
     """Train modules and publish a folder OUTPUT/NAME for each set.
 
     Args:
@@ -76,48 +58,29 @@ def train_modules(
         inputs: Paths that the run reads besides the backbone. The run must not replace them.
     """
     refuse_assembly(backbone.info)
-    with run.publishing((*inputs, backbone.info.source.folder)) as (staging, checkpoints):
-        backbone.model.to(device())
-        module = ModuleReplacing(
-            backbone,
-            {name: (modules.config, modules.layers) for name, modules in sets.items()},
-            losses,
-            replacing,
-            steps=optimisation.steps,
-            seed=optimisation.seed,
-        )
-        settings = {
-            **record["settings"],
-            "losses": losses.model_dump(),
-            "replacing": replacing.model_dump(),
-            "optimisation": optimisation.model_dump(),
-        }
-        record = {**record, "settings": settings}
-        identity = {
-            **record,
-            "backbone": dataclasses.asdict(backbone.info.identity),
-            "processes": num_processes(),
-        }
-        history = fit(module, *data, collate, optimisation, checkpoints, identity, run.listener())
-        best = history.best().metrics
-        if is_main_process():
-            for name, modules in sets.items():
-                training = {
-                    "stage": record["stage"],
-                    "loss": best[name],
-                    "steps": history.steps,
-                    "best_step": history.best_step,
-                    "settings": settings,
-                    "data": record["data"],
-                    "parent": (record.get("parents") or {}).get(name),
-                    **run.record(),
-                }
-                config = dataclasses.replace(modules.config, training=training)
-                state = state_of_modules(backbone.spec.family, modules.layers)
-                tensors = {key: tensor.to(getattr(torch, run.dtype)) for key, tensor in state.items()}
-                save_modules(ModuleSet(name, config, tensors), staging / name)
-                (staging / name / CARD_NAME).write_text(module_card(config), encoding="utf-8")
-                save_loss_plot(history, [name], staging / name / PLOT_NAME)
-    return TrainedModules(
-        {name: run.output / name for name in sets}, {name: best[name] for name in sets}, history
+
+    def make() -> ModuleReplacing:
+        given = {name: (modules.config, modules.layers) for name, modules in sets.items()}
+        steps, seed = optimisation.steps, optimisation.seed
+        return ModuleReplacing(backbone, given, losses, replacing, steps=steps, seed=seed)
+
+    def write(name: str, training: dict[str, Any], folder: Path) -> str:
+        config = dataclasses.replace(sets[name].config, training=training)
+        state = state_of_modules(backbone.spec.family, sets[name].layers)
+        tensors = {key: tensor.to(getattr(torch, run.dtype)) for key, tensor in state.items()}
+        save_modules(ModuleSet(name, config, tensors), folder)
+        return module_card(config)
+
+    return train_and_publish(
+        backbone,
+        tuple(sets),
+        make,
+        write,
+        data,
+        collate,
+        settings={"losses": losses.model_dump(), "replacing": replacing.model_dump()},
+        optimisation=optimisation,
+        record=record,
+        run=run,
+        inputs=inputs,
     )
