@@ -220,6 +220,26 @@ class Bench:
         train, dev = self._examples(name)
         cut = self._cut(train)
         folder = self.work / "tasks" / name.replace(" ", "-")
+        self.finetuned(name, folder, cut)
+        results = {}
+        for way, plugins, adapted in (
+            ("pre-trained and adapted", "default", True),
+            ("the shipped plugins, adapted", SHIPPED, True),
+            ("no adaptation", "default", False),
+            ("no pre-training", None, True),
+            ("no decompression", "no decompression", True),
+            ("masking none", "masking none", True),
+        ):
+            results[way] = self.kept(
+                f"task-{name}-{way}".replace(" ", "-"),
+                lambda way=way, plugins=plugins, adapted=adapted: self._measure_way(
+                    folder, way, plugins, adapted, cut, dev
+                ),
+            )
+        return {"examples": {"train": len(cut[0]), "held_out": len(cut[1]), "dev": len(dev)}, "ways": results}
+
+    def finetuned(self, name: str, folder: Path, cut: tuple[Examples, Examples]) -> None:
+        """Fine-tune MiniLM to a classifier for a task: FOLDER/backbone."""
         if not (folder / "backbone").exists():
             finetune(
                 self.source,
@@ -237,22 +257,6 @@ class Bench:
                     eval_every=200,
                 ),
             )
-        results = {}
-        for way, plugins, adapted in (
-            ("pre-trained and adapted", "default", True),
-            ("the shipped plugins, adapted", SHIPPED, True),
-            ("no adaptation", "default", False),
-            ("no pre-training", None, True),
-            ("no decompression", "no decompression", True),
-            ("masking none", "masking none", True),
-        ):
-            results[way] = self.kept(
-                f"task-{name}-{way}".replace(" ", "-"),
-                lambda way=way, plugins=plugins, adapted=adapted: self._measure_way(
-                    folder, way, plugins, adapted, cut, dev
-                ),
-            )
-        return {"examples": {"train": len(cut[0]), "held_out": len(cut[1]), "dev": len(dev)}, "ways": results}
 
     def _measure_way(
         self,

@@ -128,7 +128,7 @@ class Traced:
             save_modules(modules, folder / "modules" / name)
         save_plugin(plugin_for(backbone, 2, masking="exclude-padding"), folder / "plugins/ratio-2")
         spans = {group.span: name for name, m in sets.items() for group in m.config.modules}
-        self.branches = branches_of(4, [spans])
+        self.branches = branches_of(ENCODER_STACK, 4, [spans])
         self.assemblies = [
             Assembly(tuple(span.granularity for span in found)) for found in possible_spans(4, spans)
         ]
@@ -143,7 +143,7 @@ class Traced:
 
     def files(self, assembly: Assembly, *, plugin: bool) -> VariantFiles:
         names = {name.rpartition("/")[2] for name in self.folders}
-        on = switches(self.branches, assembly, names, 4)
+        on = switches(self.branches, assembly, names, {ENCODER_STACK: 4})
         return VariantFiles(self.folder, "plugins/ratio-2" if plugin else None, assembly, self.folders, on)
 
     def inputs(self, files: VariantFiles) -> dict[str, np.ndarray]:

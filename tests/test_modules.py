@@ -239,11 +239,11 @@ def test_every_step_draws_layers_that_follow_each_other(model: Path) -> None:
     module = _replacing(model, Replacing(begin=0.2, end=1.0, rise=1.0), steps=400)
     shares = []
     for step in range(400):
-        units = module.draw(step)
+        units = module.draw(step)[ENCODER_STACK]
         assert [layer for span, _ in units for layer in range(span.first, span.last + 1)] == [0, 1, 2, 3]
         assert any(layer is not None for _, layer in units)
         shares.append(sum(span.granularity for span, layer in units if layer is not None) / 4)
-        again = module.draw(step)
+        again = module.draw(step)[ENCODER_STACK]
         assert [(str(a), id(b)) for a, b in units] == [(str(a), id(b)) for a, b in again]
     assert np.mean(shares[300:]) > np.mean(shares[:100]) + 0.1
 
@@ -438,13 +438,13 @@ def test_the_bundle_passes_its_own_verification(bundle: Path) -> None:
     assert verify(bundle).passed
 
 
-def _swap_modules(graph: Path) -> None:
-    """Let each of two modules read the other's weights."""
+def swap_modules(graph: Path, prefix: str = "g2.encoder.layer") -> None:
+    """Let each of two modules read the other's weights: those like layers 1 and 3."""
     model = onnx.load(graph, load_external_data=False)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
     for name, tensor in tensors.items():
-        if name.startswith("g2.encoder.layer.1."):
-            other = tensors[name.replace(".layer.1.", ".layer.3.")]
+        if name.startswith(f"{prefix}.1."):
+            other = tensors[name.replace(f"{prefix}.1.", f"{prefix}.3.")]
             mine, theirs = (list(map(copy.copy, t.external_data)) for t in (tensor, other))
             del tensor.external_data[:], other.external_data[:]
             tensor.external_data.extend(theirs)
@@ -456,7 +456,7 @@ def _swap_modules(graph: Path) -> None:
 def test_a_swap_of_two_modules_is_caught_and_named(bundle: Path, tmp_path: Path, file: str) -> None:
     wrong = tmp_path / "wrong"
     shutil.copytree(bundle, wrong)
-    _swap_modules(wrong / file)
+    swap_modules(wrong / file)
     sign(wrong)
     result = verify(wrong, ["enc-2x2"], profile_shapes="none", reproduction=tmp_path / "reproduction")
     assert {finding.question.graph for finding in result.failures} == {file}
@@ -657,10 +657,15 @@ def test_policies_choose_by_work_and_loss(bundle: Path) -> None:
 
 
 def test_losses_that_modules_do_not_have_are_refused(small_model: Callable[..., Path]) -> None:
-    for name, losses in (("t5-text", {"logits": 1.0}), ("bert", {"decoder": 1.0}), ("bert", {"logits": 1.0})):
+    for term in ("decoder", "logits"):
+        weights = ModuleLosses(hidden=0.0, **{term: 1.0})
         with pytest.raises(UserError):
-            check_module_losses(_load(small_model(name, 4)), ModuleLosses(hidden=0.0, **losses))
-    check_module_losses(_load(small_model("bert", 4)), ModuleLosses(hidden=0.0, attention=1.0))
+            check_module_losses(_load(small_model("bert", 4)), weights, [ENCODER_STACK])
+    with pytest.raises(UserError, match="need a term of the loss that runs the decoder"):
+        check_module_losses(_load(small_model("t5-text", 4)), ModuleLosses(attention=1.0), [DECODER_STACK])
+    check_module_losses(
+        _load(small_model("bert", 4)), ModuleLosses(hidden=0.0, attention=1.0), [ENCODER_STACK]
+    )
 
 
 def test_modules_of_another_stack_are_refused(tmp_path: Path, model: Path, modules: Path) -> None:
@@ -729,52 +734,3 @@ def test_a_bundle_is_evaluated_with_its_own_assemblies(bundle: Path, pairs: str)
 
 
 # Models that generate text.
-
-
-@pytest.fixture(scope="module")
-def text_bundle(artefacts: Artefacts, small_model: Callable[..., Path]) -> Path:
-    model = small_model("t5-text", 4)
-
-    def make(folder: Path) -> None:
-        modules = folder.parent / "text-modules" / "g2"
-        save_modules(random_modules(_load(model), 2), modules)
-        recipe = {
-            "name": "text",
-            "backbone": {"source": str(model)},
-            "plugins": [{"ratio": 2, "initialise": {"seed": 1}}],
-            "modules": [{"source": str(modules)}],
-            "assemblies": ["enc=2x2", "enc=2,1,1;k=2"],
-            "speed": None,
-        }
-        build(Recipe.model_validate(recipe), folder)
-
-    return artefacts.folder("text-bundle-modular", make)
-
-
-def test_an_assembled_encoder_generates_with_the_decoder(text_bundle: Path) -> None:
-    opened = Bundle.load(text_bundle)
-    session = opened.session(threads=1)
-    inputs = {"input_ids": np.arange(5, 13)[None], "attention_mask": np.ones((1, 8), np.int64)}
-    found = {}
-    for name in ("ratio-1", "enc-2x2", "enc-2-1x2_ratio-2"):
-        both = [s.generate(inputs, name, max_new_tokens=8) for s in (session, opened.session(variant=name))]  # type: ignore[attr-defined]
-        tokens = [sequences.tokens[0][0].tolist() for sequences in both]
-        assert tokens[0] == tokens[1]
-        found[name] = session.run(inputs, name)["last_hidden_state"].tobytes()
-    assert len(set(found.values())) == 3
-    assert verify(text_bundle, ["enc-2x2"]).passed
-
-
-def test_modules_in_the_decoder_are_refused(tmp_path: Path, small_model: Callable[..., Path]) -> None:
-    model = small_model("t5-text", 4)
-    backbone = _load(model)
-    save_modules(random_modules(backbone, 5, DECODER_STACK), tmp_path / "g5")
-    recipe = {
-        "name": "text",
-        "backbone": {"source": str(model)},
-        "modules": [{"source": str(tmp_path / "g5")}],
-        "assemblies": ["dec=5"],
-        "speed": None,
-    }
-    with pytest.raises(UserError, match="modules in the decoder, which are not supported yet"):
-        build(Recipe.model_validate(recipe), tmp_path / "bundle")

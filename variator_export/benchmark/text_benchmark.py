@@ -16,7 +16,7 @@ from variator_export.benchmark.runtimes import OPTIONAL_RUNTIMES, RUNTIMES
 from variator_export.benchmark.schedule import Timed, TimingSettings, open_again, time_in_openings
 from variator_export.benchmark.speed_table import speed_inputs, speedup_fields
 from variator_export.benchmark.timing import Timings, speedup
-from variator_export.bundle.manifest import Variant
+from variator_export.bundle.manifest import BackboneEntry, Variant
 from variator_export.core.environment import conditions, is_importable, machine, versions
 from variator_export.core.errors import UserError, first_line
 from variator_export.core.precision import find_precision
@@ -24,6 +24,7 @@ from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
 from variator_export.engines.target import GeneratingSession
 from variator_export.generation.settings import read_settings
+from variator_export.model.macs import decoder_macs
 from variator_export.sessions import Bundle
 from variator_export.verification.eager_bundle import load_bundle_backbone
 
@@ -67,7 +68,8 @@ class RequestResult:
         rows: A JSON row for each runtime and variant: `request_ms`, the time of a request; `first_token_ms`,
             that of the encoder and the decoder's first step; `token_ms`, that of each further token; the
             speed-up of the request over the same runtime at ratio 1, with its 95 % interval; and the
-            speed-up that the saving up to the first token allows for the whole request.
+            speed-up that is allowed for the whole request by the saving up to the first token, and, for
+            further tokens, by the multiply-accumulates that an assembly's decoder saves.
     """
 
     shape: RequestShape
@@ -146,7 +148,11 @@ def bench_text(
     return TextBenchmark(
         bundle=opened.path,
         shapes=[
-            RequestResult(shape, all(timed[shape].settled), _rows(subjects, shape, timed[shape].timings))
+            RequestResult(
+                shape,
+                all(timed[shape].settled),
+                _rows(subjects, shape, timed[shape].timings, opened.manifest.backbone),
+            )
             for shape in shapes
         ],
         graphs=opened.graph_hashes(),
@@ -278,8 +284,15 @@ def _calls(
 
 
 def _rows(
-    subjects: Sequence[_Subject], shape: RequestShape, timings: Mapping[str, Timings]
+    subjects: Sequence[_Subject],
+    shape: RequestShape,
+    timings: Mapping[str, Timings],
+    backbone: BackboneEntry,
 ) -> list[dict[str, Any]]:
+    def decoder(variant: Variant) -> int:
+        size = backbone.decoder_of(variant.assembly)
+        return decoder_macs(size, backbone.hidden_size, shape.sequence_length, shape.new_tokens)
+
     plain = {subject.runtime: subject for subject in subjects if subject.variant.baseline}
     rows = []
     for subject in subjects:
@@ -291,7 +304,9 @@ def _rows(
         whole_of, base_of, first_of = (
             np.array(timing.opening_medians_ms) for timing in (base_whole, base_first, first)
         )
-        allowed = float(np.median(whole_of / (whole_of - (base_of - first_of))))
+        kept = decoder(subject.variant) / decoder(plain[subject.runtime].variant)
+        further_of = (whole_of - base_of) * kept
+        allowed = float(np.median(whole_of / (first_of + further_of)))
         further = shape.new_tokens - 1
         rows.append(
             {

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from variator_export.building.staging import StagedBundle
+from variator_export.building.steps.engine_sources import EngineSources
 from variator_export.building.steps.engines import (
     EngineOrder,
-    EngineSources,
     check_order,
     engine_step,
     make_engines,
@@ -72,7 +72,9 @@ def compile_engines(bundle: Path, order: EngineOrder, progress: Progress | None 
         _check_names(old, order.only)
         staged = StagedBundle(staging, old, progress or Progress())
         staged.take_over()
-        sources = EngineSources(manifest.backbone, manifest.variants, manifest.any_ratio, manifest.precision)
+        sources = EngineSources(
+            manifest.backbone, manifest.variants, manifest.modules, manifest.any_ratio, manifest.precision
+        )
         engines = tuple(make_engines(staged, sources, order, versions))
         published = staged.finish(_with_engines(manifest, engines), bundle)
     return CompileResult(bundle, published, tuple(staged.reports), engines)

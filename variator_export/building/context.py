@@ -2,22 +2,26 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from variator_export.building.staging import StagedBundle
 from variator_export.building.variant_plan import VariantPlan
-from variator_export.bundle.branches import Branch, switches
+from variator_export.bundle.branches import Branch, projection_outputs, switches
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, CALIBRATION
 from variator_export.bundle.parts import graph_name
+from variator_export.bundle.variant import decoder_name
 from variator_export.bundle.variant_files import (
     MODULE_CONFIG_NAME,
     MODULE_TENSORS_NAME,
     QUANTIZED_MODULES_NAME,
     VariantFiles,
 )
+from variator_export.core.assembly import DECODER_STACK, Assembly
+from variator_export.core.encoder_size import DecoderSize
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.core.json_file import read_json_object
@@ -161,6 +165,24 @@ class BuildContext:
         """Return a variant's own graph of the part with plugins."""
         return graph_name(plan.name, self.part)
 
+    def decoder(self, plan: VariantPlan) -> str:
+        """Return the graph of a variant's decoder, of a model that generates text."""
+        name = decoder_name(plan.assembly)
+        return self.traced[DECODER] if name == ANY_RATIO else graph_name(name, DECODER)
+
+    def decoder_size(self, plan: VariantPlan) -> DecoderSize:
+        """Return the sizes of a variant's decoder, of a model that generates text."""
+        size = self.info.decoder_size
+        assert size is not None
+        spans = (plan.assembly or Assembly()).spans(DECODER_STACK, size.num_layers)
+        return replace(size, num_layers=len(spans))
+
+    def shared_outputs(self, plan: VariantPlan, graph: str) -> dict[str, str] | None:
+        """Return where a graph that takes plugins as inputs has a variant's outputs."""
+        if not self.generates or graph not in self.branched:
+            return None
+        return projection_outputs(self.branches, plan.assembly, self.info.stack_layers[DECODER_STACK])
+
     def code_fingerprint(self, *parts: str) -> dict[str, str | None]:
         """Return the versions and the digest of the code that determine a step's result."""
         return {**self.made_by, "code": code_digest(*parts)}
@@ -259,7 +281,7 @@ class BuildContext:
         root = self.staged.folder if copied or old is None else old.path
         on = None
         if self.branches:
-            on = switches(self.branches, plan.assembly, plan.modules, self.info.size.num_layers)
+            on = switches(self.branches, plan.assembly, plan.modules, self.info.stack_layers)
         return VariantFiles(root, plan.plugin_folder, plan.assembly, plan.module_folders, on)
 
     def graph_inputs(self, plan: VariantPlan, graph: str) -> "Arrays":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from variator_export.building.variant_plan import VariantPlan, is_reserved
 from variator_export.bundle.branches import Branch, branches_of
 from variator_export.bundle.files import BundleFiles
-from variator_export.core.assembly import DECODER_STACK, ENCODER_STACK, Assembly, Span, parse_assembly
+from variator_export.core.assembly import DECODER_STACK, ENCODER_STACK, Assembly, Span, Stack, parse_assembly
 from variator_export.core.errors import UserError
 from variator_export.core.hub import HUB_PREFIX, parse_hub_source
 from variator_export.model.modular.files import (
@@ -198,7 +198,7 @@ def _used(assembly: Assembly, modules: Sequence[ModulesPlan]) -> set[str]:
     return found
 
 
-def check_assemblies(plans: Sequence[VariantPlan], stack_layers: Mapping[str, int]) -> None:
+def check_assemblies(plans: Sequence[VariantPlan], stack_layers: Mapping[Stack, int]) -> None:
     """Check assemblies against the backbone.
 
     Args:
@@ -211,12 +211,7 @@ def check_assemblies(plans: Sequence[VariantPlan], stack_layers: Mapping[str, in
     for assembly in (plan.assembly for plan in plans if plan.assembly is not None):
         for stack in (ENCODER_STACK, DECODER_STACK):
             if stack in stack_layers:
-                spans = assembly.spans(stack, stack_layers[stack])
-                if stack == DECODER_STACK and any(span.granularity > 1 for span in spans):
-                    raise UserError(
-                        f"The assembly {assembly} has modules in the decoder, which are not supported yet.",
-                        "Assemble the encoder alone: leave out dec=.",
-                    )
+                assembly.spans(stack, stack_layers[stack])
             elif assembly.granularities(stack):
                 raise UserError(
                     f"The assembly {assembly} names the {stack}, which the backbone does not have.",
@@ -225,26 +220,29 @@ def check_assemblies(plans: Sequence[VariantPlan], stack_layers: Mapping[str, in
 
 
 def branches_of_plan(
-    plans: Sequence[VariantPlan], modules: Sequence[ModulesPlan], num_layers: int
+    plans: Sequence[VariantPlan], modules: Sequence[ModulesPlan], stack_layers: Mapping[Stack, int]
 ) -> tuple[Branch, ...]:
     """The branches of the graph that runs every assembly; none without assemblies.
 
     Args:
         plans: The variants.
         modules: The modules.
-        num_layers: Layers of the encoder.
+        stack_layers: Layers of the backbone's stacks, by stack.
     """
     configs = [plan.config for plan in modules]
-    used = [
-        {
-            span: modules[module_for(ENCODER_STACK, span, configs)[0]].name
-            for span in plan.assembly.spans(ENCODER_STACK, num_layers)
-            if span.granularity > 1
-        }
-        for plan in plans
-        if plan.assembly is not None
-    ]
-    return branches_of(num_layers, used) if used else ()
+    found: list[Branch] = []
+    for stack, num_layers in stack_layers.items():
+        used = [
+            {
+                span: modules[module_for(stack, span, configs)[0]].name
+                for span in plan.assembly.spans(stack, num_layers)
+                if span.granularity > 1
+            }
+            for plan in plans
+            if plan.assembly is not None
+        ]
+        found += branches_of(stack, num_layers, used)
+    return tuple(found)
 
 
 def _plugin(entry: AssemblyRecipe, plans: Sequence[VariantPlan], ratio: int | None) -> VariantPlan | None:

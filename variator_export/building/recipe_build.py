@@ -13,7 +13,8 @@ from variator_export.building.staging import StagedBundle
 from variator_export.building.steps import forms, modular, text_to_text
 from variator_export.building.steps import graphs as steps
 from variator_export.building.steps.calibrate import calibrate_backbone
-from variator_export.building.steps.engines import EngineOrder, EngineSources, check_order, make_engines
+from variator_export.building.steps.engine_sources import EngineSources
+from variator_export.building.steps.engines import EngineOrder, check_order, make_engines
 from variator_export.building.steps.quality import check_quality, read_request
 from variator_export.building.variant_plan import VariantPlan
 from variator_export.bundle.files import BundleFiles
@@ -184,6 +185,8 @@ def _make(
         modular.copy_modules(context, modules)
     steps.trace_backbone(context, with_plugins)
     modular.assemble_graphs(context, plan.modules)
+    if context.generates:
+        modular.assemble_decoders(context, variants)
     entries = []
     for variant in variants:
         steps.bind_variant(context, variant)
@@ -202,7 +205,8 @@ def _make(
         text_to_text.verify_generation(context, variants)
     else:
         steps.check_texts_of_baseline(context, baseline, backbone)
-    sources = EngineSources(backbone, entries, any_ratio, context.recipe.precision)
+    entries_of_modules = modular.modules_entries(context, plan.modules)
+    sources = EngineSources(backbone, entries, entries_of_modules, any_ratio, context.recipe.precision)
     engines = make_engines(context.staged, sources, order, versions)
     targets = tuple(sorted({*context.recipe.targets, *(engine.target for engine in engines)}))
     return Manifest(
@@ -215,7 +219,7 @@ def _make(
         any_ratio=any_ratio,
         default_variant=default.name,
         variants=tuple(entries),
-        modules=modular.modules_entries(context, plan.modules),
+        modules=entries_of_modules,
         any_assembly_graph=context.session_graph if context.branches else None,
         branches=context.branches,
         engines=tuple(engines),
@@ -248,7 +252,8 @@ def _variant_entry(context: BuildContext, plan: VariantPlan) -> Variant:
         plugin=plugin,
         assembly_spec=None if plan.assembly is None else str(plan.assembly),
         modules=plan.modules,
-        graphs=context.traced | {context.part: context.graph(plan)},
+        graphs={context.part: context.graph(plan)}
+        | ({DECODER: context.decoder(plan)} if context.generates else {}),
         reference=steps.reference_path(plan),
         precision_proof=steps.precision_proof(context, plan),
     )

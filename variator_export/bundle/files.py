@@ -181,6 +181,8 @@ class BundleFiles:
         manifest = self.manifest
         if entry.variant == ANY_RATIO:
             return manifest.any_ratio[entry.part]
+        if entry.is_shared:
+            return next(v.decoder_graph for v in manifest.variants if v.decoder_name == entry.variant)
         return self.variant(entry.variant).graphs[entry.part]
 
     def sidecar(self, entry: EngineEntry) -> dict[str, Any]:

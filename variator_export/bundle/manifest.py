@@ -4,26 +4,24 @@ The manifest holds only values that the inputs determine: no dates, no timings.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from variator_export.bundle.branches import Branch, switches
+from variator_export.bundle.backbone_entry import BackboneEntry as BackboneEntry
+from variator_export.bundle.branches import Branch, projection_outputs, switches
 from variator_export.bundle.engine_records import ANY_RATIO
-from variator_export.bundle.parts import PartEntry, with_plugins
+from variator_export.bundle.parts import with_plugins
 from variator_export.bundle.variant import LONGEST_NAME, ManifestPart
 from variator_export.bundle.variant import ModulesEntry as ModulesEntry
 from variator_export.bundle.variant import PluginEntry as PluginEntry
 from variator_export.bundle.variant import PrecisionProof as PrecisionProof
 from variator_export.bundle.variant import Variant as Variant
 from variator_export.bundle.variant_files import MODULE_CONFIG_NAME, MODULE_TENSORS_NAME
-from variator_export.core.encoder_size import DecoderSize, EncoderSize
 from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
-from variator_export.core.labels import labels_config
 from variator_export.core.parts import DECODER, MODEL
 from variator_export.core.validation import describe_validation_error
 
@@ -46,80 +44,6 @@ class FileEntry(ManifestPart):
 
     sha256: str
     size_bytes: int
-
-
-class BackboneEntry(ManifestPart):
-    """The properties of the backbone that a session needs.
-
-    Attributes:
-        task: The model's task, as named by Optimum. None in older bundles, which did not record the task.
-        parts: The model's parts by name, with their inputs and outputs.
-        max_length: The longest input in tokens. None if there is no limit.
-        encoder_size: The dimensions needed for the analytic count of multiply-accumulates.
-        padding_states_vary: Whether the hidden states of padding depend on the amount of padding.
-        decoder_size: The dimensions of the decoder. None for a model that does not generate text.
-        max_output_length: The longest generated text in tokens. None if there is no limit.
-        label_words: The word of each label, in the order of the classes, of a classifier made of a model that
-            generates text. None for any other model.
-        decoder_prompt: What its decoder reads before the label word.
-    """
-
-    source: str
-    architecture: str
-    task: str | None = None
-    model_type: str
-    weights_sha256: str
-    hidden_size: int
-    num_layers: int
-    parts: dict[str, PartEntry]
-    pad_token_id: int
-    max_length: int | None
-    encoder_size: EncoderSize
-    padding_states_vary: bool = False
-    decoder_size: DecoderSize | None = None
-    max_output_length: int | None = None
-    label_words: dict[str, str] | None = None
-    decoder_prompt: str = ""
-
-    @model_validator(mode="after")
-    def _sizes_agree(self) -> "BackboneEntry":
-        found = self.encoder_size.hidden_size, self.encoder_size.num_layers
-        if found != (self.hidden_size, self.num_layers):
-            raise ValueError("encoder_size has another hidden_size or num_layers than the backbone")
-        return self
-
-    def with_labels(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The content of the model's config.json, with the labels of label words."""
-        return {**config, **({} if self.label_words is None else labels_config(self.label_words))}
-
-    @property
-    def generates(self) -> bool:
-        """Whether the model generates text."""
-        return DECODER in self.parts
-
-    @property
-    def part(self) -> PartEntry:
-        """The part that plugins are in: the model, or the encoder of a model that generates text."""
-        return with_plugins(self.parts)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The input names of the part that plugins are in."""
-        return self.part.input_names
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The output names of the part that plugins are in, in order."""
-        return self.part.output_names
-
-    @property
-    def token_outputs(self) -> tuple[str, ...]:
-        """The outputs with one row per token."""
-        return self.part.token_outputs
-
-    def clamp_length(self, length: int) -> int:
-        """A length in tokens, capped at the model's limit if the model has one."""
-        return length if self.max_length is None else min(length, self.max_length)
 
 
 class SidecarProfile(BaseModel):
@@ -269,7 +193,23 @@ class Manifest(ManifestPart):
         """The value of `assembly.branches` for a variant; None for a bundle without assemblies."""
         if not self.branches:
             return None
-        return switches(self.branches, variant.assembly, variant.modules, self.backbone.num_layers)
+        return switches(self.branches, variant.assembly, variant.modules, self.backbone.stack_layers)
+
+    def by_decoder(self, name: str | None = None) -> list[Variant]:
+        """One variant for each decoder, of a model that generates text; or the named variant alone."""
+        chosen = [variant for variant in self.variants if name in (None, variant.name)]
+        return list({variant.decoder_name: variant for variant in reversed(chosen)}.values())
+
+    def shared_outputs(self, variant: Variant, graph: str) -> dict[str, str] | None:
+        """Where a graph that takes plugins as inputs has a variant's outputs (`projection_outputs`).
+
+        Returns:
+            Names by those of the variant's own graph, for those that differ; None if none does.
+        """
+        size = self.backbone.decoder_size
+        if size is None or graph != self.any_assembly_graph:
+            return None
+        return projection_outputs(self.branches, variant.assembly, size.num_layers)
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""

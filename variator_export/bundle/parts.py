@@ -47,6 +47,16 @@ class PartEntry(_Entry):
     feeds: dict[str, str] = Field(default_factory=dict)
     num_sites: int = 0
 
+    def without(self, names: Collection[str]) -> "PartEntry":
+        """The part without some inputs and outputs."""
+        return self.model_copy(
+            update={
+                "inputs": tuple(tensor for tensor in self.inputs if tensor.name not in names),
+                "outputs": tuple(tensor for tensor in self.outputs if tensor.name not in names),
+                "feeds": {name: source for name, source in self.feeds.items() if name not in names},
+            }
+        )
+
     @property
     def input_names(self) -> tuple[str, ...]:
         """The input names, in the order of the graph."""

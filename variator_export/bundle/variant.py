@@ -4,9 +4,19 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.parts import with_plugins
-from variator_export.core.assembly import Assembly, parse_assembly
+from variator_export.core.assembly import DECODER_STACK, Assembly, parse_assembly
 from variator_export.core.errors import UserError
+from variator_export.core.parts import DECODER
+
+
+def decoder_name(assembly: Assembly | None) -> str:
+    """The name of an assembly's decoder (`Variant.decoder_name`)."""
+    if assembly is None or not assembly.has_modules(DECODER_STACK):
+        return ANY_RATIO
+    return assembly.of_stack(DECODER_STACK).name
+
 
 # Names stand in file names and in messages.
 LONGEST_NAME = 200
@@ -69,8 +79,8 @@ class Variant(ManifestPart):
         plugin: The variant's plugin. None for the baseline, and for an assembly without one.
         assembly_spec: The assembly, as its specification; None for the original layers.
         modules: Names of the manifest's modules that the assembly uses.
-        graphs: ONNX files by part of the model; an encoder has one part, `model`. A decoder's file is the
-            same for all variants.
+        graphs: ONNX files by part of the model; an encoder has one part, `model`. All variants whose decoder
+            has the same layers share its file.
     """
 
     name: str = Field(max_length=LONGEST_NAME)
@@ -102,6 +112,17 @@ class Variant(ManifestPart):
     def answers_to(self, choice: int | str) -> bool:
         """Whether a name or a ratio means this variant. A ratio alone means the original layers."""
         return choice == self.name or (choice == self.ratio and self.assembly_spec is None)
+
+    @property
+    def decoder_name(self) -> str:
+        """The name of the variant's decoder, of a model that generates text: `any-ratio`, which is the
+        original for all variants, or that of its assembly, which several variants may share."""
+        return decoder_name(self.assembly)
+
+    @property
+    def decoder_graph(self) -> str:
+        """The graph of the variant's decoder, of a model that generates text."""
+        return self.graphs[DECODER]
 
     @property
     def graph(self) -> str:

@@ -45,7 +45,9 @@ def inspect_command(
     printer.text(f"graphs: opset {manifest.opset}; {default} is {manifest.default_variant}")
     printer.text(f"inputs: {', '.join(backbone.inputs)}; outputs: {', '.join(_shown_outputs(backbone))}")
     if backbone.generates:
-        printer.text(f"decoder: {manifest.any_ratio[DECODER]}, the same for every ratio")
+        for variant in manifest.by_decoder():
+            whose = "the same for every ratio" if variant.decoder_name == ANY_RATIO else variant.decoder_name
+            printer.text(f"decoder: {variant.decoder_graph}, {whose}")
     for name, modules in manifest.modules.items():
         state = "trained" if modules.trained else "copies of layers"
         layers = ", ".join(f"{first}-{last}" for first, last, _ in modules.groups)
@@ -89,10 +91,11 @@ def _variants_table(bundle: Bundle) -> Table:
         original = ["original"] if has_assemblies else []
         graph = bundle.manifest.any_ratio_graph
         table.add_row(ANY_RATIO, *original, "all", "", "", graph, "\n".join(states))
-    if states := bundle.engine_states(ANY_RATIO, DECODER):
-        decoder = bundle.manifest.any_ratio[DECODER]
-        original = ["original"] if has_assemblies else []
-        table.add_row("decoder", *original, "all", "", "", decoder, "\n".join(states))
+    for variant in bundle.manifest.by_decoder() if bundle.manifest.backbone.generates else ():
+        if states := bundle.engine_states(variant.decoder_name, DECODER):
+            name = variant.decoder_name
+            layers = [("original" if name == ANY_RATIO else name)] if has_assemblies else []
+            table.add_row("decoder", *layers, "all", "", "", variant.decoder_graph, "\n".join(states))
     return table
 
 

@@ -21,7 +21,7 @@ from variator_export.recipe.recipe_file import load_recipe
 # The fields of training.settings.Losses, which is not imported here because --help does not need it.
 LOSS_TERMS = ("hidden", "layers", "embedding", "decoder", "logits", "label")
 # Those of training.modular.settings.ModuleLosses that plain text has.
-MODULE_LOSS_TERMS = ("hidden", "layers", "attention", "embedding", "logits")
+MODULE_LOSS_TERMS = (*LOSS_TERMS, "attention")
 
 _SHAPE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
 

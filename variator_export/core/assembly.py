@@ -75,6 +75,14 @@ class Assembly:
         """Whether every layer is an original one."""
         return set(self.encoder) | set(self.decoder) <= {1}
 
+    def has_modules(self, stack: Stack) -> bool:
+        """Whether a stack has a layer that stands for several."""
+        return any(size > 1 for size in self.granularities(stack))
+
+    def of_stack(self, stack: Stack) -> "Assembly":
+        """The same layers in one stack, and the original layers in the other."""
+        return Assembly(**{stack: self.granularities(stack)})
+
     @property
     def name(self) -> str:
         """A name for files: `enc-2x2-1x8_dec-6x2`."""

@@ -17,8 +17,14 @@ _PRESENT, _PAST = "present", "past_key_values"
 KINDS = ("key", "value")
 
 
-def present_name(layer: int, stack: str, kind: str) -> str:
-    """The output with keys or values of a decoder layer, of the stack `encoder` or `decoder`."""
+def present_name(layer: object, stack: str, kind: str) -> str:
+    """The output with keys or values of a decoder layer, of the stack `encoder` or `decoder`.
+
+    Args:
+        layer: The layer's number; in the graph of all assemblies, the layers that a module replaces.
+        stack: The stack whose tokens the keys and values are of.
+        kind: `key` or `value`.
+    """
     return f"{_PRESENT}.{layer}.{stack}.{kind}"
 
 

@@ -5,17 +5,18 @@ one per input row.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from variator_export.core.axes import LENGTH
+from variator_export.core.axes import LENGTH, is_key_or_value
 from variator_export.core.errors import UserError
 
 if TYPE_CHECKING:  # code that runs graphs needs no pydantic
     from variator_export.bundle.parts import PartEntry
 
 Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 class Runner(Protocol):
@@ -24,6 +25,20 @@ class Runner(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the model once."""
         ...
+
+
+def named_outputs(outputs: Mapping[str, T], names: Mapping[str, str] | None) -> dict[str, T]:
+    """The outputs of a variant, of a graph that runs every assembly.
+
+    Args:
+        outputs: The graph's outputs. Keys and values of decoder layers that do not run are empty.
+        names: Where a variant's keys and values for the decoder are (`Manifest.shared_outputs`); None for a
+            graph that has them in their places.
+    """
+    if names is None:
+        return dict(outputs)
+    others = {name: value for name, value in outputs.items() if not is_key_or_value(name)}
+    return others | {name: outputs[source] for name, source in names.items()}
 
 
 def check_inputs(

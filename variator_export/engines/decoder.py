@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from variator_export.bundle.manifest import BackboneEntry
+from variator_export.core.assembly import Assembly
 from variator_export.core.axes import (
     BATCH,
     ENCODER_MASK,
@@ -17,7 +18,6 @@ from variator_export.core.axes import (
     present_names,
 )
 from variator_export.core.errors import UserError
-from variator_export.core.parts import DECODER
 
 _LOGITS = "logits"
 
@@ -65,12 +65,14 @@ class Decoder:
     Args:
         runner: The decoder's graph or engine.
         backbone: The model that the decoder belongs to.
+        assembly: The assembly whose decoder it is; None for the original layers.
     """
 
-    def __init__(self, runner: DeviceRunner, backbone: BackboneEntry) -> None:
-        assert backbone.decoder_size is not None
-        self._runner, self._size = runner, backbone.decoder_size
-        self._inputs = {tensor.name: tensor for tensor in backbone.parts[DECODER].inputs}
+    def __init__(
+        self, runner: DeviceRunner, backbone: BackboneEntry, assembly: Assembly | None = None
+    ) -> None:
+        self._runner, self._size = runner, backbone.decoder_of(assembly)
+        self._inputs = {tensor.name: tensor for tensor in backbone.decoder_part(assembly).inputs}
         self._dtype = self._inputs[past_name(0, "decoder", "key")].dtype
 
     def require(self, rows: int, length: int, new_tokens: int) -> None:

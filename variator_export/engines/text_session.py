@@ -1,4 +1,4 @@
-"""Sessions that generate text: an encoder at any ratio, and one decoder."""
+"""Sessions that generate text: an encoder at any ratio, and a decoder."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BACKBONE_CONFIG
 from variator_export.core.errors import UserError
@@ -19,6 +20,10 @@ from variator_export.generation.settings import SETTINGS_NAME, GenerationSetting
 class EncoderSession(Session, Protocol):
     """A session on an encoder whose outputs a decoder reads."""
 
+    def find(self, choice: int | str | None) -> str:
+        """The name of the variant or the added plugin that a choice of `run` means."""
+        ...
+
     def run_on_device(
         self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None
     ) -> dict[str, Any]:
@@ -29,17 +34,19 @@ class EncoderSession(Session, Protocol):
 class TextSession:
     """A session that generates text.
 
-    The ratio is chosen for each call, for the encoder; the decoder is the same for every ratio. Threads may
-    share a session on ONNX Runtime.
+    The variant is chosen for each call. All ratios have the same decoder; an assembly may have its own.
+    Threads may share a session on ONNX Runtime.
 
     Args:
         bundle: The bundle.
         encoder: A session on the bundle's encoder.
-        decoder: The bundle's decoder, on the device of the encoder.
+        decoders: The decoders of the variants that the encoder runs, by name (`Variant.decoder_name`), on the
+            device of the encoder.
     """
 
-    def __init__(self, bundle: BundleFiles, encoder: EncoderSession, decoder: Decoder) -> None:
-        self._encoder, self._decoder = encoder, decoder
+    def __init__(self, bundle: BundleFiles, encoder: EncoderSession, decoders: Mapping[str, Decoder]) -> None:
+        self._encoder, self._decoders = encoder, decoders
+        self._names = {variant.name: variant.decoder_name for variant in bundle.manifest.variants}
         self._limit = bundle.manifest.backbone.max_output_length
         for name in (SETTINGS_NAME, BACKBONE_CONFIG):
             if name in bundle.manifest.files:
@@ -108,11 +115,15 @@ class TextSession:
         """
         states = self._encoder.run_on_device(inputs, ratio)
         mask = np.ascontiguousarray(inputs["attention_mask"], np.int64)
-        return self._decoder.start(mask, states, copies)
+        return self._decoder(ratio).start(mask, states, copies)
 
-    def supports(self, rows: int, length: int, new_tokens: int = 1) -> bool:
-        """Whether the decoder takes so many rows and new tokens, of inputs of this length."""
-        return self._decoder.supports(rows, length, new_tokens)
+    def supports(self, rows: int, length: int, new_tokens: int = 1, ratio: int | str | None = None) -> bool:
+        """Whether a variant's decoder takes so many rows and new tokens, of inputs of this length."""
+        return self._decoder(ratio).supports(rows, length, new_tokens)
+
+    def _decoder(self, ratio: int | str | None) -> Decoder:
+        # An added plugin is for the original layers.
+        return self._decoders[self._names.get(self._encoder.find(ratio), ANY_RATIO)]
 
     def _settings(self, changes: Mapping[str, Any]) -> GenerationSettings:
         settings = self.settings.changed(changes)
@@ -135,7 +146,7 @@ class TextSession:
             )
         copies = rows_per_input(settings)
         if mask.ndim == 2:
-            self._decoder.require(len(mask) * copies, mask.shape[1], settings.max_new_tokens)
+            self._decoder(ratio).require(len(mask) * copies, mask.shape[1], settings.max_new_tokens)
         return self.start(inputs, ratio, copies)
 
 

@@ -5,6 +5,7 @@ of two layers. A module has the architecture of one of the layers that it replac
 of that layer, with weights of its own, and no trace is needed.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -210,8 +211,17 @@ def module_values(
 
 
 def _renumber_caches(graph: ir.Graph, kept: Sequence[int], num_layers: int) -> None:
-    """Leave out the keys and values of layers that are left out, and number the others from 0."""
+    """Leave out the keys and values of layers that are left out, and number the others from 0.
+
+    What has the same shape in all layers is read from one of them, the number of earlier tokens for example.
+    It may be a layer that is left out.
+    """
     gone = set(range(num_layers)) - set(kept)
+    inputs = {str(value.name): value for value in graph.inputs}
+    for stack, kind in itertools.product(("encoder", "decoder"), KINDS):
+        if (there := inputs.get(past_name(kept[0], stack, kind))) is not None:
+            for layer in gone:
+                inputs[past_name(layer, stack, kind)].replace_all_uses_with(there)
     for values, name_of in ((graph.inputs, past_name), (graph.outputs, present_name)):
         by_name = {str(value.name): value for value in values}
         for stack in ("encoder", "decoder"):

@@ -12,7 +12,7 @@ from variator_export.bundle.variant_files import (
     VariantFiles,
 )
 from variator_export.core.assembly import DECODER_STACK, ENCODER_STACK, Span, Stack
-from variator_export.graph.any_assembly import any_assembly
+from variator_export.graph.any_assembly import StackBranches, any_assembly
 from variator_export.graph.assemble import KeptLayer, StackLayers, assemble
 from variator_export.graph.weights import external_tensors
 from variator_export.model.backbone_info import BackboneInfo
@@ -42,6 +42,19 @@ def assemble_variant(model: ir.Model, files: VariantFiles, info: BackboneInfo) -
     assemble(model, stacks, info.size.hidden_size)
 
 
+def assemble_decoder(decoder: Path, files: VariantFiles, info: BackboneInfo) -> ir.Model:
+    """Build the decoder of a variant's assembly.
+
+    Args:
+        decoder: The decoder of the original layers, in the bundle's folder.
+        files: The variant's files.
+        info: The backbone.
+    """
+    model = ir.load(decoder)
+    assemble_variant(model, files, info)
+    return model
+
+
 def assemble_any(
     any_ratio: Path, branches: Sequence[Branch], folders: Sequence[str], info: BackboneInfo
 ) -> ir.Model:
@@ -54,10 +67,16 @@ def assemble_any(
         info: The backbone.
     """
     modules = [_Modules(any_ratio.parent, folder) for folder in folders]
-    path = info.spec.family.stack_path(ENCODER_STACK)
-    layers = [_layer(modules, ENCODER_STACK, branch.span, path) for branch in branches]
-    spans = [branch.span for branch in branches]
-    return any_assembly(any_ratio, path, layers, spans, info.size.hidden_size)
+
+    def of_stack(stack: Stack) -> StackBranches | None:
+        own = [branch for branch in branches if branch.stack == stack]
+        if not own:
+            return None
+        path = info.spec.family.stack_path(stack)
+        layers = [_layer(modules, stack, branch.span, path) for branch in own]
+        return StackBranches(path, layers, [branch.span for branch in own])
+
+    return any_assembly(any_ratio, of_stack(ENCODER_STACK), of_stack(DECODER_STACK), info.size.hidden_size)
 
 
 class _Modules:

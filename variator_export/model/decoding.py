@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-DECODER_STATES = "decoder_hidden_states"
+DECODER_STATES, DECODER_ATTENTIONS = "decoder_hidden_states", "decoder_attentions"
+CROSS_ATTENTIONS = "cross_attentions"
 
 
-def decoder_outputs(model: Any, states: Tensor, mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def decoder_outputs(
+    model: Any, states: Tensor, mask: Tensor, labels: Tensor, *, layers: bool = False
+) -> dict[str, Tensor]:
     """Run the decoder along the target text, as transformers does in training.
 
     Args:
@@ -19,18 +22,32 @@ def decoder_outputs(model: Any, states: Tensor, mask: Tensor, labels: Tensor) ->
         states: The encoder's last hidden states, (B, S, d).
         mask: The encoder's attention mask, (B, S).
         labels: The tokens of the text without the start token, int64 (B, T), with -100 for padding.
+        layers: Whether to return more of each layer.
 
     Returns:
-        `decoder_hidden_states`: the last ones, (B, T, d); and `logits`, (B, T, V).
+        `decoder_hidden_states`: the last ones, (B, T, d); and `logits`, (B, T, V). With `layers`, of decoder
+        layer i also `decoder_hidden_states.{i}`, and its attention to its own tokens,
+        `decoder_attentions.{i}` (B, heads, T, T), and to the encoder's, `cross_attentions.{i}`
+        (B, heads, T, S).
     """
     found = model(
         encoder_outputs=encoder_outputs(states),
         attention_mask=mask,
         decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels),
         output_hidden_states=True,
+        output_attentions=layers,
         use_cache=False,
     )
-    return {DECODER_STATES: found.decoder_hidden_states[-1], "logits": found.logits}
+    result = {DECODER_STATES: found.decoder_hidden_states[-1], "logits": found.logits}
+    if layers:
+        # The first entry is the output of the embedding layer.
+        of_layers = (
+            (DECODER_STATES, found.decoder_hidden_states[1:]),
+            (DECODER_ATTENTIONS, found.decoder_attentions),
+            (CROSS_ATTENTIONS, found.cross_attentions),
+        )
+        result |= {f"{name}.{i}": value for name, values in of_layers for i, value in enumerate(values)}
+    return result
 
 
 def encoder_outputs(states: Tensor) -> Any:

@@ -3,7 +3,7 @@
 `graph.macs` counts the MACs of an actual graph. Comparing the two numbers exposes a wasteful graph.
 """
 
-from variator_export.core.encoder_size import EncoderSize
+from variator_export.core.encoder_size import DecoderSize, EncoderSize
 
 
 def analytic_macs(
@@ -40,3 +40,20 @@ def analytic_macs(
     positions = 2 * num_positions * d * a  # projected once for all rows
     cross = batch_size * length * d * size.cross_size
     return round(size.num_layers * (batch_size * layer + positions)) + cross
+
+
+def decoder_macs(size: DecoderSize, hidden_size: int, length: int, tokens: int) -> int:
+    """MACs of a decoder that generates some tokens of one text, one after the other.
+
+    Args:
+        size: The sizes of the decoder.
+        hidden_size: Width d of a hidden vector.
+        length: Tokens of the encoder, whose keys and values are there already.
+        tokens: Generated tokens.
+    """
+    d, a = hidden_size, size.attention_size
+    projections = 4 * d * a + 2 * d * a  # self-attention; queries and outputs of the cross-attention
+    ffn = size.num_ffn_matrices * d * size.intermediate_size
+    own = 2 * a * tokens * (tokens + 1) // 2  # scores and weighted sums over the tokens so far
+    cross = 2 * a * length * tokens
+    return size.num_layers * (tokens * (projections + ffn) + own + cross) + tokens * d * size.vocab_size

@@ -41,10 +41,9 @@ class Sources:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         manifest = bundle.manifest
-        size = manifest.backbone.encoder_size
 
         def order(variant: Variant) -> tuple[bool, int, int, str]:
-            return not variant.baseline, -work_of(variant, size), variant.ratio, variant.name
+            return not variant.baseline, -work_of(variant, manifest.backbone), variant.ratio, variant.name
 
         self.variants = sorted(manifest.variants, key=order)
         self.graphs = bundle.graph_hashes()

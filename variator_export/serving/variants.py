@@ -172,9 +172,9 @@ def read_variants(
 def _ordered(bundle: BundleFiles, losses: Mapping[str, float]) -> list[ServedVariant]:
     """Variants with their losses, by name; without any, policies choose among all."""
     served: list[ServedVariant] = []
-    size = bundle.manifest.backbone.encoder_size
+    backbone = bundle.manifest.backbone
     variants = bundle.manifest.variants
-    whole = work_of(bundle.manifest.baseline, size)
+    whole = work_of(bundle.manifest.baseline, backbone)
     for assembly in dict.fromkeys(variant.assembly_spec for variant in variants):
         least = 0.0
         of_assembly = [variant for variant in variants if variant.assembly_spec == assembly]
@@ -188,7 +188,7 @@ def _ordered(bundle: BundleFiles, losses: Mapping[str, float]) -> list[ServedVar
                     ratio,
                     max(losses[variant.name], least) if losses else None,
                     automatic=place == 0,
-                    work=work_of(variant, size) / whole,
+                    work=work_of(variant, backbone) / whole,
                     assembly=assembly is not None,
                     baseline=variant.baseline,
                 )

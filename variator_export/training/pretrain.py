@@ -72,17 +72,7 @@ def pretrain(
             the backbone, or the output or the losses are not suitable; see also `train_plugins`.
     """
     run.check_output()  # before the text is tokenized
-    if needs_right_text(backbone, losses):
-        if not passages.corruption:
-            raise UserError(
-                "The decoder's terms of the loss need a target text, which plain text does not have.",
-                "Leave out spans for the decoder (--corruption 0.15), or use `train adapt` with a table.",
-            )
-    elif losses.label:
-        raise UserError(
-            "The loss term label needs labels, which plain text does not have.",
-            "Leave the term out, or use `train adapt` with a table.",
-        )
+    check_targets_of_text(backbone, losses, passages)
     given = (
         _new(backbone, plugins, optimisation.seed)
         if isinstance(plugins, PluginShape)
@@ -115,6 +105,26 @@ def pretrain(
         run=run,
         inputs=() if isinstance(plugins, PluginShape) else list(plugins.values()),
     )
+
+
+def check_targets_of_text(backbone: Backbone, losses: Losses, passages: PassageSettings) -> None:
+    """Reject terms of the loss that need targets, where plain text gives none.
+
+    Raises:
+        UserError: There is such a term.
+    """
+    if needs_right_text(backbone, losses):
+        if not passages.corruption:
+            raise UserError(
+                "The decoder's terms of the loss need a target text, which plain text does not have.",
+                "Leave out spans for the decoder (--corruption 0.15), or train on a table: `train adapt`, or "
+                "`train modules --data`.",
+            )
+    elif losses.label:
+        raise UserError(
+            "The loss term label needs labels, which plain text does not have.",
+            "Leave the term out, or train on a table: `train adapt`, or `train modules --data`.",
+        )
 
 
 def passages_of(

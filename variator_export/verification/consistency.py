@@ -13,7 +13,6 @@ from variator_export.bundle.manifest import BACKBONE_WEIGHTS, Variant, rebuild_h
 from variator_export.bundle.variant_files import MODULE_CONFIG_NAME, MODULE_TENSORS_NAME
 from variator_export.core.errors import NumbersDisagreeError
 from variator_export.core.hashing import sha256_file
-from variator_export.core.parts import DECODER
 from variator_export.model.modular.files import load_module_config
 from variator_export.model.plugin_file import load_plugin_config
 from variator_export.model.plugin_layout import CONFIG_NAME, TENSORS_NAME
@@ -93,7 +92,7 @@ def _records_of(
         yield f"the hash of {modules}", entry.sha256, stored
     yield BACKBONE_WEIGHTS, _sha256(bundle, BACKBONE_WEIGHTS), verified.get("weights")
     if manifest.backbone.generates:
-        decoder, generated = manifest.any_ratio[DECODER], manifest.steps.get(f"generate/{variant.name}", {})
+        decoder, generated = variant.decoder_graph, manifest.steps.get(f"generate/{variant.name}", {})
         yield decoder, _sha256(bundle, decoder), generated.get("decoder")
     plugin = variant.plugin
     if plugin is None:

@@ -12,7 +12,6 @@ import numpy as np
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import CALIBRATION, Variant
 from variator_export.bundle.origin import recorded_origin
-from variator_export.core.assembly import ENCODER_STACK
 from variator_export.core.environment import require_export
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
@@ -32,13 +31,12 @@ from variator_export.verification.runs import Runs
 from variator_export.verification.stored_recipe import recipe_of
 
 if TYPE_CHECKING:
-    from variator_export.engines.eager import EagerModel
     from variator_export.model.backbone import Backbone
     from variator_export.verification.bisection.bisect import (
         Bisection,
         BisectSubject,
         DecoderCase,
-        ModuleRunner,
+        TracedModel,
     )
     from variator_export.verification.generation.checks import GeneratingVariant, GenerationFindings
     from variator_export.verification.quantized.losses import QuantizationLoss
@@ -242,8 +240,8 @@ class EagerBundle:
         from variator_export.verification.bisection.bisect import EagerDecoder, bisect
         from variator_export.verification.bisection.reproduction import write_reproduction
 
-        models, whole = self._bisected(variant)
-        decoder = EagerDecoder(models[0]), EagerDecoder(models[1])
+        whole = self._bisected(variant)
+        decoder = EagerDecoder(whole[0]), EagerDecoder(whole[1])
         cases = {case.name: case for case in self._cases(variant)}
         found = []
         for file in dict.fromkeys(finding.question.graph for finding in findings):
@@ -273,41 +271,32 @@ class EagerBundle:
                 progress.note(f"{file} could not be {doing}: {words}")
         return found
 
-    def _bisected(
-        self, variant: Variant
-    ) -> "tuple[tuple[EagerModel, EagerModel], tuple[ModuleRunner, ModuleRunner]]":
+    def _bisected(self, variant: Variant) -> "tuple[TracedModel, TracedModel]":
         """A variant in float64 and in its precision, with the modules that graphs were traced from."""
         from variator_export.engines.eager import EagerModel
 
         if variant.assembly is None:
             plugin = load_variant_plugin(self._bundle, variant)
             # With its plugin of zeros, ratio 1 has the same modules that its graph was traced from.
-            models = EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
-            return models, models
+            return EagerModel(self._exact, plugin), EagerModel(self._backbone, plugin)
         from variator_export.model.modular.variant import traced_form
-        from variator_export.verification.bisection.assembled import AssembledRunner
+        from variator_export.verification.bisection.assembled import AssembledRunner, eager_names
 
-        files = self._bundle.variant_files(variant)
+        files, names = self._bundle.variant_files(variant), eager_names(self._backbone.info, variant.assembly)
         exact, rounded = (EagerModel(b, traced_form(b, files)) for b in (self._exact, self._backbone))
-        info = self._backbone.info
-        path, spans = info.spec.family.stack, variant.assembly.spans(ENCODER_STACK, info.size.num_layers)
-        return (exact, rounded), (AssembledRunner(exact, path, spans), AssembledRunner(rounded, path, spans))
+        return AssembledRunner(exact, names), AssembledRunner(rounded, names)
 
     def _with_names(self, variant: Variant, target: "BisectSubject") -> "BisectSubject":
         """Name the layers in a graph of an assembly as `_bisected` names them."""
         if variant.assembly is None or target.name == self._bundle.manifest.any_assembly_graph:
             return target
         from variator_export.model.modular.files import load_module_config
-        from variator_export.model.modular.variant import kept_layers
-        from variator_export.verification.bisection.assembled import rename_layers
+        from variator_export.verification.bisection.assembled import graph_names, rename_layers
 
-        info, files = self._backbone.info, self._bundle.variant_files(variant)
+        files = self._bundle.variant_files(variant)
         configs = [load_module_config(files.root / folder) for folder in files.modules]
-        num_layers = info.size.num_layers
-        layers = kept_layers(variant.assembly, ENCODER_STACK, num_layers, configs)
-        spans = dict(zip(layers, variant.assembly.spans(ENCODER_STACK, num_layers), strict=True))
-        path = info.spec.family.stack
-        return dataclasses.replace(target, load=lambda: rename_layers(target.load(), path, spans))
+        names = graph_names(self._backbone.info, variant.assembly, configs)
+        return dataclasses.replace(target, load=lambda: rename_layers(target.load(), names))
 
     def _decoder_case(self, variant: Variant, case: Case, runs: Runs) -> "DecoderCase":
         """The inputs of the decoder at the step that is furthest off, as the graphs get them."""

@@ -55,9 +55,8 @@ class Runs(Protocol):
         """Return the runners of a variant, by the file that each runs."""
         ...
 
-    @property
-    def decoder_file(self) -> str:
-        """The file of the decoder, of a model that generates text."""
+    def decoder_file(self, variant: Variant, /) -> str:
+        """The file of a variant's decoder, of a model that generates text."""
         ...
 
     def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
@@ -101,7 +100,9 @@ class Graphs:
         return {
             own: open_for_verification(self._bundle.graph(own), {}, self._bundle.manifest.precision),
             **{
-                name: self._shared[name].with_plugin(self._inputs(variant, name))
+                name: self._shared[name].with_plugin(
+                    self._inputs(variant, name), self._bundle.manifest.shared_outputs(variant, name)
+                )
                 for name in self._bundle.manifest.shared_graphs(variant)
             },
         }
@@ -109,10 +110,9 @@ class Graphs:
     def _inputs(self, variant: Variant, graph: str) -> dict[str, np.ndarray]:
         return method_of(variant).inputs_of(self._bundle, variant, graph)
 
-    @property
-    def decoder_file(self) -> str:
+    def decoder_file(self, variant: Variant, /) -> str:
         """The decoder's graph."""
-        return self._bundle.manifest.any_ratio[DECODER]
+        return variant.decoder_graph
 
     def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
         """Return the decoder's graph with the encoder's, each opened as it is verified."""
@@ -167,17 +167,16 @@ class TargetGraphs:
         """Return the runner of the variant's own graph."""
         return {variant.graph: self._target.open(self._bundle, variant.name, SessionOptions())}
 
-    @property
-    def decoder_file(self) -> str:
+    def decoder_file(self, variant: Variant, /) -> str:
         """The decoder's graph."""
-        return self._bundle.manifest.any_ratio[DECODER]
+        return variant.decoder_graph
 
     def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
         """Return the decoder's graph with the encoder's, in a session of the target."""
         session = self._target.open(self._bundle, variant.name, SessionOptions())
         assert isinstance(session, TextSession)
         start = functools.partial(session.start, ratio=variant.name)
-        return DecoderRun(self.decoder_file, lambda inputs, copies: start(inputs, copies=copies))
+        return DecoderRun(self.decoder_file(variant), lambda inputs, copies: start(inputs, copies=copies))
 
     def graph_inputs(self, variant: Variant) -> dict[str, dict[str, np.ndarray]]:
         """Return no inputs for the variant's own graph."""
@@ -297,15 +296,14 @@ class Engines:
             )
         return found
 
-    @property
-    def decoder_file(self) -> str:
+    def decoder_file(self, variant: Variant, /) -> str:
         """The decoder's engine."""
-        return choose_engine(self._bundle, self._target.name, ANY_RATIO, DECODER)[0].engine
+        return choose_engine(self._bundle, self._target.name, variant.decoder_name, DECODER)[0].engine
 
     def decoder(self, variant: Variant, /) -> DecoderRun[StepDecoder]:
         """Return the decoder's engine, with the variant's own encoder or the one that runs every ratio."""
         file = self._files.get(variant.name) or self._files[ANY_RATIO]
-        entry, sidecar = choose_engine(self._bundle, self._target.name, ANY_RATIO, DECODER)
+        entry, sidecar = choose_engine(self._bundle, self._target.name, variant.decoder_name, DECODER)
         self._take(entry, sidecar)
         options = SessionOptions(allow_unverified=True, trust_host_code=self._trust_host_code)
         session = self._target.open_decoder(self._bundle, self._sessions[file], options)
@@ -313,7 +311,7 @@ class Engines:
         def supports(batch_size: int, length: int, copies: int, new_tokens: int) -> bool:
             rows = batch_size * copies
             return self.supports_shape(file, batch_size, length) and session.supports(
-                rows, length, new_tokens
+                rows, length, new_tokens, variant.name
             )
 
         def start(inputs: Arrays, copies: int) -> StepDecoder:

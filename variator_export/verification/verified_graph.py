@@ -24,15 +24,26 @@ def how_it_runs(precision: str) -> str:
     return AS_IT_IS if find_precision(precision).on_a_cpu else WIDENED
 
 
-def open_for_verification(graph: Path, extra: Mapping[str, np.ndarray], precision: str) -> OnnxRuntimeRunner:
+def open_for_verification(
+    graph: Path,
+    extra: Mapping[str, np.ndarray],
+    precision: str,
+    outputs: Mapping[str, str] | None = None,
+) -> OnnxRuntimeRunner:
     """Open a graph on ONNX Runtime's CPU provider. A bfloat16 graph runs as a copy widened to float32.
+
+    Args:
+        graph: The ONNX file.
+        extra: Inputs that stay the same from call to call.
+        precision: The precision of the bundle.
+        outputs: Where the graph has outputs (`Manifest.shared_outputs`).
 
     Raises:
         UserError: The graph cannot be loaded.
     """
     if how_it_runs(precision) == AS_IT_IS:
-        return OnnxRuntimeRunner(graph, extra)
-    return open_changed(load_for_verification(graph, precision), graph.parent, extra, precision)
+        return OnnxRuntimeRunner(graph, extra, outputs=outputs)
+    return open_changed(load_for_verification(graph, precision), graph.parent, extra, precision, outputs)
 
 
 def load_for_verification(graph: Path, precision: str) -> "ir.Model":
@@ -48,7 +59,11 @@ def load_for_verification(graph: Path, precision: str) -> "ir.Model":
 
 
 def open_changed(
-    model: "ir.Model", weights: Path, extra: Mapping[str, np.ndarray], precision: str
+    model: "ir.Model",
+    weights: Path,
+    extra: Mapping[str, np.ndarray],
+    precision: str,
+    outputs: Mapping[str, str] | None = None,
 ) -> OnnxRuntimeRunner:
     """Open a graph from `load_for_verification` on ONNX Runtime's CPU provider.
 
@@ -57,12 +72,15 @@ def open_changed(
         weights: The folder that the graph's external weights are in.
         extra: Additional inputs, as for `open_for_verification`.
         precision: The precision of the graph in the bundle.
+        outputs: As for `open_for_verification`.
     """
     import onnx_ir as ir
 
     if how_it_runs(precision) == AS_IT_IS:
-        return OnnxRuntimeRunner(ir.to_proto(model).SerializeToString(), extra, weights=weights)
+        return OnnxRuntimeRunner(
+            ir.to_proto(model).SerializeToString(), extra, outputs=outputs, weights=weights
+        )
     with TemporaryDirectory() as folder:  # widened weights are not in any file yet
         path = Path(folder) / "widened.onnx"
         ir.save(model, path, external_data="widened.data")
-        return OnnxRuntimeRunner(path, extra)
+        return OnnxRuntimeRunner(path, extra, outputs=outputs)

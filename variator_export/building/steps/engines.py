@@ -9,16 +9,16 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from variator_export.building.staging import StagedBundle
+from variator_export.building.steps.engine_sources import EngineSources
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.engine_sources import SOURCES, engine_sources
-from variator_export.bundle.manifest import LEAST_SHARE, BackboneEntry, EngineEntry, Variant
-from variator_export.bundle.parts import plugin_part
+from variator_export.bundle.manifest import LEAST_SHARE, EngineEntry
 from variator_export.bundle.reports import ENGINES_REPORT, read_report
-from variator_export.core.axes import InputShapes
 from variator_export.core.environment import is_importable, machine
 from variator_export.core.errors import NumbersDisagreeError
 from variator_export.core.hashing import code_digest, sha256_file
 from variator_export.core.json_file import write_json
+from variator_export.core.parts import DECODER
 from variator_export.core.progress import PhaseBars
 from variator_export.engines.layers import precision_in_engine
 from variator_export.engines.request import (
@@ -29,46 +29,7 @@ from variator_export.engines.request import (
     variant_profiles,
 )
 from variator_export.engines.targets import find_engine_target
-from variator_export.model.methods import method_of
 from variator_export.recipe.recipe import EngineRecipe
-
-
-@dataclass(frozen=True)
-class EngineSources:
-    """The verified part of a bundle, from which engines are built.
-
-    Attributes:
-        backbone: The backbone.
-        variants: The variants, including the baseline.
-        any_ratio: The graphs that serve all variants, by part; for a part without plugins, the variants' own.
-        precision: Precision of the graphs.
-    """
-
-    backbone: BackboneEntry
-    variants: Sequence[Variant]
-    any_ratio: Mapping[str, str]
-    precision: str
-
-    @property
-    def part(self) -> str:
-        """The part that plugins are in."""
-        return plugin_part(self.any_ratio)
-
-    @property
-    def shared(self) -> dict[str, str]:
-        """The graphs that are the same for every variant, by part: each is one engine."""
-        return {part: graph for part, graph in self.any_ratio.items() if part != self.part}
-
-    def input_shapes(self) -> dict[str, InputShapes]:
-        """Return the shapes of the graph inputs that carry a variant, by label, in order of ratio."""
-        # The engine for all ratios has the original layers alone.
-        own = [variant for variant in self.variants if variant.assembly_spec is None]
-        ordered = sorted(own, key=lambda variant: (variant.ratio, variant.name))
-        methods = [(method_of(variant), variant) for variant in ordered]
-        return {
-            method.shape_label(variant): method.graph_input_shapes(self.backbone, variant)
-            for method, variant in methods
-        }
 
 
 @dataclass(frozen=True)
@@ -173,9 +134,7 @@ def _plan(
     builder = find_engine_target(target)
     timing_cache = builder.timing_cache(order.timing_cache)
 
-    def planned(
-        name: str, part: str, graph: str, tensors: Sequence[str], profiles: Sequence[Profile]
-    ) -> _Planned:
+    def planned(name: str, part: str, graph: str, profiles: Sequence[Profile]) -> _Planned:
         file = f"{folder}/{PurePosixPath(graph).stem}"
         entry = EngineEntry(
             target=target,
@@ -198,7 +157,7 @@ def _plan(
             timing_cache_mode=order.timing_cache,
         )
         depends_on = {
-            **_sources(staged, graph, tensors),
+            **engine_sources(graph, sources.tensors_of(entry), staged.sha256),
             # The timing cache affects how long a build takes, not its result.
             "request": request.model_dump(mode="json", exclude={"timing_cache", "timing_cache_mode"}),
             "version": version,
@@ -209,16 +168,20 @@ def _plan(
     for variant in sources.variants:
         if variant.name in chosen if chosen is not None else options.per_ratio:
             profiles = variant_profiles(options.profiles, backbone, backbone.part)
-            yield planned(
-                variant.name, sources.part, variant.graph, _tensors(variant, sources.precision), profiles
-            )
+            yield planned(variant.name, sources.part, variant.graph, profiles)
     if ANY_RATIO in chosen if chosen is not None else options.any_ratio:
         every = any_ratio_profiles(options.profiles, backbone, backbone.part, sources.input_shapes())
-        yield planned(ANY_RATIO, sources.part, sources.any_ratio[sources.part], (), every)
-    # Every variant needs these, whichever was chosen.
-    for part, graph in sources.shared.items():
-        profiles = variant_profiles(options.profiles, backbone, backbone.parts[part])
-        yield planned(ANY_RATIO, part, graph, (), profiles)
+        yield planned(ANY_RATIO, sources.part, sources.any_ratio[sources.part], every)
+    # Every variant of the original layers needs the original decoder, whichever was chosen.
+    needed = {ANY_RATIO} | {
+        variant.decoder_name
+        for variant in sources.variants
+        if (variant.name in chosen if chosen is not None else options.per_ratio)
+    }
+    for name, variant in sources.decoders.items():
+        if name in needed:
+            profiles = variant_profiles(options.profiles, backbone, backbone.decoder_part(variant.assembly))
+            yield planned(name, DECODER, variant.decoder_graph, profiles)
 
 
 def _as_before(staged: StagedBundle, sources: EngineSources, order: EngineOrder, plan: _Planned) -> _Planned:
@@ -227,23 +190,16 @@ def _as_before(staged: StagedBundle, sources: EngineSources, order: EngineOrder,
     A newer version of this package would otherwise replace it, and with it the record of its verification,
     without which no variant runs.
     """
-    if staged.old is None or order.only is None or plan.entry.part not in sources.shared:
+    if staged.old is None or order.only is None or not plan.entry.is_shared:
         return plan
     before = staged.old.manifest.steps.get(plan.step, {})
-    same = ("request", "version", *_sources(staged, sources.shared[plan.entry.part], ()))
+    graph = sources.graph_of(plan.entry)
+    assert graph is not None
+    made_from = engine_sources(graph, sources.tensors_of(plan.entry), staged.sha256)
+    same = ("request", "version", *made_from)
     if any(before.get(name) != plan.depends_on[name] for name in same):
         return plan
     return replace(plan, depends_on=before)
-
-
-def _tensors(variant: Variant, precision: str) -> tuple[str, ...]:
-    """Return the files of tensors that a variant adds."""
-    return method_of(variant).tensor_files(variant, precision)
-
-
-def _sources(staged: StagedBundle, graph: str, tensors: Sequence[str]) -> dict[str, Any]:
-    """Return the hashes of the files that an engine is built from."""
-    return engine_sources(graph, tensors, staged.sha256)
 
 
 def engine_step(entry: EngineEntry) -> str:
@@ -255,16 +211,11 @@ def _keep(staged: StagedBundle, sources: EngineSources, entry: EngineEntry) -> b
     """Keep an engine that was not requested, provided that the files it was built from are unchanged."""
     assert staged.old is not None
     before = staged.old.manifest.steps.get(engine_step(entry), {})
-    variants = {variant.name: variant for variant in sources.variants}
-    variant = variants.get(entry.variant)
-    if variant is None and entry.variant != ANY_RATIO:
-        return False  # the variant no longer exists
-    graph = (variant.graphs if variant else sources.any_ratio).get(entry.part)
-    if graph is None:
-        return False  # the model has other parts now
+    if (graph := sources.graph_of(entry)) is None:
+        return False  # the variant or the part no longer exists
     # Only the files are compared: the engine may come from another machine, and its TensorRT version need
     # not be installed here.
-    now = {**before, **_sources(staged, graph, _tensors(variant, sources.precision) if variant else ())}
+    now = {**before, **engine_sources(graph, sources.tensors_of(entry), staged.sha256)}
     return staged.reuse_if_valid(engine_step(entry), entry.files, now)
 
 
@@ -324,17 +275,16 @@ def _plan_proof(
     """
     products = find_engine_target(entry.target).products(engine)
     original = [v for v in sources.variants if v.assembly_spec is None]
-    variants = original if entry.variant == ANY_RATIO else sources.variants
-    variants = [v for v in variants if entry.variant in (v.name, ANY_RATIO)]
     # The any-ratio graph is counted without the plugins' products, whose sizes differ with the ratio.
-    variant = min(variants, key=lambda v: v.ratio)
-    graphs = variant.graphs if entry.variant != ANY_RATIO else sources.any_ratio
+    variant = sources.variant_of(entry) or min(original, key=lambda v: v.ratio)
+    source = sources.graph_of(entry)
+    assert source is not None
     # Counting the products of a graph needs the packages of the extra `export`.
     if not products or not all(map(is_importable, ("torch", "onnx_ir", "onnxscript"))):
         return None
     from variator_export.graph.macs import macs_by_node
 
-    graph = staged.current(graphs[entry.part])
+    graph = staged.current(source)
     float32 = set(variant.precision_proof.float32_modules)
     if entry.part != sources.part:  # the proof names modules of the part with plugins; others are like them
         float32 = {name.rpartition(".")[2] for name in float32}

@@ -292,7 +292,13 @@ def _verify(context: BuildContext, plan: VariantPlan, output: str) -> None:
             **{name: context.graph_inputs(plan, name) for name in context.shared_graphs(plan)},
         }
         openers = {
-            name: functools.partial(open_for_verification, folder / name, extra, recipe.precision)
+            name: functools.partial(
+                open_for_verification,
+                folder / name,
+                extra,
+                recipe.precision,
+                context.shared_outputs(plan, name),
+            )
             for name, extra in graphs.items()
         }
         findings, _ = check_variant(openers, reference, subject, progress=advance)

@@ -1,20 +1,24 @@
 """The steps of a build that copy modules and assemble graphs."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from variator_export.building.context import TRACED_BY, BuildContext
+from variator_export.building.context import BOUND_BY, TRACED_BY, BuildContext
 from variator_export.building.plan_modular import ModulesPlan, branches_of_plan, check_assemblies
 from variator_export.building.variant_plan import VariantPlan
+from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, ModulesEntry
+from variator_export.bundle.variant import decoder_name
 from variator_export.bundle.variant_files import (
     MODULE_CONFIG_NAME,
     MODULE_TENSORS_NAME,
     QUANTIZED_MODULES_NAME,
 )
-from variator_export.core.assembly import ENCODER_STACK
+from variator_export.core.assembly import DECODER_STACK
 from variator_export.core.errors import UserError
+from variator_export.core.parts import DECODER
 from variator_export.core.precision import find_precision
 from variator_export.model.modular.files import check_modules_fit
 
@@ -41,11 +45,18 @@ def check_plan(
     from variator_export.model.modular.assembled import refuse_assembly
 
     refuse_assembly(context.info)
-    layers: dict[str, int] = dict(context.info.stack_layers.items())
+    layers = context.info.stack_layers
     for plan in modules:
         check_modules_fit(plan.config, plan.recipe.source, context.host, layers)
     check_assemblies(variants, layers)
-    context.branches = branches_of_plan(variants, modules, layers[ENCODER_STACK])
+    default = next(plan for plan in variants if plan.name == context.recipe.graphs.default_variant)
+    if decoder_name(default.assembly) != ANY_RATIO:
+        raise UserError(
+            f"The default variant is {default.name}, whose decoder has modules. Programs that open the "
+            "bundle as a model of Optimum would run its encoder with the original decoder.",
+            "Choose a variant with the original decoder: --default-variant NAME.",
+        )
+    context.branches = branches_of_plan(variants, modules, layers)
 
 
 def copy_modules(context: BuildContext, plan: ModulesPlan) -> None:
@@ -115,6 +126,34 @@ def assemble_graphs(context: BuildContext, modules: Sequence[ModulesPlan]) -> No
         ir.save(model, staged.folder / output)
 
     staged.step("assemble", depends_on, [output], make)
+
+
+def assemble_decoders(context: BuildContext, variants: Sequence[VariantPlan]) -> None:
+    """Make the decoders that have modules, one for all variants whose decoder has the same layers."""
+    staged, original = context.staged, context.traced[DECODER]
+    first = {context.decoder(plan): plan for plan in reversed(variants)}
+    for output, plan in sorted(first.items()):
+        if output == original:
+            continue
+        assert plan.assembly is not None
+        decoder = dataclasses.replace(plan, assembly=plan.assembly.of_stack(DECODER_STACK))
+        depends_on: dict[str, Any] = {
+            "assembly": str(decoder.assembly),
+            "decoder": staged.sha256(original),
+            "weights": staged.sha256(BACKBONE_WEIGHTS),
+            "modules": context.module_hashes(plan.module_folders),
+            "made_by": context.code_fingerprint(*BOUND_BY),
+        }
+
+        def make(output: str = output, decoder: VariantPlan = decoder) -> None:
+            import onnx_ir as ir
+
+            from variator_export.graph.assemble_variant import assemble_decoder
+
+            model = assemble_decoder(staged.folder / original, context.files(decoder), context.info)
+            ir.save(model, staged.folder / output)
+
+        staged.step(f"assemble/{decoder_name(decoder.assembly)}", depends_on, [output], make)
 
 
 def modules_entries(context: BuildContext, modules: Sequence[ModulesPlan]) -> dict[str, ModulesEntry]:

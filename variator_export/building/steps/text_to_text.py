@@ -124,7 +124,7 @@ def verify_generation(context: BuildContext, variants: Sequence[VariantPlan]) ->
         depends_on = {
             **context.graph_input_hashes(plan),
             "encoder": context.staged.sha256(context.graph(plan)),
-            "decoder": context.staged.sha256(context.traced[DECODER]),
+            "decoder": context.staged.sha256(context.decoder(plan)),
             "backbone": context.backbone_key,
             "files": context.staged.steps["backbone"]["files"],
             "cases": context.recipe.verify.model_dump(mode="json"),
@@ -147,7 +147,6 @@ def _verify(context: BuildContext, plan: VariantPlan) -> None:
     from variator_export.verification.generation.decoder import run_of_graphs
 
     info, recipe, folder = context.info, context.recipe, context.staged.folder
-    assert info.decoder_size is not None
     cases = make_cases(
         context.encoder,
         info.spec.family.inputs,
@@ -157,16 +156,17 @@ def _verify(context: BuildContext, plan: VariantPlan) -> None:
         texts=recipe.verify.texts,
         seed=recipe.verify.seed,
     )
-    encoder, decoder = context.graph(plan), context.traced[DECODER]
+    encoder, decoder = context.graph(plan), context.decoder(plan)
+    size = context.decoder_size(plan)
     subject = GeneratingVariant(
         decoder=run_of_graphs(
             decoder,
             open_for_verification(folder / encoder, {}, recipe.precision),
             open_for_verification(folder / decoder, {}, recipe.precision),
-            info.decoder_size,
+            size,
         ),
         ratio=plan.ratio,
-        vocab_size=info.decoder_size.vocab_size,
+        vocab_size=size.vocab_size,
         settings=read_settings(folder),
         exact=context.eager(plan, context.backbone.to_dtype(torch.float64)),
         same_precision=context.eager(plan),

@@ -13,9 +13,6 @@ from variator_export.core.errors import UsageError
 if TYPE_CHECKING:
     from variator_export.training.results import TrainedFolders
 
-# The terms of modules if none are chosen.
-_MODULE_LOSSES = {"hidden": 1.0, "layers": 1.0, "attention": 1.0}
-
 
 def adapt_command(
     output: options.OutputOption,
@@ -82,8 +79,9 @@ def adapt_command(
 
     The default loss of plugins is the paper's: `--loss hidden=1`, which needs no labels, and for a backbone
     that generates text also `--loss decoder=1`, along the target text in --label-column. That of modules is
-    `--loss hidden=1 --loss layers=1 --loss attention=1`. The paper's learning rate, 1e-5, is meant for tens
-    of thousands of steps; short runs need a higher one.
+    `--loss hidden=1 --loss layers=1 --loss attention=1`, and along the target text also `--loss decoder=1`
+    and `--loss logits=1`. The paper's learning rate, 1e-5, is meant for tens of thousands of steps; short
+    runs need a higher one.
 
     **Examples**
 
@@ -107,6 +105,7 @@ def adapt_command(
     check_push(push_to_hub)
     from variator_export.training.adapt import adapt
     from variator_export.training.modular.adapt import adapt_modules
+    from variator_export.training.modular.pretrain import default_losses
     from variator_export.training.modular.settings import ModuleLosses, Replacing
     from variator_export.training.settings import Losses
 
@@ -121,13 +120,12 @@ def adapt_command(
         eval_every=eval_every,
         patience=patience,
     )
-    known = (*options.MODULE_LOSS_TERMS, "label") if module else options.LOSS_TERMS
+    known = options.MODULE_LOSS_TERMS if module else options.LOSS_TERMS
     weights = {"hidden": 0.0, **options.parse_losses(loss, known)}
-    of_modules = options.checked(ModuleLosses, weights if loss else _MODULE_LOSSES) if module else None
-    losses = of_modules or options.checked(Losses, weights if loss else {})
-    with_decoder = losses if loss else losses.model_copy(update={"decoder": 1.0})
+    of_modules = options.checked(ModuleLosses, weights) if loss and module else None
+    of_plugins = options.checked(Losses, weights) if loss and plugin else None
     folders = common.module_folders(module) if module else common.plugin_folders(plugin or ())
-    if losses.label and label_column is None:
+    if weights.get("label") and label_column is None:
         raise UsageError("--loss label needs labels.", "Give --label-column NAME.")
     names = options.parse_label_map(label_map)
     columns = {"text": text_column, "pair": pair_column, "target": label_column, "header": header}
@@ -140,16 +138,18 @@ def adapt_command(
             data, validation, held_out, seed, columns, names, by_class=not generates
         )
         result: TrainedFolders
-        if of_modules is not None:
+        if module:
+            default = default_losses(loaded, with_decoder=generates and label_column is not None)
             result = adapt_modules(
                 loaded,
                 folders,
                 *examples,
                 run,
-                losses=of_modules,
+                losses=of_modules or default.model_copy(update={"embedding": 0.0}),
                 replacing=Replacing(),
                 optimisation=optimisation,
                 max_tokens=max_tokens,
+                max_target_tokens=max_target_tokens,
             )
         else:
             result = adapt(
@@ -157,7 +157,7 @@ def adapt_command(
                 folders,
                 *examples,
                 run,
-                losses=with_decoder if generates else losses,
+                losses=of_plugins or Losses(decoder=1.0 if generates else 0.0),
                 optimisation=optimisation,
                 max_tokens=max_tokens,
                 max_target_tokens=max_target_tokens,

@@ -17,7 +17,7 @@ from variator_export.core.environment import (
     require_onnxruntime,
 )
 from variator_export.core.errors import UserError
-from variator_export.engines.base import Arrays
+from variator_export.engines.base import Arrays, named_outputs
 from variator_export.engines.onnxruntime.providers import CPU, Provider
 
 # On a CPU the fused SkipLayerNormalization is slower than the addition and the normalization it replaces:
@@ -141,6 +141,7 @@ class OnnxRuntimeRunner:
     Args:
         graph: The ONNX file, or its content.
         extra: Inputs that stay the same from call to call (`plugin_layout.stack_for_graph`).
+        outputs: Where the graph has outputs (`Manifest.shared_outputs`).
         threads: Threads of one operator; None for `OMP_NUM_THREADS`, or all cores if that is not set.
         weights: Folder of the weights that the graph refers to, if the graph is given by its content.
         as_it_comes: Whether to run with all of ONNX Runtime's optimizations, including those disabled here
@@ -152,16 +153,17 @@ class OnnxRuntimeRunner:
         graph: Path | bytes,
         extra: Mapping[str, np.ndarray] | None = None,
         *,
+        outputs: Mapping[str, str] | None = None,
         threads: int | None = None,
         weights: Path | None = None,
         as_it_comes: bool = False,
     ) -> None:
         self._session = _open(graph, threads, weights, as_it_comes=as_it_comes)
-        self._extra = dict(extra or {})
+        self._extra, self._outputs = dict(extra or {}), outputs
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph once; int64 inputs (B, S)."""
-        return _call(self._session, {**inputs, **self._extra})
+        return named_outputs(_call(self._session, {**inputs, **self._extra}), self._outputs)
 
     def run_with_adapter(self, inputs: Mapping[str, np.ndarray], adapter: Path) -> Arrays:
         """Run the graph once with a plugin from an adapter file, in place of the `extra` inputs."""
@@ -173,10 +175,12 @@ class OnnxRuntimeRunner:
         options.add_active_adapter(loaded)
         return _call(self._session, inputs, options)
 
-    def with_plugin(self, extra: Mapping[str, np.ndarray]) -> "OnnxRuntimeRunner":
-        """Reuse the session with another plugin, without loading anything again."""
+    def with_plugin(
+        self, extra: Mapping[str, np.ndarray], outputs: Mapping[str, str] | None = None
+    ) -> "OnnxRuntimeRunner":
+        """Reuse the session with another plugin or assembly, without loading anything again."""
         other = object.__new__(OnnxRuntimeRunner)
-        other._session, other._extra = self._session, dict(extra)
+        other._session, other._extra, other._outputs = self._session, dict(extra), outputs
         return other
 
 

@@ -12,7 +12,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BackboneEntry
 from variator_export.core.errors import UserError
 from variator_export.engines.added_plugin import load_added_plugin, refuse_added_plugin
-from variator_export.engines.base import Arrays, check_inputs
+from variator_export.engines.base import Arrays, check_inputs, named_outputs
 from variator_export.engines.onnxruntime.graph import IoBindingRunner
 from variator_export.engines.onnxruntime.providers import CPU, Provider
 from variator_export.model.methods import method_of
@@ -28,11 +28,13 @@ class _Loaded:
         inputs: What it gives the graph, in the place from which the graph reads it: the plugin's tensors, and
             which layers run.
         assembly: Whether its layers are those of an assembly. A ratio alone never means such a variant.
+        outputs: Where the graph has its outputs (`Manifest.shared_outputs`).
     """
 
     ratio: int
     inputs: Mapping[str, Any]
     assembly: bool = False
+    outputs: Mapping[str, str] | None = None
 
 
 class OnnxRuntimeSession:
@@ -54,6 +56,7 @@ class OnnxRuntimeSession:
                 v.ratio,
                 self._graph.upload(method_of(v).inputs_of(bundle, v, shared)),
                 v.assembly_spec is not None,
+                bundle.manifest.shared_outputs(v, shared),
             )
             for v in bundle.manifest.variants
         }
@@ -87,16 +90,26 @@ class OnnxRuntimeSession:
         there = self._plugins.get(name)
         plugin = load_added_plugin(self._backbone, name, source, there.ratio if there else None)
         inputs = stack_for_graph(plugin)
-        if (original := self._bundle.manifest.switches(self._bundle.manifest.baseline)) is not None:
+        manifest = self._bundle.manifest
+        if (original := manifest.switches(manifest.baseline)) is not None:
             inputs[BRANCHES_INPUT] = original
-        loaded = _Loaded(plugin.config.ratio, self._graph.upload(inputs))
+        outputs = manifest.shared_outputs(manifest.baseline, manifest.session_graph)
+        loaded = _Loaded(plugin.config.ratio, self._graph.upload(inputs), outputs=outputs)
         self._plugins = {**self._plugins, name: loaded}
 
-    def _find(self, choice: int | str) -> "_Loaded":
-        """Find a plugin by name or ratio. By ratio, the bundle's own plugins come before the added ones."""
+    def find(self, choice: int | str | None) -> str:
+        """The name of the variant or the added plugin that a choice of `run` means.
+
+        By ratio, the bundle's own plugins come before the added ones.
+
+        Raises:
+            UserError: There is none, or several.
+        """
         table = self._plugins
+        if choice is None:
+            return self._bundle.manifest.default_variant
         if isinstance(choice, str) and choice in table:
-            return table[choice]
+            return choice
         own = {variant.name for variant in self._bundle.manifest.variants}
         found = [n for n, loaded in table.items() if loaded.ratio == choice and not loaded.assembly]
         found = [name for name in found if name in own] or found
@@ -106,7 +119,7 @@ class OnnxRuntimeSession:
                 f"The session has {'several plugins' if found else 'no plugin'} of {choice!r}: {there}.",
                 "Name one of them, session.run(inputs, ratio=NAME), or session.add_plugin(NAME, DIR).",
             )
-        return table[found[0]]
+        return found[0]
 
     def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
         """Run the model once.
@@ -118,19 +131,18 @@ class OnnxRuntimeSession:
         Raises:
             UserError: The session has no such variant or plugin, or the inputs do not fit.
         """
-        return self._graph.run(*self._arguments(inputs, ratio))
+        arrays, own = self._arguments(inputs, ratio)
+        return named_outputs(self._graph.run(arrays, own.inputs), own.outputs)
 
     def run_on_device(
         self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None
     ) -> dict[str, Any]:
         """Run the model once, as `run` does, and leave the outputs on the device."""
-        return self._graph.run_values(*self._arguments(inputs, ratio))
+        arrays, own = self._arguments(inputs, ratio)
+        return named_outputs(self._graph.run_values(arrays, own.inputs), own.outputs)
 
-    def _arguments(
-        self, inputs: Mapping[str, np.ndarray], ratio: int | str | None
-    ) -> tuple[Arrays, Mapping[str, Any]]:
-        asked = self._bundle.manifest.default_variant if ratio is None else ratio
-        own = self._find(asked).inputs
+    def _arguments(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> tuple[Arrays, _Loaded]:
+        own = self._plugins[self.find(ratio)]
         return check_inputs(inputs, self._backbone.part, self._backbone.max_length), own
 
 
@@ -184,12 +196,21 @@ class OnnxRuntimeVariantSession:
         """Run the variant once, as `run` does, and leave the outputs on the device."""
         return self._graph.run_values(self._arguments(inputs, ratio), {})
 
-    def _arguments(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> Arrays:
-        if ratio is not None and not self._variant.answers_to(ratio):
+    def find(self, choice: int | str | None) -> str:
+        """The session's variant.
+
+        Raises:
+            UserError: The choice means another one.
+        """
+        if choice is not None and not self._variant.answers_to(choice):
             raise UserError(
-                f"This session runs {self._variant.name} (ratio {self._variant.ratio}), not {ratio!r}.",
+                f"This session runs {self._variant.name} (ratio {self._variant.ratio}), not {choice!r}.",
                 "Open a session for every ratio: leave out `variant` in bundle.session(...).",
             )
+        return self._variant.name
+
+    def _arguments(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> Arrays:
+        self.find(ratio)
         return check_inputs(inputs, self._backbone.part, self._backbone.max_length)
 
 

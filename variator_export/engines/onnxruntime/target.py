@@ -5,7 +5,6 @@ from typing import Any
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.core.errors import UserError
-from variator_export.core.parts import DECODER
 from variator_export.core.precision import find_precision
 from variator_export.engines.onnxruntime.kernels import check_quantized
 from variator_export.engines.onnxruntime.providers import CPU, PROVIDERS, Provider
@@ -75,9 +74,15 @@ class OnnxRuntimeTarget(Target):
             from variator_export.engines.onnxruntime.graph import IoBindingRunner
             from variator_export.engines.text_session import TextSession
 
-            graph = bundle.graph(bundle.manifest.any_ratio[DECODER])
-            decoder = Decoder(IoBindingRunner(graph, bind=True, **how), bundle.manifest.backbone)
-            return TextSession(bundle, session, decoder)
+            decoders = {
+                own.decoder_name: Decoder(
+                    IoBindingRunner(bundle.graph(own.decoder_graph), bind=True, **how),
+                    bundle.manifest.backbone,
+                    own.assembly,
+                )
+                for own in bundle.manifest.by_decoder(variant)
+            }
+            return TextSession(bundle, session, decoders)
         return session
 
 

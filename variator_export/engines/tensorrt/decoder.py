@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.files import BundleFiles
 from variator_export.core.axes import InputShapes
 from variator_export.core.environment import first_gpu
@@ -19,11 +18,12 @@ from variator_export.engines.tensorrt.plan import open_engine
 
 
 class DecoderEngine:
-    """The engine of a bundle's decoder (`engines.decoder.DeviceRunner`).
+    """The engine of a decoder of a bundle (`engines.decoder.DeviceRunner`).
 
     Args:
         bundle: The bundle.
         target: `tensorrt-rtx` or `tensorrt`.
+        name: Name of the decoder (`Variant.decoder_name`).
         options: Options of the session. CUDA graphs are not recorded: each step has another shape.
         device: Device of the encoder's session, whose outputs the decoder reads.
 
@@ -32,8 +32,10 @@ class DecoderEngine:
             be opened.
     """
 
-    def __init__(self, bundle: BundleFiles, target: str, options: SessionOptions, device: Device) -> None:
-        entry, sidecar = choose_engine(bundle, target, ANY_RATIO, DECODER)
+    def __init__(
+        self, bundle: BundleFiles, target: str, name: str, options: SessionOptions, device: Device
+    ) -> None:
+        entry, sidecar = choose_engine(bundle, target, name, DECODER)
         if not options.allow_unverified:
             require_verified(bundle, entry, first_gpu())
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]

@@ -180,7 +180,7 @@ class TensorRtSession:
         return self._bound(inputs, ratio)
 
     def _bound(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> BoundContext:
-        name = self._find(ratio)
+        name = self.find(ratio)
         arrays = check_inputs(inputs, self._backbone.part, self._backbone.max_length)
         shapes = {name: array.shape for name, array in arrays.items()} | self._shapes.get(name, {})
         if self._context is None:
@@ -188,8 +188,12 @@ class TensorRtSession:
         self._profile = self._execution.use_profile(self._context, self._profile, shapes)
         return self._execution.bind(self._context, self._upload(name, arrays), shapes)
 
-    def _find(self, choice: int | str | None) -> str:
-        """The name of the variant or plugin to run."""
+    def find(self, choice: int | str | None) -> str:
+        """The name of the variant or the added plugin that a choice of `run` means.
+
+        Raises:
+            UserError: The session does not run it.
+        """
         if self._variant is not None:
             if choice is not None and not self._variant.answers_to(choice):
                 raise UserError(

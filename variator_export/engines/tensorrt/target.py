@@ -195,13 +195,18 @@ class TensorRtTarget(EngineTarget):
     def open_decoder(
         self, bundle: BundleFiles, encoder: EngineSession, options: SessionOptions
     ) -> TextSession:
-        """Open the decoder's engine on the encoder's device."""
+        """Open the engine of the decoder on the encoder's device."""
         from variator_export.engines.tensorrt.decoder import DecoderEngine
         from variator_export.engines.tensorrt.session import TensorRtSession
 
         assert isinstance(encoder, TensorRtSession)
-        engine = DecoderEngine(bundle, self.name, options, encoder.device)
-        return TextSession(bundle, encoder, Decoder(engine, bundle.manifest.backbone))
+        decoders: dict[str, Decoder] = {}
+        for name in encoder.names:
+            own = bundle.variant(name)
+            if own.decoder_name not in decoders:
+                engine = DecoderEngine(bundle, self.name, own.decoder_name, options, encoder.device)
+                decoders[own.decoder_name] = Decoder(engine, bundle.manifest.backbone, own.assembly)
+        return TextSession(bundle, encoder, decoders)
 
     def debug_engines(
         self,

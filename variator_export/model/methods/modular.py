@@ -31,7 +31,11 @@ def _macs(size: EncoderSize, variant: Variant, batch_size: int, length: int) -> 
     assert variant.assembly is not None
     layers = len(variant.assembly.spans(ENCODER_STACK, size.num_layers))
     method = _with_plugin(plugin=variant.plugin is not None)
-    return method.macs(dataclasses.replace(size, num_layers=layers), variant, batch_size, length)
+    cross = size.cross_size
+    if decoder := variant.assembly.decoder:
+        cross = cross * len(decoder) // sum(decoder)
+    own = dataclasses.replace(size, num_layers=layers, cross_size=cross)
+    return method.macs(own, variant, batch_size, length)
 
 
 MODULAR = Method(

@@ -29,6 +29,16 @@ def layers_of(backbone: Backbone, stack: Stack) -> nn.ModuleList:
     return layers
 
 
+def replace_layers(layers: nn.ModuleList, chosen: Sequence[nn.Module]) -> None:
+    """Put other layers into a stack. A decoder's layers find their keys and values by their number."""
+    del layers[:]
+    layers.extend(chosen)
+    for index, layer in enumerate(chosen):
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = index  # type: ignore[assignment]
+
+
 def refuse_assembly(info: BackboneInfo) -> None:
     """Refuse a backbone whose layers cannot be left out or replaced.
 
@@ -131,8 +141,7 @@ def assembled(backbone: Backbone, assembly: Assembly, sets: Sequence[ModuleSet])
                     group = sets[place].config.modules[index]
                     buffers[id(buffer)] = weight_name(sets[place].name, path, group, name)
                 chosen.append(layer)
-        del layers[:]
-        layers.extend(chosen)
+        replace_layers(layers, chosen)
         lengths[stack] = len(chosen)
     info = dataclasses.replace(backbone.info, layers=lengths)
     return dataclasses.replace(new, info=info, module_buffers=buffers)

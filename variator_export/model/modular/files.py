@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from variator_export.bundle.variant_files import MODULE_CONFIG_NAME, MODULE_TENSORS_NAME
+from variator_export.core.assembly import Stack
 from variator_export.core.errors import UserError
 from variator_export.core.hashing import sha256_files
 from variator_export.model.config_file import read_config
@@ -59,7 +60,7 @@ def load_module_config(folder: Path) -> ModuleConfig:
 
 
 def check_modules_fit(
-    config: ModuleConfig, source: str, host: PluginHost, stack_layers: Mapping[str, int]
+    config: ModuleConfig, source: str, host: PluginHost, stack_layers: Mapping[Stack, int]
 ) -> None:
     """Refuse modules that were made for another backbone, or for a stack that this one does not have.
 

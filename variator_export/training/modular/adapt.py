@@ -14,9 +14,10 @@ from variator_export.model.modular.weights import load_modules
 from variator_export.training.adapt import adaptation_data
 from variator_export.training.batches import collate_items
 from variator_export.training.given_plugins import check_name
+from variator_export.training.modular.pretrain import new_modules
 from variator_export.training.modular.replacing import check_module_losses
 from variator_export.training.modular.run import NewModules, train_modules
-from variator_export.training.modular.settings import ModuleLosses, Replacing
+from variator_export.training.modular.settings import ModuleLosses, ModuleShape, Replacing
 from variator_export.training.results import TrainedFolders
 from variator_export.training.run import Run
 from variator_export.training.settings import Optimisation
@@ -25,7 +26,7 @@ from variator_export.training.task_data import describe_examples
 
 def adapt_modules(
     backbone: Backbone,
-    modules: Mapping[str, Path],
+    modules: ModuleShape | Mapping[str, Path],
     train: Examples,
     held_out: Examples,
     run: Run,
@@ -34,31 +35,46 @@ def adapt_modules(
     replacing: Replacing,
     optimisation: Optimisation,
     max_tokens: int = 128,
+    max_target_tokens: int = 128,
 ) -> TrainedFolders:
-    """Train existing modules further on a task. The results are published as OUTPUT/NAME.
+    """Train modules on a task. The results are published as OUTPUT/NAME.
 
     Args:
         backbone: The backbone, fine-tuned for the task. It is the teacher; the modules replace its layers.
-        modules: Folders of the trained modules, by name. All are trained in one run.
-        train: Texts of the task. Labels are needed only for the loss term `label`.
+        modules: Folders of modules to train further, by name; or the shape of new ones. All are trained in
+            one run.
+        train: Texts of the task. Labels are needed only for the loss term `label`; the target texts, only for
+            the terms `decoder`, `logits` and `label` of a backbone that generates text.
         held_out: Texts on which the loss is evaluated.
         run: The training run, which says where the modules are published.
         losses: Weights of the terms of the loss.
         replacing: The schedule of the replacing.
         optimisation: Settings of the optimizer.
         max_tokens: Longer texts are truncated to this number of tokens.
+        max_target_tokens: Longer target texts are truncated to this number of tokens.
 
     Raises:
         UserError: Modules do not fit the backbone, or a label is missing or unknown.
     """
-    for name in modules:
-        check_name(name)
-    check_module_losses(backbone, losses)
-    given = {name: _load(folder, backbone) for name, folder in modules.items()}
-    data, settings = adaptation_data(backbone, train, held_out, losses, optimisation, max_tokens, max_tokens)
+    run.check_output()
+    parents: dict[str, Any] = {}
+    if isinstance(modules, ModuleShape):
+        sets = new_modules(backbone, modules)
+    else:
+        for name in modules:
+            check_name(name)
+        given = {name: _load(folder, backbone) for name, folder in modules.items()}
+        sets = {name: made for name, (made, _) in given.items()}
+        parents = {name: parent for name, (_, parent) in given.items()}
+    check_module_losses(backbone, losses, [made.config.stack for made in sets.values()])
+    data, settings = adaptation_data(
+        backbone, train, held_out, losses, optimisation, max_tokens, max_target_tokens
+    )
+    if isinstance(modules, ModuleShape):
+        settings |= {"modules": modules.model_dump()}
     return train_modules(
         backbone,
-        {name: made for name, (made, _) in given.items()},
+        sets,
         data,
         collate_items(backbone),
         losses=losses,
@@ -68,10 +84,10 @@ def adapt_modules(
             "stage": "adaptation",
             "settings": settings,
             "data": describe_examples(("training", train), ("held out", held_out)),
-            "parents": {name: parent for name, (_, parent) in given.items()},
+            "parents": parents,
         },
         run=run,
-        inputs=list(modules.values()),
+        inputs=[] if isinstance(modules, ModuleShape) else list(modules.values()),
     )
 
 
@@ -81,8 +97,8 @@ def _load(folder: Path, backbone: Backbone) -> tuple[NewModules, dict[str, Any]]
     The backbone may be a fine-tuned version of the one that they were trained for.
     """
     resolved, modules = resolve_modules(folder), load_modules(folder)
-    config, layers = modules.config, dict[str, int](backbone.info.stack_layers.items())
-    expected = layers.get(config.stack), backbone.info.size.hidden_size
+    config = modules.config
+    expected = backbone.info.stack_layers.get(config.stack), backbone.info.size.hidden_size
     if (config.num_layers, config.hidden_size) != expected:
         raise UserError(
             f"The modules {folder} are for {config.num_layers} {config.stack} layers of hidden size "

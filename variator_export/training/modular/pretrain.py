@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from variator_export.core.assembly import ENCODER_STACK
+from variator_export.core.assembly import Stack
 from variator_export.core.errors import UserError
 from variator_export.data.texts import TextSource
 from variator_export.model.backbone import Backbone
@@ -13,7 +13,7 @@ from variator_export.training.modular.replacing import check_module_losses
 from variator_export.training.modular.run import NewModules, train_modules
 from variator_export.training.modular.settings import ModuleLosses, ModuleShape, Replacing
 from variator_export.training.passages import describe_texts
-from variator_export.training.pretrain import passages_of
+from variator_export.training.pretrain import check_targets_of_text, passages_of
 from variator_export.training.results import TrainedFolders
 from variator_export.training.run import Run
 from variator_export.training.settings import Optimisation, PassageSettings
@@ -30,7 +30,9 @@ def pretrain_modules(
     passages: PassageSettings,
     optimisation: Optimisation,
 ) -> TrainedFolders:
-    """Train modules of several granularities on plain text, in one run. They are published as OUTPUT/gN.
+    """Train modules of several granularities on plain text, in one run.
+
+    They are published as OUTPUT/gN, those of the decoder as OUTPUT/decoder-gN.
 
     Args:
         backbone: The original, which is also the teacher. Its weights are not changed.
@@ -47,16 +49,9 @@ def pretrain_modules(
             backbone allows, or the output or the losses are not suitable.
     """
     run.check_output()  # before the text is tokenized
-    if losses.label:
-        raise UserError(
-            "The loss term label needs labels, which plain text does not have.",
-            "Leave the term out, or use `train adapt` with a table.",
-        )
-    check_module_losses(backbone, losses)
-    sets = {
-        f"g{granularity}": new_modules(backbone, granularity, shape.start)
-        for granularity in shape.granularities
-    }
+    check_targets_of_text(backbone, losses, passages)
+    sets = new_modules(backbone, shape)
+    check_module_losses(backbone, losses, [modules.config.stack for modules in sets.values()])
     train, held_out = passages_of(backbone, texts, passages, optimisation)
     return train_modules(
         backbone,
@@ -75,34 +70,51 @@ def pretrain_modules(
     )
 
 
-def default_losses(backbone: Backbone) -> ModuleLosses:
-    """The terms that a run has if none are chosen."""
+def default_losses(backbone: Backbone, *, with_decoder: bool = False) -> ModuleLosses:
+    """The terms that a run has if none are chosen.
+
+    Args:
+        backbone: The backbone.
+        with_decoder: Whether the run has target texts, along which the decoder runs.
+    """
     embedding = 1.0 if backbone.pooling is not None else 0.0
-    return ModuleLosses(hidden=1.0, layers=1.0, attention=1.0, embedding=embedding)
+    text = 1.0 if with_decoder else 0.0
+    return ModuleLosses(hidden=1.0, layers=1.0, attention=1.0, embedding=embedding, decoder=text, logits=text)
 
 
-def new_modules(backbone: Backbone, granularity: int, start: str) -> NewModules:
-    """Modules in the state in which training starts: copies of layers.
+def new_modules(backbone: Backbone, shape: ModuleShape) -> dict[str, NewModules]:
+    """Modules in the state in which training starts, copies of layers, by the names of their folders.
 
     Raises:
-        UserError: The stack has fewer layers than the granularity.
+        UserError: The backbone has no such stack, or a stack has fewer layers than a granularity.
     """
-    size = backbone.info.size
-    groups = even_groups(size.num_layers, granularity, start)
+    return {
+        name: _new(backbone, stack, granularity, shape.start)
+        for name, (stack, granularity) in shape.sets.items()
+    }
+
+
+def _new(backbone: Backbone, stack: Stack, granularity: int, start: str) -> NewModules:
+    if (num_layers := backbone.info.stack_layers.get(stack)) is None:
+        raise UserError(
+            f"{backbone.info.source.name} has no {stack} to train modules for.",
+            "Leave out --decoder-granularity, or choose a backbone that generates text.",
+        )
+    groups = even_groups(num_layers, granularity, start)
     if not groups:
         raise UserError(
-            f"A module of granularity {granularity} replaces {granularity} layers; the encoder of "
-            f"{backbone.info.source.name} has {size.num_layers}.",
-            f"Choose a granularity from 2 to {size.num_layers}.",
+            f"A module of granularity {granularity} replaces {granularity} layers; the {stack} of "
+            f"{backbone.info.source.name} has {num_layers}.",
+            f"Choose a granularity from 2 to {num_layers}.",
         )
     config = ModuleConfig(
-        stack=ENCODER_STACK,
+        stack=stack,
         granularity=granularity,
-        num_layers=size.num_layers,
-        hidden_size=size.hidden_size,
+        num_layers=num_layers,
+        hidden_size=backbone.info.size.hidden_size,
         modules=groups,
         backbone=backbone.info.identity,
     )
     family = backbone.spec.family
-    layers = tuple(trainable(family, copied_layer(backbone, ENCODER_STACK, group)) for group in groups)
+    layers = tuple(trainable(family, copied_layer(backbone, stack, group)) for group in groups)
     return NewModules(config, layers)

@@ -1,26 +1,32 @@
 """Module replacing: modules take the place of layers of a frozen model, and learn to do their work."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from variator_export.core.assembly import ENCODER_STACK, Span
+from variator_export.core.assembly import DECODER_STACK, ENCODER_STACK, Stack
 from variator_export.core.errors import UserError
 from variator_export.model.augmented import ATTENTIONS_PREFIX, HIDDEN_STATES_PREFIX, run_backbone
 from variator_export.model.backbone import Backbone, copy_sharing_weights
-from variator_export.model.modular.assembled import layers_of
+from variator_export.model.decoding import (
+    CROSS_ATTENTIONS,
+    DECODER_ATTENTIONS,
+    DECODER_STATES,
+    decoder_outputs,
+)
 from variator_export.model.modular.layout import ModuleConfig
 from variator_export.model.pooling import Pooling
 from variator_export.training import losses
-from variator_export.training.distillation import check_losses
+from variator_export.training.distillation import check_losses, needs_right_text
 from variator_export.training.modular.settings import ModuleLosses, Replacing
+from variator_export.training.modular.stacks import Student, TrainedStack, Unit, Units, has_modules
 from variator_export.training.trained_module import TrainedModule
 
-# A unit of an assembly: the layers that it stands for, and the module; None for an original layer.
-Unit = tuple[Span, nn.Module | None]
+# The modules of each set, by the set's name.
+Sets = Mapping[str, tuple[ModuleConfig, Sequence[nn.Module]]]
 
 
 class ModuleReplacing(TrainedModule):
@@ -46,7 +52,7 @@ class ModuleReplacing(TrainedModule):
     def __init__(
         self,
         backbone: Backbone,
-        sets: Mapping[str, tuple[ModuleConfig, Sequence[nn.Module]]],
+        sets: Sets,
         weights: ModuleLosses,
         replacing: Replacing,
         *,
@@ -54,35 +60,49 @@ class ModuleReplacing(TrainedModule):
         seed: int,
     ) -> None:
         super().__init__()
-        check_module_losses(backbone, weights)
+        stacks = [config.stack for config, _ in sets.values()]
+        check_module_losses(backbone, weights, stacks)
         self.sets = nn.ModuleList(nn.ModuleList(layers) for _, layers in sets.values()).eval()
         self.weights, self.replacing, self.steps, self.seed = weights, replacing, steps, seed
         self.metric_names = tuple(sets)
         self.num_loss_metrics = len(sets)
         self.clipped = tuple(layer for layers in self.sets for layer in layers.children())
-        self.num_layers = backbone.info.size.num_layers
+        self.decodes = needs_right_text(backbone, weights)
         # In checkpoints, so that a run that goes on draws what an unbroken one draws.
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.units: list[list[Unit]] = [
-            [(group.span, layer) for group, layer in zip(config.modules, layers, strict=True)]
-            for config, layers in sets.values()
-        ]
+        self.stacks = {
+            stack: TrainedStack(
+                num_layers,
+                tuple(
+                    tuple((group.span, layer) for group, layer in zip(config.modules, layers, strict=True))
+                    for config, layers in sets.values()
+                    if config.stack == stack
+                ),
+            )
+            for stack, num_layers in backbone.info.stack_layers.items()
+        }
+        # The stack of each set, and its place among those of the stack.
+        self.places = [(stack, stacks[:index].count(stack)) for index, stack in enumerate(stacks)]
+        modules = {
+            stack: [layer for units in own.sets for _, layer in units] for stack, own in self.stacks.items()
+        }
         # `object.__setattr__` keeps the frozen networks from being registered.
         object.__setattr__(self, "backbone", backbone)
         object.__setattr__(self, "teacher", copy_sharing_weights(backbone.model).eval())
-        object.__setattr__(self, "student", _Student(backbone, self.clipped))
+        object.__setattr__(self, "student", Student(backbone, modules))
         self.pooling = Pooling(backbone.pooling) if backbone.pooling else None
 
     step: Tensor
     backbone: Backbone
     teacher: nn.Module
-    student: "_Student"
+    student: Student
 
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> dict[str, Tensor]:
         """Compute the loss of a batch.
 
         Args:
-            labels: Class indices (B,), for the loss term `label`.
+            labels: Class indices (B,), for the loss term `label`; of a backbone that generates text, the
+                tokens of the target text (B, T), with -100 for padding.
             inputs: int64 (B, S), by the backbone's input names.
 
         Returns:
@@ -91,12 +111,14 @@ class ModuleReplacing(TrainedModule):
             `metrics`: of each row and assembly, (B, number of assemblies), without gradient.
         """
         with torch.no_grad():
-            expected = self._run(self.teacher, inputs)
+            expected = self._encoded(self.teacher, inputs)
+            if self.decodes:
+                expected |= self._decoded(self.teacher, expected, inputs, labels)
         if self.training:
             assemblies = [self.draw(int(self.step))]
             self.step += 1
         else:
-            assemblies = [self.whole(index) for index in range(len(self.units))]
+            assemblies = [self.whole(index) for index in range(len(self.places))]
         each = [self._loss(units, expected, inputs, labels) for units in assemblies]
         stacked = torch.stack(each, dim=-1)
         return {"loss": stacked.mean(0).sum(), "metrics": stacked.detach()}
@@ -106,7 +128,7 @@ class ModuleReplacing(TrainedModule):
         self.training = mode
         return self
 
-    def draw(self, step: int) -> list[Unit]:
+    def draw(self, step: int) -> Units:
         """The assembly of a step, with at least one module.
 
         It depends on the seed and the step alone, and so is the same in every process.
@@ -114,34 +136,17 @@ class ModuleReplacing(TrainedModule):
         # A string, because tuples are not allowed as seeds; one hash of both numbers, not a sum.
         generator = random.Random(f"{self.seed}/{step}")
         probability = self.replacing.probability(step, self.steps)
-        found: list[Unit] = []
-        while not any(module is not None for _, module in found):
-            found = self._draw(generator, probability)
+        found: dict[Stack, list[Unit]] = {}
+        while not any(map(has_modules, found.values())):
+            found = {stack: own.draw(generator, probability) for stack, own in self.stacks.items()}
         return found
 
-    def _draw(self, generator: random.Random, probability: float) -> list[Unit]:
-        found: list[Unit] = []
-        first = 0
-        while first < self.num_layers:
-            beginning = [unit for units in self.units for unit in units if unit[0].first == first]
-            if beginning and generator.random() < probability:
-                found.append(generator.choice(beginning))
-            else:
-                found.append((Span(first, first), None))
-            first = found[-1][0].last + 1
-        return found
-
-    def whole(self, index: int) -> list[Unit]:
+    def whole(self, index: int) -> Units:
         """The assembly with all modules of a set, and original layers where there are none."""
-        covered = {span.first: (span, layer) for span, layer in self.units[index]}
-        found: list[Unit] = []
-        first = 0
-        while first < self.num_layers:
-            found.append(covered.get(first, (Span(first, first), None)))
-            first = found[-1][0].last + 1
-        return found
+        whose, place = self.places[index]
+        return {stack: own.whole(place if stack == whose else None) for stack, own in self.stacks.items()}
 
-    def _run(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _encoded(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return run_backbone(
             model,
             self.backbone.spec,
@@ -152,94 +157,124 @@ class ModuleReplacing(TrainedModule):
             attentions=bool(self.weights.attention),
         )
 
+    def _decoded(
+        self,
+        model: Any,
+        encoded: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
+        labels: Tensor | None,
+    ) -> dict[str, Tensor]:
+        assert labels is not None
+        return decoder_outputs(
+            model, encoded["last_hidden_state"], inputs["attention_mask"], labels, layers=True
+        )
+
     def _loss(
         self,
-        units: Sequence[Unit],
+        units: Units,
         expected: Mapping[str, Tensor],
         inputs: Mapping[str, Tensor],
         labels: Tensor | None,
     ) -> Tensor:
-        found = self._run(self.student.with_layers(units), inputs)
+        model = self.student.with_layers(units)
+        # With the original layers, the encoder computes what the teacher's has computed.
+        found = dict(expected)
+        if has_modules(units[ENCODER_STACK]):
+            found |= self._encoded(model, inputs)
+        if self.decodes:
+            found |= self._decoded(model, found, inputs, labels)
         mask, weights = inputs["attention_mask"], self.weights
         total = mask.new_zeros(mask.shape[0], dtype=torch.float32)
-        last = len(units) - 1
-        ends = [(place, span.last) for place, (span, module) in enumerate(units) if module is not None]
-        if weights.hidden:
-            pair = _states(found, last), _states(expected, self.num_layers - 1)
-            total = total + weights.hidden * losses.hidden_loss(*pair, mask)
-        if weights.layers and (inner := [pair for pair in ends if pair[0] < last]):
-            each = [
-                losses.relative_hidden_loss(_states(found, place), _states(expected, layer), mask)
-                for place, layer in inner
-            ]
-            total = total + weights.layers * torch.stack(each).mean(0)
-        if weights.attention and ends:
-            each = [
-                losses.attention_loss(_attention(found, place), _attention(expected, layer), mask)
-                for place, layer in ends
-            ]
-            total = total + weights.attention * torch.stack(each).mean(0)
-        if weights.embedding:
-            name = "sentence_embedding"
-            total = total + weights.embedding * losses.embedding_loss(found[name], expected[name])
+        if has_modules(units[ENCODER_STACK]):
+            if weights.hidden:
+                student = found[f"{HIDDEN_STATES_PREFIX}{len(units[ENCODER_STACK]) - 1}"]
+                teacher = expected[f"{HIDDEN_STATES_PREFIX}{self.stacks[ENCODER_STACK].num_layers - 1}"]
+                total = total + weights.hidden * losses.hidden_loss(student, teacher, mask)
+            total = total + self._of_modules(
+                units[ENCODER_STACK], found, expected, mask, HIDDEN_STATES_PREFIX, (ATTENTIONS_PREFIX,)
+            )
+            if weights.embedding:
+                name = "sentence_embedding"
+                total = total + weights.embedding * losses.embedding_loss(found[name], expected[name])
+        if self.decodes:
+            assert labels is not None
+            mask = labels != losses.IGNORED
+            if has_modules(units[DECODER_STACK]):
+                attentions = f"{DECODER_ATTENTIONS}.", f"{CROSS_ATTENTIONS}."
+                total = total + self._of_modules(
+                    units[DECODER_STACK], found, expected, mask, f"{DECODER_STATES}.", attentions
+                )
+            if weights.decoder:
+                distance = losses.hidden_loss(found[DECODER_STATES], expected[DECODER_STATES], mask)
+                total = total + weights.decoder * distance
         if weights.logits:
-            total = total + weights.logits * losses.logits_loss(found["logits"], expected["logits"])
+            distance = losses.logits_loss(found["logits"], expected["logits"])
+            total = total + weights.logits * self._of_rows(distance, labels)
         if weights.label:
             assert labels is not None
-            total = total + weights.label * losses.label_loss(found["logits"], labels)
+            distance = losses.label_loss(found["logits"], labels)
+            total = total + weights.label * self._of_rows(distance, labels)
         return total
 
+    def _of_modules(
+        self,
+        units: Sequence[Unit],
+        found: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        mask: Tensor,
+        states: str,
+        attentions: Sequence[str],
+    ) -> Tensor:
+        """The terms of each module of a stack: states at the ends of all but the last layer, and attention.
 
-def check_module_losses(backbone: Backbone, weights: ModuleLosses) -> None:
-    """Reject a term of the loss that modules do not have, or that the backbone has no output for.
+        Args:
+            units: The layers of the stack.
+            found: Outputs of the student.
+            expected: Outputs of the teacher.
+            mask: 1 for tokens that count, (B, tokens).
+            states: Prefix of the states' names.
+            attentions: Prefixes of the names of attentions.
+        """
+        total = mask.new_zeros(mask.shape[0], dtype=torch.float32)
+        ends = [(place, span.last) for place, (span, module) in enumerate(units) if module is not None]
+        if self.weights.layers and (inner := [pair for pair in ends if pair[0] < len(units) - 1]):
+            each = [
+                losses.relative_hidden_loss(found[f"{states}{place}"], expected[f"{states}{layer}"], mask)
+                for place, layer in inner
+            ]
+            total = total + self.weights.layers * torch.stack(each).mean(0)
+        if self.weights.attention and ends:
+            each = [
+                losses.attention_loss(found[f"{name}{place}"], expected[f"{name}{layer}"], mask)
+                for place, layer in ends
+                for name in attentions
+            ]
+            total = total + self.weights.attention * torch.stack(each).mean(0)
+        return total
+
+    def _of_rows(self, distance: Tensor, labels: Tensor | None) -> Tensor:
+        """One value for each row (B,): the mean over the tokens of a generated text."""
+        if not self.decodes:
+            return distance
+        assert labels is not None
+        return losses.token_mean(distance, labels)
+
+
+def check_module_losses(backbone: Backbone, weights: ModuleLosses, stacks: Sequence[Stack]) -> None:
+    """Reject a term of the loss that the backbone has no output for, and modules that no term covers.
+
+    Args:
+        backbone: The backbone.
+        weights: Weights of the terms of the loss.
+        stacks: The stacks that modules are trained for.
 
     Raises:
-        UserError: There is such a term.
+        UserError: There is one.
     """
-    if backbone.spec.head.generates and any((weights.logits, weights.label, weights.decoder)):
+    if DECODER_STACK in stacks and not needs_right_text(backbone, weights):
         raise UserError(
-            "Modules of a backbone that generates text are trained on the encoder's states alone.",
-            "Choose from the terms hidden, layers and attention: --loss hidden=1 --loss layers=1",
+            "Modules of the decoder need a term of the loss that runs the decoder: decoder, logits or label.",
+            "Add one: --loss decoder=1 --loss logits=1",
         )
-    if weights.decoder:
-        raise UserError("The loss of modules has no term decoder.", "Leave it out.")
     # Each term covers every module that a step draws, or a later step does.
     check_losses(backbone, weights.model_copy(update={"layers": 0.0, "hidden": 1.0}))
-
-
-class _Student:
-    """The model whose layers each step replaces."""
-
-    def __init__(self, backbone: Backbone, modules: Iterable[nn.Module]) -> None:
-        self._model = copy_sharing_weights(backbone.model).eval()
-        self._layers = layers_of(backbone.with_model(self._model), ENCODER_STACK)
-        self._original = list(self._layers)
-        # transformers reads hidden states and attention by hooks, which it installs once, in the first call,
-        # on the layers that are there. So all are there in a first call, of which nothing is used.
-        self._layers.extend(modules)
-        ones = torch.ones((1, 2), dtype=torch.int64, device=next(self._model.parameters()).device)
-        with torch.no_grad():
-            run_backbone(
-                self._model,
-                backbone.spec,
-                None,
-                dict.fromkeys(backbone.spec.family.inputs, ones),
-                {},
-                hidden_states=True,
-                attentions=True,
-            )
-
-    def with_layers(self, units: Sequence[Unit]) -> nn.Module:
-        """The model with the layers of an assembly, until the next call."""
-        chosen = [self._original[span.first] if module is None else module for span, module in units]
-        del self._layers[:]
-        self._layers.extend(chosen)
-        return self._model
-
-
-def _states(outputs: Mapping[str, Tensor], layer: int) -> Tensor:
-    return outputs[f"{HIDDEN_STATES_PREFIX}{layer}"]
-
-
-def _attention(outputs: Mapping[str, Tensor], layer: int) -> Tensor:
-    return outputs[f"{ATTENTIONS_PREFIX}{layer}"]

@@ -4,8 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from variator_export.core.assembly import DECODER_STACK, ENCODER_STACK, Stack
 from variator_export.training.settings import Losses, Weight
 
+Granularity = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -17,12 +19,32 @@ class ModuleShape(_Part):
     """The modules to train from scratch.
 
     Attributes:
-        granularities: The numbers of layers that a module replaces; the groups of each begin at layer 0.
+        granularities: The numbers of layers that a module of the encoder replaces; the groups of each begin
+            at layer 0.
+        decoder_granularities: The same of the decoder, of a backbone that generates text.
         start: The layer of its group that a module is a copy of: `first`, `middle` or `last`.
     """
 
-    granularities: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)
+    granularities: tuple[Granularity, ...] = ()
+    decoder_granularities: tuple[Granularity, ...] = ()
     start: Literal["first", "middle", "last"] = "last"
+
+    @model_validator(mode="after")
+    def _any(self) -> Self:
+        if not self.granularities and not self.decoder_granularities:
+            raise ValueError("there is no granularity")
+        return self
+
+    @property
+    def sets(self) -> dict[str, tuple[Stack, int]]:
+        """The stack and the granularity of each set of modules, by the name of its folder."""
+        return {
+            **{f"g{granularity}": (ENCODER_STACK, granularity) for granularity in self.granularities},
+            **{
+                f"decoder-g{granularity}": (DECODER_STACK, granularity)
+                for granularity in self.decoder_granularities
+            },
+        }
 
 
 class Replacing(_Part):

@@ -8,13 +8,14 @@ Here an original layer keeps its number, and a module is named by the layers tha
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from variator_export.core.assembly import Span
-from variator_export.engines.base import Arrays
+from variator_export.core.assembly import Assembly, Span
 from variator_export.engines.eager import EagerModel
 from variator_export.graph.simplify import MODULE_KEY, module_of
+from variator_export.model.backbone_info import BackboneInfo
+from variator_export.model.modular.layout import ModuleConfig
+from variator_export.model.modular.variant import kept_layers
 
 
 class AssembledRunner:
@@ -22,19 +23,41 @@ class AssembledRunner:
 
     Args:
         eager: The model.
-        path: Name of the module that holds the layers.
-        spans: The original layers that each layer stands for.
+        names: Names by those of the modules that hold a layer (`eager_names`).
     """
 
-    def __init__(self, eager: EagerModel, path: str, spans: Sequence[Span]) -> None:
-        self.transformer = _Renamed(
-            eager.transformer, {f"{path}.{i}": f"{path}.{s}" for i, s in enumerate(spans)}
-        )
-        self._eager = eager
+    def __init__(self, eager: EagerModel, names: Mapping[str, str]) -> None:
+        self.transformer = _Renamed(eager.transformer, names)
+        self.run = eager.run
+        self.decoder_step = eager.decoder_step
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run the model once."""
-        return self._eager.run(inputs)
+
+def eager_names(info: BackboneInfo, assembly: Assembly) -> dict[str, str]:
+    """The names of layers, by their names in the eager model of an assembly."""
+    return {
+        f"{path}.{index}": f"{path}.{span}"
+        for path, spans in _spans(info, assembly)
+        for index, span in enumerate(spans)
+    }
+
+
+def graph_names(info: BackboneInfo, assembly: Assembly, modules: Sequence[ModuleConfig]) -> dict[str, str]:
+    """The names of layers, by their names in an assembly's own graphs: those of the trace."""
+    kept = {
+        info.spec.family.stack_path(stack): kept_layers(assembly, stack, count, modules)
+        for stack, count in info.stack_layers.items()
+    }
+    return {
+        f"{path}.{layer}": f"{path}.{span}"
+        for path, spans in _spans(info, assembly)
+        for layer, span in zip(kept[path], spans, strict=True)
+    }
+
+
+def _spans(info: BackboneInfo, assembly: Assembly) -> Iterator[tuple[str, Sequence[Span]]]:
+    """Yield the name of the module that holds a stack, and what each layer of the stack stands for."""
+    for stack, count in info.stack_layers.items():
+        yield info.spec.family.stack_path(stack), assembly.spans(stack, count)
 
 
 class _Renamed:
@@ -49,15 +72,8 @@ class _Renamed:
             yield renamed(name, self._names), module
 
 
-def rename_layers(model: ir.Model, path: str, layers: Mapping[int, Span]) -> ir.Model:
-    """Name the layers of an assembly's own graph in place; returns the graph.
-
-    Args:
-        model: The graph.
-        path: Name of the module that holds the layers.
-        layers: The original layers that each layer stands for, by the layer of the trace.
-    """
-    names = {f"{path}.{layer}": f"{path}.{span}" for layer, span in layers.items()}
+def rename_layers(model: ir.Model, names: Mapping[str, str]) -> ir.Model:
+    """Name the layers of an assembly's own graph in place (`graph_names`); returns the graph."""
     for node in model.graph:
         if module := module_of(node):
             node.metadata_props[MODULE_KEY] = renamed(module, names)

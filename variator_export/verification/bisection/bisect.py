@@ -16,7 +16,6 @@ from torch import nn
 
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
-from variator_export.engines.eager import EagerModel
 from variator_export.graph.modules import mark_outputs, module_outputs
 from variator_export.verification.cases import Case
 from variator_export.verification.judging.compare import Deviation, deviation
@@ -38,10 +37,18 @@ class ModuleRunner(Protocol):
         ...
 
 
+class TracedModel(ModuleRunner, Protocol):
+    """A model in eager PyTorch with the modules that its graphs were traced from."""
+
+    def decoder_step(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Run what the graph of the decoder computes once."""
+        ...
+
+
 class EagerDecoder:
     """One step of the decoder in eager PyTorch, on the inputs of the decoder's graph."""
 
-    def __init__(self, eager: EagerModel) -> None:
+    def __init__(self, eager: TracedModel) -> None:
         self.transformer = eager.transformer
         self.run = eager.decoder_step
 

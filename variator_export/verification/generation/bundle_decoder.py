@@ -19,7 +19,7 @@ def verify_decoder(
     """
     if eager is None:
         why = ("the stored reference has no scores of a decoder",)
-        return [], [], [LeftOut(runs.decoder_file, check, why) for check in (FORCED, ALONE, GREEDY)]
+        return [], [], [LeftOut(runs.decoder_file(variant), check, why) for check in (FORCED, ALONE, GREEDY)]
     decoder = runs.decoder(variant)
     found = eager.generation(variant, decoder, progress)
     left = [LeftOut(decoder.file, check, tuple(cases)) for check, cases in found.left_out.items()]

@@ -10,7 +10,6 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import Variant
 from variator_export.core.axes import ENCODER_MASK, past_names, present_names
 from variator_export.core.encoder_size import DecoderSize
-from variator_export.core.parts import DECODER
 from variator_export.engines.base import Arrays, Runner
 from variator_export.generation.search import StepDecoder
 from variator_export.verification.verified_graph import open_for_verification
@@ -116,8 +115,7 @@ def run_of_graphs(
 def run_of_bundle(bundle: BundleFiles, variant: Variant) -> DecoderRun[RunnerDecoder]:
     """The decoder's graph of a bundle with a variant's encoder, each opened as it is verified."""
     manifest = bundle.manifest
-    size, file = manifest.backbone.decoder_size, manifest.any_ratio[DECODER]
-    assert size is not None
+    size, file = manifest.backbone.decoder_of(variant.assembly), variant.decoder_graph
     encoder, decoder = (
         open_for_verification(bundle.graph(graph), {}, manifest.precision) for graph in (variant.graph, file)
     )
