@@ -60,6 +60,8 @@ class StagedBundle:
         """
         raise_if_interrupted()
         depends_on = dict(depends_on)
+        if self.steps.get(name) == depends_on:  # this build has run it already
+            return True
         self.steps[name] = depends_on
         why = self._why_not_reused(name, depends_on, outputs)
         if why is None:

@@ -31,6 +31,9 @@ def with_flags(
     plugins: Sequence[str] | None = None,
     modules: Sequence[str] | None = None,
     assemblies: Sequence[str] | None = None,
+    strategy: str | None = None,
+    speedup: float | None = None,
+    max_weights: str | None = None,
     untrained: bool = False,
     targets: Sequence[str] | None = None,
     precision: str | None = None,
@@ -78,6 +81,15 @@ def with_flags(
         layers.append(Layer("--module", {"modules": [_named_source(text) for text in modules]}))
     if assemblies:
         layers.append(Layer("--assembly", {"assemblies": [_assembly(text) for text in assemblies]}))
+    budget = {"strategy": strategy, "speedup": speedup, "max_weights": max_weights}
+    if speedup is not None or max_weights is not None:
+        layers.append(
+            Layer("--speedup" if speedup is not None else "--max-weights", {"strategies": [budget]})
+        )
+    elif strategy is not None:
+        raise UsageError(
+            f"--strategy {strategy} needs a budget.", "Give --speedup 2.0 or --max-weights 150MB."
+        )
     asked = sorted({parse_ratio(text) for text in ratios or ()})
     if untrained:
         layers.append(Layer("--untrained", {"plugins": _initialised(asked, plugins)}))

@@ -55,6 +55,24 @@ def assemble_decoder(decoder: Path, files: VariantFiles, info: BackboneInfo) -> 
     return model
 
 
+def leave_out_layers(model: ir.Model, info: BackboneInfo, stack: Stack, kept: Sequence[int]) -> None:
+    """Leave layers of a stack out of a traced graph, in place, to see what they cost.
+
+    Args:
+        model: A graph of the original layers.
+        info: The backbone.
+        stack: The stack.
+        kept: The layers that stay, by number.
+    """
+    layers = [KeptLayer(index) for index in kept]
+    path, count = info.spec.family.stack_path(stack), info.stack_layers[stack]
+    assemble(
+        model,
+        [StackLayers(path, layers, count, is_decoder=stack == DECODER_STACK)],
+        info.size.hidden_size,
+    )
+
+
 def assemble_any(
     any_ratio: Path, branches: Sequence[Branch], folders: Sequence[str], info: BackboneInfo
 ) -> ir.Model:

@@ -13,7 +13,7 @@ from pydantic import (
 
 from variator_export.core.precision import PRECISIONS
 from variator_export.recipe.assemblies import VARIANT_NAME as VARIANT_NAME
-from variator_export.recipe.assemblies import Assemblies, ModulesRecipe, VariantName
+from variator_export.recipe.assemblies import Assemblies, ModulesRecipe, StrategyRecipe, VariantName
 from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.part import RecipeModel as _Part
 from variator_export.recipe.part import known
@@ -255,6 +255,8 @@ class Recipe(_Part):
     """The available modules."""
     assemblies: Assemblies = ()
     """Variants whose layers are original ones and modules, as specifications such as `enc=2,2,1x8`."""
+    strategies: tuple[StrategyRecipe, ...] = ()
+    """Assemblies that are chosen for a budget."""
     ratios: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """The ratios to build; None for the ratios of all plugins. The baseline, ratio 1, is always built."""
     precision: PrecisionName = "float32"

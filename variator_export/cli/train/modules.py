@@ -109,8 +109,8 @@ def modules_command(
 
     Each step replaces some groups of layers by their modules; the original is the teacher. All granularities
     are trained in one run and published as OUTPUT/gG, those of a decoder as OUTPUT/decoder-gG.
-    `build --module DIR --assembly SPEC` assembles them. Repeat the command to resume a run that was killed. On
-    several GPUs or machines, use `accelerate launch --multi_gpu -m variator_export train modules ...`.
+    `build --module DIR --assembly SPEC` assembles them. Repeat the command to resume a run that was killed.
+    On several GPUs or machines, use `accelerate launch --multi_gpu -m variator_export train modules ...`.
 
     The default loss is `--loss hidden=1 --loss layers=1 --loss attention=1`, with sentence embeddings also
     `--loss embedding=1`, and along a target text also `--loss decoder=1 --loss logits=1`.
