@@ -18,6 +18,7 @@ import pytest
 import torch
 from artefacts import Artefacts
 from command_line import call
+from conftest import plugin_for
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -35,6 +36,7 @@ from variator_export.model.modular.card import module_card
 from variator_export.model.modular.files import load_module_config
 from variator_export.model.modular.layout import ModuleConfig, even_groups
 from variator_export.model.modular.weights import load_modules, save_modules
+from variator_export.model.plugin_file import save_plugin
 from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Recipe
 from variator_export.serving.variants import read_variants
@@ -693,6 +695,28 @@ def test_the_command_builds_and_inspects_assemblies(tmp_path: Path, model: Path,
     wrong = call("build", "--module", str(modules / "g2"), "--assembly", "enc=2;;", "--output", output)
     assert wrong.returncode == 1
     assert "is not one of enc=…, dec=… and k=…" in wrong.stderr
+
+
+def test_a_plugin_in_an_assembly_is_warned_of_until_it_is_measured(
+    tmp_path: Path, embedding_model: Path, pairs: str
+) -> None:
+    save_modules(random_modules(_load(embedding_model), 2), tmp_path / "g2")
+    save_plugin(plugin_for(_load(embedding_model), 2), tmp_path / "ratio-2")
+    output = str(tmp_path / "bundle")
+    command = [
+        "build", "--backbone", str(embedding_model), "--module", str(tmp_path / "g2"),
+        "--assembly", "enc=2;k=2",
+        "--plugin", str(tmp_path / "ratio-2"), "--target", "onnxruntime", "--no-speed", "--output", output,
+    ]  # fmt: skip
+    done = call(*command)
+    assert done.returncode == 0, done.stderr
+    assert "enc-2_ratio-2 (not evaluated)" in done.stderr.replace("\n", " ")
+    assert f"variator-export evaluate {output}" in done.stderr.replace("\n", " ")
+    columns = ["--text-column", "a", "--pair-column", "b", "--label-column", "score", "--data", pairs]
+    measured = call("evaluate", output, *columns, "--format", "json")
+    assert measured.returncode == 0, measured.stderr
+    again = json.loads(call(*command, "--format", "json").stdout)
+    assert isinstance(again["plugins_of_assemblies"]["enc-2_ratio-2"], float)
 
 
 def test_layers_are_found_in_the_model(model: Path) -> None:

@@ -29,6 +29,7 @@ from variator_export.bundle.manifest import (
 from variator_export.bundle.origin import store_origin
 from variator_export.bundle.parts import PartEntry
 from variator_export.bundle.publishing import exclusive
+from variator_export.bundle.quality_report import counted_losses, quality_of_graphs
 from variator_export.bundle.reports import build_verification_report, read_report
 from variator_export.core.environment import require_onnxruntime
 from variator_export.core.errors import UserError
@@ -60,6 +61,9 @@ class BuildResult:
         losses: What quantisation changes in each variant, by name; empty for other precisions.
         speed: The speed measurement (`building.speed.speed_of_bundle`); None if nothing was measured.
         untrained: Variants whose plugins or modules were not trained.
+        plugins_of_assemblies: Variants with modules and a plugin, which was trained for the original layers;
+            and what each loses by stored evaluations, as a share of the metric: the most of all data sets.
+            None without an evaluation.
         ratios: Ratios of the bundle's variants.
         precision: Precision of the graphs.
     """
@@ -71,6 +75,7 @@ class BuildResult:
     losses: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     speed: Mapping[str, Any] | None = None
     untrained: tuple[str, ...] = ()
+    plugins_of_assemblies: Mapping[str, float | None] = field(default_factory=dict)
     ratios: tuple[int, ...] = ()
     precision: str = "float32"
 
@@ -138,6 +143,7 @@ def build(
         losses={p.name: found for p in variants if (found := losses_of_report(bundle, p.name))},
         speed=speed,
         untrained=tuple(v.name for v in manifest.variants if manifest.is_untrained(v)),
+        plugins_of_assemblies=_plugins_of_assemblies(BundleFiles(bundle)),
         ratios=tuple(v.ratio for v in manifest.variants),
         precision=manifest.precision,
     )
@@ -362,6 +368,22 @@ def worst_finding(bundle: Path, variant: str) -> dict[str, Any] | None:
         found: dict[str, Any] = max(given or [f for f in findings if "max_abs" in f], key=lambda f: f["used"])
     except (ValueError, KeyError, TypeError):
         return None  # reports are not part of the bundle, so a missing or broken one is no error
+    return found
+
+
+def _plugins_of_assemblies(bundle: BundleFiles) -> dict[str, float | None]:
+    """Variants with a plugin and modules, and what each loses (`BuildResult.plugins_of_assemblies`)."""
+    manifest = bundle.manifest
+    measured = quality_of_graphs(bundle.path, bundle.variant_hashes(), manifest.baseline.name)
+    found: dict[str, float | None] = {}
+    for variant in manifest.variants:
+        if variant.plugin is not None and variant.modules:
+            losses = [
+                loss
+                for quality in measured
+                for loss in counted_losses(quality, variant.name, [quality["metric"]]).values()
+            ]
+            found[variant.name] = max(losses, default=None)
     return found
 
 

@@ -335,6 +335,7 @@ def _document(result: BuildResult) -> dict[str, Any]:
         "quantization": dict(result.losses),
         "speed": result.speed,
         "untrained": list(result.untrained),
+        "plugins_of_assemblies": dict(result.plugins_of_assemblies),
         "precision": result.precision,
     }
 
@@ -364,3 +365,15 @@ def _print(output: Output, result: BuildResult) -> None:
             f"warning: the plugins or modules of {', '.join(result.untrained)} were not trained. The "
             "speed is real, but the outputs at these ratios are not useful until the plugins are trained."
         )
+    if plugins := result.plugins_of_assemblies:
+        losses = ", ".join(
+            f"{name} ({'not evaluated' if loss is None else f'loses {loss:.1%}'})"
+            for name, loss in plugins.items()
+        )
+        output.hint("")
+        output.hint(
+            "warning: these variants have a plugin that was trained for the original layers, and modules: "
+            f"{losses}. They lose more than either alone."
+        )
+        if None in plugins.values():
+            output.hint(f"Measure it: variator-export evaluate {shlex.quote(str(result.bundle))} --data FILE")

@@ -110,7 +110,7 @@ def check(
     timed = [entry for entry in strategies if _is_timed(entry)]
     if timed and (precision.is_half or not precision.on_a_cpu):
         raise UserError(
-            f"{precision.name} is not representative on a CPU, so layers cannot be timed for {timed[0].name}.",
+            f"{precision.name} is not representative on a CPU, so {timed[0].name} cannot time layers.",
             "Choose the assembly in a float32 bundle, and give its specification here: --assembly SPEC; or "
             "give --max-weights alone.",
         )
