@@ -7,11 +7,14 @@ the same start: on STS-B, pre-training on text from the untrained state; on SST-
 the shipped plugins and modules to a fine-tuned classifier. `left out` keeps every second or third layer and
 trains all of them (on the tasks on labels, the whole classifier), as after LayerDrop (arXiv 1909.11556).
 Plugins of assemblies are those of the original layers. Each model is measured in a verified bundle, in
-float32 and int8. Every finished part is kept in WORK and not done again. Speeds are those of `modular.py`.
+float32 and int8. Every finished part is kept in WORK and not done again. Speeds are those of the graphs of
+SST-2, all in turns, over the original in float32. Results that are in the output already stay there.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +25,10 @@ from modular import MODULES
 from quality import SEED, SHIPPED, TASKS, Bench, Printed
 from torch import nn
 
+from variator_export.benchmark.speed_table import speed_inputs
+from variator_export.benchmark.timing import speedup, time_in_turns
 from variator_export.building.recipe_build import build
+from variator_export.core.assembly import parse_assembly
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns, Examples
 from variator_export.data.texts import read_texts
@@ -42,6 +48,8 @@ from variator_export.training.settings import Losses, Optimisation, PassageSetti
 
 RATIOS = (2, 4, 8)
 GRANULARITIES = (2, 3)
+SPEED = "speed"
+SHAPES = ((1, 32), (8, 128), (32, 128))
 PRECISIONS = ("float32", "int8")
 # From 1.2x to 3x, without a plugin and with one.
 ASSEMBLIES = ("enc=1x4,2", "enc=1x2,2x2", "enc=2x2,1x2", "enc=2x3", "enc=3,1,2", "enc=3x2")
@@ -189,6 +197,36 @@ class Curve(Bench):
         AutoTokenizer.from_pretrained(folder / "backbone").save_pretrained(output)
         return output
 
+    def speed(self, shape: tuple[int, int], rounds: int) -> dict[str, Any]:
+        """The speed of each variant in each precision, over that of the original in float32."""
+        calls: dict[str, Callable[[], object]] = {}
+        for precision in PRECISIONS:
+            bundle = Bundle.load(self.work / "bundles" / f"SST-2-{precision}")
+            inputs = speed_inputs(bundle.manifest.backbone.inputs, 30000, *shape)
+            for variant in bundle.manifest.variants:
+                if variant.name in self.names():
+                    session = bundle.session(variant=variant.name)
+                    calls[f"{precision} {variant.name}"] = partial(session.run, inputs)
+        timings, _ = time_in_turns(calls, max_rounds=rounds, block_seconds=0.3)
+        first = timings[f"{PRECISIONS[0]} ratio-1"]
+        return {
+            precision: {
+                name: {
+                    "median_ms": round(timings[f"{precision} {name}"].median_ms, 3),
+                    "speedup": asdict(speedup(first, timings[f"{precision} {name}"])),
+                }
+                for name in self.names()
+            }
+            for precision in PRECISIONS
+        }
+
+    @staticmethod
+    def names() -> list[str]:
+        """The names of all variants."""
+        named = [parse_assembly(spec) for spec in (*ASSEMBLIES, *BOTH)]
+        assembled = [each.name + (f"_ratio-{k}" if k else "") for each, k in named]
+        return ["ratio-1", *(f"ratio-{k}" for k in RATIOS), *assembled]
+
 
 def contents(plugins: Path, modules: list[Path]) -> dict[str, Any]:
     """Plugins, modules, and assemblies of them."""
@@ -205,23 +243,30 @@ def main(
     output: Path = Path("benchmarks/results/curve-cpu.json"),
     steps: Annotated[int, typer.Option(help="Of pre-training on text, for STS-B.")] = 1000,
     adaptation_steps: Annotated[int, typer.Option(help="Of adaptation to a task.")] = 1000,
+    only: Annotated[
+        list[str] | None, typer.Option(help="SST-2, AG News, STS-B or speed; default: all.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Of the timing.")] = 8,
     threads: int | None = None,
 ) -> None:
     """Measure quality."""
     if threads is not None:
         torch.set_num_threads(threads)
     curve = Curve(data, work, steps, 32, adaptation_steps)
-    result: dict[str, Any] = {
-        **describe(),
-        "precision": curve.precision,
-        "settings": json.loads((work / "settings.json").read_text(encoding="utf-8")),
-        "tasks": {},
-    }
-    for name in ("SST-2", "AG News"):
-        result["tasks"][name] = curve.task(name)
-        write_result(output, result)
-    result["tasks"]["STS-B"] = {"ways": curve.similarity()}
-    write_result(output, result)
+    result: dict[str, Any] = {"tasks": {}, "speed": {}}
+    if output.exists():
+        result = json.loads(output.read_text(encoding="utf-8"))
+    settings = json.loads((work / "settings.json").read_text(encoding="utf-8"))
+    for name in only or ("SST-2", "AG News", "STS-B", SPEED):
+        if name == SPEED:
+            for rows, length in SHAPES:
+                measured = curve.kept(f"speed-{rows}x{length}", partial(curve.speed, (rows, length), rounds))
+                result["speed"][f"{rows}x{length}"] = {**measured, **describe()}
+                write_result(output, result)
+        else:
+            found = {"ways": curve.similarity()} if name == "STS-B" else curve.task(name)
+            result["tasks"][name] = {**found, "settings": settings, **describe()}
+            write_result(output, result)
 
 
 assert set(TASKS) >= {"SST-2", "AG News"}

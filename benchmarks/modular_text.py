@@ -1,13 +1,12 @@
 """Assemblies of models that generate text: exact match over the speed of whole requests.
 
-    python benchmarks/modular_text.py --data DATA --modules MODULES --work WORK \\
-        --output benchmarks/results/modular-text-cpu.json
+    python benchmarks/modular_text.py --data DATA --modules MODULES --work WORK --output modular-text-cpu.json
 
-DATA is the output of examples/t5-demo/make_data.py, MODULES that of examples/t5-demo/train_modules.sh. The demo
-T5 has four encoder and two decoder layers: its assemblies, some with compression plugins, are verified in one
-bundle, evaluated on the held-out passages, and timed in whole requests. A T5-base with random weights has twelve
-and twelve: its layers are left out as modules of granularity 2, 3, 4 and 6 would, which takes the time that
-such modules take, from one module in the encoder to two layers in each stack.
+DATA is the output of examples/t5-demo/make_data.py, MODULES that of examples/t5-demo/train_modules.sh. The
+demo T5 has four encoder and two decoder layers: its assemblies, some with compression plugins, are verified
+in one bundle, evaluated on the held-out passages, and timed in whole requests. A T5-base with random weights
+has twelve and twelve: its layers are left out as modules of granularity 2, 3, 4 and 6 would, which takes the
+time that such modules take, from one module in the encoder to two layers in each stack.
 """
 
 import argparse
@@ -53,7 +52,7 @@ BASE = (
     *("enc=2,1x10", "enc=2x6", "enc=6,6", "dec=2x6", "dec=6,6"),
     *("enc=2x6;dec=2x6", "enc=3x4;dec=3x4", "enc=4x3;dec=4x3", "enc=6,6;dec=6,6"),
 )
-BASE_SHAPES = ((1, 512, 32), (8, 128, 32))
+BASE_SHAPES = ((1, 512, 4), (1, 512, 32), (8, 128, 32))
 
 
 def demo(data: Path, modules: Path, work: Path) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from curve_plot import measured_tasks, points
+
 # Runtimes that run a bundle's graphs.
 OWN = ("onnxruntime", "openvino")
+PRECISIONS = ("float32", "int8")
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 QUALITY = REPOSITORY / "docs" / "quality.md"
@@ -32,6 +35,7 @@ def current() -> dict[Path, str]:
                 "shipped": [line for result in _result("minilm-quality") for line in _shipped_table(result)],
                 "pretraining": _pretraining_table(quality["pretraining"]),
                 "tasks": _tasks_table(quality["tasks"]),
+                "curve": _curve_table(_result("curve-cpu")),
             },
         ),
         PERFORMANCE: _with_tables(
@@ -51,6 +55,8 @@ def current() -> dict[Path, str]:
             {
                 "assemblies": _assemblies_table(_result("modular-cpu")),
                 "one-session": _one_session_table(_result("modular-cpu")),
+                "text-demo": _text_demo_table(_result("modular-text-cpu")["demo"]),
+                "text-base": _text_base_table(_result("modular-text-cpu")["t5-base"]),
             },
         ),
         SESSIONS: _with_tables(
@@ -153,6 +159,70 @@ def _assemblies_table(result: Mapping[str, Any]) -> list[str]:
         )
     at = [f"({shape.replace('x', ', ')})" for shape in shapes]
     return _table(["variant", "Spearman", "lost", "cosine", *at, f"MACs allow at {at[-1]}"], rows)
+
+
+def _curve_table(result: Mapping[str, Any]) -> list[str]:
+    """What each model loses on each task, from the slowest to the fastest, in float32 and in int8."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    tasks = measured_tasks(result)
+    for task in tasks:
+        for point in points(result, task):
+            row = rows.setdefault((point.kind, point.variant), {})
+            row[task, point.precision] = f"{point.lost:.1%}"
+            row[point.precision] = point.speedup
+    ordered = sorted(rows.items(), key=lambda item: (item[1]["float32"], item[0]))
+    return _table(
+        [
+            "model",
+            "kind",
+            *(f"speed-up, {p}" for p in PRECISIONS),
+            *tasks,
+            *(f"{t}, int8" for t in tasks),
+        ],
+        (
+            [
+                f"`{variant}`",
+                kind,
+                *(f"{row[precision]:.2f}x" for precision in PRECISIONS),
+                *(row.get((task, precision), "") for precision in PRECISIONS for task in tasks),
+            ]
+            for (kind, variant), row in ordered
+        ),
+    )
+
+
+def _text_demo_table(result: Mapping[str, Any]) -> list[str]:
+    """Exact match of the demo's assemblies, and the speed-up of whole requests at each shape."""
+    shapes = {
+        shape: {row["variant"]: row for row in rows if row["runtime"] == "onnxruntime"}
+        for shape, rows in result["speed"].items()
+    }
+    variants = [(name, quality["metrics"]["exact_match"]) for name, quality in result["quality"].items()]
+    found = next(iter(shapes.values()))
+    variants.sort(key=lambda entry: found[entry[0]]["speedup"] or 1.0)
+    rows = [
+        [
+            f"`{name}`",
+            f"{match:.1%}",
+            *(
+                f"{row['speedup']:.2f}x of {row['speedup_allowed']:.2f}x" if row["speedup"] else "1.00x"
+                for row in (shapes[shape][name] for shape in shapes)
+            ),
+        ]
+        for name, match in variants
+    ]
+    return _table(["variant", "exact match", *shapes], rows)
+
+
+def _text_base_table(result: Mapping[str, Any]) -> list[str]:
+    """The speed-up of whole requests of a T5-base, for each assembly and shape."""
+    shapes = {"{}x{} tokens in, {} out".format(*shape.split("x")): found for shape, found in result.items()}
+    specs = next(iter(shapes.values()))
+    rows = [
+        [f"`{spec}`", *(f"{found[spec]['speedup']['value']:.2f}x" for found in shapes.values())]
+        for spec in specs
+    ]
+    return _table(["assembly", *shapes], rows)
 
 
 def _one_session_table(result: Mapping[str, Any]) -> list[str]:

@@ -343,9 +343,18 @@ def test_profile_rows_by_hand() -> None:
     ]
     modules = {"a": "layer.0.dense", "b": "layer.11.dense", "c": "layer.0.dense", "pad": ""}
     assert profile_rows(times, modules) == [
-        {"module": "layer.*.dense", "milliseconds": 6.0, "share": 0.75, "operators": {"MatMul": 3, "Add": 3}},
-        {"module": "fused", "milliseconds": 1.5, "share": 0.1875, "operators": {"BiasGelu": 1.5}},
-        {"module": "outside of modules", "milliseconds": 0.5, "share": 0.0625, "operators": {"Pad": 0.5}},
+        {
+            **{"module": "layer.*.dense", "milliseconds": 6.0, "share": 0.75, "layers": 2},
+            "operators": {"MatMul": 3, "Add": 3},
+        },
+        {
+            **{"module": "fused", "milliseconds": 1.5, "share": 0.1875, "layers": None},
+            "operators": {"BiasGelu": 1.5},
+        },
+        {
+            **{"module": "outside of modules", "milliseconds": 0.5, "share": 0.0625, "layers": None},
+            "operators": {"Pad": 0.5},
+        },
     ]
 
 

@@ -5,11 +5,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+import transformers
 from artefacts import Artefacts
 from command_line import call
 from conftest import TEXT_MODELS, VOCAB_SIZE
@@ -266,7 +268,7 @@ def _train(backbone: Backbone, table: str, output: Path, steps: int, shape: Modu
     )
 
 
-@pytest.mark.parametrize("name", ["t5-text", "bart-text"])
+@pytest.mark.parametrize("name", ["t5-text", "bart-text", "mbart-text"])
 def test_modules_of_both_stacks_learn_and_the_backbone_stays(
     name: str, small_model: Callable[..., Path], table: str, tmp_path: Path
 ) -> None:
@@ -296,8 +298,43 @@ def test_what_the_training_of_decoders_lacks_is_refused(
         ([*data, "--validation", table, "--backbone", bert], "has no decoder to train modules for"),
         (["--data", table, "--backbone", text], "need a term of the loss that runs the decoder"),
         ([*data, "--backbone", text, "--text", table], "were both given"),
+        (
+            ["--text", table, "--validation", table, "--backbone", text],
+            "--validation does not go with --text",
+        ),
+        ([*data, "--corruption", "0.1", "--backbone", text], "--corruption does not go with --data"),
+        (["--text", table, "--backbone", str(small_model("bart-text", 4))], "Train them on a table"),
         ([*data, "--backbone", text, "--loss", "hidden=1"], "need a term of the loss that runs the decoder"),
     ):
         done = call("train", "modules", *given, *options)
         assert done.returncode in (1, 2)
         assert words in done.stderr.replace("\n", " ")
+
+
+def test_an_added_plugin_cannot_take_the_name_of_an_assembly(text_bundle: Path) -> None:
+    session = Bundle.load(text_bundle).session(threads=1)
+    with pytest.raises(UserError, match="is an assembly; an added plugin runs with the original layers"):
+        session.add_plugin("dec-2x2-1", text_bundle / "plugins/ratio-2")
+
+
+def test_an_encoder_is_assembled_before_a_decoder_of_one_layer(
+    small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The encoder's graph has the projections of that layer, and does not run it."""
+    short = tmp_path / "model"
+    shutil.copytree(small_model("bart-text", 2), short)
+    model: Any = transformers.BartForConditionalGeneration.from_pretrained(short)
+    model.model.decoder.layers = model.model.decoder.layers[:1]
+    model.config.decoder_layers = 1
+    model.save_pretrained(short)
+    backbone = load_backbone(read_backbone_info(resolve_source(str(short))), 0)
+    save_modules(random_modules(backbone, 2), tmp_path / "g2")
+    recipe = {
+        "name": "short",
+        "backbone": {"source": str(short)},
+        "modules": [{"source": str(tmp_path / "g2")}],
+        "strategies": [{"speedup": 1.0001, "name": "fast", "sequence_length": 32}],
+        "speed": None,
+    }
+    build(Recipe.model_validate(recipe), tmp_path / "bundle")
+    assert {v.assembly_spec for v in read_manifest(tmp_path / "bundle").variants} == {None, "enc=2"}

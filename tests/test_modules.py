@@ -755,6 +755,3 @@ def test_a_bundle_is_evaluated_with_its_own_assemblies(bundle: Path, pairs: str)
     done = call("evaluate", str(bundle), "--data", pairs, "--text-column", "a", "--assembly", "enc=2x2")
     assert done.returncode == 1
     assert "is a bundle, which has its own assemblies" in done.stderr
-
-
-# Models that generate text.

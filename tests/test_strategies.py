@@ -26,7 +26,7 @@ from variator_export.core.strategy import (
 from variator_export.model.backbone import Backbone
 from variator_export.model.modular.layout import even_groups
 from variator_export.model.modular.weights import save_modules
-from variator_export.recipe.assemblies import StrategyRecipe
+from variator_export.recipe.assemblies import ModulesRecipe, StrategyRecipe
 from variator_export.recipe.recipe import Recipe
 from variator_export.sessions import Bundle
 
@@ -115,7 +115,7 @@ def test_the_decoder_is_first_where_its_layers_take_longest() -> None:
     small = _cost((6, 6), {2}, (1.0, 3.0), (90, 70))
     assert str(choose_assembly(small, "size-first", max_weight_bytes=900).assembly) == "enc=1x2,2x2"
     with pytest.raises(
-        UserError, match=r"The smallest, enc=2x3;dec=2x3, has 0.0 MB and is expected to be 1.92x"
+        UserError, match=r"The best is enc=2x3;dec=2x3, with 0.0 MB of weights, expected to be 1.92x"
     ):
         choose_assembly(cost, "speed-first", speedup=3)
 
@@ -177,10 +177,11 @@ def test_a_budget_is_met_once_and_remembered(
     chosen = {v.name: v.assembly_spec for v in manifest.variants}
     assert set(chosen) == {"ratio-1", "speed-first-1.05x", "small"}
     assert chosen["small"] in ("enc=1x2,2", "dec=1x2,2,1")
-    report = json.loads((folder / "reports/strategies.json").read_text())["strategies"]
+    report = json.loads((folder / "reports/strategies.json").read_text())
     assert report["speed-first-1.05x"]["expected_speedup"] >= 1.05
     assert report["speed-first-1.05x"]["layer_ms"].keys() == {"encoder", "decoder"}
     assert report["small"]["weight_bytes"] < size
+    assert "expected_speedup" not in report["small"]
 
     def refuse(*_arguments: Any) -> Any:
         raise AssertionError("measured again")
@@ -188,8 +189,26 @@ def test_a_budget_is_met_once_and_remembered(
     monkeypatch.setattr(step, "choose", refuse)
     again = build(_recipe(model, text_modules, fast, small), folder)
     assert not again.published
-    kept = build(_recipe(model, text_modules), folder)
-    assert {v.name for v in Bundle.load(kept.bundle).manifest.variants} == set(chosen)
+    # The bundle's own stay as they are, even if there are other modules.
+    save_modules(random_modules(load_model("t5-text", 4), 3), tmp_path / "g3")
+    more = _recipe(model, text_modules).model_copy(
+        update={"modules": (ModulesRecipe(source=str(tmp_path / "g3")),)}
+    )
+    kept = build(more, folder)
+    assert {v.name: v.assembly_spec for v in Bundle.load(kept.bundle).manifest.variants} == chosen
+    monkeypatch.undo()
+    # Another budget is measured with the graphs that are there, and its report joins the others.
+    slower = build(
+        _recipe(model, text_modules, {"speedup": 1.01, "sequence_length": 16, "new_tokens": 4}), folder
+    )
+    assert {v.name for v in Bundle.load(slower.bundle).manifest.variants} == {*chosen, "speed-first-1.01x"}
+    found = json.loads((folder / "reports/strategies.json").read_text())
+    assert set(found) == {"speed-first-1.05x", "small", "speed-first-1.01x"}
+    # An assembly of that name takes the place of a choice.
+    named = _recipe(model, text_modules, assemblies=[{"name": "small", "spec": "enc=2x2"}])
+    build(named, folder)
+    assert Bundle.load(folder).variant("small").assembly_spec == "enc=2x2"
+    assert "small" not in {entry["name"] for entry in Bundle.load(folder).manifest.recipe["strategies"]}
 
 
 def test_budgets_that_cannot_be_met_are_refused(
@@ -205,7 +224,17 @@ def test_budgets_that_cannot_be_met_are_refused(
             "needs modules to meet it with",
         ),
         (_recipe(model, text_modules, {"speedup": 2}, precision="float16"), "not representative on a CPU"),
-        (_recipe(model, text_modules, {"speedup": 2}, {"speedup": 2}), "Two strategies have the name"),
+        (_recipe(model, text_modules, {"speedup": 2}, {"speedup": 2}), "Two assemblies have the name"),
+        (
+            _recipe(
+                model,
+                text_modules,
+                {"speedup": 2, "name": "a"},
+                assemblies=[{"name": "a", "spec": "enc=2x2"}],
+            ),
+            "Two assemblies have the name a",
+        ),
+        (_recipe(model, text_modules, {"speedup": 2, "name": "ratio-4"}), "cannot have the name ratio-4"),
     ):
         with pytest.raises(UserError, match=words):
             build(recipe, output)
@@ -222,4 +251,4 @@ def test_the_command_line_chooses(
     assert "needs a budget" in wrong.stderr
     done = call("build", *options, "--module", str(text_modules / "dec"), "--speedup", "1.0001")
     assert done.returncode == 0, done.stderr
-    assert "speed-first-1.0001x: dec=1x2,2,1, expected to be" in done.stderr.replace("\n", " ")
+    assert "speed-first-1.0001x: dec=1x2,2,1, with" in done.stderr.replace("\n", " ")

@@ -19,13 +19,15 @@ def profile_rows(times: Sequence[OperatorTime], modules: Mapping[str, str]) -> l
 
     Returns:
         Rows with `module`, in which * replaces the layer numbers and `fused` stands for operators that the
-        runtime created from several modules; `milliseconds` of one call; `share` of the total; and
-        milliseconds by operator in `operators`.
+        runtime created from several modules; `milliseconds` of one call; `share` of the total; milliseconds
+        by operator in `operators`; and `layers`, in how many layers the module is, None outside of layers.
     """
     groups: dict[str, dict[str, float]] = {}
+    members: dict[str, set[str]] = {}
     for time in times:
         module = modules.get(time.node)
         name = "fused" if module is None else _INDEX.sub(".*", module) or "outside of modules"
+        members.setdefault(name, set()).add(module or "")
         operators = groups.setdefault(name, {})
         operators[time.operator] = operators.get(time.operator, 0.0) + time.milliseconds
     total = sum(sum(operators.values()) for operators in groups.values()) or 1.0
@@ -34,6 +36,7 @@ def profile_rows(times: Sequence[OperatorTime], modules: Mapping[str, str]) -> l
             "module": name,
             "milliseconds": round(sum(operators.values()), 4),
             "share": round(sum(operators.values()) / total, 4),
+            "layers": len(members[name]) if "*" in name else None,
             "operators": {n: round(t, 4) for n, t in sorted(operators.items(), key=lambda i: -i[1])},
         }
         for name, operators in groups.items()

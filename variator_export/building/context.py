@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from variator_export.bundle.variant_files import (
     QUANTIZED_MODULES_NAME,
     VariantFiles,
 )
-from variator_export.core.assembly import DECODER_STACK, Assembly
+from variator_export.core.assembly import DECODER_STACK
 from variator_export.core.encoder_size import DecoderSize
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
@@ -62,7 +61,9 @@ VERIFIED_BY = (
     "graph/widen.py",
     "model",
     "text",
+    "bundle/branches.py",
     "core/assembly.py",
+    "core/axes.py",
     "core/precision.py",
 )
 TEXT_CHECKED_BY = (
@@ -172,10 +173,8 @@ class BuildContext:
 
     def decoder_size(self, plan: VariantPlan) -> DecoderSize:
         """Return the sizes of a variant's decoder, of a model that generates text."""
-        size = self.info.decoder_size
-        assert size is not None
-        spans = (plan.assembly or Assembly()).spans(DECODER_STACK, size.num_layers)
-        return replace(size, num_layers=len(spans))
+        assert self.info.decoder_size is not None
+        return self.info.decoder_size.of_assembly(plan.assembly)
 
     def shared_outputs(self, plan: VariantPlan, graph: str) -> dict[str, str] | None:
         """Return where a graph that takes plugins as inputs has a variant's outputs."""

@@ -1,6 +1,6 @@
 """Planning a build: the variants of a recipe, together with the variants that the bundle already has."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -137,6 +137,11 @@ class BuildPlan:
     variants: tuple[VariantPlan, ...]
     modules: tuple[ModulesPlan, ...] = ()
 
+    @property
+    def with_plugins(self) -> list[VariantPlan]:
+        """The variants of the original layers that have a plugin."""
+        return [variant for variant in self.variants if variant.plugin and variant.assembly is None]
+
 
 def merge(
     recipe: Recipe,
@@ -144,6 +149,8 @@ def merge(
     modules: Sequence[ModulesPlan],
     weights_sha256: str,
     old_bundle: BundleFiles | None,
+    *,
+    without: Collection[str] = (),
 ) -> BuildPlan:
     """Merge a recipe with the existing bundle into the resolved recipe and its variants.
 
@@ -153,6 +160,7 @@ def merge(
         modules: The recipe's modules (`select_modules`).
         weights_sha256: Hash of the weights of the recipe's backbone.
         old_bundle: The existing bundle; None if there is none.
+        without: Names of assemblies of the bundle that are not kept.
 
     Returns:
         The plan, with the variants and modules that the bundle already has.
@@ -179,7 +187,7 @@ def merge(
             )
         _refuse_other_words(recipe, old)
         _keep_trained(asked, old)
-        before = _recipe_of(old)
+        before = recipe_of(old)
         names = {plugin.recipe.name for plugin in asked}
         kept = [plugin for plugin in before.plugins if plugin.name not in names]
     plans = [_plan(plugin.recipe, plugin.files) for plugin in asked]
@@ -194,13 +202,16 @@ def merge(
     )
     all_modules = keep_modules(modules, before, old_bundle)
     variants = [VariantPlan(BASELINE, 1, None), *plans]
-    wanted = keep_assemblies(_of_ratios(recipe), before)
+    wanted = [e for e in keep_assemblies(_of_ratios(recipe), before) if e.name not in without]
     assembled, assemblies = plan_assemblies(wanted, variants, all_modules)
     variants += assembled
     resolved = resolved.model_copy(
         update={"modules": tuple(plan.recipe for plan in all_modules), "assemblies": assemblies}
     )
-    graphs = _graphs(recipe.graphs, variants, None if before is None else before.graphs)
+    there = None if before is None else before.graphs
+    if there is not None and there.default_variant in without:
+        there = there.model_copy(update={"default_variant": None})
+    graphs = _graphs(recipe.graphs, variants, there)
     quantization = recipe.quantization
     if before is not None and quantization.calibration is None:
         quantization = quantization.model_copy(update={"calibration": before.quantization.calibration})
@@ -244,7 +255,12 @@ def _plan(plugin: PluginRecipe, files: ResolvedPlugin | None, *, kept: bool = Fa
     return VariantPlan(plugin.name, plugin.ratio, plugin, files, kept=kept)
 
 
-def _recipe_of(old: Manifest) -> Recipe:
+def recipe_of(old: Manifest) -> Recipe:
+    """The recipe that a bundle was built from.
+
+    Raises:
+        UserError: It does not validate.
+    """
     try:
         return Recipe.model_validate(old.recipe)
     except ValidationError as error:

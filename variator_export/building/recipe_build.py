@@ -1,21 +1,25 @@
 """Building a published, verified bundle from a recipe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from variator_export.building.context import BuildContext
-from variator_export.building.plan import AskedPlugin, BuildPlan, merge, pin_sources, select_plugins
-from variator_export.building.plan_modular import ModulesPlan, select_modules
+from variator_export.building.plan import (
+    BuildPlan,
+    pin_sources,
+    select_plugins,
+)
+from variator_export.building.plan_modular import select_modules
+from variator_export.building.planning import plan_build, trace
 from variator_export.building.speed import speed_of_bundle
 from variator_export.building.staging import StagedBundle
-from variator_export.building.steps import forms, modular, strategies, text_to_text
+from variator_export.building.steps import forms, modular, text_to_text
 from variator_export.building.steps import graphs as steps
-from variator_export.building.steps.calibrate import calibrate_backbone
 from variator_export.building.steps.engine_sources import EngineSources
 from variator_export.building.steps.engines import EngineOrder, check_order, make_engines
-from variator_export.building.steps.quality import check_quality, read_request
+from variator_export.building.steps.quality import check_quality
 from variator_export.building.variant_plan import VariantPlan
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import (
@@ -36,11 +40,9 @@ from variator_export.core.errors import UserError
 from variator_export.core.parts import DECODER
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress, StepReport
-from variator_export.engines.onnxruntime.kernels import check_quantized
 from variator_export.engines.targets import GRAPHS
 from variator_export.model.methods import METHODS
-from variator_export.model.source import BackboneSource, is_plain_folder, resolve_source
-from variator_export.recipe.assemblies import AssemblyRecipe
+from variator_export.model.source import is_plain_folder, resolve_source
 from variator_export.recipe.recipe import Recipe
 from variator_export.recipe.recipe_file import load_recipe
 from variator_export.verification.judging.judge import GIVEN_ROUNDING
@@ -118,9 +120,8 @@ def build(
     with exclusive(bundle) as staging:
         old = _old_bundle(bundle, replace=replace)
         staged = StagedBundle(staging, old, progress)
-        plan, context = _plan(recipe, asked, modules, source, staged)
+        plan, context, request = plan_build(recipe, asked, modules, source, staged)
         variants = plan.variants
-        request = read_request(context)  # rejects data that cannot be measured before the slow trace
         manifest = _make(context, plan, order, versions)
         if request is not None:
             check_quality(context, manifest, request)
@@ -169,66 +170,6 @@ def _old_bundle(bundle: Path, *, replace: bool) -> BundleFiles | None:
     return None if replace else BundleFiles(bundle)
 
 
-def _plan(
-    recipe: Recipe,
-    asked: Sequence[AskedPlugin],
-    modules: Sequence[ModulesPlan],
-    source: BackboneSource,
-    staged: StagedBundle,
-) -> tuple[BuildPlan, BuildContext]:
-    """Plan a build. For a budget that is new, the backbone is traced and its layers are timed first."""
-    old = staged.old
-    named = strategies.strategies_of(recipe.strategies, old)
-
-    def plan_with(chosen: Mapping[str, AssemblyRecipe]) -> BuildPlan:
-        entries = [entry for entry in recipe.assemblies if entry.name not in chosen]
-        # A variant that is not chosen yet cannot be the default one.
-        missing = {entry.name for entry in named} - chosen.keys()
-        graphs = recipe.graphs
-        if graphs.default_variant in missing:
-            graphs = graphs.model_copy(update={"default_variant": None})
-        change = {"assemblies": (*entries, *chosen.values()), "strategies": named, "graphs": graphs}
-        return merge(recipe.model_copy(update=change), asked, modules, source.weights_sha256, old)
-
-    plan = plan_with({})
-    context = BuildContext(staged, plan.recipe, source)
-    context.keeps_calibration = old is not None and recipe.quantization.calibration is None
-    chosen = strategies.chosen_before(named, plan.modules, old)
-    if fresh := [entry for entry in named if entry.name not in chosen]:
-        strategies.check(context, fresh, plan.modules)
-        modular.check_plan(context, plan.variants, plan.modules)
-        _trace(context, plan)
-        chosen |= strategies.choose(context, fresh, plan.modules)
-    if named:
-        plan = plan_with(chosen)
-        context.recipe = plan.recipe
-        strategies.record_choices(context, named, plan.modules, chosen)
-    return plan, context
-
-
-def _trace(context: BuildContext, plan: BuildPlan) -> None:
-    """Copy the backbone's files, make the plugins, and trace the backbone."""
-    if context.generates:
-        text_to_text.check_recipe(context)
-    steps.copy_backbone_files(context)
-    graphs = context.recipe.graphs
-    assert graphs.opset is not None
-    if context.quantizes:
-        check_quantized(context.recipe.precision, graphs.opset)
-    with_plugins = _with_plugins(plan)
-    for variant in with_plugins:
-        steps.make_plugin(context, variant)
-    calibrate_backbone(context)
-    for modules in plan.modules:
-        modular.copy_modules(context, modules)
-    steps.trace_backbone(context, with_plugins)
-
-
-def _with_plugins(plan: BuildPlan) -> list[VariantPlan]:
-    """The variants of the original layers that have a plugin."""
-    return [variant for variant in plan.variants if variant.plugin and variant.assembly is None]
-
-
 def _make(
     context: BuildContext, plan: BuildPlan, order: EngineOrder, versions: Mapping[str, str]
 ) -> Manifest:
@@ -236,10 +177,10 @@ def _make(
     variants, graphs = plan.variants, context.recipe.graphs
     assert graphs.opset is not None
     modular.check_plan(context, variants, plan.modules)
-    _trace(context, plan)
+    trace(context, plan)
     modular.assemble_graphs(context, plan.modules)
     if context.generates:
-        modular.assemble_decoders(context, variants)
+        modular.assemble_decoders(context, variants, plan.modules)
     entries = []
     for variant in variants:
         steps.bind_variant(context, variant)
@@ -249,7 +190,7 @@ def _make(
     default = next(variant for variant in variants if variant.name == graphs.default_variant)
     forms.name_default(context, default)
     if graphs.adapters:
-        for variant in _with_plugins(plan):
+        for variant in plan.with_plugins:
             forms.make_adapter(context, variant)
     backbone, any_ratio = _backbone_entry(context), context.traced
     baseline = next(p for p in variants if _is_baseline(p))

@@ -1,7 +1,6 @@
 """The backbone in `manifest.json`."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from pydantic import model_validator
@@ -90,8 +89,7 @@ class BackboneEntry(ManifestPart):
     def decoder_of(self, assembly: Assembly | None) -> DecoderSize:
         """The sizes of an assembly's decoder, of a model that generates text."""
         assert self.decoder_size is not None
-        spans = (assembly or Assembly()).spans(DECODER_STACK, self.decoder_size.num_layers)
-        return replace(self.decoder_size, num_layers=len(spans))
+        return self.decoder_size.of_assembly(assembly)
 
     def decoder_part(self, assembly: Assembly | None) -> PartEntry:
         """The part of an assembly's decoder: that of the original, with fewer keys and values."""

@@ -176,14 +176,16 @@ class BundleFiles:
         asked = target, variant, part or plugin_part(self.manifest.backbone.parts)
         return [e for e in self.manifest.engines if (e.target, e.variant, e.part) == asked]
 
+    def variant_of_engine(self, entry: EngineEntry) -> Variant | None:
+        """The variant that an engine runs, of a decoder the first that has it; None if it runs every one."""
+        if entry.is_shared:
+            return next(v for v in self.manifest.variants if v.decoder_name == entry.variant)
+        return None if entry.variant == ANY_RATIO else self.variant(entry.variant)
+
     def graph_of_engine(self, entry: EngineEntry) -> str:
         """The graph that an engine is built from."""
-        manifest = self.manifest
-        if entry.variant == ANY_RATIO:
-            return manifest.any_ratio[entry.part]
-        if entry.is_shared:
-            return next(v.decoder_graph for v in manifest.variants if v.decoder_name == entry.variant)
-        return self.variant(entry.variant).graphs[entry.part]
+        variant = self.variant_of_engine(entry)
+        return self.manifest.any_ratio[entry.part] if variant is None else variant.graphs[entry.part]
 
     def sidecar(self, entry: EngineEntry) -> dict[str, Any]:
         """The content of an engine's sidecar file. The file's hash is checked first.

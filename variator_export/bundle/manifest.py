@@ -82,7 +82,8 @@ class EngineEntry(ManifestPart):
     """A compiled engine.
 
     Attributes:
-        variant: The variant that the engine runs, or `any-ratio` for all of them.
+        variant: The variant that the engine runs, or `any-ratio` for all of them; of the decoder, its name
+            (`Variant.decoder_name`).
         part: The part of the model that the engine runs.
         platform: The GPUs that the engine supports: `sm89`, `sm86+sm89`, `ampere-plus`, or `portable` for
             all GPUs of its target.
@@ -100,7 +101,7 @@ class EngineEntry(ManifestPart):
 
     @property
     def is_shared(self) -> bool:
-        """Whether the engine runs a part without plugins: there is one such engine for all variants."""
+        """Whether the engine runs a decoder: one such engine runs all variants with these layers."""
         return self.part == DECODER
 
     @property

@@ -1,7 +1,8 @@
 """Parts of a model: the piece that one graph computes, with its inputs and outputs.
 
 An encoder has one part, `model`. A model that generates text has `encoder_model`, whose graph is a variant's
-own, and `decoder_with_past_model`, one graph for all variants (names of Optimum).
+own, and `decoder_with_past_model`, one graph for all variants whose decoder has the same layers (names of
+Optimum).
 """
 
 from collections.abc import Collection, Mapping

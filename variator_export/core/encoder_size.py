@@ -1,7 +1,9 @@
 """The sizes that determine how much an encoder and a decoder compute."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
+
+from variator_export.core.assembly import DECODER_STACK, Assembly
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class DecoderSize:
     def attention_size(self) -> int:
         """Number of heads times head size."""
         return self.num_heads * self.head_size
+
+    def of_assembly(self, assembly: Assembly | None) -> "DecoderSize":
+        """The sizes of an assembly's decoder; None for the original layers."""
+        spans = (assembly or Assembly()).spans(DECODER_STACK, self.num_layers)
+        return replace(self, num_layers=len(spans))
 
     @property
     def cross_size(self) -> int:

@@ -42,12 +42,12 @@ class Cost:
     """What a model costs.
 
     Attributes:
-        request_ms: Time of one request, in milliseconds.
+        request_ms: Time of one request, in milliseconds; None if it was not measured, as no budget needs it.
         weight_bytes: Stored weights.
         stacks: The stacks.
     """
 
-    request_ms: float
+    request_ms: float | None
     weight_bytes: int
     stacks: Mapping[Stack, StackCost]
 
@@ -59,14 +59,21 @@ class Choice:
     Attributes:
         assembly: The assembly.
         left_out: How many layers fewer it has than the original.
-        speedup: How many times faster than the original it is expected to be.
+        speedup: How many times faster than the original it is expected to be; None if nothing was measured.
         weight_bytes: Its stored weights.
     """
 
     assembly: Assembly
     left_out: int
-    speedup: float
+    speedup: float | None
     weight_bytes: int
+
+    def __str__(self) -> str:
+        faster = (
+            "" if self.speedup is None else f", expected to be {self.speedup:.2f}x faster than the original"
+        )
+        named = str(self.assembly) if self.left_out else "the original"
+        return f"{named}, with {self.weight_bytes / 1e6:.1f} MB of weights{faster}"
 
 
 def choose_assembly(
@@ -84,23 +91,23 @@ def choose_assembly(
         UserError: No assembly of the modules is within the budget. The message names the best.
     """
     found = list(_choices(cost))
-    faster = [choice for choice in found if choice.speedup >= (speedup or 0.0)]
+    faster = [choice for choice in found if speedup is None or (choice.speedup or 0.0) >= speedup]
     within = [
         choice for choice in faster if max_weight_bytes is None or choice.weight_bytes <= max_weight_bytes
     ]
     if not within:
         wanted = [f"{speedup:g}x faster"] if speedup is not None else []
         wanted += [f"at most {max_weight_bytes / 1e6:g} MB"] if max_weight_bytes is not None else []
-        best = max(found, key=lambda choice: (choice.speedup, -choice.weight_bytes))
+        best = min(found, key=lambda choice: (-(choice.speedup or 0.0), choice.weight_bytes))
         raise UserError(
-            f"No assembly of these modules is {' and '.join(wanted)}. The smallest, "
-            f"{best.assembly if best.left_out else 'the original'}, has {best.weight_bytes / 1e6:.1f} MB and "
-            f"is expected to be {best.speedup:.2f}x faster than the original.",
+            f"No assembly of these modules is {' and '.join(wanted)}. The best is {best}.",
             "Ask for less, or train modules that each replace more layers.",
         )
     if strategy == "speed-first":
-        return min(within, key=lambda choice: (choice.left_out, -choice.speedup, choice.weight_bytes))
-    return min(within, key=lambda choice: (choice.left_out, choice.weight_bytes, -choice.speedup))
+        return min(
+            within, key=lambda choice: (choice.left_out, -(choice.speedup or 0.0), choice.weight_bytes)
+        )
+    return min(within, key=lambda choice: (choice.left_out, choice.weight_bytes, -(choice.speedup or 0.0)))
 
 
 def _choices(cost: Cost) -> Iterator[Choice]:
@@ -114,7 +121,7 @@ def _choices(cost: Cost) -> Iterator[Choice]:
         yield Choice(
             Assembly(**listed),
             sum(counts),
-            cost.request_ms / max(cost.request_ms - saved_ms, 1e-9),
+            None if cost.request_ms is None else cost.request_ms / max(cost.request_ms - saved_ms, 1e-9),
             cost.weight_bytes - saved,
         )
 

@@ -1,9 +1,10 @@
 """Plugins added to a running session, besides those of its bundle."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from variator_export.bundle.manifest import BackboneEntry
+from variator_export.bundle.manifest import BackboneEntry, Variant
 from variator_export.core.errors import UserError
 from variator_export.model.plugin_file import PluginHost, check_plugin_fits, load_plugin
 from variator_export.model.plugin_layout import Plugin
@@ -41,6 +42,19 @@ def load_added_plugin(backbone: BackboneEntry, name: str, source: str | Path, ra
             "Choose another name for the plugin.",
         )
     return plugin
+
+
+def refuse_name_of_assembly(variants: Iterable[Variant], name: str) -> None:
+    """Refuse to replace the plugin of an assembly: an added plugin runs with the original layers.
+
+    Raises:
+        UserError: The name is that of an assembly.
+    """
+    if any(variant.name == name and variant.assembly_spec is not None for variant in variants):
+        raise UserError(
+            f"{name} is an assembly; an added plugin runs with the original layers.",
+            "Choose another name for the plugin.",
+        )
 
 
 def refuse_added_plugin(variant: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import Gpu
@@ -28,7 +29,7 @@ def choose_engine(
         UserError: The bundle has no such engine.
     """
     place = this_machine()
-    what = name if part is None else part
+    what = name if part is None else part if name == ANY_RATIO else f"the decoder {name}"
     reasons = []
     for entry in bundle.engines(target, name, part):
         sidecar = bundle.sidecar(entry)
@@ -48,8 +49,12 @@ def choose_engine(
 
 
 def compile_command(bundle: BundleFiles, target: str, name: str, part: str | None = None) -> str:
-    """The command that builds an engine. The decoder of all variants is built with any of them."""
-    chosen = "" if part == DECODER else f" --variant {name}"
+    """The command that builds an engine. A decoder is built with any variant that has it."""
+    if part == DECODER:
+        with_it = (v.name for v in bundle.manifest.variants if v.decoder_name == name)
+        chosen = "" if name == ANY_RATIO else f" --variant {next(with_it, name)}"
+    else:
+        chosen = f" --variant {name}"
     return f"variator-export compile {bundle.path} --target {target}{chosen}"
 
 

@@ -105,7 +105,7 @@ def request_of(
 
 
 def variant_profiles(sets: Mapping[str, ShapeSet], backbone: BackboneEntry, part: PartEntry) -> list[Profile]:
-    """The profiles of an engine of one variant, or of the decoder for all: one for each set of shapes.
+    """The profiles of an engine of one variant, or of a decoder: one for each set of shapes.
 
     Raises:
         UserError: A set starts beyond the model's limit.

@@ -63,7 +63,7 @@ def assemble(model: ir.Model, stacks: Sequence[StackLayers], hidden_size: int) -
     for stack in stacks:
         nodes = nodes_by_layer(graph, stack.path)
         kept = [layer.index for layer in stack.layers]
-        if nodes and _crosses_layers(stack, nodes):
+        if nodes and _runs(graph, stack):
             states = layer_states(nodes, hidden_size)
             for index in sorted(set(range(stack.num_layers)) - set(kept)):
                 states[index + 1].replace_all_uses_with(states[index])
@@ -114,16 +114,10 @@ def _layers(
     return {own[node]} if node in own else through.get(node, set())
 
 
-def _crosses_layers(stack: StackLayers, nodes: Mapping[int, Sequence[ir.Node]]) -> bool:
+def _runs(graph: ir.Graph, stack: StackLayers) -> bool:
     """Whether the graph runs the stack. An encoder's graph has only projections of the decoder's layers."""
-    inner = {node for layer in nodes.values() for node in layer}
-    second = nodes.get(1, ())
-    reads_first = any(
-        value is not None and (maker := value.producer()) is not None and maker in set(nodes[0])
-        for node in second
-        for value in node.inputs
-    )
-    return stack.num_layers == 1 or (reads_first and bool(inner))
+    caches = {str(value.name) for value in graph.inputs}
+    return not stack.is_decoder or past_name(0, "decoder", KINDS[0]) in caches
 
 
 def layer_states(nodes: Mapping[int, Sequence[ir.Node]], hidden_size: int) -> list[ir.Value]:

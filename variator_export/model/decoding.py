@@ -13,7 +13,13 @@ CROSS_ATTENTIONS = "cross_attentions"
 
 
 def decoder_outputs(
-    model: Any, states: Tensor, mask: Tensor, labels: Tensor, *, layers: bool = False
+    model: Any,
+    states: Tensor,
+    mask: Tensor,
+    labels: Tensor,
+    *,
+    layers: bool = False,
+    attentions: bool = False,
 ) -> dict[str, Tensor]:
     """Run the decoder along the target text, as transformers does in training.
 
@@ -22,11 +28,12 @@ def decoder_outputs(
         states: The encoder's last hidden states, (B, S, d).
         mask: The encoder's attention mask, (B, S).
         labels: The tokens of the text without the start token, int64 (B, T), with -100 for padding.
-        layers: Whether to return more of each layer.
+        layers: Whether to return the states of each layer too.
+        attentions: Whether to return the attention of each layer too.
 
     Returns:
-        `decoder_hidden_states`: the last ones, (B, T, d); and `logits`, (B, T, V). With `layers`, of decoder
-        layer i also `decoder_hidden_states.{i}`, and its attention to its own tokens,
+        `decoder_hidden_states`: the last ones, (B, T, d); and `logits`, (B, T, V). Of decoder layer i, with
+        `layers` also `decoder_hidden_states.{i}`; with `attentions` its attention to its own tokens,
         `decoder_attentions.{i}` (B, heads, T, T), and to the encoder's, `cross_attentions.{i}`
         (B, heads, T, S).
     """
@@ -35,19 +42,19 @@ def decoder_outputs(
         attention_mask=mask,
         decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels),
         output_hidden_states=True,
-        output_attentions=layers,
+        output_attentions=attentions,
         use_cache=False,
     )
     result = {DECODER_STATES: found.decoder_hidden_states[-1], "logits": found.logits}
-    if layers:
-        # The first entry is the output of the embedding layer.
-        of_layers = (
-            (DECODER_STATES, found.decoder_hidden_states[1:]),
-            (DECODER_ATTENTIONS, found.decoder_attentions),
-            (CROSS_ATTENTIONS, found.cross_attentions),
-        )
-        result |= {f"{name}.{i}": value for name, values in of_layers for i, value in enumerate(values)}
-    return result
+    of_layers: dict[str, Sequence[Tensor]] = {}
+    if layers:  # the first entry is the output of the embedding layer
+        of_layers[DECODER_STATES] = found.decoder_hidden_states[1:]
+    if attentions:
+        of_layers[DECODER_ATTENTIONS] = found.decoder_attentions
+        of_layers[CROSS_ATTENTIONS] = found.cross_attentions
+    return result | {
+        f"{name}.{i}": value for name, values in of_layers.items() for i, value in enumerate(values)
+    }
 
 
 def encoder_outputs(states: Tensor) -> Any:

@@ -18,7 +18,8 @@ class ServedVariant:
         ratio: The variant's compression ratio.
         assembly: Whether its layers are not the original ones. A ratio alone never means such a variant.
         baseline: Whether the variant is the uncompressed model, which comes first.
-        work: The multiply-accumulates of a text of 128 tokens, as a share of those of the uncompressed model.
+        work: The multiply-accumulates of a text of 128 tokens, and of 32 generated ones, as a share of those
+            of the uncompressed model.
         loss: What the variant loses against the uncompressed model, as a share of the metric, from 0. None if
             it was not measured.
         automatic: Whether a policy may choose the variant. If not, a request must name it: another plugin of

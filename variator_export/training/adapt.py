@@ -104,7 +104,7 @@ def adaptation_data(
             raise UserError(
                 f"The target texts of {backbone.spec.name} need the code of their language, which no option "
                 "gives.",
-                "Train on the encoder's states alone: --loss hidden=1",
+                "Train the encoder alone, on its own states: --loss hidden=1",
             )
         _refuse_missing(train, held_out, "The decoder's terms of the loss need the target texts")
         longest = min(max_target_tokens, backbone.info.max_output_length or max_target_tokens)

@@ -34,9 +34,10 @@ def token_mean(values: Tensor, labels: Tensor) -> Tensor:
 
 
 def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Compute the Kullback-Leibler divergence from the teacher's attention (B, heads, S, S); returns (B,).
+    """Compute the Kullback-Leibler divergence from the teacher's attention; returns (B,).
 
-    It is averaged over the heads, and over the queries without padding (mask (B, S)).
+    Both are (B, heads, queries, keys). It is averaged over the heads, and over the queries without padding
+    (mask (B, queries)).
     """
     teacher, student = (values.float().clamp_min(_LEAST_ATTENTION) for values in (teacher, student))
     divergence = (teacher * (teacher.log() - student.log())).sum(-1)

@@ -25,11 +25,13 @@ def engine_records(verification: "Verification", gpu: str, manifest: Manifest) -
     for engine, sha256 in verification.graphs.items():
         own = [f for found in verification.findings.values() for f in found if f.question.graph == engine]
         entry, variant = entries[engine], entries[engine].variant
-        passed = all(finding.passed for finding in own) and variant not in verification.imprecise
+        # The precision was read of the variants' own engines, which are encoders where there are decoders.
+        imprecise = not entry.is_shared and variant in verification.imprecise
+        passed = all(finding.passed for finding in own) and not imprecise
         original = [v.name for v in manifest.variants if v.assembly_spec is None]
         if passed and entry.takes_plugins and not verification.findings.keys() >= set(original):
             continue
-        precision = verification.precisions.get(variant)
+        precision = None if entry.is_shared else verification.precisions.get(variant)
         worst = max(own, key=lambda finding: finding.severity)
         batch_size, length = max((finding.question.input_shape for finding in own), key=math.prod)
         records.append(

@@ -144,9 +144,10 @@ class Graphs:
         graph = bundle.graph(file)
         takes_plugins = file in bundle.manifest.shared_graphs(variant)
         extra = self._inputs(variant, file) if takes_plugins else {}
+        outputs = bundle.manifest.shared_outputs(variant, file)
 
         def open_(model: "ir.Model", inputs: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
-            return functools.partial(open_changed(model, bundle.path, extra, precision).run, inputs)
+            return functools.partial(open_changed(model, bundle.path, extra, precision, outputs).run, inputs)
 
         load = functools.partial(load_for_verification, graph, precision)
         return BisectSubject(file, "opened again", load, open_, extra, ONNXRUNTIME_SCRIPT)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import BackboneEntry, EngineEntry, ModulesEntry, Variant
 from variator_export.bundle.parts import plugin_part
-from variator_export.core.assembly import DECODER_STACK
 from variator_export.core.axes import InputShapes
 from variator_export.core.parts import DECODER
-from variator_export.model.methods import method_of
+from variator_export.model.methods import engine_tensors, method_of
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,10 @@ class EngineSources:
         }
 
     def variant_of(self, entry: EngineEntry) -> Variant | None:
-        """The variant that an engine runs, or the first one; None for an engine that runs several, or if
-        there is none any more."""
+        """The variant that an engine runs, of a decoder the first that has it.
+
+        None if the engine runs several variants, or its variant no longer exists.
+        """
         if entry.part == DECODER:
             return self.decoders.get(entry.variant)
         return next((variant for variant in self.variants if variant.name == entry.variant), None)
@@ -57,12 +58,7 @@ class EngineSources:
 
     def tensors_of(self, entry: EngineEntry) -> tuple[str, ...]:
         """The files that the graph of an engine refers to, besides the backbone's weights."""
-        if (variant := self.variant_of(entry)) is None:
-            return ()
-        if entry.part == DECODER:
-            modules = tuple(n for n in variant.modules if self.modules[n].stack == DECODER_STACK)
-            variant = variant.model_copy(update={"plugin": None, "modules": modules})
-        return method_of(variant).tensor_files(variant, self.precision)
+        return engine_tensors(entry, self.variant_of(entry), self.modules)
 
     def input_shapes(self) -> dict[str, InputShapes]:
         """Return the shapes of the graph inputs that carry a variant, by label, in order of ratio."""

@@ -128,20 +128,27 @@ def assemble_graphs(context: BuildContext, modules: Sequence[ModulesPlan]) -> No
     staged.step("assemble", depends_on, [output], make)
 
 
-def assemble_decoders(context: BuildContext, variants: Sequence[VariantPlan]) -> None:
+def assemble_decoders(
+    context: BuildContext, variants: Sequence[VariantPlan], modules: Sequence[ModulesPlan]
+) -> None:
     """Make the decoders that have modules, one for all variants whose decoder has the same layers."""
     staged, original = context.staged, context.traced[DECODER]
+    of_decoder = {plan.name for plan in modules if plan.config.stack == DECODER_STACK}
     first = {context.decoder(plan): plan for plan in reversed(variants)}
     for output, plan in sorted(first.items()):
         if output == original:
             continue
         assert plan.assembly is not None
-        decoder = dataclasses.replace(plan, assembly=plan.assembly.of_stack(DECODER_STACK))
+        decoder = dataclasses.replace(
+            plan,
+            assembly=plan.assembly.of_stack(DECODER_STACK),
+            modules=tuple(name for name in plan.modules if name in of_decoder),
+        )
         depends_on: dict[str, Any] = {
             "assembly": str(decoder.assembly),
             "decoder": staged.sha256(original),
             "weights": staged.sha256(BACKBONE_WEIGHTS),
-            "modules": context.module_hashes(plan.module_folders),
+            "modules": context.module_hashes(decoder.module_folders),
             "made_by": context.code_fingerprint(*BOUND_BY),
         }
 

@@ -1,6 +1,7 @@
 """The step of a build that chooses assemblies for budgets: what each layer weighs and costs is measured."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ from variator_export.benchmark.speed_table import speed_inputs
 from variator_export.benchmark.timing import time_in_turns
 from variator_export.building.context import BuildContext
 from variator_export.building.plan_modular import ModulesPlan
+from variator_export.building.variant_plan import is_reserved
 from variator_export.bundle.files import BundleFiles
+from variator_export.bundle.reports import read_report
 from variator_export.core.assembly import ENCODER_STACK, Span, Stack
 from variator_export.core.axes import ENCODER_MASK, KINDS, past_name
 from variator_export.core.environment import machine
@@ -20,6 +23,7 @@ from variator_export.core.parts import DECODER
 from variator_export.core.precision import find_precision
 from variator_export.core.strategy import Choice, Cost, StackCost, choose_assembly
 from variator_export.recipe.assemblies import AssemblyRecipe, StrategyRecipe
+from variator_export.recipe.recipe import Recipe
 from variator_export.verification.verified_graph import open_changed
 
 if TYPE_CHECKING:
@@ -29,60 +33,101 @@ STRATEGY_REPORT = "reports/strategies.json"
 _ROUNDS, _BLOCK_SECONDS = 8, 0.3
 # Layers that stay in the graph with which the original's time is compared.
 _KEPT = (0,)
+# Of each stack, its time in a request, and that of each of its layers, in milliseconds.
+_Times = Mapping[Stack, tuple[float, float]]
 
 
-def strategies_of(asked: Sequence[StrategyRecipe], old: BundleFiles | None) -> tuple[StrategyRecipe, ...]:
-    """The strategies of a recipe, named, and those that the bundle already has.
+@dataclass(frozen=True)
+class Strategies:
+    """The strategies of a build.
+
+    Attributes:
+        asked: Those of the recipe, named.
+        kept: Those that only the bundle has.
+        chosen: What strategies have chosen in earlier builds, as far as that still holds, by name.
+    """
+
+    asked: tuple[StrategyRecipe, ...]
+    kept: tuple[StrategyRecipe, ...]
+    chosen: Mapping[str, AssemblyRecipe]
+
+    @property
+    def all(self) -> tuple[StrategyRecipe, ...]:
+        """All strategies."""
+        return (*self.asked, *self.kept)
+
+    @property
+    def fresh(self) -> list[StrategyRecipe]:
+        """Those that have to choose now."""
+        return [entry for entry in self.all if entry.name not in self.chosen]
+
+
+def read_strategies(recipe: Recipe, modules: Sequence[ModulesPlan], old: BundleFiles | None) -> Strategies:
+    """The strategies of a recipe and of the bundle, and what they have chosen.
+
+    A strategy of the recipe chooses anew if it has another budget or other modules. One that only the bundle
+    has keeps its choice. An assembly of the recipe ends a strategy of the bundle that has its name.
+
+    Args:
+        recipe: The recipe to build now.
+        modules: The modules of the build, those of the bundle included.
+        old: The bundle; None if there is none.
 
     Raises:
         UserError: A name is used twice.
     """
-    named = [entry.resolved for entry in asked]
-    names = [entry.name for entry in named]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(
-            f"Two strategies have the name {twice[0]}.", "Give each a name of its own: name: in the recipe."
-        )
+    asked = tuple(entry.resolved for entry in recipe.strategies)
+    names = [str(entry.name) for entry in asked]
     before = [] if old is None else old.manifest.recipe.get("strategies") or []
-    kept = [entry for entry in map(StrategyRecipe.model_validate, before) if entry.name not in names]
-    return (*named, *kept)
-
-
-def chosen_before(
-    strategies: Sequence[StrategyRecipe],
-    modules: Sequence[ModulesPlan],
-    old: BundleFiles | None,
-) -> dict[str, AssemblyRecipe]:
-    """The assemblies that strategies have chosen in an earlier build, from the same modules, by name."""
-    found = {}
-    for entry in strategies:
+    specs = {} if old is None else {v.name: v.assembly_spec for v in old.manifest.variants}
+    explicit = {entry.name: entry.spec for entry in recipe.assemblies}
+    for name in names:
+        if names.count(name) > 1 or explicit.get(name, specs.get(name)) != specs.get(name):
+            raise UserError(
+                f"Two assemblies have the name {name}, one of them chosen by a strategy.",
+                "Give each a name of its own: name: in the recipe.",
+            )
+    kept = tuple(
+        entry
+        for entry in map(StrategyRecipe.model_validate, before)
+        if entry.name not in {*names, *explicit} and specs.get(str(entry.name)) is not None
+    )
+    chosen = {}
+    for entry in (*asked, *kept):
         step = {} if old is None else old.manifest.steps.get(_step(entry), {})
-        spec = step.get("assembly")
-        if spec is not None and step == {**_depends_on(entry, modules), "assembly": spec}:
-            found[str(entry.name)] = AssemblyRecipe(spec=spec, name=entry.name)
-    return found
+        holds = entry in kept or step == _record(entry, recipe, modules, step.get("assembly"))
+        if holds and (spec := step.get("assembly")) is not None:
+            chosen[str(entry.name)] = AssemblyRecipe(spec=spec, name=entry.name)
+    return Strategies(asked, kept, chosen)
 
 
 def record_choices(
     context: BuildContext,
-    strategies: Sequence[StrategyRecipe],
+    strategies: Strategies,
     modules: Sequence[ModulesPlan],
     chosen: Mapping[str, AssemblyRecipe],
 ) -> None:
     """Store what each strategy has chosen, so that the next build measures nothing."""
-    for entry in strategies:
-        spec = chosen[str(entry.name)].spec
-        context.staged.steps[_step(entry)] = {**_depends_on(entry, modules), "assembly": spec}
+    for entry in strategies.all:
+        record = _record(entry, context.recipe, modules, chosen[str(entry.name)].spec)
+        context.staged.steps[_step(entry)] = record
 
 
 def _step(entry: StrategyRecipe) -> str:
     return f"strategy/{entry.name}"
 
 
-def _depends_on(entry: StrategyRecipe, modules: Sequence[ModulesPlan]) -> dict[str, Any]:
+def _record(
+    entry: StrategyRecipe, recipe: Recipe, modules: Sequence[ModulesPlan], spec: str | None
+) -> dict[str, Any]:
+    """What a choice depends on, and the choice."""
+    spans = {stack: [str(span) for span in found] for stack, found in _spans(modules).items()}
+    float32 = list(recipe.quantization.float32_modules) if entry.max_weights is not None else []
     return {
         "strategy": entry.model_dump(mode="json"),
-        "modules": {f"{stack} {span}": True for stack, spans in _spans(modules).items() for span in spans},
+        "modules": spans,
+        "float32_modules": float32,
+        "assembly": spec,
     }
 
 
@@ -99,11 +144,19 @@ def check(
     """Check what can be checked before the trace.
 
     Raises:
-        UserError: There are no modules, or the precision cannot be timed on a CPU.
+        UserError: There are no modules, a name means another variant, or the precision cannot be timed on a
+            CPU.
     """
+    plugins = {plugin.name for plugin in context.recipe.plugins}
+    for entry in strategies:
+        if is_reserved(str(entry.name)) or entry.name in plugins:
+            raise UserError(
+                f"A strategy cannot have the name {entry.name}, which means another variant or file.",
+                "Choose another name: name: in the recipe.",
+            )
     if not modules:
         raise UserError(
-            f"The budget of {strategies[0].name} needs modules to meet it with.",
+            f"{strategies[0].name} needs modules to meet its budget.",
             "Give modules: --module DIR, or modules: in the recipe.",
         )
     precision = find_precision(context.recipe.precision)
@@ -138,10 +191,15 @@ def choose(
     Raises:
         UserError: A budget cannot be met, or the original meets it.
     """
+    context.staged.materialise()  # so that graphs that were reused can be timed
+    times: dict[tuple[int, int], _Times] = {}
     found, rows = {}, {}
     for entry in strategies:
         assert entry.strategy is not None
-        cost = _cost(context, entry, _spans(modules))
+        shape = entry.sequence_length, entry.new_tokens
+        if _is_timed(entry) and shape not in times:
+            times[shape] = _measure(context, *shape)
+        cost = _cost(context, _spans(modules), times[shape] if _is_timed(entry) else None)
         choice = choose_assembly(
             cost, entry.strategy, speedup=entry.speedup, max_weight_bytes=entry.max_weight_bytes
         )
@@ -149,48 +207,48 @@ def choose(
             raise UserError(
                 f"The original is within the budget of {entry.name}: it has "
                 f"{cost.weight_bytes / 1e6:.1f} MB.",
-                "Leave out the budget, or ask for less.",
+                "Leave out the budget, or choose a smaller one.",
             )
-        context.staged.progress.note(
-            f"{entry.name}: {choice.assembly}, expected to be {choice.speedup:.2f}x faster, with "
-            f"{choice.weight_bytes / 1e6:.1f} MB of weights"
-        )
+        context.staged.progress.note(f"{entry.name}: {choice}")
         found[str(entry.name)] = AssemblyRecipe(spec=str(choice.assembly), name=entry.name)
         rows[str(entry.name)] = _row(cost, choice)
+    old = context.staged.old
+    before = read_report(old.path, STRATEGY_REPORT) if old is not None else None
     report = context.staged.folder / STRATEGY_REPORT
     report.parent.mkdir(exist_ok=True)
-    write_json(report, {"machine": machine(), "strategies": rows})
+    measured = {name: {**row, "machine": machine()} for name, row in rows.items()}
+    write_json(report, {**(before or {}), **measured})
     return found
 
 
 def _row(cost: Cost, choice: Choice) -> dict[str, Any]:
+    timed = {
+        "expected_speedup": None if choice.speedup is None else round(choice.speedup, 3),
+        "request_ms": cost.request_ms,
+        "layer_ms": {stack: round(own.layer_ms, 4) for stack, own in cost.stacks.items()},
+    }
     return {
         "assembly": str(choice.assembly),
-        "expected_speedup": round(choice.speedup, 3),
         "weight_bytes": choice.weight_bytes,
-        "request_ms": round(cost.request_ms, 3),
-        "layer_ms": {stack: round(own.layer_ms, 4) for stack, own in cost.stacks.items()},
+        **(timed if cost.request_ms is not None else {}),
     }
 
 
-def _cost(context: BuildContext, entry: StrategyRecipe, spans: Mapping[Stack, Sequence[Span]]) -> Cost:
-    """What the original costs; times are 0 if no budget needs them."""
+def _cost(context: BuildContext, spans: Mapping[Stack, Sequence[Span]], times: _Times | None) -> Cost:
+    """What the original costs."""
     from variator_export.model.modular.assembled import layers_of, own_state
 
     backbone, info = context.backbone, context.info
-    times: dict[Stack, tuple[float, float]] = dict.fromkeys(info.stack_layers, (0.0, 0.0))
-    if _is_timed(entry):
-        times = _measure(context, entry)
     stacks = {
         stack: StackCost(
             num_layers,
-            times[stack][1],
+            0.0 if times is None else times[stack][1],
             _bytes(own_state(info.spec.family, layers_of(backbone, stack)[-1])),
             spans.get(stack, ()),
         )
         for stack, num_layers in info.stack_layers.items()
     }
-    whole = sum(request for request, _ in times.values())
+    whole = None if times is None else round(sum(request for request, _ in times.values()), 3)
     return Cost(whole, _bytes(backbone.model.state_dict()), stacks)
 
 
@@ -200,23 +258,25 @@ def _bytes(state: Mapping[str, Any]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _measure(context: BuildContext, entry: StrategyRecipe) -> dict[Stack, tuple[float, float]]:
-    """For each stack, its time in a request, and that of each of its layers, in milliseconds.
+def _measure(context: BuildContext, length: int, new_tokens: int) -> _Times:
+    """The times of the stacks in a request.
 
-    The graph of the original is timed in turns with one that has its first layer alone.
+    The graph of the original is timed in turns with one that has its first layer alone. No layer of a stack
+    of one layer can be left out.
     """
     found: dict[Stack, tuple[float, float]] = {}
     for stack, num_layers in context.info.stack_layers.items():
-        inputs, steps = _inputs(context, entry, stack, num_layers)
-        few, _ = _inputs(context, entry, stack, len(_KEPT))
-        original, short = (_runner(context, stack, kept) for kept in (None, _KEPT))
-        calls = {"original": partial(original, inputs), "short": partial(short, few)}
-        with context.staged.progress.bar(f"time {stack} layers", 2 * _ROUNDS) as advance:
+        inputs, steps = _inputs(context, stack, num_layers, length, new_tokens)
+        calls = {"original": partial(_runner(context, stack, None), inputs)}
+        if num_layers > len(_KEPT):
+            few, _ = _inputs(context, stack, len(_KEPT), length, new_tokens)
+            calls["short"] = partial(_runner(context, stack, _KEPT), few)
+        with context.staged.progress.bar(f"time {stack} layers", len(calls) * _ROUNDS) as advance:
             timings, _ = time_in_turns(
                 calls, block_seconds=_BLOCK_SECONDS, max_rounds=_ROUNDS, progress=advance
             )
-        whole, rest = (timings[name].median_ms for name in calls)
-        found[stack] = steps * whole, steps * (whole - rest) / (num_layers - len(_KEPT))
+        whole, rest = timings["original"].median_ms, timings[list(calls)[-1]].median_ms
+        found[stack] = steps * whole, steps * (whole - rest) / max(num_layers - len(_KEPT), 1)
     return found
 
 
@@ -239,17 +299,17 @@ def _runner(
 
 
 def _inputs(
-    context: BuildContext, entry: StrategyRecipe, stack: Stack, layers: int
+    context: BuildContext, stack: Stack, layers: int, length: int, new_tokens: int
 ) -> tuple[dict[str, np.ndarray], int]:
     """Inputs of a graph with so many layers, and how often it runs for a request."""
     info = context.info
-    length = min(entry.sequence_length, info.max_length or entry.sequence_length)
+    length = min(length, info.max_length or length)
     if stack == ENCODER_STACK:
         return speed_inputs(info.spec.family.inputs, info.config.vocab_size, 1, length), 1
     size = info.decoder_size
     assert size is not None
     # Half of the generated tokens are there, as they are on average.
-    tokens = {"decoder": entry.new_tokens // 2, "encoder": length}
+    tokens = {"decoder": new_tokens // 2, "encoder": length}
     arrays = {
         past_name(layer, of, kind): np.zeros((1, size.num_heads, tokens[of], size.head_size), np.float32)
         for layer in range(layers)
@@ -257,4 +317,4 @@ def _inputs(
         for kind in KINDS
     }
     arrays |= {ENCODER_MASK: np.ones((1, length), np.int64), "input_ids": np.ones((1, 1), np.int64)}
-    return arrays, entry.new_tokens
+    return arrays, new_tokens

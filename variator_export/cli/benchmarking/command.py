@@ -272,14 +272,16 @@ def _profile_table(variant: str, shape: ShapeResult, rows: Sequence[Mapping[str,
     title = f"Where {variant} spends its time on onnxruntime at {shape.batch_size} x {shape.sequence_length}"
     table = Table(title=title, title_justify="left")
     table.add_column("module")
-    for name in ("ms", "share"):
+    for name in ("ms", "layers", "ms per layer", "share"):
         table.add_column(name, justify="right")
     table.add_column("operators")
     for row in rows[:_PROFILE_ROWS]:
         operators = ", ".join(f"{name} {time:.2f}" for name, time in list(row["operators"].items())[:4])
-        table.add_row(row["module"], f"{row['milliseconds']:.2f}", f"{row['share']:.1%}", operators)
+        layers, ms = row["layers"], row["milliseconds"]
+        of_layers = ("", "") if layers is None else (str(layers), f"{ms / layers:.3f}")
+        table.add_row(row["module"], f"{ms:.2f}", *of_layers, f"{row['share']:.1%}", operators)
     rest = rows[_PROFILE_ROWS:]
     if rest:
         milliseconds, share = (sum(row[name] for row in rest) for name in ("milliseconds", "share"))
-        table.add_row(f"{len(rest)} others", f"{milliseconds:.2f}", f"{share:.1%}", "")
+        table.add_row(f"{len(rest)} others", f"{milliseconds:.2f}", "", "", f"{share:.1%}", "")
     return table

@@ -139,13 +139,13 @@ def adapt_command(
         )
         result: TrainedFolders
         if module:
-            default = default_losses(loaded, with_decoder=generates and label_column is not None)
+            along = generates and label_column is not None
             result = adapt_modules(
                 loaded,
                 folders,
                 *examples,
                 run,
-                losses=of_modules or default.model_copy(update={"embedding": 0.0}),
+                losses=of_modules or default_losses(loaded, with_decoder=along, of_task=True),
                 replacing=Replacing(),
                 optimisation=optimisation,
                 max_tokens=max_tokens,

@@ -32,7 +32,7 @@ def modules_command(
         typer.Option(
             min=2,
             metavar="G",
-            help="The same of the decoder, of a backbone that generates text; may be repeated.",
+            help="The same for the decoder, of a backbone that generates text; may be repeated.",
         ),
     ] = None,
     backbone: options.BackboneOption = None,
@@ -131,6 +131,17 @@ def modules_command(
         )
     if text and data:
         raise UsageError("--text and --data were both given.", "Train on one of them.")
+    ignored = {
+        "--corruption": corruption if data else None,
+        "--label-column": None if data else label_column,
+        "--pair-column": None if data else pair_column,
+        "--label-map": None if data else label_map,
+        "--validation": None if data else validation,
+    }
+    for option, value in ignored.items():
+        if value is not None:
+            source = "--data, a table" if data else "--text, plain text"
+            raise UsageError(f"{option} does not go with {source}.", "Leave it out.")
     if not granularity and not decoder_granularity:
         raise UsageError(
             "There is no granularity to train modules for.", "Give, for example, --granularity 2."
@@ -183,7 +194,7 @@ def modules_command(
         loaded = common.load(backbone, task, architecture)
         generates = loaded.spec.head.generates
         along = generates and (label_column is not None if data else corruption > 0)
-        losses = losses or default_losses(loaded, with_decoder=along)
+        losses = losses or default_losses(loaded, with_decoder=along, of_task=data is not None)
         if data:
             names = options.parse_label_map(label_map)
             columns = {"text": text_column, "pair": pair_column, "target": label_column, "header": header}

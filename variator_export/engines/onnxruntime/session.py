@@ -11,7 +11,11 @@ from variator_export.bundle.branches import BRANCHES_INPUT
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BackboneEntry
 from variator_export.core.errors import UserError
-from variator_export.engines.added_plugin import load_added_plugin, refuse_added_plugin
+from variator_export.engines.added_plugin import (
+    load_added_plugin,
+    refuse_added_plugin,
+    refuse_name_of_assembly,
+)
 from variator_export.engines.base import Arrays, check_inputs, named_outputs
 from variator_export.engines.onnxruntime.graph import IoBindingRunner
 from variator_export.engines.onnxruntime.providers import CPU, Provider
@@ -87,6 +91,7 @@ class OnnxRuntimeSession:
             UserError: The plugin cannot be read or was made for another backbone, or the name is not valid
                 or belongs to a plugin of another ratio. The session stays as it was.
         """
+        refuse_name_of_assembly(self._bundle.manifest.variants, name)
         there = self._plugins.get(name)
         plugin = load_added_plugin(self._backbone, name, source, there.ratio if there else None)
         inputs = stack_for_graph(plugin)

@@ -40,7 +40,7 @@ class DecoderEngine:
             require_verified(bundle, entry, first_gpu())
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
         self._device = device
-        plan = open_engine(bundle, entry, sidecar, None, trust_host_code=options.trust_host_code)
+        plan = open_engine(bundle, entry, sidecar, trust_host_code=options.trust_host_code)
         self._execution = EngineContexts(plan, self._profiles, device, target, entry.engine)
         self._context = self._execution.new_context()
         self._profile = 0

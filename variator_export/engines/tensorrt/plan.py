@@ -7,13 +7,13 @@ from typing import Any
 
 from variator_export.bundle.engine_sources import engine_sources
 from variator_export.bundle.files import BundleFiles
-from variator_export.bundle.manifest import BACKBONE_WEIGHTS, EngineEntry, Variant
+from variator_export.bundle.manifest import BACKBONE_WEIGHTS, EngineEntry
 from variator_export.core.errors import UserError
 from variator_export.engines.choice import compile_command
 from variator_export.engines.tensorrt.api import load_tensorrt
 from variator_export.engines.tensorrt.log import last_messages, make_log
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
-from variator_export.model.methods import method_of
+from variator_export.model.methods import engine_tensors
 
 
 class OpenPlan:
@@ -80,7 +80,6 @@ def open_engine(
     bundle: BundleFiles,
     entry: EngineEntry,
     sidecar: Mapping[str, Any],
-    variant: Variant | None,
     *,
     trust_host_code: bool,
 ) -> OpenPlan:
@@ -90,7 +89,6 @@ def open_engine(
         bundle: The bundle.
         entry: The engine.
         sidecar: Sidecar of the engine.
-        variant: The variant that the engine runs; None if it runs every variant.
         trust_host_code: Let TensorRT run a program that the plan contains.
 
     Raises:
@@ -107,7 +105,7 @@ def open_engine(
     remedy = f"variator-export doctor {bundle.path} prints what the engine needs."
     plan = OpenPlan(entry.target, content, str(path), remedy, trust_host_code=trust_host_code)
     if sidecar["options"]["strip_weights"]:
-        graph = _graph_of_weights(bundle, entry, sidecar["made_from"], variant)
+        graph = _graph_of_weights(bundle, entry, sidecar["made_from"])
         if wrong := plan.refit(graph):
             raise UserError(
                 f"{entry.target} cannot put the bundle's weights into {path}. In its own words:\n  {wrong}",
@@ -120,15 +118,13 @@ def _again(bundle: BundleFiles, entry: EngineEntry) -> str:
     return compile_command(bundle, entry.target, entry.variant, entry.part)
 
 
-def _graph_of_weights(
-    bundle: BundleFiles, entry: EngineEntry, made_from: Mapping[str, Any], variant: Variant | None
-) -> Path:
+def _graph_of_weights(bundle: BundleFiles, entry: EngineEntry, made_from: Mapping[str, Any]) -> Path:
     """The graph, which names the files of the weights.
 
     All sources must be those of the build, because TensorRT would accept other weights without noticing.
     """
     graph, manifest = bundle.graph_of_engine(entry), bundle.manifest
-    tensors = () if variant is None else method_of(variant).tensor_files(variant, manifest.precision)
+    tensors = engine_tensors(entry, bundle.variant_of_engine(entry), manifest.modules)
     now = engine_sources(graph, tensors, lambda name: manifest.files[name].sha256)
     names = {**dict.fromkeys(now, " or ".join(tensors)), "graph": graph, "weights": BACKBONE_WEIGHTS}
     for kind, found in now.items():

@@ -14,7 +14,11 @@ from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.files import BundleFiles
 from variator_export.core.environment import Gpu, first_gpu
 from variator_export.core.errors import UserError
-from variator_export.engines.added_plugin import load_added_plugin, refuse_added_plugin
+from variator_export.engines.added_plugin import (
+    load_added_plugin,
+    refuse_added_plugin,
+    refuse_name_of_assembly,
+)
 from variator_export.engines.base import Arrays, check_inputs
 from variator_export.engines.choice import choose_engine, require_verified
 from variator_export.engines.request import Profile
@@ -80,7 +84,7 @@ class TensorRtSession:
             self._take(
                 own.name, own.ratio, method_of(own).inputs_of(bundle, own, bundle.manifest.any_ratio_graph)
             )
-        self._plan = open_engine(bundle, self._entry, sidecar, self._variant, trust_host_code=trust_host_code)
+        self._plan = open_engine(bundle, self._entry, sidecar, trust_host_code=trust_host_code)
         self._execution = EngineContexts(self._plan, self._profiles, self.device, target, self._entry.engine)
         # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.
         self._records_graphs = FLAVOURS[target].captures_cuda_graphs
@@ -108,6 +112,7 @@ class TensorRtSession:
         """
         if self._variant is not None:
             refuse_added_plugin(self._variant.name)
+        refuse_name_of_assembly(self._bundle.manifest.variants, name)
         plugin = load_added_plugin(self._backbone, name, source, self._ratios.get(name))
         shapes = plugin_input_shapes(plugin.config)
         if not any(all(p.shapes[n][0] == shape for n, shape in shapes.items()) for p in self._profiles):

@@ -8,6 +8,7 @@ from variator_export.data.texts import TextSource
 from variator_export.model.backbone import Backbone
 from variator_export.model.modular.assembled import copied_layer, trainable
 from variator_export.model.modular.layout import ModuleConfig, even_groups
+from variator_export.text.tokenizer import TextEncoder
 from variator_export.training.batches import collate_items
 from variator_export.training.modular.replacing import check_module_losses
 from variator_export.training.modular.run import NewModules, train_modules
@@ -51,6 +52,12 @@ def pretrain_modules(
     run.check_output()  # before the text is tokenized
     check_targets_of_text(backbone, losses, passages)
     sets = new_modules(backbone, shape)
+    if shape.decoder_granularities and not TextEncoder(backbone.info.source.folder).sentinel_ids():
+        raise UserError(
+            "Modules of a decoder are trained along target texts, which plain text gives only to T5 and mT5: "
+            f"the tokenizer of {backbone.info.source.name} has no tokens for spans that are left out.",
+            "Train them on a table: --data FILE --text-column NAME --label-column NAME.",
+        )
     check_module_losses(backbone, losses, [modules.config.stack for modules in sets.values()])
     train, held_out = passages_of(backbone, texts, passages, optimisation)
     return train_modules(
@@ -70,14 +77,15 @@ def pretrain_modules(
     )
 
 
-def default_losses(backbone: Backbone, *, with_decoder: bool = False) -> ModuleLosses:
+def default_losses(backbone: Backbone, *, with_decoder: bool = False, of_task: bool = False) -> ModuleLosses:
     """The terms that a run has if none are chosen.
 
     Args:
         backbone: The backbone.
         with_decoder: Whether the run has target texts, along which the decoder runs.
+        of_task: Whether it is on the table of a task, not on plain text.
     """
-    embedding = 1.0 if backbone.pooling is not None else 0.0
+    embedding = 1.0 if backbone.pooling is not None and not of_task else 0.0
     text = 1.0 if with_decoder else 0.0
     return ModuleLosses(hidden=1.0, layers=1.0, attention=1.0, embedding=embedding, decoder=text, logits=text)
 

@@ -63,6 +63,8 @@ class ModuleReplacing(TrainedModule):
         stacks = [config.stack for config, _ in sets.values()]
         check_module_losses(backbone, weights, stacks)
         self.sets = nn.ModuleList(nn.ModuleList(layers) for _, layers in sets.values()).eval()
+        # The student runs them beside the backbone's own layers before the Trainer moves anything.
+        self.sets.to(next(backbone.model.parameters()).device)
         self.weights, self.replacing, self.steps, self.seed = weights, replacing, steps, seed
         self.metric_names = tuple(sets)
         self.num_loss_metrics = len(sets)
@@ -89,7 +91,7 @@ class ModuleReplacing(TrainedModule):
         # `object.__setattr__` keeps the frozen networks from being registered.
         object.__setattr__(self, "backbone", backbone)
         object.__setattr__(self, "teacher", copy_sharing_weights(backbone.model).eval())
-        object.__setattr__(self, "student", Student(backbone, modules))
+        object.__setattr__(self, "student", Student(backbone, modules, decodes=self.decodes))
         self.pooling = Pooling(backbone.pooling) if backbone.pooling else None
 
     step: Tensor
@@ -166,7 +168,12 @@ class ModuleReplacing(TrainedModule):
     ) -> dict[str, Tensor]:
         assert labels is not None
         return decoder_outputs(
-            model, encoded["last_hidden_state"], inputs["attention_mask"], labels, layers=True
+            model,
+            encoded["last_hidden_state"],
+            inputs["attention_mask"],
+            labels,
+            layers=True,
+            attentions=bool(self.weights.attention),
         )
 
     def _loss(

@@ -66,10 +66,13 @@ class Student:
 
     Args:
         backbone: The backbone, which stays as it is.
-        modules: The modules of each stack.
+        modules: The modules of each stack, on the backbone's device.
+        decodes: Whether the decoder of a backbone that generates text will run.
     """
 
-    def __init__(self, backbone: Backbone, modules: Mapping[Stack, Sequence[nn.Module]]) -> None:
+    def __init__(
+        self, backbone: Backbone, modules: Mapping[Stack, Sequence[nn.Module]], *, decodes: bool
+    ) -> None:
         self._model = copy_sharing_weights(backbone.model).eval()
         own = backbone.with_model(self._model)
         self._layers = {stack: layers_of(own, stack) for stack in modules}
@@ -84,8 +87,11 @@ class Student:
             found = run_backbone(
                 self._model, backbone.spec, None, inputs, {}, hidden_states=True, attentions=True
             )
-            if backbone.spec.head.generates:
-                decoder_outputs(self._model, found["last_hidden_state"], ones, ones, layers=True)
+            if decodes:
+                # A text of padding alone has no first token (mBART).
+                labels = ones + 1 if backbone.pad_token_id == 1 else ones
+                states = found["last_hidden_state"]
+                decoder_outputs(self._model, states, ones, labels, layers=True, attentions=True)
 
     def with_layers(self, units: Units) -> nn.Module:
         """The model with the layers of an assembly, until the next call."""
