@@ -648,6 +648,15 @@ def test_a_ratio_alone_is_not_an_assembly(bundle: Path) -> None:
         session.run(inputs, 1)
 
 
+def test_the_report_lists_assemblies_and_the_graph_of_all(bundle: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    done = call("report", str(bundle), "--output", str(page))
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert "enc-2x2 (enc=2x2)" in text
+    assert "any-assembly (every assembly)" in text
+
+
 def test_policies_choose_by_work_and_loss(bundle: Path) -> None:
     opened = Bundle.load(bundle)
     served = read_variants(opened, allow_unknown_quality=True)

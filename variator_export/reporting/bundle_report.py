@@ -121,7 +121,7 @@ def _render(
         "recommended": recommended,
         "variants": [
             *(_variant_row(bundle, variant) for variant in sources.variants),
-            _any_ratio_row(bundle),
+            *_shared_rows(bundle),
         ],
         "sizes": f"{len(manifest.files)} files, {total / 1e6:.1f} MB, of which {weights / 1e6:.1f} MB are "
         "the backbone's weights, shared by all graphs.",
@@ -150,13 +150,20 @@ def _variant_row(bundle: Bundle, variant: Variant) -> dict[str, str]:
     }
 
 
-def _any_ratio_row(bundle: Bundle) -> dict[str, str]:
-    graph = bundle.manifest.files[bundle.manifest.any_ratio_graph]
-    return {
-        "name": ANY_RATIO,
-        "ratio": "every",
-        "plugin": "given in each call",
-        **dict.fromkeys(("masking", "bottleneck", "plugin_mb"), ""),
-        "graph_kb": f"{graph.size_bytes / 1e3:.0f}",
-        "engines": "; ".join(bundle.engine_states(ANY_RATIO)) or "none",
-    }
+def _shared_rows(bundle: Bundle) -> list[dict[str, str]]:
+    """The graphs that take plugins as inputs: of the original layers, and of every assembly."""
+    manifest = bundle.manifest
+    graphs = {ANY_RATIO: manifest.any_ratio_graph}
+    if manifest.any_assembly_graph is not None:
+        graphs["any-assembly (every assembly)"] = manifest.any_assembly_graph
+    return [
+        {
+            "name": name,
+            "ratio": "every",
+            "plugin": "given in each call",
+            **dict.fromkeys(("masking", "bottleneck", "plugin_mb"), ""),
+            "graph_kb": f"{manifest.files[graph].size_bytes / 1e3:.0f}",
+            "engines": "; ".join(bundle.engine_states(name)) or "none",
+        }
+        for name, graph in graphs.items()
+    ]
