@@ -100,7 +100,7 @@ def test_what_the_encoder_s_saving_allows(bundle: Path) -> None:
     ]
     milliseconds = {"ratio-1/1": 40.0, "ratio-1/7": 100.0, "ratio-4/1": 20.0, "ratio-4/7": 90.0}
     timings = {f"onnxruntime/{key}": Timings((((ms,), (ms,)),)) for key, ms in milliseconds.items()}
-    plain, four = text_benchmark._rows(subjects, RequestShape(2, 8, 7, 1), timings)
+    plain, four = text_benchmark._rows(subjects, RequestShape(2, 8, 7, 1), timings, found.manifest.backbone)
     assert (plain["token_ms"], plain["speedup"], plain["speedup_allowed"]) == (10.0, 1.0, 1.0)
     assert (four["first_token_ms"], four["token_ms"]) == (20.0, pytest.approx(70 / 6, abs=1e-3))
     assert (four["speedup_allowed"], four["speedup"]) == (1.25, pytest.approx(100 / 90, abs=1e-4))

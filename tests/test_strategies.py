@@ -221,7 +221,7 @@ def test_budgets_that_cannot_be_met_are_refused(
         (_recipe(model, text_modules, {"max_weights": "1GB"}), "The original is within the budget"),
         (
             _recipe(model, text_modules, {"speedup": 2}).model_copy(update={"modules": ()}),
-            "needs modules to meet it with",
+            "needs modules to meet its budget",
         ),
         (_recipe(model, text_modules, {"speedup": 2}, precision="float16"), "not representative on a CPU"),
         (_recipe(model, text_modules, {"speedup": 2}, {"speedup": 2}), "Two assemblies have the name"),

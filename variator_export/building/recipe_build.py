@@ -13,13 +13,13 @@ from variator_export.building.plan import (
 )
 from variator_export.building.plan_modular import select_modules
 from variator_export.building.planning import plan_build, trace
-from variator_export.building.speed import speed_of_bundle
 from variator_export.building.staging import StagedBundle
 from variator_export.building.steps import forms, modular, text_to_text
 from variator_export.building.steps import graphs as steps
 from variator_export.building.steps.engine_sources import EngineSources
 from variator_export.building.steps.engines import EngineOrder, check_order, make_engines
 from variator_export.building.steps.quality import check_quality
+from variator_export.building.steps.speed import speed_of_bundle
 from variator_export.building.variant_plan import VariantPlan
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import (
@@ -61,7 +61,7 @@ class BuildResult:
         steps: One report for each step: whether it was run or reused, and why.
         verification: The worst finding of each variant, by variant name.
         losses: What quantisation changes in each variant, by name; empty for other precisions.
-        speed: The speed measurement (`building.speed.speed_of_bundle`); None if nothing was measured.
+        speed: The speed measurement (`building.steps.speed.speed_of_bundle`); None if nothing was measured.
         untrained: Variants whose plugins or modules were not trained.
         plugins_of_assemblies: Variants with modules and a plugin, which was trained for the original layers;
             and what each loses by stored evaluations, as a share of the metric: the most of all data sets.
