@@ -22,7 +22,7 @@ import torch
 import typer
 from common import describe, write_result
 from modular import MODULES
-from quality import SEED, SHIPPED, TASKS, Bench, Printed
+from quality import SEED, SHIPPED, Bench, Printed
 from torch import nn
 
 from variator_export.benchmark.speed_table import speed_inputs
@@ -268,8 +268,6 @@ def main(
             result["tasks"][name] = {**found, "settings": settings, **describe()}
             write_result(output, result)
 
-
-assert set(TASKS) >= {"SST-2", "AG News"}
 
 if __name__ == "__main__":
     typer.run(main)

@@ -47,11 +47,10 @@ def points(result: Mapping[str, Any], task: str, shape: str = SHAPE) -> Iterator
             for variant, measured in variants.items():
                 name = variant
                 if way.startswith("left out"):
-                    if variant != way_variant(way) and variant != "ratio-1":
-                        continue
-                    if variant == "ratio-1" and task == "STS-B":  # the original, beside the assembly
-                        continue
                     name = way_variant(way)
+                    # On STS-B it is an assembly beside the original; elsewhere a model of its own.
+                    if variant != (name if task == "STS-B" else "ratio-1"):
+                        continue
                 if name not in speeds:
                     continue
                 value = measured["metrics"][metric]

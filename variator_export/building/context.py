@@ -19,7 +19,6 @@ from variator_export.bundle.variant_files import (
     QUANTIZED_MODULES_NAME,
     VariantFiles,
 )
-from variator_export.core.assembly import DECODER_STACK
 from variator_export.core.encoder_size import DecoderSize
 from variator_export.core.environment import GRAPH_DISTRIBUTIONS, platform_tag, require_export, versions
 from variator_export.core.hashing import code_digest, sha256_file
@@ -178,9 +177,9 @@ class BuildContext:
 
     def shared_outputs(self, plan: VariantPlan, graph: str) -> dict[str, str] | None:
         """Return where a graph that takes plugins as inputs has a variant's outputs."""
-        if not self.generates or graph not in self.branched:
+        if graph not in self.branched:
             return None
-        return projection_outputs(self.branches, plan.assembly, self.info.stack_layers[DECODER_STACK])
+        return projection_outputs(self.branches, plan.assembly, self.info.stack_layers)
 
     def code_fingerprint(self, *parts: str) -> dict[str, str | None]:
         """Return the versions and the digest of the code that determine a step's result."""

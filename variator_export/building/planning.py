@@ -30,7 +30,7 @@ def plan_build(
     """
     old = staged.old
     before = None if old is None else recipe_of(old.manifest)
-    known = strategies.read_strategies(recipe, keep_modules(modules, before, old), old)
+    known = strategies.read_strategies(recipe, before, keep_modules(modules, before, old), old)
 
     def plan_with(chosen: Mapping[str, AssemblyRecipe]) -> BuildPlan:
         entries = [entry for entry in recipe.assemblies if entry.name not in chosen]

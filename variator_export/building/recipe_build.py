@@ -3,14 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from variator_export.building.context import BuildContext
-from variator_export.building.plan import (
-    BuildPlan,
-    pin_sources,
-    select_plugins,
-)
+from variator_export.building.plan import BuildPlan, pin_sources, select_plugins
 from variator_export.building.plan_modular import select_modules
 from variator_export.building.planning import plan_build, trace
 from variator_export.building.staging import StagedBundle
@@ -46,9 +42,6 @@ from variator_export.model.source import is_plain_folder, resolve_source
 from variator_export.recipe.recipe import Recipe
 from variator_export.recipe.recipe_file import load_recipe
 from variator_export.verification.judging.judge import GIVEN_ROUNDING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,7 @@ def build(
         losses={p.name: found for p in variants if (found := losses_of_report(bundle, p.name))},
         speed=speed,
         untrained=tuple(v.name for v in manifest.variants if manifest.is_untrained(v)),
-        plugins_of_assemblies=_plugins_of_assemblies(BundleFiles(bundle)),
+        plugins_of_assemblies=_plugins_of_assemblies(bundle, manifest),
         ratios=tuple(v.ratio for v in manifest.variants),
         precision=manifest.precision,
     )
@@ -312,20 +305,24 @@ def worst_finding(bundle: Path, variant: str) -> dict[str, Any] | None:
     return found
 
 
-def _plugins_of_assemblies(bundle: BundleFiles) -> dict[str, float | None]:
+def _plugins_of_assemblies(bundle: Path, manifest: Manifest) -> dict[str, float | None]:
     """Variants with a plugin and modules, and what each loses (`BuildResult.plugins_of_assemblies`)."""
-    manifest = bundle.manifest
-    measured = quality_of_graphs(bundle.path, bundle.variant_hashes(), manifest.baseline.name)
-    found: dict[str, float | None] = {}
-    for variant in manifest.variants:
-        if variant.plugin is not None and variant.modules:
-            losses = [
+    names = [variant.name for variant in manifest.variants if variant.plugin is not None and variant.modules]
+    if not names:
+        return {}
+    hashes = BundleFiles(bundle).variant_hashes()
+    measured = quality_of_graphs(bundle, hashes, manifest.baseline.name)
+    return {
+        name: max(
+            (
                 loss
                 for quality in measured
-                for loss in counted_losses(quality, variant.name, [quality["metric"]]).values()
-            ]
-            found[variant.name] = max(losses, default=None)
-    return found
+                for loss in counted_losses(quality, name, [quality["metric"]]).values()
+            ),
+            default=None,
+        )
+        for name in names
+    }
 
 
 def losses_of_report(bundle: Path, variant: str) -> list[dict[str, Any]]:

@@ -83,21 +83,21 @@ def switches(
 
 
 def projection_outputs(
-    branches: Sequence[Branch], assembly: Assembly | None, num_layers: int
+    branches: Sequence[Branch], assembly: Assembly | None, stack_layers: Mapping[Stack, int]
 ) -> dict[str, str] | None:
     """The outputs of the graph that runs every assembly with an assembly's keys and values for the decoder.
 
     Args:
         branches: The graph's branches.
         assembly: The assembly; None for the original layers.
-        num_layers: Original layers of the decoder.
+        stack_layers: Original layers of each stack.
 
     Returns:
         Their names, by those that they have in the assembly's own graph. None if the decoder has no branches.
     """
     if not any(branch.stack == DECODER_STACK for branch in branches):
         return None
-    spans = (assembly or Assembly()).spans(DECODER_STACK, num_layers)
+    spans = (assembly or Assembly()).spans(DECODER_STACK, stack_layers[DECODER_STACK])
     return {
         present_name(index, ENCODER_STACK, kind): present_name(span, ENCODER_STACK, kind)
         for index, span in enumerate(spans)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from variator_export.bundle.engine_records import ANY_RATIO, BUILT_ONLY, EngineRecord, read_records
+from variator_export.bundle.engine_records import BUILT_ONLY, EngineRecord, read_records
 from variator_export.bundle.manifest import (
     BACKBONE_WEIGHTS,
     EngineEntry,
@@ -176,16 +176,12 @@ class BundleFiles:
         asked = target, variant, part or plugin_part(self.manifest.backbone.parts)
         return [e for e in self.manifest.engines if (e.target, e.variant, e.part) == asked]
 
-    def variant_of_engine(self, entry: EngineEntry) -> Variant | None:
-        """The variant that an engine runs, of a decoder the first that has it; None if it runs every one."""
-        if entry.is_shared:
-            return next(v for v in self.manifest.variants if v.decoder_name == entry.variant)
-        return None if entry.variant == ANY_RATIO else self.variant(entry.variant)
-
     def graph_of_engine(self, entry: EngineEntry) -> str:
         """The graph that an engine is built from."""
-        variant = self.variant_of_engine(entry)
-        return self.manifest.any_ratio[entry.part] if variant is None else variant.graphs[entry.part]
+        if entry.takes_plugins:
+            return self.manifest.any_ratio[entry.part]
+        variant = entry.variant_in(self.manifest.variants) or self.variant(entry.variant)
+        return variant.graphs[entry.part]
 
     def sidecar(self, entry: EngineEntry) -> dict[str, Any]:
         """The content of an engine's sidecar file. The file's hash is checked first.

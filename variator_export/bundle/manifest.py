@@ -4,6 +4,7 @@ The manifest holds only values that the inputs determine: no dates, no timings.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -103,6 +104,14 @@ class EngineEntry(ManifestPart):
     def is_shared(self) -> bool:
         """Whether the engine runs a decoder: one such engine runs all variants with these layers."""
         return self.part == DECODER
+
+    def variant_in(self, variants: Iterable[Variant]) -> Variant | None:
+        """The variant that the engine runs; of a decoder, the first that has it.
+
+        None if the engine runs every variant, or the one that it was built for is not there.
+        """
+        names = ((v.decoder_name if self.is_shared else v.name, v) for v in variants)
+        return next((variant for name, variant in names if name == self.variant), None)
 
     @property
     def takes_plugins(self) -> bool:
@@ -207,10 +216,9 @@ class Manifest(ManifestPart):
         Returns:
             Names by those of the variant's own graph, for those that differ; None if none does.
         """
-        size = self.backbone.decoder_size
-        if size is None or graph != self.any_assembly_graph:
+        if graph != self.any_assembly_graph:
             return None
-        return projection_outputs(self.branches, variant.assembly, size.num_layers)
+        return projection_outputs(self.branches, variant.assembly, self.backbone.stack_layers)
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""

@@ -73,7 +73,7 @@ class Assembly:
     @property
     def is_original(self) -> bool:
         """Whether every layer is an original one."""
-        return set(self.encoder) | set(self.decoder) <= {1}
+        return not any(map(self.has_modules, _SHORT.values()))
 
     def has_modules(self, stack: Stack) -> bool:
         """Whether a stack has a layer that stands for several."""

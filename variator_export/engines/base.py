@@ -27,7 +27,7 @@ class Runner(Protocol):
         ...
 
 
-def named_outputs(outputs: Mapping[str, T], names: Mapping[str, str] | None) -> dict[str, T]:
+def named_outputs(outputs: dict[str, T], names: Mapping[str, str] | None) -> dict[str, T]:
     """The outputs of a variant, of a graph that runs every assembly.
 
     Args:
@@ -36,7 +36,7 @@ def named_outputs(outputs: Mapping[str, T], names: Mapping[str, str] | None) -> 
             graph that has them in their places.
     """
     if names is None:
-        return dict(outputs)
+        return outputs
     others = {name: value for name, value in outputs.items() if not is_key_or_value(name)}
     return others | {name: outputs[source] for name, source in names.items()}
 

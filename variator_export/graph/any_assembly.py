@@ -81,11 +81,21 @@ class _Switches:
     first: int
     weights: Mapping[str, ir.TensorProtocol]
 
-    def read(self, branch: int) -> tuple[ir.Node, ir.Node]:
-        """The nodes that read whether a branch is on, the result last."""
+    def choose(
+        self, stack: StackBranches, branch: int, run: ir.Graph, otherwise: ir.Graph
+    ) -> tuple[list[ir.Node], ir.Node]:
+        """The nodes that run a branch if it is on, or else another graph; and the last of them."""
         place = ir.tensor([self.first + branch], dtype=ir.DataType.INT64)
         which = ir.node("Constant", [], {"value": place})
-        return which, ir.node("Gather", [self.value, which.outputs[0]], {"axis": 0})
+        switch = ir.node("Gather", [self.value, which.outputs[0]], {"axis": 0})
+        choice = ir.node(
+            "If",
+            [switch.outputs[0]],
+            {"then_branch": run, "else_branch": otherwise},
+            num_outputs=len(run.outputs),
+        )
+        choice.metadata_props[MODULE_KEY] = f"{stack.path}.{stack.spans[branch]}"
+        return [which, switch, choice], choice
 
 
 def _switch_layers(
@@ -110,14 +120,10 @@ def _switch_layers(
             graph, layers[branch.index], branch, stack.path, given, results, switches, prefix
         )
         held |= own
-        which, switch = switches.read(place)
-        choice = ir.node(
-            "If", [switch.outputs[0]], {"then_branch": run, "else_branch": _pass_on(state, place)}
-        )
+        nodes_of_choice, choice = switches.choose(stack, place, run, _pass_on(state, place))
         state = choice.outputs[0]
-        choice.metadata_props[MODULE_KEY] = f"{stack.path}.{stack.spans[place]}"
         state.shape, state.type, state.name = states[0].shape, states[0].type, f"{BRANCHES_INPUT}.{place}"
-        made += [*outside, which, switch, choice]
+        made += [*outside, *nodes_of_choice]
     graph.insert_after(after, made)
     states[len(nodes)].replace_all_uses_with(state)
     _remove(graph, nodes)
@@ -147,18 +153,11 @@ def _switch_projections(
             graph, layers[branch.index], branch, stack.path, {}, given, switches, prefix
         )
         held |= own
-        which, switch = switches.read(place)
-        choice = ir.node(
-            "If",
-            [switch.outputs[0]],
-            {"then_branch": run, "else_branch": _empty(given, place)},
-            num_outputs=2,
-        )
-        choice.metadata_props[MODULE_KEY] = f"{stack.path}.{stack.spans[place]}"
+        nodes_of_choice, choice = switches.choose(stack, place, run, _empty(given, place))
         for output, value, kind in zip(choice.outputs, given, KINDS, strict=True):
             output.shape, output.type = value.shape, value.type
             output.name = present_name(stack.spans[place], "encoder", kind)
-        made += [*outside, which, switch, choice]
+        made += [*outside, *nodes_of_choice]
         outputs += choice.outputs
     graph.extend(made)
     graph.outputs.clear()

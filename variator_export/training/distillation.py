@@ -93,26 +93,47 @@ class Distillation(TrainedModule):
         if weights.embedding:
             name = "sentence_embedding"
             total = total + weights.embedding * losses.embedding_loss(found[name], expected[name])
-        if weights.decoder:
-            assert labels is not None
-            mask = labels != losses.IGNORED
-            distance = losses.hidden_loss(found[DECODER_STATES], expected[DECODER_STATES], mask)
-            total = total + weights.decoder * distance
-        if weights.logits:
-            distance = losses.logits_loss(found["logits"], expected["logits"])
-            total = total + weights.logits * self._of_rows(distance, labels)
-        if weights.label:
-            assert labels is not None
-            distance = losses.label_loss(found["logits"], labels)
-            total = total + weights.label * self._of_rows(distance, labels)
-        return total
+        return add_target_terms(total, weights, found, expected, labels, decodes=self.decodes)
 
-    def _of_rows(self, distance: Tensor, labels: Tensor | None) -> Tensor:
-        """One value for each row (B,): the mean over the tokens of a generated text."""
-        if not self.decodes:
+
+def add_target_terms(
+    total: Tensor,
+    weights: Losses,
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    labels: Tensor | None,
+    *,
+    decodes: bool,
+) -> Tensor:
+    """Add the terms `decoder`, `logits` and `label` to the loss of each row, (B,).
+
+    Args:
+        total: The other terms, (B,).
+        weights: Weights of the terms.
+        found: Outputs of the student.
+        expected: Outputs of the teacher.
+        labels: As for `Distillation.forward`.
+        decodes: Whether the outputs are those of a decoder along a text. Each term is then a mean over its
+            tokens.
+    """
+
+    def of_rows(distance: Tensor) -> Tensor:
+        if not decodes:
             return distance
         assert labels is not None
         return losses.token_mean(distance, labels)
+
+    if weights.decoder:
+        assert labels is not None
+        mask = labels != losses.IGNORED
+        distance = losses.hidden_loss(found[DECODER_STATES], expected[DECODER_STATES], mask)
+        total = total + weights.decoder * distance
+    if weights.logits:
+        total = total + weights.logits * of_rows(losses.logits_loss(found["logits"], expected["logits"]))
+    if weights.label:
+        assert labels is not None
+        total = total + weights.label * of_rows(losses.label_loss(found["logits"], labels))
+    return total
 
 
 def needs_right_text(backbone: Backbone, weights: Losses) -> bool:

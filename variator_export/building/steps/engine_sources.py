@@ -41,24 +41,15 @@ class EngineSources:
             variant.decoder_name: variant for variant in reversed(self.variants) if DECODER in variant.graphs
         }
 
-    def variant_of(self, entry: EngineEntry) -> Variant | None:
-        """The variant that an engine runs, of a decoder the first that has it.
-
-        None if the engine runs several variants, or its variant no longer exists.
-        """
-        if entry.part == DECODER:
-            return self.decoders.get(entry.variant)
-        return next((variant for variant in self.variants if variant.name == entry.variant), None)
-
     def graph_of(self, entry: EngineEntry) -> str | None:
         """The graph that an engine is built from; None if it does not exist any more."""
-        if (variant := self.variant_of(entry)) is not None:
+        if (variant := entry.variant_in(self.variants)) is not None:
             return variant.graphs.get(entry.part)
         return self.any_ratio.get(entry.part) if entry.variant == ANY_RATIO else None
 
     def tensors_of(self, entry: EngineEntry) -> tuple[str, ...]:
         """The files that the graph of an engine refers to, besides the backbone's weights."""
-        return engine_tensors(entry, self.variant_of(entry), self.modules)
+        return engine_tensors(entry, entry.variant_in(self.variants), self.modules)
 
     def input_shapes(self) -> dict[str, InputShapes]:
         """Return the shapes of the graph inputs that carry a variant, by label, in order of ratio."""

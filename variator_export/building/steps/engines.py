@@ -276,7 +276,7 @@ def _plan_proof(
     products = find_engine_target(entry.target).products(engine)
     original = [v for v in sources.variants if v.assembly_spec is None]
     # The any-ratio graph is counted without the plugins' products, whose sizes differ with the ratio.
-    variant = sources.variant_of(entry) or min(original, key=lambda v: v.ratio)
+    variant = entry.variant_in(sources.variants) or min(original, key=lambda v: v.ratio)
     source = sources.graph_of(entry)
     assert source is not None
     # Counting the products of a graph needs the packages of the extra `export`.

@@ -62,7 +62,9 @@ class Strategies:
         return [entry for entry in self.all if entry.name not in self.chosen]
 
 
-def read_strategies(recipe: Recipe, modules: Sequence[ModulesPlan], old: BundleFiles | None) -> Strategies:
+def read_strategies(
+    recipe: Recipe, before: Recipe | None, modules: Sequence[ModulesPlan], old: BundleFiles | None
+) -> Strategies:
     """The strategies of a recipe and of the bundle, and what they have chosen.
 
     A strategy of the recipe chooses anew if it has another budget or other modules. One that only the bundle
@@ -70,6 +72,7 @@ def read_strategies(recipe: Recipe, modules: Sequence[ModulesPlan], old: BundleF
 
     Args:
         recipe: The recipe to build now.
+        before: The recipe that the bundle was built from; None if there is none.
         modules: The modules of the build, those of the bundle included.
         old: The bundle; None if there is none.
 
@@ -78,7 +81,6 @@ def read_strategies(recipe: Recipe, modules: Sequence[ModulesPlan], old: BundleF
     """
     asked = tuple(entry.resolved for entry in recipe.strategies)
     names = [str(entry.name) for entry in asked]
-    before = [] if old is None else old.manifest.recipe.get("strategies") or []
     specs = {} if old is None else {v.name: v.assembly_spec for v in old.manifest.variants}
     explicit = {entry.name: entry.spec for entry in recipe.assemblies}
     for name in names:
@@ -89,7 +91,7 @@ def read_strategies(recipe: Recipe, modules: Sequence[ModulesPlan], old: BundleF
             )
     kept = tuple(
         entry
-        for entry in map(StrategyRecipe.model_validate, before)
+        for entry in (() if before is None else before.strategies)
         if entry.name not in {*names, *explicit} and specs.get(str(entry.name)) is not None
     )
     chosen = {}

@@ -124,7 +124,7 @@ def _graph_of_weights(bundle: BundleFiles, entry: EngineEntry, made_from: Mappin
     All sources must be those of the build, because TensorRT would accept other weights without noticing.
     """
     graph, manifest = bundle.graph_of_engine(entry), bundle.manifest
-    tensors = engine_tensors(entry, bundle.variant_of_engine(entry), manifest.modules)
+    tensors = engine_tensors(entry, entry.variant_in(manifest.variants), manifest.modules)
     now = engine_sources(graph, tensors, lambda name: manifest.files[name].sha256)
     names = {**dict.fromkeys(now, " or ".join(tensors)), "graph": graph, "weights": BACKBONE_WEIGHTS}
     for kind, found in now.items():

@@ -20,7 +20,7 @@ from variator_export.model.decoding import (
 from variator_export.model.modular.layout import ModuleConfig
 from variator_export.model.pooling import Pooling
 from variator_export.training import losses
-from variator_export.training.distillation import check_losses, needs_right_text
+from variator_export.training.distillation import add_target_terms, check_losses, needs_right_text
 from variator_export.training.modular.settings import ModuleLosses, Replacing
 from variator_export.training.modular.stacks import Student, TrainedStack, Unit, Units, has_modules
 from variator_export.training.trained_module import TrainedModule
@@ -203,25 +203,18 @@ class ModuleReplacing(TrainedModule):
             if weights.embedding:
                 name = "sentence_embedding"
                 total = total + weights.embedding * losses.embedding_loss(found[name], expected[name])
-        if self.decodes:
+        if has_modules(units.get(DECODER_STACK, ())):
             assert labels is not None
-            mask = labels != losses.IGNORED
-            if has_modules(units[DECODER_STACK]):
-                attentions = f"{DECODER_ATTENTIONS}.", f"{CROSS_ATTENTIONS}."
-                total = total + self._of_modules(
-                    units[DECODER_STACK], found, expected, mask, f"{DECODER_STATES}.", attentions
-                )
-            if weights.decoder:
-                distance = losses.hidden_loss(found[DECODER_STATES], expected[DECODER_STATES], mask)
-                total = total + weights.decoder * distance
-        if weights.logits:
-            distance = losses.logits_loss(found["logits"], expected["logits"])
-            total = total + weights.logits * self._of_rows(distance, labels)
-        if weights.label:
-            assert labels is not None
-            distance = losses.label_loss(found["logits"], labels)
-            total = total + weights.label * self._of_rows(distance, labels)
-        return total
+            attentions = f"{DECODER_ATTENTIONS}.", f"{CROSS_ATTENTIONS}."
+            total = total + self._of_modules(
+                units[DECODER_STACK],
+                found,
+                expected,
+                labels != losses.IGNORED,
+                f"{DECODER_STATES}.",
+                attentions,
+            )
+        return add_target_terms(total, weights, found, expected, labels, decodes=self.decodes)
 
     def _of_modules(
         self,
@@ -258,13 +251,6 @@ class ModuleReplacing(TrainedModule):
             ]
             total = total + self.weights.attention * torch.stack(each).mean(0)
         return total
-
-    def _of_rows(self, distance: Tensor, labels: Tensor | None) -> Tensor:
-        """One value for each row (B,): the mean over the tokens of a generated text."""
-        if not self.decodes:
-            return distance
-        assert labels is not None
-        return losses.token_mean(distance, labels)
 
 
 def check_module_losses(backbone: Backbone, weights: ModuleLosses, stacks: Sequence[Stack]) -> None:
