@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from common import describe, make_t5_base, write_result
-
 from variator_export.building.recipe_build import build
 from variator_export.core.progress import Progress, StepReport
 from variator_export.recipe.recipe import Recipe

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import describe, write_result
 from scipy.stats import spearmanr
 
+from common import describe, write_result
 from variator_export import Bundle, Columns, read_examples
 from variator_export.benchmark.runtimes import ALTERNATIVES, LASTING_RUNTIMES, open_subjects
 from variator_export.benchmark.speed_table import Subject, speed_inputs

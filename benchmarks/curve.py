@@ -20,11 +20,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import nn
+
 from common import describe, write_result
 from modular import MODULES
 from quality import SEED, SHIPPED, Bench, Printed
-from torch import nn
-
 from variator_export.benchmark.speed_table import speed_inputs
 from variator_export.benchmark.timing import speedup, time_in_turns
 from variator_export.building.recipe_build import build

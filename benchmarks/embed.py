@@ -23,7 +23,6 @@ from statistics import median
 from typing import Any
 
 from common import copy_tokenizer, describe, write_result
-
 from variator_export import Bundle, build
 from variator_export.engines.batches import BATCH_SIZE, batches_by_length
 from variator_export.recipe.recipe import Recipe

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import describe, minilm_folder, write_result
 from sentence_transformers import SentenceTransformer
 
+from common import describe, minilm_folder, write_result
 from variator_export import Bundle, build
 from variator_export.recipe.recipe import Recipe
 

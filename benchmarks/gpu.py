@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from gpu_models import MODELS, Model, make_model
 from gpu_runners import GROUPS, Way, Ways, wait
-
 from variator_export.benchmark.speed_table import Macs, Subject, speed_inputs, speed_rows
 from variator_export.benchmark.timing import time_in_turns
 from variator_export.core.environment import conditions, machine, versions

@@ -5,7 +5,6 @@ from typing import Any
 
 from common import copy_tokenizer
 from gpu_models import Model
-
 from variator_export.building.compile_engines import compile_engines
 from variator_export.building.recipe_build import build
 from variator_export.building.steps.engines import EngineOrder

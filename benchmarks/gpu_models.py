@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from common import minilm_folder, save_t5_base
 
+from common import minilm_folder, save_t5_base
 from variator_export.model.backbone import Backbone, load_backbone
 from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.in_precision import load_in_precision

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir
 import torch
-from gpu_models import Model
 from safetensors.numpy import save_file
 
+from gpu_models import Model
 from variator_export.core.errors import UserError
 from variator_export.core.parts import MODEL
 from variator_export.core.precision import find_precision

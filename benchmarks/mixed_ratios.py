@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import describe, write_result
 
+from common import describe, write_result
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns
 from variator_export.sessions import Bundle

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from common import describe, write_result
-
 from variator_export.benchmark.speed_table import speed_inputs
 from variator_export.benchmark.timing import Timings, speedup, time_in_turns
 from variator_export.building.recipe_build import build

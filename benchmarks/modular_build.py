@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from build import Stopwatch
 from common import describe, write_result
 from modular import MODULES, all_assemblies
-
-from build import Stopwatch
 from variator_export.building.recipe_build import build
 from variator_export.recipe.recipe import Recipe
 from variator_export.recipe.recipe_file import load_recipe

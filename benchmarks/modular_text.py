@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
 from common import describe, write_result
 from text_to_text import save_model
-
 from variator_export.benchmark.schedule import TimingSettings
 from variator_export.benchmark.speed_table import speed_inputs
 from variator_export.benchmark.text_benchmark import RequestShape, bench_text

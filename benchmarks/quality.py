@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
+
 from common import describe, write_result
 from sts_split import split
-
 from variator_export.building.evaluate import evaluate
 from variator_export.core.json_file import write_json
 from variator_export.core.progress import Progress

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from common import describe, minilm_folder, write_result
 from serving_load import (
     Outcome,
@@ -40,7 +41,6 @@ from serving_load import (
     saturate,
     texts_of_lengths,
 )
-
 from variator_export.building.recipe_build import build
 from variator_export.recipe.recipe import Recipe
 from variator_export.serving.batcher import Batcher, Row

@@ -27,7 +27,6 @@ from typing import Any
 from common import describe, write_result
 from serving import GOAL_MS, LONGEST, PARTS, Loop, serving, summarise, with_rates
 from serving_load import free_port, read_corpus, read_trace, replay, texts_of_lengths
-
 from variator_export.serving.model import ModelOptions, ServedModel
 
 _FASTAPI = """

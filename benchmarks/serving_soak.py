@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from common import describe, write_result
 from serving import serving
 from serving_load import Client
-
 from variator_export.sessions import Bundle
 
 _CLIENTS = 48

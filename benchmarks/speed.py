@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from common import describe, make_t5_base, minilm_folder, write_result
-
 from variator_export.benchmark.speed_table import speed_inputs
 from variator_export.benchmark.timing import speedup, time_in_turns
 from variator_export.building.recipe_build import build

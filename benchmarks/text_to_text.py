@@ -28,8 +28,8 @@ from unittest import mock
 import numpy as np
 import torch
 import transformers
-from common import copy_tokenizer, describe, write_result
 
+from common import copy_tokenizer, describe, write_result
 from variator_export import Bundle, build
 from variator_export.core.environment import is_importable
 from variator_export.engines.eager import EagerModel

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from common import copy_tokenizer, describe, write_result
 
+from common import copy_tokenizer, describe, write_result
 from variator_export import Bundle, build
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.target import GeneratingSession
