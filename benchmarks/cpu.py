@@ -32,6 +32,7 @@ from variator_export.benchmark.timing import Timings, join, speedup, time_in_tur
 from variator_export.core.precision import find_precision
 from variator_export.data.examples import Examples
 from variator_export.engines.base import Runner
+from variator_export.engines.target import SessionOptions
 from variator_export.inference import TextModel
 from variator_export.reporting.plots import TradeOff, save, trade_off_plot
 from variator_export.verification.eager_bundle import load_bundle_backbone
@@ -90,7 +91,7 @@ def main() -> None:
                     lambda bundle=bundle: load_bundle_backbone(  # type: ignore[misc]
                         bundle, None, "", find_precision(bundle.manifest.precision).unquantized
                     ),
-                    arguments.threads,
+                    SessionOptions(arguments.threads),
                     texts,
                 )
             )

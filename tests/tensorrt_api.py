@@ -320,6 +320,7 @@ def run_sessions(recorder: Recorder, folder: Path, target: str) -> None:
     bundle = BundleFiles(folder)
     plan.load_tensorrt = lambda _: FakeModule(recorder)  # type: ignore[assignment]
     plan.plan_contradicts = lambda *_: None  # type: ignore[assignment]
+    plan.require_tensorrt = lambda _: "1.7"  # type: ignore[assignment]
     choice.this_machine = lambda: TargetMachine("this machine", "sm89", {"tensorrt-rtx": "1.7"})
     choose = session.choose_engine
     strips = target == "tensorrt"
@@ -338,7 +339,7 @@ def run_sessions(recorder: Recorder, folder: Path, target: str) -> None:
             target,
             variant,
             allow_unverified=True,
-            trust_host_code=True,
+            lean_runtime=Path(__file__) if strips else None,
             cuda_graphs=graphs,
             device=HostDevice(),
         )

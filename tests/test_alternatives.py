@@ -12,6 +12,7 @@ from variator_export.benchmark.runtimes import ALTERNATIVES, RUNTIMES, Subjects,
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
+from variator_export.engines.target import SessionOptions
 from variator_export.sessions import Bundle
 from variator_export.verification.eager_bundle import load_bundle_backbone
 
@@ -23,7 +24,7 @@ INT8 = ("quantize_dynamic", "openvino-nncf", "torchao", "ctranslate2-int8")
 @pytest.fixture(scope="module")
 def opener(embedding_bundle: Path) -> Iterator[Subjects]:
     bundle = Bundle.load(embedding_bundle)
-    with open_subjects(bundle, lambda: load_bundle_backbone(bundle, None, ""), 1) as found:
+    with open_subjects(bundle, lambda: load_bundle_backbone(bundle, None, ""), SessionOptions(1)) as found:
         yield found
 
 
@@ -67,7 +68,7 @@ def test_what_is_not_installed_names_its_extra(
 ) -> None:
     bundle = Bundle.load(embedding_bundle)
     backbone = load_bundle_backbone(bundle, None, "")
-    with open_subjects(bundle, lambda: backbone, 1) as fresh:
+    with open_subjects(bundle, lambda: backbone, SessionOptions(1)) as fresh:
         fresh.open_again("torch.onnx", "ratio-1")
         monkeypatch.setattr("variator_export.core.environment.find_spec", lambda _: None)
         for name, extra in (("openvino-nncf", "alternatives"), ("torchao", "torchao")):
@@ -93,7 +94,7 @@ def test_what_fails_in_another_library_is_one_error(capfd: pytest.CaptureFixture
 def test_ctranslate2_refuses_a_head(bundle_of: Callable[[str], Bundle]) -> None:
     bundle = bundle_of("roberta")
     with (
-        open_subjects(bundle, lambda: load_bundle_backbone(bundle, None, ""), 1) as opener,
+        open_subjects(bundle, lambda: load_bundle_backbone(bundle, None, ""), SessionOptions(1)) as opener,
         pytest.raises(UserError, match="CTranslate2 has no Roberta"),
     ):
         opener.open_again("ctranslate2", "ratio-1")

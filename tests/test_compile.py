@@ -15,8 +15,8 @@ from conftest import BLOCK, plugin_shapes
 from variator_export import Bundle, UserError
 from variator_export.building.compile_engines import compile_engines, merge_engines
 from variator_export.building.steps.engines import EngineOrder
-from variator_export.core.environment import Gpu
 from variator_export.core.errors import UsageError
+from variator_export.core.gpu import Gpu
 from variator_export.engines import compatibility
 from variator_export.engines.compatibility import TargetMachine, can_run, parse_machine
 from variator_export.engines.request import EngineRequest, Profile, any_ratio_profiles
@@ -160,14 +160,17 @@ def test_what_a_target_cannot_do_is_refused_with_the_reason(
             compile_engines(small_bundle, _order(**options))
     monkeypatch.setattr(api, "installed_version", lambda _: "11.4.0.106")
     monkeypatch.setattr(target, "first_gpu", lambda: None)
-    with pytest.raises(UserError, match="builds for the GPU of the machine, and nvidia-smi sees none"):
+    with pytest.raises(UserError, match="builds for the GPU of the machine, and CUDA's driver finds none"):
         compile_engines(small_bundle, EngineOrder(EngineRecipe(), ("tensorrt",)))
+    both = EngineRecipe(version_compatible=True, strip_weights=True)
+    with pytest.raises(UserError, match="version_compatible and strip_weights exclude each other"):
+        compile_engines(small_bundle, EngineOrder(both, ("tensorrt",)))
     with pytest.raises(UserError, match="compute_capabilities is not for the target tensorrt"):
         compile_engines(
             small_bundle, EngineOrder(EngineRecipe(compute_capabilities=("sm89",)), ("tensorrt",))
         )
     portable = EngineRecipe(hardware_compatibility="ampere-plus")
-    with pytest.raises(UserError, match="A timing cache belongs to one GPU, and nvidia-smi sees none"):
+    with pytest.raises(UserError, match="A timing cache belongs to one GPU, and CUDA's driver finds none"):
         compile_engines(small_bundle, EngineOrder(portable, ("tensorrt",), timing_cache="require"))
 
 

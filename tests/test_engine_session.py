@@ -20,7 +20,7 @@ from host_gpu import BoundContext, HostGpu
 from variator_export import Bundle, UserError
 from variator_export.building.compile_engines import compile_engines
 from variator_export.building.steps.engines import EngineOrder
-from variator_export.core.environment import Gpu
+from variator_export.core.gpu import Gpu
 from variator_export.engines import choice
 from variator_export.engines.compatibility import TargetMachine
 from variator_export.engines.request import Profile, any_ratio_profiles
@@ -244,11 +244,11 @@ def test_a_plan_that_does_not_open_is_refused_in_tensorrts_words(capfd: pytest.C
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-def test_another_gpu_than_nvidia_smi_names_is_refused(
-    compiled: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_gpu_than_the_first_is_refused(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "first_gpu", lambda: Gpu("another GPU", "sm89"))
-    with pytest.raises(UserError, match="CUDA runs on a GPU, and nvidia-smi names another GPU first"):
+    with pytest.raises(
+        UserError, match="has made a GPU CUDA's current GPU, and the first one is another GPU"
+    ):
         session.TensorRtSession(
             Bundle.load(compiled), "tensorrt-rtx", 2, allow_unverified=True, device=HostGpu()
         )

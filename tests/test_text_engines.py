@@ -21,7 +21,7 @@ from variator_export.building.compile_engines import compile_engines, merge_engi
 from variator_export.building.steps.engines import EngineOrder, engine_step
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
-from variator_export.core.environment import Gpu
+from variator_export.core.gpu import Gpu
 from variator_export.core.parts import DECODER, ENCODER
 from variator_export.engines import choice
 from variator_export.engines.compatibility import TargetMachine

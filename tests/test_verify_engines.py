@@ -30,7 +30,7 @@ from variator_export.building.steps.engines import EngineOrder
 from variator_export.bundle.engine_records import ENGINE_RECORDS, read_records
 from variator_export.bundle.files import BundleFiles
 from variator_export.cli.verification_files import junit_xml, markdown
-from variator_export.core.environment import Gpu
+from variator_export.core.gpu import Gpu
 from variator_export.engines import choice
 from variator_export.engines.compatibility import TargetMachine
 from variator_export.engines.layers import EnginePrecision, precision_in_engine
@@ -161,7 +161,7 @@ def _states(bundle: Path) -> dict[str, str]:
 def test_engines_are_not_verified_without_a_gpu(compiled: Path) -> None:
     result = call("verify", str(compiled), "--target", TARGET)
     assert result.returncode == 1
-    assert "sees no GPU on this machine" in result.stderr
+    assert "CUDA's driver finds no GPU on this machine" in result.stderr
 
 
 @pytest.mark.usefixtures("gpu")

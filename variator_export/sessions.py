@@ -56,7 +56,7 @@ class Bundle(BundleFiles):
         *,
         threads: int | None = None,
         allow_unverified: bool = False,
-        trust_host_code: bool = False,
+        lean_runtime: Path | None = None,
         cuda_graphs: bool = False,
     ) -> Session:
         """Open a session.
@@ -69,14 +69,15 @@ class Bundle(BundleFiles):
                 that runs every ratio, chosen per call: `session.run(inputs, ratio=4)`.
             threads: Threads per operator, `onnxruntime` only. None for `OMP_NUM_THREADS`, or all cores.
             allow_unverified: Run an engine that was built but never verified on a device.
-            trust_host_code: Allow an engine that contains a program (TensorRT's lean runtime).
+            lean_runtime: Library of the lean runtime of the TensorRT that built an engine, for an
+                earlier version than the installed one (`engine.version_compatible`).
             cuda_graphs: Capture an engine's work once per shape and variant, and replay it.
                 `tensorrt-rtx` and `tensorrt` only.
 
         Raises:
             UserError: The target cannot run on this machine, or the variant or engine does not exist.
         """
-        options = SessionOptions(threads, allow_unverified, trust_host_code, cuda_graphs)
+        options = SessionOptions(threads, allow_unverified, lean_runtime, cuda_graphs)
         name = None if variant is None else self.variant(variant).name
         return TARGETS.find(target).open(self, name, options)
 

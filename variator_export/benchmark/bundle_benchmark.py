@@ -39,6 +39,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import Progress
 from variator_export.engines.base import Arrays
+from variator_export.engines.target import SessionOptions
 from variator_export.engines.targets import distributions
 from variator_export.sessions import Bundle
 from variator_export.verification.eager_bundle import load_bundle_backbone
@@ -104,7 +105,7 @@ def bench(
     settings: TimingSettings | None = None,
     profile: bool = False,
     allow_unverified: bool = False,
-    trust_host_code: bool = False,
+    lean_runtime: Path | None = None,
     progress: Progress | None = None,
 ) -> Benchmark:
     """Time a bundle.
@@ -119,7 +120,8 @@ def bench(
         settings: Settings of the timing.
         profile: Also measure where each graph spends its time on ONNX Runtime. Requires the extra `export`.
         allow_unverified: Time engines that have not been verified on a GPU of this kind.
-        trust_host_code: Allow an engine to contain a program of its own (TensorRT's lean runtime).
+        lean_runtime: Library of the lean runtime of the TensorRT that built the engines, if the installed one
+            is later.
         progress: Receives progress reports and notes.
 
     Raises:
@@ -158,9 +160,7 @@ def bench(
         open_subjects(
             opened,
             load_backbone,
-            settings.threads,
-            allow_unverified=allow_unverified,
-            trust_host_code=trust_host_code,
+            SessionOptions(settings.threads, allow_unverified, lean_runtime),
         ) as opener,
         torch_threads(settings.threads, len(shapes) if {*names} & {*COMPILED_RUNTIMES} else 0) as threads,
     ):

@@ -99,10 +99,7 @@ class Subjects:
         backbone: Function that loads the backbone. It is called at most once, when the first runtime that
             needs PyTorch is opened.
         scratch: Folder for graphs that are exported only for the comparison.
-        threads: Threads of one operator. None means `OMP_NUM_THREADS`, or all cores. PyTorch's threads are
-            set by the caller, for the whole process.
-        allow_unverified: Time engines that have not been verified on a GPU of this kind.
-        trust_host_code: Allow an engine to contain a program of its own.
+        options: Options of the sessions. PyTorch's threads are set by the caller, for the whole process.
         calibration: Texts for quantisations that need examples. Empty for the package's own few.
     """
 
@@ -111,20 +108,14 @@ class Subjects:
         files: BundleFiles,
         backbone: "Callable[[], Backbone]",
         scratch: Path,
-        threads: int | None,
-        *,
-        allow_unverified: bool = False,
-        trust_host_code: bool = False,
+        options: SessionOptions,
         calibration: Sequence[str] = (),
     ) -> None:
         self._files = files
         self._calibration = calibration
         self._load_backbone = backbone
         self._scratch = scratch
-        self._threads = threads
-        self._sessions = SessionOptions(
-            threads=threads, allow_unverified=allow_unverified, trust_host_code=trust_host_code
-        )
+        self._sessions, self._threads = options, options.threads
 
     def open(self, runtime: str, variant: Variant) -> Subject:
         """Open one variant on one runtime.
@@ -217,13 +208,12 @@ class Subjects:
 def open_subjects(
     files: BundleFiles,
     backbone: "Callable[[], Backbone]",
-    threads: int | None = None,
+    options: SessionOptions | None = None,
     calibration: Sequence[str] = (),
-    **engines: bool,
 ) -> Iterator[Subjects]:
     """Yield `Subjects` with a scratch folder that is deleted at the end of the block."""
     with TemporaryDirectory() as scratch:
-        yield Subjects(files, backbone, Path(scratch), threads, calibration=calibration, **engines)
+        yield Subjects(files, backbone, Path(scratch), options or SessionOptions(), calibration)
 
 
 def available_runtimes() -> list[str]:

@@ -71,6 +71,8 @@ def _print(printer: Output, found: Diagnosis) -> None:
     if machine["bfloat16_instructions"] is not None:
         printer.text(f"bfloat16 instructions: {', '.join(machine['bfloat16_instructions']) or 'none'}")
     printer.text(f"GPUs: {'; '.join(found.gpus) if found.gpus else 'none found by nvidia-smi'}")
+    gpu = found.cuda_gpu
+    printer.text(f"CUDA programs run on: {f'{gpu.name}, {gpu.capability}' if gpu else 'no GPU'}")
     printer.text()
     table = Table(title="What this installation can do", title_justify="left")
     for name in ("purpose", "state", "installed", "to install"):

@@ -97,10 +97,13 @@ AllowUnverifiedOption = Annotated[
     bool,
     typer.Option("--allow-unverified", help="Run an engine that was built but never verified on a GPU."),
 ]
-TrustHostCodeOption = Annotated[
-    bool,
+LeanRuntimeOption = Annotated[
+    Path | None,
     typer.Option(
-        "--trust-host-code", help="Let an engine load host code of its own (TensorRT's lean runtime)."
+        "--lean-runtime",
+        metavar="LIBRARY",
+        help="TensorRT's lean runtime (libnvinfer_lean.so) of the version that built the engine, for a later "
+        "TensorRT.",
     ),
 ]
 OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write to.")]

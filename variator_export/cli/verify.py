@@ -78,7 +78,7 @@ def verify_command(
             metavar="DIR", help="Folder in which --bisect writes a standalone reproduction of each fault."
         ),
     ] = Path("reproduction"),
-    trust_host_code: options.TrustHostCodeOption = False,
+    lean_runtime: options.LeanRuntimeOption = None,
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the result as JUnit XML, for CI.")
     ] = None,
@@ -126,7 +126,7 @@ def verify_command(
             seed=seed,
             profile_shapes="none" if quick else "all" if full else None,
             reproduction=reproduction if bisect else None,
-            trust_host_code=trust_host_code,
+            lean_runtime=lean_runtime,
             progress=progress,
         )
     for path, content in ((junit, junit_xml), (summary, markdown)):

@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -176,39 +175,13 @@ def _first_line(path: Path) -> str | None:
         return None
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU.
-
-    Attributes:
-        name: The GPU's name, as reported by the driver.
-        capability: The compute capability, for example `sm89`.
-    """
-
-    name: str
-    capability: str
-
-
-def first_gpu() -> Gpu | None:
-    """The GPU that TensorRT builds on, as reported by nvidia-smi; None if nvidia-smi reports no GPU."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    only = None if visible is None else visible.split(",")[0].strip()
-    lines = None if only in ("", "-1") else _nvidia_smi("name,compute_cap", only)
-    if not lines:
-        return None
-    name, _, capability = lines[0].rpartition(",")
-    return Gpu(name.strip(), f"sm{capability.strip().replace('.', '')}")
-
-
 def _gpus() -> list[str] | None:
     """Name, driver and clocks of each GPU, as reported by nvidia-smi."""
     return _nvidia_smi("name,driver_version,clocks.sm,clocks.mem")
 
 
-def _nvidia_smi(fields: str, only: str | None = None) -> list[str] | None:
+def _nvidia_smi(fields: str) -> list[str] | None:
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    if only is not None:
-        query += ["-i", only]
     try:
         found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):

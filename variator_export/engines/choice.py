@@ -5,8 +5,8 @@ from typing import Any
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
-from variator_export.core.environment import Gpu
 from variator_export.core.errors import UserError
+from variator_export.core.gpu import Gpu
 from variator_export.core.parts import DECODER
 from variator_export.engines.compatibility import can_run, this_machine
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from variator_export.core.environment import first_gpu
 from variator_export.core.errors import UsageError
+from variator_export.core.gpu import first_gpu
 
 # Engine platforms besides compute capabilities: all GPUs of the target, and sm80 and later.
 PORTABLE, AMPERE_PLUS = "portable", "ampere-plus"
@@ -102,22 +102,45 @@ def can_run(sidecar: Mapping[str, Any], place: TargetMachine) -> Verdict:
             f"it was built for {builder.gpus(platform)}, and {place.name} has {place.capability}",
             builder.how_to_build_for(place.capability),
         )
-    if not _right_version(built, there, later=bool(sidecar["options"]["version_compatible"])):
+    same = is_same_version(built, there)
+    if not same and not (sidecar["options"]["version_compatible"] and _is_later(built, there)):
         return Verdict(
             False,
             f"it was built by {target} {built}, and {place.name} has {there}",
             f"install {distribution} {built} there, or compile it with {there}: {again}",
         )
-    return Verdict(True, f"{builder.gpus(platform)}, {target} {built}")
+    needs = "" if same else f"; on {there} with its lean runtime: {how_to_get_lean_runtime(sidecar)}"
+    return Verdict(True, f"{builder.gpus(platform)}, {target} {built}{needs}")
 
 
-def _right_version(built: str, there: str, *, later: bool) -> bool:
-    """Compare two versions as far as both go: a user writes 11.4, a sidecar 11.4.0.106.
+def how_to_get_lean_runtime(sidecar: Mapping[str, Any]) -> str:
+    """Advice for opening an engine with a TensorRT that is later than the one that built it."""
+    cuda, built = sidecar.get("cuda") or "CUDA", str(sidecar["version"])
+    return (
+        f"pip install tensorrt-lean-cu{cuda}-libs=={built}, and --lean-runtime "
+        f"SITE-PACKAGES/tensorrt_lean_libs/libnvinfer_lean.so.{built.split('.')[0]}"
+    )
+
+
+def is_same_version(built: str, there: str) -> bool:
+    """Whether two versions are the same as far as both go: a user writes 11.4, a sidecar 11.4.0.106.
 
     The build number may differ.
     """
+    a, b = _as_far_as_both_go(built, there)
+    return a == b
+
+
+def _is_later(built: str, there: str) -> bool:
+    """Whether a version is a later one, within a major version.
+
+    A later major version can open plans too, but few of its APIs are those of the plan.
+    """
+    a, b = _as_far_as_both_go(built, there)
+    return a[0] == b[0] and b >= a
+
+
+def _as_far_as_both_go(built: str, there: str) -> tuple[list[int], list[int]]:
     a, b = ([int(part) for part in version.split(".")[:3]] for version in (built, there))
     shorter = min(len(a), len(b))
-    if later:
-        return a[0] == b[0] and b[:shorter] >= a[:shorter]
-    return a[:shorter] == b[:shorter]
+    return a[:shorter], b[:shorter]

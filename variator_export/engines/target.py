@@ -39,13 +39,14 @@ class SessionOptions:
         threads: Threads of one operator on a CPU; None for `OMP_NUM_THREADS`, or all cores if that is not
             set.
         allow_unverified: Run an engine that was built and never verified on a device.
-        trust_host_code: Let an engine run a program that the plan contains (TensorRT's lean runtime).
+        lean_runtime: Library of the lean runtime of the TensorRT that built an engine, for a TensorRT that is
+            later. The library is loaded, so its programs run.
         cuda_graphs: Record an engine's work once for each shape and variant, and replay it.
     """
 
     threads: int | None = None
     allow_unverified: bool = False
-    trust_host_code: bool = False
+    lean_runtime: Path | None = None
     cuda_graphs: bool = False
 
 

@@ -23,8 +23,8 @@ class BuilderOptions(RecipeModel):
     hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
     """`tensorrt` only: the other GPUs that an engine may run on, besides the one that builds it."""
     version_compatible: bool = False
-    """`tensorrt` only: whether later TensorRT versions may run an engine. The engine does not include the
-    lean runtime, which is a program of its own."""
+    """`tensorrt` only: whether later TensorRT versions may run an engine, with the lean runtime of the
+    version that built it (`--lean-runtime`). Not together with `strip_weights`."""
     strip_weights: bool = False
     """`tensorrt` only: leave the weights out of the engines. A session loads the bundle's weights into an
     engine, so many engines share one weight file."""

@@ -11,6 +11,7 @@ from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import conditions, is_importable, machine, require_onnxruntime
 from variator_export.core.errors import UserError
 from variator_export.core.extras import Extra, extras
+from variator_export.core.gpu import Gpu, first_gpu
 from variator_export.engines.compatibility import TargetMachine, Verdict, can_run, this_machine
 from variator_export.engines.targets import TARGETS, engine_targets, find_engine_target
 from variator_export.model.source import resolve_source
@@ -52,7 +53,8 @@ class Diagnosis:
 
     Attributes:
         machine: Processor, memory, operating system and Python.
-        gpus: GPUs as reported by nvidia-smi; None if nvidia-smi reports none.
+        gpus: GPUs with driver and clocks as reported by nvidia-smi; None if nvidia-smi reports none.
+        cuda_gpu: The GPU on which CUDA programs run, which engines are built for; None if there is none.
         extras: Extras of this package and whether their requirements are installed.
         probes: Results of importing the installed modules.
         bundle: What can be used of the bundle on this machine; None if no bundle was given.
@@ -61,6 +63,7 @@ class Diagnosis:
 
     machine: dict[str, Any]
     gpus: list[str] | None
+    cuda_gpu: Gpu | None
     extras: list[Extra]
     probes: list[Probe]
     bundle: dict[str, Any] | None
@@ -99,7 +102,8 @@ def diagnose(bundle: Path | None = None, place: TargetMachine | None = None) -> 
             for part in wrong
         ]
     usable = None if opened is None else _look_at(opened, probes, place or this_machine())
-    return Diagnosis(machine(), conditions()["gpu"], found, probes, usable, list(dict.fromkeys(problems)))
+    problems = list(dict.fromkeys(problems))
+    return Diagnosis(machine(), conditions()["gpu"], first_gpu(), found, probes, usable, problems)
 
 
 def _probe(module: str) -> Probe:

@@ -34,7 +34,7 @@ class ModelOptions:
         allow_unknown_quality: Serve a bundle without a stored evaluation.
         calibration_seconds: The time to measure batches at start.
         allow_unverified: Run an engine that was never verified on a device.
-        trust_host_code: Allow an engine that contains a program.
+        lean_runtime: Library of the lean runtime of the TensorRT that built the engines.
     """
 
     target: str = "onnxruntime"
@@ -45,7 +45,7 @@ class ModelOptions:
     allow_unknown_quality: bool = False
     calibration_seconds: float = 4.0
     allow_unverified: bool = False
-    trust_host_code: bool = False
+    lean_runtime: Path | None = None
 
 
 class ServedModel:
@@ -103,7 +103,7 @@ class ServedModel:
             options.target,
             threads=options.threads,
             allow_unverified=options.allow_unverified,
-            trust_host_code=options.trust_host_code,
+            lean_runtime=options.lean_runtime,
         )
         return cls(bundle, session, variants, bundle.manifest.recipe["name"], options.calibration_seconds)
 

@@ -198,7 +198,7 @@ def verify(
     profile_shapes: ProfileShapes | None = None,
     seed: int | None = None,
     reproduction: Path | None = None,
-    trust_host_code: bool = False,
+    lean_runtime: Path | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Verify a bundle's graphs or engines.
@@ -221,7 +221,8 @@ def verify(
             the recipe's seed, and the fixed shapes alone.
         reproduction: Bisect the graphs that fail and write a reproduction of each fault into this folder.
             Requires eager PyTorch.
-        trust_host_code: Allow an engine to contain a program of its own (TensorRT's lean runtime).
+        lean_runtime: Library of the lean runtime of the TensorRT that built the engines, if the installed one
+            is later.
         progress: Receives progress reports.
 
     Raises:
@@ -269,7 +270,7 @@ def verify(
         )
     runs: Runs
     if builder is not None:
-        runs = Engines(opened, builder, chosen, trust_host_code=trust_host_code)
+        runs = Engines(opened, builder, chosen, lean_runtime=lean_runtime)
     else:
         runs = Graphs(opened) if target == GRAPHS else TargetGraphs(opened, TARGETS.find(target))
     profiles = profile_shapes or ("usual" if builder is None else "all")

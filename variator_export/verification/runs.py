@@ -2,14 +2,16 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import EngineEntry, Variant
-from variator_export.core.environment import first_gpu, is_importable
+from variator_export.core.environment import is_importable
 from variator_export.core.errors import UserError
+from variator_export.core.gpu import first_gpu
 from variator_export.core.parts import DECODER
 from variator_export.core.precision import find_precision
 from variator_export.core.progress import PhaseBars, Progress
@@ -230,18 +232,18 @@ class Engines:
     """
 
     def __init__(
-        self, bundle: Bundle, target: EngineTarget, variants: Sequence[Variant], *, trust_host_code: bool
+        self, bundle: Bundle, target: EngineTarget, variants: Sequence[Variant], *, lean_runtime: Path | None
     ) -> None:
         gpu = first_gpu()
         if gpu is None:
             raise UserError(
-                "nvidia-smi sees no GPU on this machine.",
+                "CUDA's driver finds no GPU on this machine.",
                 "Verify engines on the machine that will run them; to verify the graphs, omit --target.",
             )
         self.gpu: str | None = gpu.name
         self.ran = f"as engines of {target.name} on {gpu.name}"
         self._bundle, self._target = bundle, target
-        self._trust_host_code = trust_host_code
+        self._lean_runtime = lean_runtime
         self._sessions: dict[str, EngineSession] = {}
         self._files: dict[str, str] = {}
         self._built: dict[str, tuple[EngineEntry, Mapping[str, Any]]] = {}
@@ -254,7 +256,7 @@ class Engines:
                 continue
             self._take(entry, sidecar)
             self._files[name] = entry.engine
-            options = SessionOptions(allow_unverified=True, trust_host_code=trust_host_code)
+            options = SessionOptions(allow_unverified=True, lean_runtime=lean_runtime)
             variant = None if name == ANY_RATIO else name
             self._sessions[entry.engine] = target.open_engine(bundle, variant, options)
         # A variant needs only one of the two: its own engine or the any-ratio engine.
@@ -306,7 +308,7 @@ class Engines:
         file = self._files.get(variant.name) or self._files[ANY_RATIO]
         entry, sidecar = choose_engine(self._bundle, self._target.name, variant.decoder_name, DECODER)
         self._take(entry, sidecar)
-        options = SessionOptions(allow_unverified=True, trust_host_code=self._trust_host_code)
+        options = SessionOptions(allow_unverified=True, lean_runtime=self._lean_runtime)
         session = self._target.open_decoder(self._bundle, self._sessions[file], options)
 
         def supports(batch_size: int, length: int, copies: int, new_tokens: int) -> bool:

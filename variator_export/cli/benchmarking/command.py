@@ -100,7 +100,7 @@ def bench_command(
         bool, typer.Option("--profile", help="Also show in which modules each graph spends its time.")
     ] = False,
     allow_unverified: options.AllowUnverifiedOption = False,
-    trust_host_code: options.TrustHostCodeOption = False,
+    lean_runtime: options.LeanRuntimeOption = None,
     fail_under: Annotated[
         float | None,
         typer.Option(metavar="X", help="Exit with code 4 if the lower bound of a speed-up is below X."),
@@ -141,10 +141,10 @@ def bench_command(
     settings = TimingSettings(openings, block_seconds, window, tolerance, max_rounds, threads)
     entry = read_manifest(bundle).backbone
     if entry.generates:
-        if profile or allow_unverified or trust_host_code:
+        if profile or allow_unverified or lean_runtime:
             raise UsageError(
                 f"{bundle} generates text: bench does not profile it, and does not time its engines yet.",
-                "Leave out --profile, --allow-unverified and --trust-host-code.",
+                "Leave out --profile, --allow-unverified and --lean-runtime.",
             )
         requests = request_shapes(entry, shapes, new_tokens or (), num_beams or ())
         of_text = run_bench(
@@ -164,7 +164,7 @@ def bench_command(
             settings=settings,
             profile=profile,
             allow_unverified=allow_unverified,
-            trust_host_code=trust_host_code,
+            lean_runtime=lean_runtime,
             progress=progress,
         )
     _finish(printer, result, output, fail_under, _print)

@@ -53,7 +53,7 @@ def run_command(
     variant: run_options.VariantOption = None,
     target: run_options.RunTargetOption = "onnxruntime",
     allow_unverified: options.AllowUnverifiedOption = False,
-    trust_host_code: options.TrustHostCodeOption = False,
+    lean_runtime: options.LeanRuntimeOption = None,
     truncate: run_options.TruncateOption = True,
     prompt: options.PromptOption = None,
     batch_size: Annotated[
@@ -116,9 +116,7 @@ def run_command(
             f"{bundle} does not generate text, so it has no {next(iter(settings))}.", "Leave it out."
         )
     names = () if generates else _outputs(loaded, only, output)
-    session = loaded.session(
-        target, entry.name, allow_unverified=allow_unverified, trust_host_code=trust_host_code
-    )
+    session = loaded.session(target, entry.name, allow_unverified=allow_unverified, lean_runtime=lean_runtime)
     if generates:
         generator = loaded.text_to_text(entry.name, session=session)
         rows = generator.encoder.token_rows(first, truncate=truncate, prompt_name=prompt)

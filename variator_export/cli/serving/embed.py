@@ -59,7 +59,7 @@ def embed_command(
     variant: run_options.VariantOption = None,
     target: run_options.RunTargetOption = "onnxruntime",
     allow_unverified: options.AllowUnverifiedOption = False,
-    trust_host_code: options.TrustHostCodeOption = False,
+    lean_runtime: options.LeanRuntimeOption = None,
     prompt: options.PromptOption = None,
     truncate: run_options.TruncateOption = True,
     normalize: Annotated[
@@ -126,7 +126,7 @@ def embed_command(
         chunk_size=chunk_size,
         with_text=with_text,
         allow_unverified=allow_unverified,
-        trust_host_code=trust_host_code,
+        lean_runtime=lean_runtime,
     )
     with ConsoleEmbedProgress(printer) as progress, _what_is_kept(printer, output, progress):
         result = embed_file(

@@ -119,7 +119,7 @@ def serve_command(
         typer.Option(min=0.0, metavar="S", help="The time to measure batches at start."),
     ] = 4.0,
     allow_unverified: options.AllowUnverifiedOption = False,
-    trust_host_code: options.TrustHostCodeOption = False,
+    lean_runtime: options.LeanRuntimeOption = None,
 ) -> None:
     """Serve a bundle over HTTP; the ratio follows the load.
 
@@ -160,7 +160,7 @@ def serve_command(
         allow_unknown_quality=allow_unknown_quality,
         calibration_seconds=calibration_seconds,
         allow_unverified=allow_unverified,
-        trust_host_code=trust_host_code,
+        lean_runtime=lean_runtime,
     )
     bound = bind(host, port)
     printer.hint(f"opening {bundle}, and measuring its batches for {calibration_seconds:g} s")

@@ -131,6 +131,12 @@ def refuse_options(target: str, options: EngineRecipe, timing_cache: str) -> Non
     for name, reason in flavour.cannot.items():
         if asked[name] != usual[name]:
             raise UserError(f"{name} is not for the target {target}: {reason}.", f"Leave {name} out.")
+    if options.version_compatible and options.strip_weights:
+        raise UserError(
+            "version_compatible and strip_weights exclude each other: the lean runtime, with which a later "
+            "TensorRT opens an engine, cannot put weights into it.",
+            "Leave one of them out.",
+        )
     known = flavour.compute_capabilities
     for wanted in {sm for entry in options.compute_capabilities for sm in entry.split("+")}:
         if known is not None and wanted not in known:

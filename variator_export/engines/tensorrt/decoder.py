@@ -7,7 +7,7 @@ import numpy as np
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.core.axes import InputShapes
-from variator_export.core.environment import first_gpu
+from variator_export.core.gpu import first_gpu
 from variator_export.core.parts import DECODER
 from variator_export.engines.choice import choose_engine, require_verified
 from variator_export.engines.request import Profile
@@ -40,7 +40,7 @@ class DecoderEngine:
             require_verified(bundle, entry, first_gpu())
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
         self._device = device
-        plan = open_engine(bundle, entry, sidecar, trust_host_code=options.trust_host_code)
+        plan = open_engine(bundle, entry, sidecar, lean_runtime=options.lean_runtime)
         self._execution = EngineContexts(plan, self._profiles, device, target, entry.engine)
         self._context = self._execution.new_context()
         self._profile = 0

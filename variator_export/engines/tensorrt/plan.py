@@ -10,7 +10,8 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, EngineEntry
 from variator_export.core.errors import UserError
 from variator_export.engines.choice import compile_command
-from variator_export.engines.tensorrt.api import load_tensorrt
+from variator_export.engines.compatibility import how_to_get_lean_runtime, is_same_version
+from variator_export.engines.tensorrt.api import load_tensorrt, require_tensorrt
 from variator_export.engines.tensorrt.log import last_messages, make_log
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
 from variator_export.model.methods import engine_tensors
@@ -24,7 +25,8 @@ class OpenPlan:
         plan: Content of the plan file.
         what: Name of the plan in messages.
         remedy: Hint for the user if TensorRT cannot open the plan.
-        trust_host_code: Let TensorRT run a program that the plan contains.
+        lean_runtime: Library of the lean runtime of the TensorRT that built the plan; None to open the plan
+            with the installed TensorRT.
 
     Attributes:
         trt: The TensorRT module.
@@ -36,14 +38,21 @@ class OpenPlan:
     """
 
     def __init__(
-        self, target: str, plan: bytes, what: str, remedy: str, *, trust_host_code: bool = False
+        self, target: str, plan: bytes, what: str, remedy: str, *, lean_runtime: Path | None = None
     ) -> None:
         self.trt = trt = load_tensorrt(target)
         self._log = make_log(trt)
         # The runtime must live as long as its engine.
         self._runtime = runtime = trt.Runtime(self._log)
-        if trust_host_code:
-            runtime.engine_host_code_allowed = True
+        if lean_runtime is not None:
+            # What the lean runtime opens needs both.
+            self._lean = runtime = runtime.load_runtime(str(lean_runtime))
+            if runtime is None:
+                raise UserError(
+                    f"{target} cannot load the lean runtime {lean_runtime}. In its own words:\n  "
+                    f"{self.last_messages()}",
+                    "Name libnvinfer_lean.so of the TensorRT that built the engine.",
+                )
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise UserError(
@@ -81,7 +90,7 @@ def open_engine(
     entry: EngineEntry,
     sidecar: Mapping[str, Any],
     *,
-    trust_host_code: bool,
+    lean_runtime: Path | None,
 ) -> OpenPlan:
     """Open an engine of a bundle, and put in the weights if it was built without them.
 
@@ -89,11 +98,11 @@ def open_engine(
         bundle: The bundle.
         entry: The engine.
         sidecar: Sidecar of the engine.
-        trust_host_code: Let TensorRT run a program that the plan contains.
+        lean_runtime: Library of the lean runtime of the TensorRT that built the engine.
 
     Raises:
-        UserError: The file contradicts its sidecar, TensorRT cannot open it, or the bundle's weights are not
-            those of the build.
+        UserError: The file contradicts its sidecar, TensorRT cannot open it, a later TensorRT is installed
+            and no lean runtime given, or the bundle's weights are not those of the build.
     """
     path = bundle.path / entry.engine
     content = bundle.file(entry.engine).read_bytes()  # `bundle.file` compares the hash
@@ -102,8 +111,17 @@ def open_engine(
             f"{path}: its sidecar says {entry.target} {entry.version}, and {wrong}.",
             "Do not use it: get the bundle again from where it was built.",
         )
+    installed = require_tensorrt(entry.target)
+    if lean_runtime is not None and not lean_runtime.is_file():
+        raise UserError(f"There is no file {lean_runtime}.", how_to_get_lean_runtime(sidecar))
+    if lean_runtime is None and not is_same_version(entry.version, installed):
+        raise UserError(
+            f"{path} was built by {entry.target} {entry.version}, and {installed} is installed: a later "
+            "version opens it with the lean runtime of the one that built it.",
+            how_to_get_lean_runtime(sidecar),
+        )
     remedy = f"variator-export doctor {bundle.path} prints what the engine needs."
-    plan = OpenPlan(entry.target, content, str(path), remedy, trust_host_code=trust_host_code)
+    plan = OpenPlan(entry.target, content, str(path), remedy, lean_runtime=lean_runtime)
     if sidecar["options"]["strip_weights"]:
         graph = _graph_of_weights(bundle, entry, sidecar["made_from"])
         if wrong := plan.refit(graph):

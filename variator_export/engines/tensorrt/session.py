@@ -12,8 +12,8 @@ import numpy as np
 
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.files import BundleFiles
-from variator_export.core.environment import Gpu, first_gpu
 from variator_export.core.errors import UserError
+from variator_export.core.gpu import Gpu, first_gpu
 from variator_export.engines.added_plugin import (
     load_added_plugin,
     refuse_added_plugin,
@@ -41,7 +41,8 @@ class TensorRtSession:
         target: `tensorrt-rtx` or `tensorrt`.
         variant: A ratio or a name; None for the any-ratio engine.
         allow_unverified: Run an engine that was built and never verified.
-        trust_host_code: Let TensorRT run a program that a plan contains (the lean runtime).
+        lean_runtime: Library of the lean runtime of the TensorRT that built the engine, if the installed one
+            is later.
         cuda_graphs: Record the work once for each shape and variant, and replay it, which leaves less work
             to the host. The last eight recordings are kept, each with its own memory.
         device: Device that holds the tensors; None for CUDA's current GPU.
@@ -61,7 +62,7 @@ class TensorRtSession:
         variant: int | str | None = None,
         *,
         allow_unverified: bool = False,
-        trust_host_code: bool = False,
+        lean_runtime: Path | None = None,
         cuda_graphs: bool = False,
         device: Device | None = None,
     ) -> None:
@@ -84,7 +85,7 @@ class TensorRtSession:
             self._take(
                 own.name, own.ratio, method_of(own).inputs_of(bundle, own, bundle.manifest.any_ratio_graph)
             )
-        self._plan = open_engine(bundle, self._entry, sidecar, trust_host_code=trust_host_code)
+        self._plan = open_engine(bundle, self._entry, sidecar, lean_runtime=lean_runtime)
         self._execution = EngineContexts(self._plan, self._profiles, self.device, target, self._entry.engine)
         # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.
         self._records_graphs = FLAVOURS[target].captures_cuda_graphs
@@ -253,12 +254,9 @@ class TensorRtSession:
 
 
 def _require_same_gpu(device: Device, gpu: Gpu | None) -> None:
-    """Check that CUDA runs on the GPU that nvidia-smi lists first.
-
-    Engines and records belong to that GPU, but CUDA may number the GPUs in another order.
-    """
+    """Check that this process runs on CUDA's first GPU: engines and records were chosen for that one."""
     if gpu is not None and device.name != gpu.name:
         raise UserError(
-            f"CUDA runs on {device.name}, and nvidia-smi names {gpu.name} first.",
-            "Set CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES to the GPU to use.",
+            f"This process has made {device.name} CUDA's current GPU, and the first one is {gpu.name}.",
+            "Choose the GPU with CUDA_VISIBLE_DEVICES.",
         )

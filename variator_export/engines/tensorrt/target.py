@@ -9,8 +9,8 @@ import numpy as np
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
-from variator_export.core.environment import first_gpu
 from variator_export.core.errors import UserError
+from variator_export.core.gpu import first_gpu
 from variator_export.core.precision import FP8, INT8_STATIC, find_precision
 from variator_export.engines.compatibility import AMPERE_PLUS, PORTABLE
 from variator_export.engines.decoder import Decoder
@@ -120,7 +120,8 @@ class TensorRtTarget(EngineTarget):
         gpu = first_gpu()
         if gpu is None:
             raise UserError(
-                f"The target {self.name} builds for the GPU of the machine, and nvidia-smi sees none here.",
+                f"The target {self.name} builds for the GPU of the machine, and CUDA's driver finds none "
+                "here.",
                 "Compile the bundle on the machine with the GPU: variator-export compile BUNDLE --target "
                 f"{self.name}; or build for --target tensorrt-rtx, which needs no GPU.",
             )
@@ -133,8 +134,8 @@ class TensorRtTarget(EngineTarget):
         gpu = first_gpu()
         if gpu is None:
             raise UserError(
-                "A timing cache belongs to one GPU, and nvidia-smi sees none here.",
-                "Leave out --timing-cache, or compile where nvidia-smi runs.",
+                "A timing cache belongs to one GPU, and CUDA's driver finds none here.",
+                "Leave out --timing-cache, or compile on the machine with the GPU.",
             )
         return str(timing_cache_path(gpu.name, api.cuda_version(self.name) or "", self.version()))
 
@@ -188,7 +189,7 @@ class TensorRtTarget(EngineTarget):
             self.name,
             variant,
             allow_unverified=options.allow_unverified,
-            trust_host_code=options.trust_host_code,
+            lean_runtime=options.lean_runtime,
             cuda_graphs=options.cuda_graphs,
         )
 

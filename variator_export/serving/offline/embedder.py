@@ -59,7 +59,7 @@ class Embedder:
             settings.variant,
             threads=settings.threads,
             allow_unverified=settings.allow_unverified,
-            trust_host_code=settings.trust_host_code,
+            lean_runtime=settings.lean_runtime,
         )
         self._settings = settings
         self._model = bundle.text_model(settings.variant, session=session)

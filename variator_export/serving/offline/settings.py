@@ -39,7 +39,7 @@ class EmbedSettings:
         chunk_size: Number of texts in a chunk.
         with_text: Whether the output repeats the texts.
         allow_unverified: As for `Bundle.session`.
-        trust_host_code: As for `Bundle.session`.
+        lean_runtime: As for `Bundle.session`.
     """
 
     bundle: Path
@@ -54,7 +54,7 @@ class EmbedSettings:
     chunk_size: int = CHUNK_SIZE
     with_text: bool = False
     allow_unverified: bool = False
-    trust_host_code: bool = False
+    lean_runtime: Path | None = None
 
     def identity(self, bundle: BundleFiles, output: OutputFormat) -> dict[str, Any]:
         """Everything that the bytes of the output depend on, beside the texts and the machine.
