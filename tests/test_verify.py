@@ -49,7 +49,7 @@ from variator_export.verification.judging.averages import AVERAGE, BIAS
 from variator_export.verification.judging.compare import argmax_agreement, deviation, rank_correlation
 from variator_export.verification.judging.error_budget import Budget, make_budgets, make_pooled_budgets
 from variator_export.verification.judging.judge import REFERENCE
-from variator_export.verification.reference import load_reference
+from variator_export.verification.reference import Expected, load_reference
 from variator_export.verification.reference_check import verify_graph
 from variator_export.verification.runs import Graphs
 
@@ -181,6 +181,38 @@ def test_an_output_of_another_shape_is_a_failure(embedding_bundle: Path) -> None
     problems = {f.problem for f in verify_graph("x", runner, stored) if not f.passed}
     assert "the output has the shape (7, 64), expected (7, 32)" in problems
     assert len(problems) == len({expected.case.shape[0] for expected in stored})
+
+
+@pytest.mark.parametrize(("error", "passes"), [(1e-6, True), (1e-4, False)], ids=["rounding", "fault"])
+def test_a_row_of_small_values_is_not_more_exact_than_the_others(
+    embedding_bundle: Path, error: float, passes: bool
+) -> None:
+    """The logits of a text between two classes are near 0, and round as the other rows' do."""
+    stored = load_reference(embedding_bundle / "reference" / "ratio-4.safetensors")
+    case = next(expected for expected in stored if expected.case.name == REAL_TEXT).case
+    logits = np.linspace(8, 0.1, len(case.inputs["input_ids"]))[:, None] * [1.0, -1.0]
+    rows = {tokens: index for index, tokens in enumerate(_tokens_of_rows(case.inputs))}
+
+    class Classifier:
+        def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+            chosen = [rows[tokens] for tokens in _tokens_of_rows(inputs)]
+            return {"logits": logits[chosen] + error * inputs["input_ids"].shape[1] / case.shape[1]}
+
+    found, _ = check_invariances(
+        "x",
+        Classifier(),
+        Expected(case, {"logits": logits}, {"logits": Budget(1e-7, 1e-7, 1e-7)}),
+        ratio=4,
+        pad_token_id=0,
+        token_outputs=(),
+        max_length=None,
+    )
+    assert {f.question.check: f.passed for f in found} == {**dict.fromkeys(CHECKS, True), PADDING: passes}
+
+
+def _tokens_of_rows(inputs: Mapping[str, np.ndarray]) -> list[bytes]:
+    rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    return [ids[mask > 0].tobytes() for ids, mask in rows]
 
 
 @pytest.mark.parametrize(

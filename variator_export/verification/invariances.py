@@ -87,12 +87,14 @@ def check_invariances(
             left_out[check] = ["it takes one row at a time"]
             continue
         questions = {n: Question(graph, check, case.name, shape, n) for n in expected.budgets}
+        scales = {n: float(np.abs(expected.outputs[n]).max(initial=0.0)) for n in expected.budgets}
         worst: dict[str, Finding] = {}
         try:
             for found, wanted in run():
                 for output, question in questions.items():
                     budget = expected.budgets[output]
-                    finding = _judge_pair(question, found.get(output), wanted.get(output), budget)
+                    pair = found.get(output), wanted.get(output)
+                    finding = _judge_pair(question, *pair, budget, scales[output])
                     if output not in worst or finding.severity > worst[output].severity:
                         worst[output] = finding
         except UserError as error:
@@ -108,12 +110,20 @@ def check_invariances(
 
 
 def _judge_pair(
-    question: Question, found: np.ndarray | None, wanted: np.ndarray | None, budget: Budget
+    question: Question, found: np.ndarray | None, wanted: np.ndarray | None, budget: Budget, scale: float
 ) -> Finding:
-    """Judge two outputs that both come from the graph: a broken output on either side is a fault."""
+    """Judge two outputs that both come from the graph: a broken output on either side is a fault.
+
+    Args:
+        question: The question.
+        found: One output, of all rows or some.
+        wanted: The other one.
+        budget: The base error of all rows.
+        scale: Largest absolute value of all rows.
+    """
     if wanted is None or not np.isfinite(wanted).all():
         return judge(question, wanted, np.empty(0) if wanted is None else wanted, budget)
-    return judge(question, found, wanted, budget)
+    return judge(question, found, wanted, budget.of_part(scale, float(np.abs(wanted).max(initial=0.0))))
 
 
 def _nearest_shape(

@@ -58,6 +58,18 @@ class Budget:
         """Return whether a deviation is within the limit. NaN never is."""
         return found.finite and self.used(found) <= multiple
 
+    def of_part(self, whole: float, part: float) -> "Budget":
+        """The base error of a part of an output, such as a row.
+
+        A row of small values, for example a text between two classes, is not more exact for that reason: its
+        values come from sums as large as those of the other rows.
+
+        Args:
+            whole: Largest absolute value of the output.
+            part: Largest absolute value of the part.
+        """
+        return self if not 0 < part < whole else _rounded(_times(self, whole / part))
+
 
 def quantization_share(precision: str) -> float | None:
     """The share of a quantisation's change that is the base error of its graphs.
