@@ -19,6 +19,7 @@ import json
 import re
 import sys
 import tempfile
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,10 @@ class HostDevice:
 
     stream = 0
     name = "a GPU"
+    lock = threading.RLock()
+
+    def synchronize(self) -> None:
+        pass
 
     def overwrite(self, tensor: Any, array: Any) -> None:
         tensor.values[...] = array
@@ -306,7 +311,7 @@ class HostDevice:
         return lambda: None
 
     def upload(self, array: Any) -> Any:
-        return types.SimpleNamespace(data_ptr=lambda: 1, values=array)
+        return types.SimpleNamespace(data_ptr=lambda: 1, values=array, shape=array.shape)
 
     def empty(self, shape: Any, dtype: str) -> Any:
         return self.upload(np.zeros(tuple(shape), dtype))

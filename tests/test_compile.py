@@ -267,6 +267,14 @@ def test_which_machine_can_run_an_engine(sidecar: dict[str, Any], machine: str, 
         assert verdict.remedy
 
 
+def test_a_later_version_needs_the_lean_runtime() -> None:
+    sidecar = {**SIDECAR, **LATER_VERSIONS, "cuda": "13"}
+    verdict = can_run(sidecar, parse_machine("sm90,tensorrt-11.5"))
+    assert verdict.runs
+    assert "pip install tensorrt-lean-cu13-libs==11.4.0.106" in verdict.why
+    assert "lean" not in can_run(sidecar, parse_machine("sm90,tensorrt-11.4")).why
+
+
 def test_this_machine_and_machines_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not can_run(RTX, TargetMachine("this machine", None, {"tensorrt-rtx": "1.7.1.116"})).runs
     monkeypatch.setattr(compatibility, "first_gpu", lambda: Gpu("NVIDIA L4", "sm89"))

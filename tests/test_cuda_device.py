@@ -62,8 +62,16 @@ class HostCuda:
     def _get_device(self) -> tuple[int]:
         return (0,)
 
-    def _device_get_default_mem_pool(self, _: int) -> tuple[int]:
+    def _mem_pool_create(self, wanted: Any) -> tuple[int]:
+        assert wanted.allocType == runtime.cudaMemAllocationType.cudaMemAllocationTypePinned
+        assert wanted.location.type == runtime.cudaMemLocationType.cudaMemLocationTypeDevice
+        assert wanted.location.id == 0
+        self.alive.add(3)
         return (3,)
+
+    def _mem_pool_destroy(self, pool: int) -> tuple[()]:
+        self.alive.remove(pool)
+        return ()
 
     def _mem_pool_set_attribute(self, pool: int, attribute: Any, value: Any) -> tuple[()]:
         assert (pool, int(value)) == (3, 2**64 - 1)
@@ -82,7 +90,8 @@ class HostCuda:
         self.alive.remove(stream)
         return ()
 
-    def _malloc_async(self, size: int, _: int) -> tuple[int]:
+    def _malloc_from_pool_async(self, size: int, pool: int, _: int) -> tuple[int]:
+        assert pool in self.alive
         assert self.recording is None
         buffer = ctypes.create_string_buffer(b"x" * size, size)
         self.memory[ctypes.addressof(buffer)] = buffer
@@ -190,10 +199,10 @@ def test_memory_is_given_back_with_its_last_reference(cuda: HostCuda) -> None:
     assert len(cuda.memory) == len(ARRAYS) - 1
     tensors.clear()
     assert not cuda.memory
-    assert cuda.alive == {device.stream}
+    assert cuda.alive == {device.stream, 3}, "the pool is the device's own"
     del device
     gc.collect()
-    assert not cuda.alive, "nor does the stream stay"
+    assert not cuda.alive, "nor do the stream and the pool stay"
 
 
 def test_what_is_recorded_runs_when_it_is_replayed(cuda: HostCuda) -> None:
@@ -226,7 +235,7 @@ def test_what_is_recorded_runs_when_it_is_replayed(cuda: HostCuda) -> None:
 def test_errors_are_in_cudas_words(cuda: HostCuda) -> None:
     device = CudaDevice()
     assert (device.name, device.stream) == ("NVIDIA H", 7)
-    for name in ("cudaMallocAsync", "cudaMemcpyAsync"):
+    for name in ("cudaMallocFromPoolAsync", "cudaMemcpyAsync"):
         cuda.failing = name
         with pytest.raises(
             UserError, match=r"^CUDA failed: out of memory \(cudaErrorMemoryAllocation\)\.\n"

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import types
 import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -15,7 +18,7 @@ import pytest
 from artefacts import Artefacts
 from command_line import call
 from conftest import BLOCK, plugin_shapes
-from host_gpu import BoundContext, HostGpu
+from host_gpu import BoundContext, HostGpu, HostTensor
 
 from variator_export import Bundle, UserError
 from variator_export.building.compile_engines import compile_engines
@@ -138,25 +141,10 @@ def test_the_profile_is_that_of_the_ratio_and_the_nearest_shape(small_bundle: Pa
 class _Context(BoundContext):
     """Gives each token its id in all 32 dimensions."""
 
-    def __init__(self, gpu: HostGpu) -> None:
-        super().__init__()
-        self.gpu = gpu
-
-    def set_optimization_profile_async(self, _index: int, _stream: int) -> bool:
-        return True
-
     def get_tensor_shape(self, _: str) -> tuple[int, ...]:
         return (*self.shapes["input_ids"], 32)
 
-    def execute_async_v3(self, _: int) -> bool:
-        if self.gpu.recording is None:
-            self.compute()
-        else:
-            self.gpu.recording.append(self)
-        return True
-
-    def compute(self) -> None:
-        tensors = {name: self.gpu.there[address] for name, address in self.addresses.items()}
+    def compute(self, _: object, tensors: Mapping[str, HostTensor]) -> None:
         tensors["last_hidden_state"].values[...] = tensors["input_ids"].values[..., None]
 
 
@@ -169,7 +157,8 @@ class _Plan:
     def last_messages(self) -> str:
         return "out of memory"
 
-    def __init__(self, gpu: HostGpu) -> None:
+    def __init__(self, gpu: HostGpu, profiles: Sequence[Profile] = ()) -> None:
+        self.profiles = profiles
         self.made: list[weakref.ref[_Context]] = []
         self.refuses = False
         self.engine = types.SimpleNamespace(
@@ -181,7 +170,7 @@ class _Plan:
     def _make(self, gpu: HostGpu) -> _Context | None:
         if self.refuses:
             return None
-        context = _Context(gpu)
+        context = _Context(gpu, self.profiles)
         self.made.append(weakref.ref(context))
         return context
 
@@ -231,6 +220,107 @@ def test_each_call_has_its_own_inputs_and_holds_its_memory(
     plan.refuses = True
     with pytest.raises(UserError, match=r"refused an execution context of engines/.*\n  out of memory"):
         open_session().run(_ids(bundle, 1, 4))
+
+
+@pytest.fixture
+def opened_on(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[session.TensorRtSession, HostGpu, _Plan]]:
+    """A session on an engine of both sets of shapes, its device and what stands for the plan."""
+
+    def open_session(
+        *, records_itself: bool = False, **options: Any
+    ) -> tuple[session.TensorRtSession, HostGpu, _Plan]:
+        bundle, gpu = Bundle.load(compiled), HostGpu()
+        (entry,) = bundle.engines("tensorrt-rtx", "ratio-2")
+        profiles = [Profile.model_validate(found) for found in bundle.sidecar(entry)["profiles"]]
+        plan = _Plan(gpu, profiles)
+        monkeypatch.setattr(session, "open_engine", lambda *_, **__: plan)
+        flavour = dataclasses.replace(FLAVOURS["tensorrt-rtx"], captures_cuda_graphs=records_itself)
+        monkeypatch.setitem(FLAVOURS, "tensorrt-rtx", flavour)
+        made = session.TensorRtSession(
+            bundle, "tensorrt-rtx", 2, allow_unverified=True, device=gpu, **options
+        )
+        return made, gpu, plan
+
+    return open_session
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("graphs", [False, True], ids=["no graphs", "graphs"])
+def test_threads_share_a_session(
+    opened_on: Callable[..., tuple[session.TensorRtSession, HostGpu, _Plan]], compiled: Path, graphs: bool
+) -> None:
+    opened, _, _ = opened_on(cuda_graphs=graphs)
+    bundle = Bundle.load(compiled)
+
+    def answers_are_their_own(value: int) -> bool:
+        found = [opened.run(_ids(bundle, value, length)) for length in (4, 9, 4, 30) * 5]
+        return all((each["last_hidden_state"] == value).all() for each in found)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(answers_are_their_own, range(1, 9)))
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_each_profile_has_a_context(
+    opened_on: Callable[..., tuple[session.TensorRtSession, HostGpu, _Plan]], compiled: Path
+) -> None:
+    opened, _, plan = opened_on()
+    names = Bundle.load(compiled).manifest.backbone.inputs
+    for rows in (1, 32, 4, 32, 1):
+        ids = np.full((rows, 16), rows, np.int64)
+        assert (opened.run(dict.fromkeys(names, ids))["last_hidden_state"] == rows).all()
+    assert len(plan.made) == 2, "one for each profile, and no change between them"
+    assert plan.alive() == 2
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_context_outlives_its_work(
+    opened_on: Callable[..., tuple[session.TensorRtSession, HostGpu, _Plan]], compiled: Path
+) -> None:
+    for graphs, by_context in ((False, False), (True, False), (True, True)):
+        opened, gpu, plan = opened_on(cuda_graphs=graphs, records_itself=by_context)
+        bundle = Bundle.load(compiled)
+        for length in range(1, 12):  # recordings are dropped while their work waits
+            left = opened.run_on_device(_ids(bundle, 5, length))
+        opened.prepare(_ids(bundle, 5, 3))()
+        del opened
+        assert plan.alive() == 0
+        assert (gpu.download(left["last_hidden_state"]) == 5).all()
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_an_engine_that_cannot_be_recorded_says_so_and_runs(
+    opened_on: Callable[..., tuple[session.TensorRtSession, HostGpu, _Plan]], compiled: Path
+) -> None:
+    opened, gpu, _ = opened_on(cuda_graphs=True)
+    gpu.cannot_record = True
+    with pytest.warns(UserWarning, match=r"runs without a CUDA graph on .*the stream cannot be recorded"):
+        found = opened.run(_ids(Bundle.load(compiled), 3, 4))
+    assert (found["last_hidden_state"] == 3).all()
+    assert (opened.run(_ids(Bundle.load(compiled), 4, 4))["last_hidden_state"] == 4).all()
+    assert gpu.replays == 0
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_later_tensorrt_needs_the_lean_runtime_of_the_builder(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(opening, "require_tensorrt", lambda _: "1.8.0.1")
+    bundle = Bundle.load(compiled)
+    (entry,) = bundle.engines("tensorrt-rtx", "ratio-2")
+    sidecar = {**bundle.sidecar(entry), "cuda": "13"}
+    with pytest.raises(
+        UserError, match=r"was built by tensorrt-rtx 1\.7\.\S+, and 1\.8\.0\.1 is installed"
+    ) as raised:
+        opening.open_engine(bundle, entry, sidecar, lean_runtime=None)
+    assert "pip install tensorrt-lean-cu13-libs==1.7.1" in str(raised.value.hint)
+    with pytest.raises(UserError, match="There is no file"):
+        opening.open_engine(bundle, entry, sidecar, lean_runtime=tmp_path / "missing.so")
+    (tmp_path / "library.so").write_bytes(b"no library")
+    with pytest.raises(UserError, match="cannot load the lean runtime"):
+        opening.open_engine(bundle, entry, sidecar, lean_runtime=tmp_path / "library.so")
 
 
 def test_a_plan_that_does_not_open_is_refused_in_tensorrts_words(capfd: pytest.CaptureFixture[str]) -> None:

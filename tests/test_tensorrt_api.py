@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parent / "tensorrt_api.py"
 # The oldest and the newest that the target `tensorrt` is meant for.
 VERSIONS = ("10.16.1.11", "11.4.0.106")
 # Ours, or of objects of our own.
-NOT_OF_TENSORRT = {"__class__", "__init__", "load", "store", "items", "bottleneck_size", "ratio"}
+NOT_OF_TENSORRT = {"__class__", "__init__", "message", "load", "store", "items", "bottleneck_size", "ratio"}
 OF_RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
 OF_RTX_ONLY |= {
     "set_execution_context_allocation_strategy",

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from variator_export.core.gpu import Gpu
 from variator_export.core.parts import DECODER, ENCODER
 from variator_export.engines import choice
 from variator_export.engines.compatibility import TargetMachine
+from variator_export.engines.request import Profile
 from variator_export.engines.target import GeneratingSession
 from variator_export.engines.tensorrt import decoder, session
 from variator_export.recipe.recipe import EngineRecipe, ShapeSet
@@ -65,9 +66,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     monkeypatch.setattr(choice, "this_machine", lambda: place)
     monkeypatch.setattr(session, "CudaDevice", lambda: device)
 
-    def open_graph(bundle: BundleFiles, entry: EngineEntry, *_: object, **__: object) -> OpenGraph:
+    def open_graph(
+        bundle: BundleFiles, entry: EngineEntry, sidecar: Mapping[str, Any], **__: object
+    ) -> OpenGraph:
         graph = others.get(entry.engine, bundle.graph(bundle.graph_of_engine(entry)))
-        return OpenGraph(str(graph), device)
+        profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
+        return OpenGraph(str(graph), device, profiles)
 
     for module in (session, decoder):
         monkeypatch.setattr(module, "open_engine", open_graph)

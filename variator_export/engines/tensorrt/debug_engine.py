@@ -85,8 +85,9 @@ class Rebuilder:
 
         def run() -> Arrays:
             tensors = {name: self._device.upload(array) for name, array in arrays.items()}
-            bound = execution.bind(execution.new_context(), tensors, shapes)
-            bound()
-            return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
+            with self._device.lock:
+                bound = execution.bind(tensors, shapes)
+                bound()
+                return {name: self._device.download(tensor) for name, tensor in bound.outputs.items()}
 
         return run

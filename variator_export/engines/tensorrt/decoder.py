@@ -42,8 +42,6 @@ class DecoderEngine:
         self._device = device
         plan = open_engine(bundle, entry, sidecar, lean_runtime=options.lean_runtime)
         self._execution = EngineContexts(plan, self._profiles, device, target, entry.engine)
-        self._context = self._execution.new_context()
-        self._profile = 0
 
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Copy arrays to the GPU."""
@@ -61,9 +59,9 @@ class DecoderEngine:
         """
         tensors = {**self.upload(inputs), **uploaded}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        self._profile = self._execution.use_profile(self._context, self._profile, shapes)
-        bound = self._execution.bind(self._context, tensors, shapes)
-        bound()
+        with self._device.lock:
+            bound = self._execution.bind(tensors, shapes)
+            bound()
         return dict(bound.outputs)
 
     def take(self, value: Any, rows: np.ndarray) -> Any:

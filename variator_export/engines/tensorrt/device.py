@@ -4,8 +4,10 @@ The code uses NVIDIA's bindings of the CUDA runtime, because images that run eng
 has executed this code yet; its calls and arguments match the bindings.
 """
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +17,13 @@ from variator_export.core.errors import UserError
 
 
 class Device(Protocol):
-    """Memory, and a stream that carries all work."""
+    """Memory, and a stream that carries all work.
+
+    Attributes:
+        lock: Lock of the stream. Each method takes it; a caller holds it for work that belongs together.
+    """
+
+    lock: AbstractContextManager[Any]
 
     def upload(self, array: np.ndarray) -> Any:
         """Copy values into a new tensor, which has `data_ptr()`."""
@@ -39,6 +47,10 @@ class Device(Protocol):
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Record the work that a function enqueues on the stream, without running it; returns its replay."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for all work on the stream."""
         ...
 
     @property
@@ -102,12 +114,20 @@ class CudaDevice:
         index = self._call(runtime.cudaGetDevice)
         properties = self._call(runtime.cudaGetDeviceProperties, index)
         self.name = bytes(properties.name).split(b"\0")[0].decode()
-        # By default the pool returns free memory to the system at each wait, so every call maps memory anew.
-        pool = self._call(runtime.cudaDeviceGetDefaultMemPool, index)
+        # A pool of our own, because the default one belongs to the whole process. By default a pool returns
+        # free memory to the system at each wait, so every call would map memory anew.
+        wanted = runtime.cudaMemPoolProps()
+        wanted.allocType = runtime.cudaMemAllocationType.cudaMemAllocationTypePinned
+        wanted.location.type = runtime.cudaMemLocationType.cudaMemLocationTypeDevice
+        wanted.location.id = index
+        self._pool = self._call(runtime.cudaMemPoolCreate, wanted)
+        # Finalizers run in reverse order; memory goes before its pool.
+        weakref.finalize(self, runtime.cudaMemPoolDestroy, self._pool)
         threshold = runtime.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
-        self._call(runtime.cudaMemPoolSetAttribute, pool, threshold, driver.cuuint64_t(_ALL))
+        self._call(runtime.cudaMemPoolSetAttribute, self._pool, threshold, driver.cuuint64_t(_ALL))
         self._stream = self._call(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
         weakref.finalize(self, runtime.cudaStreamDestroy, self._stream)
+        self.lock: AbstractContextManager[Any] = threading.RLock()
         self._is_recording = False
         self._to_free: list[int] = []
 
@@ -142,21 +162,26 @@ class CudaDevice:
         row_bytes = int(np.prod(tensor.shape[1:], dtype=np.int64)) * tensor.dtype.itemsize
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
-        for start, end in zip(starts, np.append(starts[1:], len(rows)), strict=True):
-            if not row_bytes:
-                break
-            self._call(
-                self._cuda.cudaMemcpyAsync,
-                found.data_ptr() + int(start) * row_bytes,
-                tensor.data_ptr() + int(rows[start]) * row_bytes,
-                int(end - start) * row_bytes,
-                kind,
-                self._stream,
-            )
+        with self.lock:
+            for start, end in zip(starts, np.append(starts[1:], len(rows)), strict=True):
+                if not row_bytes:
+                    break
+                self._call(
+                    self._cuda.cudaMemcpyAsync,
+                    found.data_ptr() + int(start) * row_bytes,
+                    tensor.data_ptr() + int(rows[start]) * row_bytes,
+                    int(end - start) * row_bytes,
+                    kind,
+                    self._stream,
+                )
         return found
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Record the stream while the function enqueues."""
+        with self.lock:
+            return self._capture(enqueue)
+
+    def _capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         cuda = self._cuda
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call(cuda.cudaStreamBeginCapture, self._stream, mode)
@@ -182,30 +207,39 @@ class CudaDevice:
         weakref.finalize(replay, cuda.cudaGraphExecDestroy, recorded)
         return replay
 
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        with self.lock:
+            self._call(self._cuda.cudaStreamSynchronize, self._stream)
+
     @property
     def stream(self) -> int:
         """The handle of the stream."""
         return int(self._stream)
 
     def _allocate(self, shape: Sequence[int], dtype: np.dtype[Any]) -> CudaTensor:
-        num_bytes = int(np.prod(tuple(shape), dtype=np.int64)) * dtype.itemsize
-        pointer = int(self._call(self._cuda.cudaMallocAsync, max(num_bytes, 1), self._stream))
+        num_bytes = max(int(np.prod(tuple(shape), dtype=np.int64)) * dtype.itemsize, 1)
+        with self.lock:
+            found = self._call(self._cuda.cudaMallocFromPoolAsync, num_bytes, self._pool, self._stream)
+        pointer = int(found)
         tensor = CudaTensor(pointer, shape, dtype)
         weakref.finalize(tensor, self._free, pointer)
         return tensor
 
     def _free(self, pointer: int) -> None:
         """Free memory after earlier work; postponed while the stream records, which would record it."""
-        if self._is_recording:
-            self._to_free.append(pointer)
-        else:
-            # The error is ignored: at the end of a process it does not matter.
-            self._cuda.cudaFreeAsync(pointer, self._stream)
+        with self.lock:
+            if self._is_recording:
+                self._to_free.append(pointer)
+            else:
+                # The error is ignored: at the end of a process it does not matter.
+                self._cuda.cudaFreeAsync(pointer, self._stream)
 
     def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
         """Copy after the earlier work, and wait for the copy: otherwise CUDA may read the source later."""
-        self._call(self._cuda.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
-        self._call(self._cuda.cudaStreamSynchronize, self._stream)
+        with self.lock:
+            self._call(self._cuda.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
+            self._call(self._cuda.cudaStreamSynchronize, self._stream)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a call of the bindings; each call returns its error first."""

@@ -1,7 +1,9 @@
 """Execution of an engine: contexts, and their profiles, shapes and addresses."""
 
+import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,12 +32,14 @@ class BoundContext:
         context: The execution context.
         inputs: Input tensors by name.
         outputs: Output tensors by name.
+        memory: Memory for the tensors between layers.
         enqueue: Function that puts the work on the device's stream.
     """
 
     context: Any
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
+    memory: Any
     enqueue: Callable[[], None]
 
     def __call__(self) -> None:
@@ -44,6 +48,12 @@ class BoundContext:
 
 class EngineContexts:
     """An open engine, and the device that holds its tensors.
+
+    Each profile that is used has a context: to change the profile of a context would cost time in each call,
+    and leave it in neither if the change failed. The memory for tensors between layers has the size that the
+    shapes of a call need, and is shared by all calls, because a stream runs them one after the other.
+
+    The caller holds the device's lock from `bind` or `record` until the work is enqueued.
 
     Args:
         plan: The engine.
@@ -58,16 +68,61 @@ class EngineContexts:
     ) -> None:
         self._plan, self._profiles, self._device = plan, profiles, device
         self._refuser, self._what = refuser, what
+        self._contexts: dict[int, Any] = {}
+        self._memory: Any = None
+        # A context must not be destroyed while its work runs.
+        weakref.finalize(self, device.synchronize)
 
-    def new_context(self, *, captures_cuda_graphs: bool = False) -> Any:
-        """Create a context on profile 0. Memory is allocated for the profile in use, not for the largest one.
+    def bind(self, inputs: Mapping[str, Any], shapes: InputShapes) -> BoundContext:
+        """Set the shapes and addresses of a call; they hold until the next call.
 
         Args:
-            captures_cuda_graphs: Whether the context captures CUDA graphs itself, as contexts of TensorRT for
-                RTX can.
+            inputs: All input tensors, on the device.
+            shapes: Shapes of the inputs.
+
+        Raises:
+            UserError: No profile of the engine covers the shapes, or TensorRT refuses them.
         """
+        index = choose_profile(self._profiles, shapes)
+        if index not in self._contexts:
+            self._contexts[index] = self._new_context(index)
+        return self._bind(self._contexts[index], inputs, shapes, self._shared_memory)
+
+    def record(self, inputs: Mapping[str, Any], shapes: InputShapes, *, by_context: bool) -> BoundContext:
+        """Record a call as a CUDA graph, with a context and memory of its own, whose addresses it keeps.
+
+        A warning names the reason if the engine cannot be recorded. The call then runs without a CUDA graph.
+
+        Args:
+            inputs: As for `bind`.
+            shapes: As for `bind`.
+            by_context: Whether the context records and replays by itself, as contexts of TensorRT for RTX
+                can. If not, the stream is recorded.
+
+        Raises:
+            UserError: As for `bind`.
+        """
+        index = choose_profile(self._profiles, shapes)
+        context = self._new_context(index, captures_cuda_graphs=by_context)
+        bound = self._bind(context, inputs, shapes, self._new_memory)
+        if not by_context:
+            # The first call after new shapes does work in TensorRT that cannot be recorded.
+            bound()
+            self._device.synchronize()
+            try:
+                bound = replace(bound, enqueue=self._device.capture(bound.enqueue))
+            except UserError as error:
+                warnings.warn(
+                    f"{self._what} runs without a CUDA graph on {dict(shapes)}: {error.message}",
+                    stacklevel=2,
+                )
+        weakref.finalize(bound, self._device.synchronize)
+        return bound
+
+    def _new_context(self, profile: int, *, captures_cuda_graphs: bool = False) -> Any:
+        """A context on a profile, whose memory is set for each call."""
         trt, engine = self._plan.trt, self._plan.engine
-        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if captures_cuda_graphs:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
@@ -76,24 +131,18 @@ class EngineContexts:
         else:
             context = engine.create_execution_context(strategy)
         self._require(context, "an execution context")
+        if profile != 0:
+            done = context.set_optimization_profile_async(profile, self._device.stream)
+            self._require(done, f"the profile {self._profiles[profile].name}")
         return context
 
-    def use_profile(self, context: Any, current: int, shapes: InputShapes) -> int:
-        """Switch a context to the profile for these shapes; returns the number of the profile."""
-        index = choose_profile(self._profiles, shapes)
-        if index != current:
-            done = context.set_optimization_profile_async(index, self._device.stream)
-            self._require(done, f"the profile {self._profiles[index].name}")
-        return index
-
-    def bind(self, context: Any, inputs: Mapping[str, Any], shapes: InputShapes) -> BoundContext:
-        """Set the shapes and addresses of a context.
-
-        Args:
-            context: A context on the right profile.
-            inputs: All input tensors, on the device.
-            shapes: InputShapes of the inputs.
-        """
+    def _bind(
+        self,
+        context: Any,
+        inputs: Mapping[str, Any],
+        shapes: InputShapes,
+        allocate: Callable[[int], Any],
+    ) -> BoundContext:
         for name, tensor in inputs.items():
             self._require(context.set_input_shape(name, tuple(shapes[name])), f"the shape of {name}")
             self._require(context.set_tensor_address(name, tensor.data_ptr()), f"the address of {name}")
@@ -104,11 +153,24 @@ class EngineContexts:
             self._require(
                 context.set_tensor_address(name, outputs[name].data_ptr()), f"the address of {name}"
             )
+        size = context.update_device_memory_size_for_shapes()
+        memory = allocate(size)
+        context.set_device_memory(memory.data_ptr(), size)
 
         def enqueue() -> None:
             self._require(context.execute_async_v3(self._device.stream), f"a run on {dict(shapes)}")
 
-        return BoundContext(context, inputs, outputs, enqueue)
+        return BoundContext(context, inputs, outputs, memory, enqueue)
+
+    def _new_memory(self, num_bytes: int) -> Any:
+        return self._device.empty((num_bytes,), "uint8")
+
+    def _shared_memory(self, num_bytes: int) -> Any:
+        """The largest memory that a call has needed so far. What it replaces is freed after its work."""
+        if self._memory is None or self._memory.shape[0] < num_bytes:
+            self._memory = None  # not both at once
+            self._memory = self._new_memory(num_bytes)
+        return self._memory
 
     def _require(self, done: object, what: str) -> None:
         """Raise an error if a call failed: TensorRT returns False or None if it refuses."""

@@ -4,7 +4,6 @@ An engine that was only built, not verified, runs only if the user asks for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ _MOST_GRAPHS = 8
 
 class TensorRtSession:
     """A session on an engine of a bundle: the engine of one variant, or the any-ratio engine.
+
+    Threads may share a session: it takes one call at a time. Calls on other sessions run beside it.
 
     Args:
         bundle: The bundle.
@@ -89,8 +90,7 @@ class TensorRtSession:
         self._execution = EngineContexts(self._plan, self._profiles, self.device, target, self._entry.engine)
         # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.
         self._records_graphs = FLAVOURS[target].captures_cuda_graphs
-        self._context = None if cuda_graphs else self._execution.new_context()
-        self._profile = 0
+        self._has_graphs = cuda_graphs
         self._graphs: dict[Any, BoundContext] = {}
         bundle.check_unchanged()
 
@@ -161,20 +161,22 @@ class TensorRtSession:
         Raises:
             UserError: The session has no such variant, or no profile of the engine covers these shapes.
         """
-        bound = self._bound(inputs, ratio)
-        bound()
-        return {name: self.device.download(tensor) for name, tensor in bound.outputs.items()}
+        with self.device.lock:
+            bound = self._bound(inputs, ratio)
+            bound()
+            return {name: self.device.download(tensor) for name, tensor in bound.outputs.items()}
 
     def run_on_device(
         self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None
     ) -> dict[str, Any]:
         """Run the model once, as `run` does, and leave the outputs on the device."""
-        bound = self._bound(inputs, ratio)
-        bound()
-        if self._context is not None:
-            return dict(bound.outputs)
-        # A recording writes the outputs of its next replay into the same tensors.
-        return {name: self.device.take(t, np.arange(t.shape[0])) for name, t in bound.outputs.items()}
+        with self.device.lock:
+            bound = self._bound(inputs, ratio)
+            bound()
+            if not self._has_graphs:
+                return dict(bound.outputs)
+            # A recording writes the outputs of its next replay into the same tensors.
+            return {name: self.device.take(t, np.arange(t.shape[0])) for name, t in bound.outputs.items()}
 
     def prepare(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Callable[[], None]:
         """Prepare a run for timing.
@@ -183,16 +185,22 @@ class TensorRtSession:
         there. The function is valid until the next call of `run` or `prepare`; with CUDA graphs, until the
         next call with this variant and shape.
         """
-        return self._bound(inputs, ratio)
+        with self.device.lock:
+            bound = self._bound(inputs, ratio)
+
+        def enqueue() -> None:
+            with self.device.lock:
+                bound()
+
+        return enqueue
 
     def _bound(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None) -> BoundContext:
         name = self.find(ratio)
         arrays = check_inputs(inputs, self._backbone.part, self._backbone.max_length)
         shapes = {name: array.shape for name, array in arrays.items()} | self._shapes.get(name, {})
-        if self._context is None:
+        if self._has_graphs:
             return self._recorded(name, arrays, shapes)
-        self._profile = self._execution.use_profile(self._context, self._profile, shapes)
-        return self._execution.bind(self._context, self._upload(name, arrays), shapes)
+        return self._execution.bind(self._upload(name, arrays), shapes)
 
     def find(self, choice: int | str | None) -> str:
         """The name of the variant or the added plugin that a choice of `run` means.
@@ -232,25 +240,14 @@ class TensorRtSession:
         if bound is None:
             if len(self._graphs) == _MOST_GRAPHS:
                 self._graphs.pop(next(iter(self._graphs)))
-            bound = self._record(variant, arrays, shapes)
+            # A recording keeps the addresses of its tensors.
+            inputs = self._upload(variant, arrays)
+            bound = self._execution.record(inputs, shapes, by_context=self._records_graphs)
         else:
             for name, array in arrays.items():
                 self.device.overwrite(bound.inputs[name], array)
         self._graphs[key] = bound  # the most recently used recording is dropped last
         return bound
-
-    def _record(
-        self, variant: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
-    ) -> BoundContext:
-        """Record in a new context, because a recording keeps the addresses of its tensors."""
-        context = self._execution.new_context(captures_cuda_graphs=self._records_graphs)
-        self._execution.use_profile(context, 0, shapes)
-        bound = self._execution.bind(context, self._upload(variant, arrays), shapes)
-        if self._records_graphs:
-            return bound
-        # The first call after new shapes does work in TensorRT that cannot be recorded.
-        bound()
-        return replace(bound, enqueue=self.device.capture(bound.enqueue))
 
 
 def _require_same_gpu(device: Device, gpu: Gpu | None) -> None:
