@@ -274,7 +274,7 @@ def run(module: Any, target: str, removed: str | None) -> Recorder:
                 **chosen,
             )
             recorder.parses = True  # type: ignore[attr-defined]
-            assert build.build_engine_here(request, lambda *_: None) == b"engine"
+            assert build.build_engine_here(request, lambda *_: None).content == b"engine"
         graph = onnx.helper.make_graph([], "any-ratio", [], [])
         onnx.save(onnx.helper.make_model(graph), Path(folder) / "any-ratio.onnx")
         plugin = {"plugin.compress.bias": ((1, 1), (1, 1), (1, 1))}
@@ -286,7 +286,7 @@ def run(module: Any, target: str, removed: str | None) -> Recorder:
         )
         # The network has the inputs of one ratio, whatever was parsed.
         with mock.patch.object(build, "_make_profile", return_value=None):
-            assert build.build_engine_here(every_ratio, lambda *_: None) == b"engine"
+            assert build.build_engine_here(every_ratio, lambda *_: None).content == b"engine"
         recorder.parses = False  # type: ignore[attr-defined]
         with contextlib.suppress(build.UserError):  # with the parser's errors in it
             build.build_engine_here(request)

@@ -36,6 +36,7 @@ X = dataclasses.replace(FLOAT16, name="half", suffix="-half")
 """
 TARGET = '''
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
+from variator_export.engines.request import BuiltEngine
 from variator_export.engines.target import EngineTarget
 
 class Kept:
@@ -57,7 +58,7 @@ class Keeper(EngineTarget):
     def check_options(self, options, timing_cache): pass
     def platforms(self, options): return ["anywhere"]
     def timing_cache(self, mode): return None
-    def build(self, request, folder, on_progress): return (folder / request.graph).read_bytes()
+    def build(self, request, folder, on_progress): return BuiltEngine((folder / request.graph).read_bytes())
     def facts(self, engine): return {"cuda": None, "plan_version": None}
     def contradiction(self, engine, version): return None
     def gpus(self, platform): return "none"

@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 from command_line import call
 from conftest import BLOCK, plugin_shapes
+from signed import sign
 
 from variator_export import Bundle, UserError
 from variator_export.building.compile_engines import compile_engines, merge_engines
 from variator_export.building.steps.engines import EngineOrder
+from variator_export.bundle.engine_records import ENGINE_RECORDS, EngineRecord, records_document
+from variator_export.bundle.reports import store_report
 from variator_export.core.errors import UsageError
 from variator_export.core.gpu import Gpu
+from variator_export.core.hashing import sha256_file
 from variator_export.engines import compatibility
 from variator_export.engines.compatibility import TargetMachine, can_run, parse_machine
 from variator_export.engines.request import EngineRequest, Profile, any_ratio_profiles
@@ -123,6 +127,23 @@ def test_two_different_engines_of_one_place_are_not_merged(bundle_copy: Path, tm
     compile_engines(other, EngineOrder(EngineRecipe(profiles=wider), ("tensorrt-rtx",), ("ratio-2",)))
     with pytest.raises(UserError, match="have different engines engines/tensorrt-rtx"):
         merge_engines(bundle_copy, [other])
+
+
+def test_equivalent_engines_are_merged_and_a_verified_one_is_kept(bundle_copy: Path, tmp_path: Path) -> None:
+    """Builders do not promise equal bytes."""
+    compile_engines(bundle_copy, _order())
+    (entry,) = Bundle.load(bundle_copy).engines("tensorrt-rtx", "ratio-2")
+    other = tmp_path / "other"
+    shutil.copytree(bundle_copy, other)
+    engine = other / entry.engine
+    engine.write_bytes(engine.read_bytes() + b"0")
+    sign(other)
+    assert not merge_engines(bundle_copy, [other]).published, "one is as good as the other"
+    record = EngineRecord(sha256_file(engine), "NVIDIA L4", True, 1.0, 4.0, "8x16", "stored", "2026-01-01")
+    store_report(other, ENGINE_RECORDS, records_document([record]), "nothing")
+    assert merge_engines(bundle_copy, [other]).published
+    assert sha256_file(bundle_copy / entry.engine) == sha256_file(engine)
+    assert "verified on NVIDIA L4" in Bundle.load(bundle_copy).engine_status(entry)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """Engines: real ones, built by TensorRT for RTX on a machine without a GPU. None is run here."""
 
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,22 +41,10 @@ def test_every_ratio_of_minilm_has_an_engine_and_a_sidecar(minilm_bundle: Path) 
         assert engine.stat().st_size > 80e6, "the weights are in it"
 
 
-def test_equal_graphs_give_equal_engines_whatever_was_built_before(small_bundle: Path) -> None:
-    engine = build_engine(_request("ratio-2.onnx"), small_bundle)
-    other = build_engine(_request("ratio-3.onnx"), small_bundle)
-    assert engine != other
-    assert engine == build_engine(_request("ratio-2.onnx"), small_bundle)
-
-
-def test_equal_graphs_give_equal_engines_wherever_they_lie(
-    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shapes = dict.fromkeys(SHAPES, ((1, 1), (8, 64), (32, 64)))  # the lengths of names have shown in these
-    request = _request("ratio-2.onnx", shapes)
-    engine = build_engine(request, small_bundle)
-    shutil.copytree(small_bundle, tmp_path / ("long" * 20))
-    monkeypatch.setenv("PATH", os.environ["PATH"] + ":/of/another/length" * 5)
-    assert engine == build_engine(request, tmp_path / ("long" * 20))
+def test_attention_without_a_fused_kernel_is_decomposed_and_the_sidecar_says_so(minilm_bundle: Path) -> None:
+    """TensorRT for RTX has fused kernels for half precision only (tests/test_precision.py)."""
+    bundle = Bundle.load(minilm_bundle)
+    assert {bundle.sidecar(entry)["attention"] for entry in bundle.manifest.engines} == {"decomposed"}
 
 
 def test_a_builder_that_crashes_does_not_take_the_build_with_it(

@@ -81,7 +81,10 @@ def test_an_engine_can_be_built_of_every_family_in_half_precision(
     shapes = dict.fromkeys(backbone.spec.family.inputs, ((1, 1), (2, 16), (4, 64)))
     profiles = (Profile(name="default", shapes=shapes),)
     request = EngineRequest(target="tensorrt-rtx", graph="2.onnx", what="ratio-2", profiles=profiles)
-    assert build_engine(request, tmp_path)
+    built = build_engine(request, tmp_path)
+    assert built.content
+    # Heads of 8 are too small for a fused kernel. DeBERTa's attention is no operator.
+    assert built.attention == (None if model.startswith("deberta") else "decomposed")
 
 
 @pytest.mark.parametrize(("model", "precision"), CASES)

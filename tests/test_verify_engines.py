@@ -133,7 +133,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plant], list[EngineReq
             model = ir.load(folder / request.graph)
             ir.external_data.load_to_model(model)
             fault(model)
-            graphs[plan] = ir.to_proto(model).SerializeToString()
+            graphs[plan.content] = ir.to_proto(model).SerializeToString()
             requests.append(request)
             return plan
 

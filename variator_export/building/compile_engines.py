@@ -102,15 +102,19 @@ def merge_engines(bundle: Path, others: Sequence[Path], progress: Progress | Non
         for source in (old, *(BundleFiles(path) for path in others)):
             _check_same(old, source)
             for entry in source.manifest.engines:
-                if (there := found.get(entry.engine)) is not None:
-                    if not _is_equal(entry, there[1], source):
-                        staged.progress.note(
-                            f"{entry.engine} of {there[1].path} is kept, which was built like that of "
-                            f"{source.path}: verify it before variants that came from there run."
-                        )
-                    continue
-                _take(staged, source, entry)
-                found[entry.engine] = entry, source
+                there = found.setdefault(entry.engine, (entry, source))
+                if there[1] is not source and not _is_equal(entry, there[1], source):
+                    kept, left = there[1], source
+                    # Both were built alike. A record of verification is of one of them.
+                    if _is_verified(source, entry) and not _is_verified(kept, entry):
+                        kept, left = source, kept
+                        found[entry.engine] = entry, source
+                    staged.progress.note(
+                        f"{entry.engine} of {kept.path} is kept, which was built like that of {left.path}."
+                        + ("" if _is_verified(kept, entry) else " Verify it before it runs.")
+                    )
+        for entry, source in found.values():
+            _take(staged, source, entry)
         engines = tuple(found[name][0] for name in sorted(found))
         published = staged.finish(_with_engines(old.manifest, engines), bundle)
         _join_records(bundle, others)
@@ -156,21 +160,29 @@ def _check_same(bundle: BundleFiles, other: BundleFiles) -> None:
 
 
 def _is_equal(entry: EngineEntry, first: BundleFiles, second: BundleFiles) -> bool:
-    """Whether two engines of the same target, platform, version and variant are the same.
+    """Whether two engines of the same target, platform, version and variant have the same bytes.
+
+    Builders do not promise equal bytes. Engines of other bytes are equivalent if they were built from the
+    same files in the same way.
 
     Raises:
-        UserError: They differ. But an engine that all variants share is in every copy, so there it is enough
-            that both were built alike.
+        UserError: They are not even equivalent.
     """
     engine = entry.engine
     if first.manifest.files[engine].sha256 == second.manifest.files[engine].sha256:
         return True
-    if entry.is_shared and _request(first, entry) == _request(second, entry):
+    one, other = _request(first, entry), _request(second, entry)
+    if one == other:
         return False
+    differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
     raise UserError(
-        f"{first.path} and {second.path} have different engines {engine}.",
-        "Two GPUs of the same model produce different plans: leave out one of the two bundles.",
+        f"{first.path} and {second.path} have different engines {engine}: {', '.join(differing)} differ.",
+        "Leave out one of the two bundles, or compile both with the same options.",
     )
+
+
+def _is_verified(bundle: BundleFiles, entry: EngineEntry) -> bool:
+    return any(record.passed for record in bundle.engine_records(entry))
 
 
 def _request(bundle: BundleFiles, entry: EngineEntry) -> dict[str, Any]:
@@ -192,4 +204,8 @@ def _take(staged: StagedBundle, source: BundleFiles, entry: EngineEntry) -> None
         for name in entry.files:
             shutil.copyfile(source.file(name), staged.folder / name)
 
-    staged.step(step, depends_on, entry.files, copy)
+    old = None if staged.old is None else staged.old.manifest.files.get(entry.engine)
+    differs = old is not None and old.sha256 != source.manifest.files[entry.engine].sha256
+    staged.step(
+        step, depends_on, entry.files, copy, f"the engine of {source.path} is taken" if differs else None
+    )

@@ -45,6 +45,7 @@ class StagedBundle:
         depends_on: Mapping[str, Any],
         outputs: Sequence[str],
         make: Callable[[], None],
+        because: str | None = None,
     ) -> bool:
         """Run one step, or reuse its result from the old bundle.
 
@@ -54,6 +55,7 @@ class StagedBundle:
                 the next build can compare them and report the changes.
             outputs: The files that the step creates.
             make: Creates the files in the staging folder.
+            because: A reason to run the step although nothing that it depends on has changed.
 
         Returns:
             Whether the result was reused.
@@ -63,7 +65,7 @@ class StagedBundle:
         if self.steps.get(name) == depends_on:  # this build has run it already
             return True
         self.steps[name] = depends_on
-        why = self._why_not_reused(name, depends_on, outputs)
+        why = self._why_not_reused(name, depends_on, outputs) or because
         if why is None:
             assert self.old is not None
             for output in outputs:

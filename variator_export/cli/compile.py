@@ -77,7 +77,12 @@ def compile_command(
             "Default: as in the recipe.",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Engines to build side by side.")] = 1,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Engines to build side by side; tensorrt builds one at a time."
+        ),
+    ] = 1,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
     """Build engines from a finished bundle, on the machine that needs them.

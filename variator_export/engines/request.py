@@ -1,7 +1,7 @@
 """Requests to build an engine, in the form sent to the builder process."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,6 +18,7 @@ from variator_export.recipe.recipe import ShapeSet
 NEW_TOKENS = (32, 128)
 ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, max
 TimingCacheMode = Literal["ignore", "use", "require"]
+Attention = Literal["fused", "decomposed"]
 
 
 class Profile(BaseModel):
@@ -80,6 +81,20 @@ class EngineRequest(BaseModel):
     compute_capabilities: tuple[str, ...] = ()
     timing_cache: str | None = None
     timing_cache_mode: TimingCacheMode = "ignore"
+
+
+class BuiltEngine(NamedTuple):
+    """What a builder made of a request.
+
+    Attributes:
+        content: The serialized engine.
+        attention: `fused` if each attention is one kernel; `decomposed` if the target has no such kernel for
+            the graph, and computes attention in several; None if the builder does not tell, or the graph has
+            no attention operators.
+    """
+
+    content: bytes
+    attention: Attention | None = None
 
 
 def request_of(

@@ -17,7 +17,7 @@ from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import versions
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
-from variator_export.engines.request import EngineRequest, TimingCacheMode
+from variator_export.engines.request import BuiltEngine, EngineRequest, TimingCacheMode
 from variator_export.generation.search import Sequences
 from variator_export.generation.settings import GenerationSettings
 from variator_export.recipe.recipe import EngineRecipe
@@ -195,10 +195,12 @@ class EngineTarget(Target):
     Attributes:
         probe: A program that prints the version, for `doctor`.
         code: The code of this package that determines an engine's bytes, for `core.hashing.code_digest`.
+        times_kernels: Whether builds time kernels on the GPU, so that two at once would measure each other.
     """
 
     probe: str
     code: tuple[str, ...]
+    times_kernels: bool = False
 
     @abstractmethod
     def version(self) -> str:
@@ -248,7 +250,7 @@ class EngineTarget(Target):
         """
 
     @abstractmethod
-    def build(self, request: EngineRequest, folder: Path, on_progress: OnProgress | None) -> bytes:
+    def build(self, request: EngineRequest, folder: Path, on_progress: OnProgress | None) -> BuiltEngine:
         """Build an engine.
 
         Args:

@@ -2,8 +2,8 @@
 
 Wrong answers for batches of more than one row have passed the checks of many tools (NVIDIA/TensorRT#4853,
 #4813, #4796), because equal outputs for one dummy batch say nothing about them. These checks compare a graph
-with itself. Two runs of a correct graph differ only by rounding, so the limit is the one of
-`verification.judging.error_budget`.
+with itself. Two runs of a correct graph differ only by rounding, each by up to the limit of
+`verification.judging.error_budget` from the exact numbers, and perhaps in opposite directions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +31,9 @@ SupportsShape = Callable[[int, int], bool]
 _MOST_ROWS = 128
 _SEVERAL_ROWS = 4
 _MOST_TOKENS = 1024
+# The base error of two runs of a graph is that of one run for each: by the triangle inequality, two runs that
+# are both within the limit differ by no more than twice the limit.
+_RUNS = 2
 
 
 def check_invariances(
@@ -123,7 +126,8 @@ def _judge_pair(
     """
     if wanted is None or not np.isfinite(wanted).all():
         return judge(question, wanted, np.empty(0) if wanted is None else wanted, budget)
-    return judge(question, found, wanted, budget.of_part(scale, float(np.abs(wanted).max(initial=0.0))))
+    part = float(np.abs(wanted).max(initial=0.0))
+    return judge(question, found, wanted, budget.of_part(scale, part).times(_RUNS))
 
 
 def _nearest_shape(

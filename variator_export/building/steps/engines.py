@@ -1,9 +1,10 @@
 """The steps that build engines from verified graphs. They need neither torch nor transformers."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -22,6 +23,7 @@ from variator_export.core.parts import DECODER
 from variator_export.core.progress import PhaseBars
 from variator_export.engines.layers import precision_in_engine
 from variator_export.engines.request import (
+    BuiltEngine,
     EngineRequest,
     Profile,
     TimingCacheMode,
@@ -40,7 +42,8 @@ class EngineOrder:
         options: Options for building the engines.
         targets: Targets to build for, without `onnxruntime`.
         only: Names of the variants to build, possibly including `any-ratio`; None to follow the options.
-        jobs: Number of engines built at a time, each in its own process.
+        jobs: Number of engines built at a time, each in its own process. Builds that time kernels on the
+            GPU run one at a time all the same.
         timing_cache: Whether kernel timings are kept from one build to the next.
     """
 
@@ -222,22 +225,25 @@ def _keep(staged: StagedBundle, sources: EngineSources, entry: EngineEntry) -> b
 @contextmanager
 def _builders(
     staged: StagedBundle, planned: Sequence[_Planned], jobs: int
-) -> Iterator[Callable[[_Planned], tuple[bytes, float]]]:
+) -> Iterator[Callable[[_Planned], tuple[BuiltEngine, float]]]:
     """Provide the function that returns a built engine and its build time in seconds.
 
     With one job, the function builds the engine. With several jobs, all builds are submitted at once and the
     function waits for the one it is asked for.
     """
 
-    def build(plan: _Planned, bars: "PhaseBars | None" = None) -> tuple[bytes, float]:
-        start = time.monotonic()
+    timing = threading.Lock()
+
+    def build(plan: _Planned, bars: "PhaseBars | None" = None) -> tuple[BuiltEngine, float]:
         builder = find_engine_target(plan.entry.target)
-        engine = builder.build(plan.request, staged.folder, bars.tell if bars else None)
-        return engine, time.monotonic() - start
+        with timing if builder.times_kernels else nullcontext():
+            start = time.monotonic()
+            engine = builder.build(plan.request, staged.folder, bars.tell if bars else None)
+            return engine, time.monotonic() - start
 
     if jobs == 1:
 
-        def build_now(plan: _Planned) -> tuple[bytes, float]:
+        def build_now(plan: _Planned) -> tuple[BuiltEngine, float]:
             with PhaseBars(staged.progress, f"{plan.entry.target} {plan.request.what}") as bars:
                 return build(plan, bars)
 
@@ -247,7 +253,9 @@ def _builders(
     if needed:
         staged.materialise()
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        running: dict[str, Future[tuple[bytes, float]]] = {p.step: pool.submit(build, p) for p in needed}
+        running: dict[str, Future[tuple[BuiltEngine, float]]] = {
+            p.step: pool.submit(build, p) for p in needed
+        }
         try:
             yield lambda plan: running[plan.step].result()
         finally:
@@ -301,13 +309,15 @@ def _plan_proof(
     return {"counted_on": "plan", **asdict(found)}
 
 
-def _make(staged: StagedBundle, sources: EngineSources, plan: _Planned, built: tuple[bytes, float]) -> None:
+def _make(
+    staged: StagedBundle, sources: EngineSources, plan: _Planned, built: tuple[BuiltEngine, float]
+) -> None:
     """Write an engine, its sidecar, and its build time."""
     engine, seconds = built
     entry, request = plan.entry, plan.request
     path = staged.folder / entry.engine
-    path.write_bytes(engine)
-    facts = find_engine_target(entry.target).facts(engine)
+    path.write_bytes(engine.content)
+    facts = find_engine_target(entry.target).facts(engine.content)
     write_json(
         staged.folder / entry.sidecar,
         {
@@ -320,13 +330,14 @@ def _make(staged: StagedBundle, sources: EngineSources, plan: _Planned, built: t
             "precision": entry.precision,
             # Counted on the graphs with plugins.
             "precision_proof": _proof(sources, entry.variant) if entry.part == sources.part else None,
-            "plan_proof": _plan_proof(staged, sources, entry, engine),
+            "plan_proof": _plan_proof(staged, sources, entry, engine.content),
+            "attention": engine.attention,
             "options": request.options.model_dump(mode="json"),
             "compute_capabilities": list(request.compute_capabilities),
             "profiles": [profile.model_dump(mode="json") for profile in request.profiles],
             "engine": {
                 "sha256": sha256_file(path),
-                "size_bytes": len(engine),
+                "size_bytes": len(engine.content),
                 "plan_version": facts["plan_version"],
             },
             "made_from": {name: plan.depends_on[name] for name in SOURCES if name in plan.depends_on},

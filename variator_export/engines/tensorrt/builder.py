@@ -10,7 +10,7 @@ from typing import Any
 
 from variator_export.core.environment import require
 from variator_export.core.errors import UserError
-from variator_export.engines.request import EngineRequest, Profile
+from variator_export.engines.request import Attention, BuiltEngine, EngineRequest, Profile
 from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.api import load_tensorrt
 from variator_export.engines.tensorrt.log import last_messages, make_log
@@ -18,7 +18,7 @@ from variator_export.engines.tensorrt.timing_cache import TimingCache
 from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 
 
-def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = None) -> bytes:
+def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = None) -> BuiltEngine:
     """Build an engine in this process, with the result and errors of `builder_process.build_engine`."""
     trt = load_tensorrt(request.target)
     log = make_log(trt)
@@ -31,7 +31,6 @@ def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = N
     parser = trt.OnnxParser(network, log)
     if not _parse(parser, request):
         raise _failed(request, "cannot parse the graph", log, "\n  ".join(_parser_errors(parser)))
-    _allow_decomposed_attention(trt, network)
     config = builder.create_builder_config()
     for profile in request.profiles:
         config.add_optimization_profile(_make_profile(builder, network, request, profile))
@@ -40,11 +39,19 @@ def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = N
         config.progress_monitor = _make_monitor(trt, on_progress)
     with _timing_cache(config, request) as cache:
         serialized = builder.build_serialized_network(network, config)
+        attentions = list(_attentions(trt, network))
+        # A builder that may decompose attention does so silently, also where a fused kernel was expected.
+        decomposes = serialized is None and bool(attentions)
+        if decomposes:
+            for attention in attentions:
+                attention.decomposable = True
+            serialized = builder.build_serialized_network(network, config)
         if serialized is None:
             raise _failed(request, "built no engine", log)
         if cache is not None:
             cache.store(config)
-    return bytes(serialized)
+    kind: Attention | None = None if not attentions else "decomposed" if decomposes else "fused"
+    return BuiltEngine(bytes(serialized), kind)
 
 
 def _parse(parser: Any, request: EngineRequest) -> bool:
@@ -113,14 +120,14 @@ def _timing_cache(config: Any, request: EngineRequest) -> Iterator[TimingCache |
     yield cache
 
 
-def _allow_decomposed_attention(trt: Any, network: Any) -> None:
-    """Let the builder decompose attention without a fused kernel (float32), instead of refusing it."""
+def _attentions(trt: Any, network: Any) -> Iterator[Any]:
+    """The attention operators of a network."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             # The bindings return every layer as the base class; set the layer's own class by hand.
             layer.__class__ = trt.IAttentionBoundaryLayer
-            layer.attention.decomposable = True
+            yield layer.attention
 
 
 def _make_profile(builder: Any, network: Any, request: EngineRequest, profile: Profile) -> Any:

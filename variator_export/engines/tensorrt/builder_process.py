@@ -1,18 +1,14 @@
 """Builder process: builds one engine in a process of its own.
 
-A crash of the builder does not end the build, Ctrl-C ends the builder at once, and equal inputs give equal
-bytes. TensorRT for RTX orders some of its output by memory addresses. The second engine of a process
-therefore differs from the first engine of another process. Two processes also differ, unless their address
-space is not randomised and its contents, file names and the environment included, have equal lengths.
-Where the system forbids fixed addresses (some containers), engines are just as good, but their bytes may
-differ.
+A crash of the builder does not end the build, and Ctrl-C ends the builder at once. Two builds of one request
+may differ in a few bytes: builders promise none, and some order their output by memory addresses.
 
-`python -m variator_export.engines.tensorrt.builder_process` reads the request as JSON from standard input and
-writes the engine to standard output; progress goes to the file descriptor VARIATOR_EXPORT_PROGRESS.
-The process writes only the timing cache to disk, so a builder whose parent was killed leaves nothing behind.
+`python -m variator_export.engines.tensorrt.builder_process` reads the request as JSON from standard input,
+and writes a line of facts as JSON and then the engine to standard output. Progress goes to the file
+descriptor VARIATOR_EXPORT_PROGRESS. The process writes only the timing cache to disk, so a builder whose
+parent was killed leaves nothing behind.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -22,19 +18,24 @@ import threading
 from pathlib import Path
 
 from variator_export.core.errors import UserError
-from variator_export.engines.request import EngineRequest
+from variator_export.engines.request import BuiltEngine, EngineRequest
 from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.builder import build_engine_here
 
 _REFUSED = 1
-_QUERY, _ADDR_NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000
-_FIXED = "VARIATOR_EXPORT_FIXED_ADDRESSES"
 _PROGRESS = "VARIATOR_EXPORT_PROGRESS"
 # Variables of the caller's environment that a builder may need.
-_ENVIRONMENT = ("PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HOME")
+_ENVIRONMENT = (
+    "PYTHONPATH",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "HOME",
+    "TMPDIR",
+)
 
 
-def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress | None = None) -> bytes:
+def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress | None = None) -> BuiltEngine:
     """Build an engine. No GPU is needed for TensorRT for RTX.
 
     Args:
@@ -43,7 +44,7 @@ def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress |
         on_progress: Called with the phase, the completed steps and the total steps.
 
     Returns:
-        The serialized engine.
+        The engine.
 
     Raises:
         UserError: The parser or the builder refuses or crashes. The message quotes them.
@@ -55,22 +56,22 @@ def build_engine(request: EngineRequest, folder: Path, on_progress: OnProgress |
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=(writer,),
-        # The graph's name is relative to the folder: the length of a full path would shift memory too.
-        cwd=folder,
+        cwd=folder,  # the graph's name is relative to it
         env=_environment(writer),
     )
     os.close(writer)
     listener = threading.Thread(target=_listen, args=(reader, on_progress), daemon=True)
     listener.start()
     try:
-        engine, errors = process.communicate(request.model_dump_json().encode())
+        output, errors = process.communicate(request.model_dump_json().encode())
     except BaseException:  # including Ctrl-C
         process.kill()
         process.wait()
         raise
     listener.join()
     if process.returncode == 0:
-        return engine
+        facts, _, content = output.partition(b"\n")
+        return BuiltEngine(content, **json.loads(facts))
     words = errors.decode(errors="replace").strip()
     if process.returncode == _REFUSED and words:
         try:
@@ -99,30 +100,17 @@ def _listen(reader: int, on_progress: OnProgress | None) -> None:
 
 
 def _environment(progress: int) -> dict[str, str]:
-    """The environment of the builder, always of the same size, because it occupies memory too."""
+    """The environment of the builder."""
     chosen = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    chosen |= {"PYTHONHASHSEED": "0", _PROGRESS: f"{progress:06d}"}
-    size = sum(len(os.fsencode(text)) for item in chosen.items() for text in item) + 10 * len(chosen)
-    return {**chosen, "VARIATOR_EXPORT_PADDING": "-" * (-size % 8192)}
+    return {**chosen, _PROGRESS: str(progress)}
 
 
 def _command() -> list[str]:
     return [sys.executable, "-P", "-m", "variator_export.engines.tensorrt.builder_process"]
 
 
-def _fix_addresses() -> None:
-    """Restart this process so that memory addresses are the same in every run (Linux personality(2))."""
-    if _FIXED in os.environ or not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None)
-    current = libc.personality(_QUERY)
-    if current != -1 and libc.personality(current | _ADDR_NO_RANDOMIZE) != -1:
-        os.execve(sys.executable, _command(), {**os.environ, _FIXED: "1"})
-
-
 def main() -> None:
     """Build the engine requested on standard input."""
-    _fix_addresses()
     # Output of native code goes to stderr; stdout is reserved for the engine.
     engine_out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -138,7 +126,7 @@ def main() -> None:
             print(json.dumps({"message": error.message, "hint": error.hint}), file=sys.stderr)
             sys.exit(_REFUSED)
     with engine_out:
-        engine_out.write(engine)
+        engine_out.write(json.dumps({"attention": engine.attention}).encode() + b"\n" + engine.content)
 
 
 if __name__ == "__main__":

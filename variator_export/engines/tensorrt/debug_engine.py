@@ -79,7 +79,7 @@ class Rebuilder:
             # Save a copy of the weights: parsers refuse files in other folders, also if links lead to them.
             ir.save(model, Path(folder) / _GRAPH, external_data="changed.data")
             request = request_of(self._sidecar, _GRAPH, what, (profile,))
-            content = build_engine(request, Path(folder), on_progress)
+            content = build_engine(request, Path(folder), on_progress).content
         plan = OpenPlan(self._entry.target, content, what, "Verify it without --bisect.")
         execution = EngineContexts(plan, [profile], self._device, self._entry.target, what)
 

@@ -20,11 +20,7 @@ network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRO
 parser = trt.OnnxParser(network, log)
 if not parser.parse_from_file("graph.onnx"):
     raise SystemExit("\\n".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
-for i in range(network.num_layers):
-    layer = network.get_layer(i)
-    if layer.type == trt.LayerType.ATTENTION_INPUT:
-        layer.__class__ = trt.IAttentionBoundaryLayer
-        layer.attention.decomposable = True
+DECOMPOSED
 config = builder.create_builder_config()
 OPTIONS
 profile = builder.create_optimization_profile()
@@ -61,6 +57,15 @@ found = result.float().cpu().numpy()
 '''
 
 
+# For an engine whose builder had no fused kernel for attention.
+_DECOMPOSED = """for i in range(network.num_layers):
+    layer = network.get_layer(i)
+    if layer.type == trt.LayerType.ATTENTION_INPUT:
+        layer.__class__ = trt.IAttentionBoundaryLayer
+        layer.attention.decomposable = True
+"""
+
+
 def script_for_tensorrt(module: str, sidecar: Mapping[str, Any]) -> str:
     """The program that builds and runs an engine of `graph.onnx`.
 
@@ -77,4 +82,9 @@ def script_for_tensorrt(module: str, sidecar: Mapping[str, Any]) -> str:
     if (compatibility := built["hardware_compatibility"]) != "none":
         level = compatibility.replace("-", "_").upper()
         options.append(f"config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.{level}")
-    return _TENSORRT.replace("MODULE", module).replace("OPTIONS\n", "".join(f"{o}\n" for o in options))
+    decomposed = _DECOMPOSED if sidecar.get("attention") == "decomposed" else ""
+    return (
+        _TENSORRT.replace("DECOMPOSED\n", decomposed)
+        .replace("MODULE", module)
+        .replace("OPTIONS\n", "".join(f"{o}\n" for o in options))
+    )

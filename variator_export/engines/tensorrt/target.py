@@ -14,7 +14,7 @@ from variator_export.core.gpu import first_gpu
 from variator_export.core.precision import FP8, INT8_STATIC, find_precision
 from variator_export.engines.compatibility import AMPERE_PLUS, PORTABLE
 from variator_export.engines.decoder import Decoder
-from variator_export.engines.request import EngineRequest, TimingCacheMode
+from variator_export.engines.request import BuiltEngine, EngineRequest, TimingCacheMode
 from variator_export.engines.target import (
     DebugEngines,
     EngineSession,
@@ -55,6 +55,11 @@ class TensorRtTarget(EngineTarget):
     def module(self) -> str:  # type: ignore[override]
         """TensorRT's Python module."""
         return self.flavour.module
+
+    @property
+    def times_kernels(self) -> bool:  # type: ignore[override]
+        """Whether it builds on the GPU of the machine."""
+        return not self.flavour.portable
 
     @property
     def distributions(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -139,7 +144,7 @@ class TensorRtTarget(EngineTarget):
             )
         return str(timing_cache_path(gpu.name, api.cuda_version(self.name) or "", self.version()))
 
-    def build(self, request: EngineRequest, folder: Path, on_progress: OnProgress | None) -> bytes:
+    def build(self, request: EngineRequest, folder: Path, on_progress: OnProgress | None) -> BuiltEngine:
         """Build the engine in a process of its own."""
         return build_engine(request, folder, on_progress)
 

@@ -68,7 +68,11 @@ class Budget:
             whole: Largest absolute value of the output.
             part: Largest absolute value of the part.
         """
-        return self if not 0 < part < whole else _rounded(_times(self, whole / part))
+        return self if not 0 < part < whole else self.times(whole / part)
+
+    def times(self, factor: float) -> "Budget":
+        """The base error multiplied by a factor."""
+        return _rounded(_times(self, factor))
 
 
 def quantization_share(precision: str) -> float | None:
@@ -114,7 +118,7 @@ def make_budgets(eager: Sequence[Mapping[str, Deviation]], precision: str) -> li
 
 def scaled(budgets: Mapping[str, Budget], factor: float) -> dict[str, Budget]:
     """Multiply the base errors of a case's outputs by a factor."""
-    return {output: _rounded(_times(budget, factor)) for output, budget in budgets.items()}
+    return {output: budget.times(factor) for output, budget in budgets.items()}
 
 
 def make_pooled_budgets(eager: Sequence[Deviation], precision: str) -> list[Budget]:
