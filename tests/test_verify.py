@@ -35,7 +35,7 @@ from variator_export.recipe.recipe import Recipe
 from variator_export.sessions import Bundle
 from variator_export.verification.bisection.bisect import Bisection, BisectSubject
 from variator_export.verification.bundle_verification import STORED, Verification, verify
-from variator_export.verification.cases import REAL_TEXT
+from variator_export.verification.cases import REAL_TEXT, Case
 from variator_export.verification.eager_bundle import EagerBundle
 from variator_export.verification.invariances import (
     CHECKS,
@@ -48,8 +48,8 @@ from variator_export.verification.invariances import (
 from variator_export.verification.judging.averages import AVERAGE, BIAS
 from variator_export.verification.judging.compare import argmax_agreement, deviation, rank_correlation
 from variator_export.verification.judging.error_budget import Budget, make_budgets, make_pooled_budgets
-from variator_export.verification.judging.judge import REFERENCE
-from variator_export.verification.reference import Expected, load_reference
+from variator_export.verification.judging.judge import REFERENCE, Finding, Question, judge
+from variator_export.verification.reference import Expected, judge_carefully, load_reference
 from variator_export.verification.reference_check import verify_graph
 from variator_export.verification.runs import Graphs
 
@@ -733,6 +733,51 @@ def test_budgets_by_hand() -> None:
     assert not usual.allows(found, 2.9)
     silent = make_budgets([{"y": deviation(expected, expected)}], "float16")[0]["y"]
     assert silent == Budget(9.77e-4, 9.77e-4, 9.77e-4)  # a unit of float16
+
+
+def test_what_is_just_outside_its_limit_is_judged_by_more_roundings() -> None:
+    wanted, asked = np.array([1.0, -4.0]), list[int]()
+
+    def measure_again() -> dict[str, Budget]:
+        asked.append(1)
+        return {"y": Budget(3e-6, 3e-6, 3e-6)}
+
+    def judged(error: float) -> Finding:
+        expected = Expected(case, {"y": wanted}, {"y": Budget(1e-6, 1e-6, 1e-6)}, measure_again)
+        question = Question("x", REFERENCE, case.name, case.shape, "y")
+        return judge_carefully(
+            expected, "y", lambda budget: judge(question, wanted + np.array([0, error]), wanted, budget)
+        )
+
+    case = Case("any", {"input_ids": np.ones((1, 2), np.int64)})
+    assert judged(3e-6 * 4).passed
+    assert not asked, "within the limit"
+    assert judged(1e-5 * 4).passed
+    assert len(asked) == 1
+    assert not judged(2e-5 * 4).passed
+    assert len(asked) == 2
+    assert not judged(1e-4 * 4).passed
+    assert len(asked) == 2, "far outside"
+
+
+def test_other_roundings_are_as_large_and_leave_the_weights_alone(
+    load_model: Callable[[str], Backbone],
+) -> None:
+    backbone = load_model("minilm")
+    model, exact = EagerModel(backbone, None), EagerModel(backbone.to_dtype(torch.float64), None)
+    inputs = {
+        "input_ids": np.arange(1000, 1032)[None],
+        "attention_mask": np.ones((1, 32), np.int64),
+        "token_type_ids": np.zeros((1, 32), np.int64),
+    }
+    wanted, before = exact.run(inputs)["last_hidden_state"], model.run(inputs)["last_hidden_state"]
+    first = np.linalg.norm(before - wanted)
+    for seed in range(3):
+        with model.rounded_otherwise(seed):
+            found = model.run(inputs)["last_hidden_state"]
+        assert not np.array_equal(found, before)
+        assert 0.5 * first < np.linalg.norm(found - wanted) < 2.5 * first
+        assert np.array_equal(model.run(inputs)["last_hidden_state"], before)
 
 
 def test_a_number_near_zero_is_allowed_the_usual_absolute_error() -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -97,6 +97,27 @@ class EagerModel:
         with torch.inference_mode(), self._precision:
             outputs = self._call({name: torch.from_numpy(array) for name, array in inputs.items()})
         return {name: _numpy(value) for name, value in outputs.items()}
+
+    @contextlib.contextmanager
+    def rounded_otherwise(self, seed: int) -> Iterator[None]:
+        """Move weights to a neighbouring number, and back at the end of the block.
+
+        Each weight moves up or down by one unit of its type with a probability of 1/24 each: the variance is
+        that of rounding, 1/12 of a squared unit. What a model makes of that is as much as its rounding error,
+        but independent of it.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        parameters = [p for p in self._model.parameters() if p.is_floating_point()]
+        kept = [parameter.detach().clone() for parameter in parameters]
+        try:
+            for parameter in parameters:
+                drawn = torch.rand(parameter.shape, generator=generator)
+                sign = (drawn < 1 / 24).to(parameter.dtype) - (drawn > 23 / 24).to(parameter.dtype)
+                parameter.data += parameter.data * sign * torch.finfo(parameter.dtype).eps
+            yield
+        finally:
+            for parameter, before in zip(parameters, kept, strict=True):
+                parameter.data.copy_(before)
 
     def scores(self, inputs: Mapping[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
         """Scores of the next token after each of the given ones, of a model that generates text.

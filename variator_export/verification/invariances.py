@@ -6,6 +6,7 @@ with itself. Two runs of a correct graph differ only by rounding, each by up to 
 `verification.judging.error_budget` from the exact numbers, and perhaps in opposite directions.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, Runner
 from variator_export.verification.judging.error_budget import Budget
 from variator_export.verification.judging.judge import Finding, Question, failure, judge
-from variator_export.verification.reference import Expected
+from variator_export.verification.reference import Expected, judge_carefully
 
 EQUAL_ROWS = "equal rows in, equal rows out"
 ROW_ORDER = "the rows in another order"
@@ -95,9 +96,9 @@ def check_invariances(
         try:
             for found, wanted in run():
                 for output, question in questions.items():
-                    budget = expected.budgets[output]
                     pair = found.get(output), wanted.get(output)
-                    finding = _judge_pair(question, *pair, budget, scales[output])
+                    judge_with = functools.partial(_judge_pair, question, *pair, scales[output])
+                    finding = judge_carefully(expected, output, judge_with)
                     if output not in worst or finding.severity > worst[output].severity:
                         worst[output] = finding
         except UserError as error:
@@ -113,7 +114,7 @@ def check_invariances(
 
 
 def _judge_pair(
-    question: Question, found: np.ndarray | None, wanted: np.ndarray | None, budget: Budget, scale: float
+    question: Question, found: np.ndarray | None, wanted: np.ndarray | None, scale: float, budget: Budget
 ) -> Finding:
     """Judge two outputs that both come from the graph: a broken output on either side is a fault.
 
@@ -121,8 +122,8 @@ def _judge_pair(
         question: The question.
         found: One output, of all rows or some.
         wanted: The other one.
-        budget: The base error of all rows.
         scale: Largest absolute value of all rows.
+        budget: The base error of all rows.
     """
     if wanted is None or not np.isfinite(wanted).all():
         return judge(question, wanted, np.empty(0) if wanted is None else wanted, budget)

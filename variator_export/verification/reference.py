@@ -4,10 +4,14 @@ The reference is computed with eager PyTorch, or read from the bundle on a machi
 the backbone.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from safetensors import SafetensorError
@@ -17,11 +21,14 @@ from variator_export.core.axes import is_key_or_value
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, Runner
 from variator_export.verification.cases import REAL_TEXT, Case
-from variator_export.verification.judging.compare import deviation
-from variator_export.verification.judging.error_budget import Budget, make_budgets, scaled
+from variator_export.verification.judging.compare import deviation, where_expected
+from variator_export.verification.judging.error_budget import Budget, make_budgets, scaled, widened
+from variator_export.verification.judging.judge import Finding
 
 ReferenceKind = Literal["eager", "stored"]
 EAGER = "eager PyTorch, float64, CPU"
+# What is up to so many times the limit is judged again, by so many runs of eager PyTorch.
+_NEAR, _RUNS = 8, 8
 
 
 @dataclass(frozen=True)
@@ -32,16 +39,48 @@ class Expected:
         case: The case with its inputs.
         outputs: The outputs of eager PyTorch in float64, by name.
         budgets: The base error of each output.
+        measure_again: Function that measures the base errors with more care (`judge_carefully`). None if
+            eager PyTorch is not there.
     """
 
     case: Case
     outputs: Arrays
-    budgets: Mapping[str, Budget]
+    budgets: dict[str, Budget]
+    measure_again: Callable[[], Mapping[str, Budget]] | None = None
+
+
+class RoundingRunner(Runner, Protocol):
+    """A runner that can round in other ways."""
+
+    def rounded_otherwise(self, seed: int) -> AbstractContextManager[None]:
+        """Run with weights that differ by about as much as rounding changed them."""
+        ...
+
+
+def judge_carefully(expected: Expected, output: str, judge_with: Callable[[Budget], Finding]) -> Finding:
+    """Judge an output, a second time if it is just outside its limit.
+
+    Where few values dominate an error, as the largest ones of MiniLM's hidden states do, the error of one run
+    of eager PyTorch is little more than a random number: of two errors with the same normal distribution, one
+    is more than 4 times the other in 16 % of all cases (2/pi atan(1/4)). So near the limit, the base error is
+    the largest of several runs of eager PyTorch that round differently. A fault stays far outside.
+
+    Args:
+        expected: The case. Its base errors are replaced if they were measured again.
+        output: The output's name.
+        judge_with: Function that judges the output by a base error.
+    """
+    finding = judge_with(expected.budgets[output])
+    is_near = finding.used is not None and finding.used <= _NEAR * finding.allowed
+    if finding.passed or not is_near or expected.measure_again is None:
+        return finding
+    expected.budgets.update(expected.measure_again())
+    return judge_with(expected.budgets[output])
 
 
 def eager_reference(
     exact: Runner,
-    same_precision: Runner,
+    same_precision: RoundingRunner,
     cases: Sequence[Case],
     precision: str,
     progress: Callable[[], None] = lambda: None,
@@ -77,7 +116,26 @@ def eager_reference(
         )
         progress()
     budgets = [scaled(of_case, share or 1.0) for of_case in make_budgets(deviations, precision)]
-    return [Expected(*item) for item in zip(cases, outputs, budgets, strict=True)]
+    reference = [Expected(*item) for item in zip(cases, outputs, budgets, strict=True)]
+    if share is not None:  # the base error is no rounding
+        return reference
+    return [
+        dataclasses.replace(each, measure_again=functools.cache(partial(_measure, each, same_precision)))
+        for each in reference
+    ]
+
+
+def _measure(expected: Expected, runner: RoundingRunner) -> dict[str, Budget]:
+    """The base errors of a case: the largest errors of several runs that round differently."""
+    case, budgets = expected.case, dict(expected.budgets)
+    for seed in range(_RUNS):
+        with runner.rounded_otherwise(seed):
+            rounded = runner.run(case.inputs)
+        for name, wanted in expected.outputs.items():
+            own, wanted = where_expected(rounded[name], wanted)
+            found = deviation(own[case.judged_rows], wanted[case.judged_rows])
+            budgets[name] = widened(budgets[name], found)
+    return budgets
 
 
 def _where_finite(exact: np.ndarray, rounded: np.ndarray) -> np.ndarray:

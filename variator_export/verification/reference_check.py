@@ -1,23 +1,15 @@
 """Comparison of a graph or an engine with eager PyTorch: every case, and the average over all cases."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-
-import numpy as np
 
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Runner
 from variator_export.verification.judging.averages import CaseError, case_error, judge_averages
+from variator_export.verification.judging.compare import where_expected
 from variator_export.verification.judging.judge import REFERENCE, Finding, Question, failure, judge
-from variator_export.verification.reference import Expected
-
-
-def _where_expected(found: np.ndarray | None, wanted: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """An output and what is expected of it, with zeros in both where nothing is: NaN in the reference."""
-    nothing = np.isnan(wanted)
-    if found is None or found.shape != wanted.shape or not nothing.any():
-        return found, wanted
-    return np.where(nothing, 0, found), np.where(nothing, 0, wanted)
+from variator_export.verification.reference import Expected, judge_carefully
 
 
 def verify_graph(
@@ -52,8 +44,12 @@ def verify_graph(
             continue
         for output, question in questions.items():
             rows = case.judged_rows
-            own, wanted = _where_expected(found.get(output), expected.outputs[output])
-            finding = judge(question, own, wanted, budgets[output], rows)
+            own, wanted = found.get(output), expected.outputs[output]
+            if own is not None:
+                own, wanted = where_expected(own, wanted)
+            finding = judge_carefully(
+                expected, output, functools.partial(judge, question, own, wanted, rows=rows)
+            )
             findings.append(finding)
             if finding.deviation is not None:
                 of_case = case_error(found[output][rows], wanted[rows], finding.deviation, budgets[output])

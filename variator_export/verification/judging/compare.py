@@ -97,3 +97,11 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return np.asarray((ends - (counts + 1) / 2)[inverse])
+
+
+def where_expected(found: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An output and what is expected of it, with zeros in both where nothing is: NaN in the reference."""
+    nothing = np.isnan(wanted)
+    if found.shape != wanted.shape or not nothing.any():
+        return found, wanted
+    return np.where(nothing, 0, found), np.where(nothing, 0, wanted)

@@ -121,6 +121,11 @@ def scaled(budgets: Mapping[str, Budget], factor: float) -> dict[str, Budget]:
     return {output: budget.times(factor) for output, budget in budgets.items()}
 
 
+def widened(budget: Budget, found: Deviation) -> Budget:
+    """The larger of a base error and of the error of another run of eager PyTorch."""
+    return _base([budget, _shares(found)])
+
+
 def make_pooled_budgets(eager: Sequence[Deviation], precision: str) -> list[Budget]:
     """Compute the base errors of values of different kinds, such as the outputs of a model's modules.
 
