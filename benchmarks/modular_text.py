@@ -31,7 +31,7 @@ from variator_export.core.parts import DECODER, ENCODER
 from variator_export.data.example_files import read_examples
 from variator_export.data.examples import Columns
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
-from variator_export.graph.assemble_variant import leave_out_layers
+from variator_export.graph.assemblies.variant import leave_out_layers
 from variator_export.graph.bind import bind_baseline_loaded
 from variator_export.graph.defaults import load_without_defaults
 from variator_export.graph.trace import trace

@@ -29,7 +29,7 @@ from variator_export.core.errors import UserError
 from variator_export.core.parts import MODEL
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
-from variator_export.graph.assemble_variant import assemble_any
+from variator_export.graph.assemblies.variant import assemble_any
 from variator_export.model.backbone import Backbone
 from variator_export.model.methods.modular import MODULAR
 from variator_export.model.modular.assembled import copied_layer, layers_of, state_of_modules

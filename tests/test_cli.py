@@ -59,7 +59,7 @@ COMMANDS = {
                       "--max-queue-size", "--priority-levels", "--instances", "--gpu",
                       "--compute-capability", "--tensorrt-version", "--allow-unverified", "--overwrite",
                       "--format", "--help"},
-    "inspect": {"--format", "--help"},
+    "inspect": {"--kernels", "--format", "--help"},
     "evaluate": {"--data", "--text-column", "--pair-column", "--label-column", "--no-header", "--task",
                  "--backbone", "--runtime", "--max-tokens", "--assembly", "--card", "--format", "--help"},
     "import": {"--output", "--backbone", "--dtype", "--replace", "--push-to-hub", "--format", "--help"},

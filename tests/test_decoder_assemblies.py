@@ -32,7 +32,7 @@ from variator_export.data.examples import Columns
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.engines.target import GeneratingSession
-from variator_export.graph.assemble_variant import assemble_decoder
+from variator_export.graph.assemblies.variant import assemble_decoder
 from variator_export.model.backbone import Backbone, load_backbone
 from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.methods import work_of

@@ -1,4 +1,4 @@
-"""The branches of the graph that runs every assembly of a bundle (`graph.any_assembly`)."""
+"""The branches of the graph that runs every assembly of a bundle (`graph.assemblies.any_assembly`)."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 

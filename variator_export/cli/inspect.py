@@ -8,6 +8,7 @@ from rich.table import Table
 
 from variator_export.bundle.engine_records import ANY_RATIO
 from variator_export.bundle.manifest import BackboneEntry
+from variator_export.cli.kernels import print_kernels
 from variator_export.cli.output import Format, Output
 from variator_export.core.axes import is_key_or_value
 from variator_export.core.parts import DECODER, ENCODER, MODEL
@@ -16,6 +17,14 @@ from variator_export.sessions import Bundle
 
 def inspect_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            "--kernels",
+            metavar="ENGINE",
+            help="List the kernels of an engine by layer. A variant's name, or the engine's file.",
+        ),
+    ] = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
 ) -> None:
     """Show the contents of a bundle, and check every file against its hash.
@@ -24,11 +33,16 @@ def inspect_command(
 
     `variator-export inspect artifacts/minilm`
 
+    `variator-export inspect artifacts/minilm --kernels ratio-4`
+
     `variator-export inspect artifacts/minilm --format json`
     """
     printer = Output(format)
     loaded = Bundle.load(bundle)
     loaded.check_all()
+    if kernels is not None:
+        print_kernels(printer, loaded, kernels)
+        return
     if printer.is_json:
         printer.document({"path": str(loaded.path), **loaded.manifest.model_dump(mode="json")})
         return

@@ -17,6 +17,7 @@ from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.environment import versions
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
+from variator_export.engines.kernels import Schedule
 from variator_export.engines.request import BuiltEngine, EngineRequest, TimingCacheMode
 from variator_export.generation.search import Sequences
 from variator_export.generation.settings import GenerationSettings
@@ -270,6 +271,11 @@ class EngineTarget(Target):
         """
         del engine
         return []
+
+    def schedule(self, engine: bytes) -> Schedule | None:
+        """The kernels of an engine, as far as the file tells without a GPU; None if it tells nothing."""
+        del engine
+        return None
 
     @abstractmethod
     def facts(self, engine: bytes) -> dict[str, str | None]:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from variator_export.graph.constants import add_constant
 from variator_export.graph.defaults import load_without_defaults
+from variator_export.graph.fold import fold_decompression
 from variator_export.graph.masking import remove_padding_mask
 from variator_export.graph.padding import remove_window_padding
 from variator_export.graph.simplify import module_of, name_nodes, simplify
@@ -39,7 +40,7 @@ def bind_loaded(model: ir.Model, folder: Path, config: PluginConfig, plugin_loca
     """Bind a plugin as `bind` does, into a loaded graph without defaults, which is changed in place."""
     graph = model.graph
     held: dict[str, ir.TensorProtocol] = dict(detach_weights(graph))
-    half = _is_half(held)
+    half = _half_type(held)
     tensors = external_tensors(folder, plugin_location)
     k = config.ratio
     for value in list(graph.inputs):
@@ -49,7 +50,9 @@ def bind_loaded(model: ir.Model, folder: Path, config: PluginConfig, plugin_loca
         elif name.startswith(GRAPH_INPUT_PREFIX):
             held |= _bind_kind(graph, value, name.removeprefix(GRAPH_INPUT_PREFIX), config, tensors)
     _set_dimensions(graph, {"ratio": k, "bottleneck_size": config.bottleneck_size})
-    simplify(model, fuse_norms=not half)
+    simplify(model, fuse_norms=half is None)
+    if half is not None:
+        fold_decompression(graph, held, half)
     attach_weights(graph, held)
     name_nodes(model)
     graph.name = f"ratio-{k}"
@@ -75,7 +78,7 @@ def bind_baseline_loaded(model: ir.Model) -> ir.Model:
     ratio_inputs = [v for v in graph.inputs if str(v.name).startswith(GRAPH_INPUT_PREFIX)]
     _set_dimensions(graph, {"ratio": 1, "bottleneck_size": 1})
     remove_window_padding(graph)
-    simplify(model, fuse_norms=not _is_half(held))
+    simplify(model, fuse_norms=_half_type(held) is None)
     # Only the shapes of the plugin inputs were still in use, and they are constant now.
     for value in ratio_inputs:
         assert not value.uses(), f"{value.name} is still used in the graph of ratio 1"
@@ -86,8 +89,10 @@ def bind_baseline_loaded(model: ir.Model) -> ir.Model:
     return model
 
 
-def _is_half(weights: Mapping[str, ir.TensorProtocol]) -> bool:
-    return any(w.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for w in weights.values())
+def _half_type(weights: Mapping[str, ir.TensorProtocol]) -> ir.DataType | None:
+    """The type of a backbone in half precision; None for any other."""
+    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return next((weight.dtype for weight in weights.values() if weight.dtype in halves), None)
 
 
 def _bind_kind(

@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from variator_export.bundle.variant_files import VariantFiles
-from variator_export.graph.assemble_variant import assemble_variant
+from variator_export.graph.assemblies.variant import assemble_variant
 from variator_export.graph.bind import bind, bind_baseline, bind_baseline_loaded, bind_loaded
 from variator_export.graph.defaults import load_without_defaults
 from variator_export.model.backbone_info import BackboneInfo

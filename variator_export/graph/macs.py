@@ -1,6 +1,6 @@
 """Counts of the multiply-accumulates (MACs) in a graph, for comparison with the formula in `model.macs`.
 
-Only matrix products count, including the scores and weighted sums of attention.
+Only matrix products count, including the scores and weighted sums of attention and of the compression layers.
 """
 
 import contextlib
@@ -16,6 +16,9 @@ from variator_export.core.precision import find_precision
 from variator_export.graph.simplify import module_of
 from variator_export.graph.weights import stored_weight
 from variator_export.model.quantization.layers import is_part_of
+
+# Last components of the name of a compression layer.
+_COMPRESS = ".plugin.compress"
 
 
 class _UnknownShapeError(Exception):
@@ -38,7 +41,7 @@ def graph_macs(graph: Path, batch_size: int, length: int, ratio: int = 1) -> int
     model = ir.load(graph)
     bindings = {BATCH: batch_size, LENGTH: length, "windows": math.ceil(length / ratio)}
     try:
-        return sum(_node_macs(node, bindings) for node in model.graph)
+        return sum(_node_macs(node, bindings) + _weighted_sum_macs(node, bindings) for node in model.graph)
     except _UnknownShapeError:
         return None
 
@@ -137,6 +140,12 @@ def _node_macs(node: ir.Node, bindings: dict[str, int]) -> int:
         keys = _dims(node.inputs[1], bindings)[-2]
         return 2 * math.prod(query) * keys  # scores, weighted sums
     return 0
+
+
+def _weighted_sum_macs(node: ir.Node, bindings: dict[str, int]) -> int:
+    """The MACs of the weighted sum of a compression layer, which is a product and a sum of single values."""
+    is_one = node.op_type == "ReduceSum" and module_of(node).endswith(_COMPRESS)
+    return math.prod(_dims(node.inputs[0], bindings)) if is_one else 0
 
 
 def _dims(value: ir.Value | None, bindings: dict[str, int]) -> list[int]:

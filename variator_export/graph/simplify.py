@@ -69,6 +69,16 @@ def simplify(model: ir.Model, *, fuse_norms: bool) -> None:
             node.metadata_props[MODULE_KEY] = module
 
 
+def remove_unused(graph: ir.Graph) -> None:
+    """Remove the nodes whose results nothing reads, and the constants that nothing reads."""
+    for node in reversed(list(graph)):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_input():
+            del graph.initializers[name]
+
+
 def name_nodes(model: ir.Model) -> None:
     """Name every node MODULE/OPERATOR_N, so that messages of runtimes and builders show the module."""
     counts: dict[str, int] = {}

@@ -46,7 +46,7 @@ class CompressionLayer(nn.Module):
             lowest = torch.full((), torch.finfo(scores.dtype).min, dtype=scores.dtype, device=scores.device)
             scores = torch.where(keep, scores, lowest)
         weights = torch.softmax(scores, dim=-1)
-        return (weights.unsqueeze(-2) @ x).squeeze(-2)
+        return (x * weights.unsqueeze(-1)).sum(-2)  # TensorRT fuses it with the softmax, unlike a product
 
 
 class DecompressionLayer(nn.Module):

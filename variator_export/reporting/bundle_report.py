@@ -16,6 +16,7 @@ from variator_export.reporting.dominated import Dominated
 from variator_export.reporting.page import Section, number, render
 from variator_export.reporting.recommendation import Goals, Recommendation, overview
 from variator_export.reporting.sections import (
+    engines_section,
     quality_section,
     speed_section,
     trade_off_section,
@@ -81,7 +82,7 @@ def report(
     recommended = sources.recommendations(goals)
     in_words = overview(recommended) if goals is None else [found.text() for found in recommended]
     gains = trade_off_section(sources)
-    makers = (speed_section, quality_section, verification_section)
+    makers = (speed_section, quality_section, verification_section, engines_section)
     sections = [section for make in makers if (section := make(sources)) is not None]
     page = Path(output) if output is not None else opened.path / PAGE
     write_text(

@@ -211,6 +211,35 @@ def verification_section(sources: Sources) -> Section | None:
     return Section("Verification", text, [plot], tables)
 
 
+def engines_section(sources: Sources) -> Section | None:
+    """Show the engines: what their builders say of the kernels, and whether they were verified."""
+    bundle = sources.bundle
+    rows = []
+    for entry in bundle.manifest.engines:
+        sidecar = bundle.sidecar(entry)
+        kernels = sidecar.get("kernels") or {}
+        rows.append(
+            [
+                f"{entry.target} {entry.version} {entry.platform}",
+                f"{entry.variant}, {entry.part}",
+                sidecar.get("attention") or "",
+                kernels.get("attention_accumulates") or "",
+                *(str(kernels.get(name) or "") for name in ("per_layer", "elsewhere")),
+                bundle.engine_status(entry),
+            ]
+        )
+    if not rows:
+        return None
+    texts, numbers = ("target", "engine", "attention", "accumulates in"), ("per layer", "elsewhere")
+    columns = [Column(name, text=True) for name in texts] + [Column(name) for name in numbers]
+    table = TableOf([*columns, Column("", text=True)], rows)
+    text = (
+        "Kernels per layer and elsewhere, where an engine tells them; "
+        "variator-export inspect BUNDLE --kernels ENGINE lists them."
+    )
+    return Section("Engines", text, tables=[table])
+
+
 def _badness(finding: Mapping[str, Any]) -> float:
     """Return a finding's deviation; infinity for NaN or a graph that did not run."""
     return math.inf if finding["used"] is None else float(finding["used"])

@@ -317,7 +317,8 @@ def _make(
     entry, request = plan.entry, plan.request
     path = staged.folder / entry.engine
     path.write_bytes(engine.content)
-    facts = find_engine_target(entry.target).facts(engine.content)
+    builder = find_engine_target(entry.target)
+    facts = builder.facts(engine.content)
     write_json(
         staged.folder / entry.sidecar,
         {
@@ -332,6 +333,7 @@ def _make(
             "precision_proof": _proof(sources, entry.variant) if entry.part == sources.part else None,
             "plan_proof": _plan_proof(staged, sources, entry, engine.content),
             "attention": engine.attention,
+            "kernels": None if (kernels := builder.schedule(engine.content)) is None else kernels.summary(),
             "options": request.options.model_dump(mode="json"),
             "compute_capabilities": list(request.compute_capabilities),
             "profiles": [profile.model_dump(mode="json") for profile in request.profiles],

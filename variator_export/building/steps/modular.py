@@ -120,7 +120,7 @@ def assemble_graphs(context: BuildContext, modules: Sequence[ModulesPlan]) -> No
     def make() -> None:
         import onnx_ir as ir
 
-        from variator_export.graph.assemble_variant import assemble_any
+        from variator_export.graph.assemblies.variant import assemble_any
 
         model = assemble_any(staged.folder / context.any_ratio, context.branches, folders, context.info)
         ir.save(model, staged.folder / output)
@@ -155,7 +155,7 @@ def assemble_decoders(
         def make(output: str = output, decoder: VariantPlan = decoder) -> None:
             import onnx_ir as ir
 
-            from variator_export.graph.assemble_variant import assemble_decoder
+            from variator_export.graph.assemblies.variant import assemble_decoder
 
             model = assemble_decoder(staged.folder / original, context.files(decoder), context.info)
             ir.save(model, staged.folder / output)

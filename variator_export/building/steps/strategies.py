@@ -286,7 +286,7 @@ def _runner(
     context: BuildContext, stack: Stack, kept: Sequence[int] | None
 ) -> Callable[[Mapping[str, np.ndarray]], object]:
     """The graph with a stack, with some of its layers; None for all."""
-    from variator_export.graph.assemble_variant import leave_out_layers
+    from variator_export.graph.assemblies.variant import leave_out_layers
     from variator_export.graph.bind import bind_baseline_loaded
     from variator_export.graph.defaults import load_without_defaults
 

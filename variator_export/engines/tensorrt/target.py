@@ -14,6 +14,7 @@ from variator_export.core.gpu import first_gpu
 from variator_export.core.precision import FP8, INT8_STATIC, find_precision
 from variator_export.engines.compatibility import AMPERE_PLUS, PORTABLE
 from variator_export.engines.decoder import Decoder
+from variator_export.engines.kernels import Schedule
 from variator_export.engines.request import BuiltEngine, EngineRequest, TimingCacheMode
 from variator_export.engines.target import (
     DebugEngines,
@@ -29,7 +30,7 @@ from variator_export.engines.tensorrt.plan_header import (
     plan_contradicts,
     read_plan_version,
 )
-from variator_export.engines.tensorrt.schedule import scheduled_products
+from variator_export.engines.tensorrt.schedule import schedule, scheduled_products
 from variator_export.engines.tensorrt.timing_cache import timing_cache_path
 from variator_export.engines.text_session import TextSession
 from variator_export.recipe.recipe import EngineRecipe
@@ -151,6 +152,10 @@ class TensorRtTarget(EngineTarget):
     def products(self, engine: bytes) -> list[Any]:
         """The products in the schedule that a plan carries."""
         return scheduled_products(engine)
+
+    def schedule(self, engine: bytes) -> Schedule | None:
+        """The schedule that a plan of TensorRT for RTX carries."""
+        return schedule(engine)
 
     def facts(self, engine: bytes) -> dict[str, str | None]:
         """The CUDA that TensorRT is built for, and the version in the plan's header."""

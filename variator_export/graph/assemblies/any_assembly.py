@@ -16,7 +16,7 @@ import onnx_ir as ir
 from variator_export.bundle.branches import BRANCHES_INPUT
 from variator_export.core.assembly import Span
 from variator_export.core.axes import KINDS, present_name
-from variator_export.graph.assemble import KeptLayer, layer_states, module_values, nodes_by_layer
+from variator_export.graph.assemblies.layers import KeptLayer, layer_states, module_values, nodes_by_layer
 from variator_export.graph.defaults import set_defaults
 from variator_export.graph.simplify import MODULE_KEY, name_nodes
 from variator_export.graph.weights import attach_weights, detach_weights

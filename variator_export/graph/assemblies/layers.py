@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from variator_export.core.axes import KINDS, past_name, present_name
-from variator_export.graph.simplify import module_of
+from variator_export.graph.simplify import module_of, remove_unused
 from variator_export.graph.weights import attach_weights, detach_weights
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -74,7 +74,7 @@ def assemble(model: ir.Model, stacks: Sequence[StackLayers], hidden_size: int) -
         for layer in stack.layers:
             if layer.weights is not None:
                 held |= _exchange_weights(graph, f"{stack.path}.{layer.index}", layer.weights)
-    _remove_unused(graph)
+    remove_unused(graph)
     attach_weights(graph, held)
 
 
@@ -226,13 +226,3 @@ def _renumber_caches(graph: ir.Graph, kept: Sequence[int], num_layers: int) -> N
                 for place, layer in enumerate(kept):
                     if (value := by_name.get(name_of(layer, stack, kind))) is not None:
                         value.name = name_of(place, stack, kind)
-
-
-def _remove_unused(graph: ir.Graph) -> None:
-    """Remove the nodes whose results nothing reads."""
-    for node in reversed(list(graph)):
-        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_input():
-            del graph.initializers[name]

@@ -12,8 +12,8 @@ from variator_export.bundle.variant_files import (
     VariantFiles,
 )
 from variator_export.core.assembly import DECODER_STACK, ENCODER_STACK, Span, Stack
-from variator_export.graph.any_assembly import StackBranches, any_assembly
-from variator_export.graph.assemble import KeptLayer, StackLayers, assemble
+from variator_export.graph.assemblies.any_assembly import StackBranches, any_assembly
+from variator_export.graph.assemblies.layers import KeptLayer, StackLayers, assemble
 from variator_export.graph.weights import external_tensors
 from variator_export.model.backbone_info import BackboneInfo
 from variator_export.model.modular.files import load_module_config
