@@ -234,6 +234,35 @@ def test_a_provider_that_cannot_start_is_not_replaced_by_the_cpu(
             Bundle.load(small_bundle).session("onnxruntime-cuda", variant)
 
 
+@pytest.mark.skipif(
+    not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"),
+    reason="ONNX Runtime tells where nodes run since 1.24",
+)
+def test_products_that_a_provider_leaves_to_the_cpu_are_refused(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What TensorRT does not take runs on CUDA; ONNX Runtime gives the CPU the rest, and only logs that."""
+    available = [provider.name for provider in PROVIDERS.values()]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    real = onnxruntime.InferenceSession
+    asked: list[object] = []
+
+    def places_on_the_cpu(graph: str, options: object, providers: list[object], **more: object) -> object:
+        asked.append(providers)
+        session = real(graph, options, providers=["CPUExecutionProvider"], **more)
+        monkeypatch.setattr(session, "get_providers", lambda: [providers[0][0]])  # type: ignore[index]
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", places_on_the_cpu)
+    for target in ("onnxruntime-cuda", "onnxruntime-tensorrt"):
+        with pytest.raises(UserError, match=r"leaves \d+ products of this graph to the CPU \(.*MatMul"):
+            Bundle.load(small_bundle).session(target, 2)
+    cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
+    assert asked == [[cuda], [("TensorrtExecutionProvider", {}), cuda]]
+    placed = [("CPUExecutionProvider", "Shape"), ("CUDAExecutionProvider", "FusedMatMul")]
+    PROVIDERS["onnxruntime-cuda"].require_products(placed)
+
+
 def test_bound_inputs_and_outputs_give_the_same(small_bundle: Path) -> None:
     """As on a GPU, whose tensors are bound; the CPU can bind too."""
     bundle = Bundle.load(small_bundle)

@@ -53,13 +53,15 @@ def _open(
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     if (number := threads or default_threads()) is not None:
         options.intra_op_num_threads = number
+    if provider.device != "cpu":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     disabled = _SLOWER_FUSIONS + _BREAKS_FLOAT8 if provider is CPU and not as_it_comes else None
     name = "a graph in memory" if isinstance(graph, bytes) else graph
     try:
         session = onnxruntime.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph),
             options,
-            providers=[(provider.name, dict(provider.options))],
+            providers=[p for p in provider.chain if p[0] in onnxruntime.get_available_providers()],
             disabled_optimizers=disabled,
         )
     except Exception as error:  # onnxruntime's exceptions have no common base class
@@ -75,7 +77,18 @@ def _open(
             f"It needs {provider.needs}, and a GPU; ONNX Runtime's own message is on standard error. Or "
             "choose the target onnxruntime, which runs on the CPU.",
         )
+    if provider.device != "cpu" and hasattr(session, "get_provider_graph_assignment_info"):  # since 1.24
+        provider.require_products(placement(session))
     return session
+
+
+def placement(session: Any) -> list[tuple[str, str]]:
+    """The provider and the operator type of each node of a session that recorded them."""
+    return [
+        (str(part.ep_name), str(node.op_type))
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    ]
 
 
 def _require(provider: Provider, available: Sequence[str]) -> None:
