@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -30,9 +31,12 @@ from variator_export.model.methods import method_of
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.quantization.layers import is_part_of
 from variator_export.recipe.recipe import GraphsRecipe, QuantizationRecipe, Recipe
+from variator_export.verification import reference
 from variator_export.verification.bundle_verification import verify
 from variator_export.verification.cases import Case, make_cases
+from variator_export.verification.judging.error_budget import Budget, make_budgets, scaled
 from variator_export.verification.judging.judge import GIVEN_ROUNDING
+from variator_export.verification.quantized import given_rounding
 from variator_export.verification.quantized.given_rounding import check_given_rounding
 from variator_export.verification.quantized.losses import quantization_losses
 from variator_export.verification.reference import load_reference
@@ -247,6 +251,35 @@ def test_a_fault_in_the_quantisation_is_found(
     failed = [f for f in check_given_rounding(graphs, folder, "int8", *eager, cases) if not f.passed]
     assert failed
     assert all(map(str, failed))  # each can be printed
+
+
+def test_near_the_limit_more_roundings_are_measured(
+    int8_bundle: Callable[[str], Path],
+    load_model: Callable[[str], Backbone],
+    cases: list[Case],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eager PyTorch may be exact by chance: here, eight times as exact as it is."""
+    folder = int8_bundle("bert")
+    bundle = Bundle.load(folder)
+    backbone = load_model("bert").in_precision(INT8)
+    exact, rounded = (
+        EagerModel.of_variant(b, bundle, bundle.variant(2))
+        for b in (backbone.to_dtype(torch.float64), backbone)
+    )
+
+    def lucky(eager: Any, precision: str) -> list[dict[str, Budget]]:
+        return [scaled(of_case, 1 / 8) for of_case in make_budgets(eager, precision)]
+
+    monkeypatch.setattr(given_rounding, "make_budgets", lucky)
+
+    def passed() -> bool:
+        found = check_given_rounding({"ratio-2.onnx": {}}, folder, "int8", exact, rounded, cases)
+        return all(f.passed for f in found)
+
+    assert passed()
+    monkeypatch.setattr(reference, "_NEAR", 0)
+    assert not passed(), "without them the limit is not met"
 
 
 def test_verify_checks_the_rounding_and_the_loss(int8_bundle: Callable[[str], Path]) -> None:

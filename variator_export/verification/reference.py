@@ -48,6 +48,10 @@ class Expected:
     budgets: dict[str, Budget]
     measure_again: Callable[[], Mapping[str, Budget]] | None = None
 
+    def measured_again_by(self, runner: "RoundingRunner") -> "Expected":
+        """The same, with a runner that measures the base errors again if that is needed."""
+        return dataclasses.replace(self, measure_again=functools.cache(partial(_measure, self, runner)))
+
 
 class RoundingRunner(Runner, Protocol):
     """A runner that can round in other ways."""
@@ -119,10 +123,7 @@ def eager_reference(
     reference = [Expected(*item) for item in zip(cases, outputs, budgets, strict=True)]
     if share is not None:  # the base error is no rounding
         return reference
-    return [
-        dataclasses.replace(each, measure_again=functools.cache(partial(_measure, each, same_precision)))
-        for each in reference
-    ]
+    return [each.measured_again_by(same_precision) for each in reference]
 
 
 def _measure(expected: Expected, runner: RoundingRunner) -> dict[str, Budget]:
