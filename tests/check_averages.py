@@ -30,8 +30,8 @@ from variator_export.model.source import resolve_source
 from variator_export.recipe.recipe import Recipe
 from variator_export.verification.eager_bundle import EagerBundle
 from variator_export.verification.judging.averages import AVERAGE, BIAS
+from variator_export.verification.judging.expected import Expected
 from variator_export.verification.judging.judge import REFERENCE
-from variator_export.verification.reference import Expected
 from variator_export.verification.reference_check import verify_graph
 from variator_export.verification.runs import Graphs
 

@@ -75,7 +75,8 @@ class HostGpu:
 
     def synchronize(self) -> None:
         with self.lock:
-            assert self._recording is None, "a stream that records cannot be waited for"
+            if self._recording is not None:
+                return
             work, self._work = self._work, []
             for run in work:
                 try:
@@ -109,7 +110,7 @@ class HostGpu:
         return self.upload(self.download(tensor)[rows])
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        assert not self._work, "work from before the recording may not be done yet"
+        self.synchronize()
         recorded: list[Callable[[], None]] = []
         self._recording = recorded
         try:

@@ -137,6 +137,8 @@ def test_equivalent_engines_are_merged_and_a_verified_one_is_kept(bundle_copy: P
     shutil.copytree(bundle_copy, other)
     engine = other / entry.engine
     engine.write_bytes(engine.read_bytes() + b"0")
+    path = other / entry.sidecar
+    path.write_text(json.dumps({**json.loads(path.read_text()), "attention": "fused", "kernels": None}))
     sign(other)
     assert not merge_engines(bundle_copy, [other]).published, "one is as good as the other"
     record = EngineRecord(sha256_file(engine), "NVIDIA L4", True, 1.0, 4.0, "8x16", "stored", "2026-01-01")
@@ -292,7 +294,7 @@ def test_a_later_version_needs_the_lean_runtime() -> None:
     sidecar = {**SIDECAR, **LATER_VERSIONS, "cuda": "13"}
     verdict = can_run(sidecar, parse_machine("sm90,tensorrt-11.5"))
     assert verdict.runs
-    assert "pip install tensorrt-lean-cu13-libs==11.4.0.106" in verdict.why
+    assert "pip install tensorrt-lean-cu13-libs, version 11.4.0.106" in verdict.why
     assert "lean" not in can_run(sidecar, parse_machine("sm90,tensorrt-11.4")).why
 
 

@@ -315,12 +315,34 @@ def test_a_later_tensorrt_needs_the_lean_runtime_of_the_builder(
         UserError, match=r"was built by tensorrt-rtx 1\.7\.\S+, and 1\.8\.0\.1 is installed"
     ) as raised:
         opening.open_engine(bundle, entry, sidecar, lean_runtime=None)
-    assert "pip install tensorrt-lean-cu13-libs==1.7.1" in str(raised.value.hint)
+    assert "pip install tensorrt-lean-cu13-libs, version 1.7.1" in str(raised.value.hint)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="There is no file"):
         opening.open_engine(bundle, entry, sidecar, lean_runtime=tmp_path / "missing.so")
     (tmp_path / "library.so").write_bytes(b"no library")
-    with pytest.raises(UserError, match="cannot load the lean runtime"):
-        opening.open_engine(bundle, entry, sidecar, lean_runtime=tmp_path / "library.so")
+    with pytest.raises(UserError, match=f"cannot load the lean runtime {tmp_path}/library.so"):
+        opening.open_engine(bundle, entry, sidecar, lean_runtime=Path("library.so"))
+    monkeypatch.setattr(opening, "require_tensorrt", lambda _: "1.7.1")
+    monkeypatch.setattr(opening, "OpenPlan", lambda *_, lean_runtime: lean_runtime)
+    unused = opening.open_engine(bundle, entry, sidecar, lean_runtime=tmp_path / "library.so")
+    assert unused is None, "TensorRT itself opens what it built"
+
+
+def test_an_engine_of_the_installed_version_is_preferred(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.load(compiled)
+    (entry,) = bundle.engines("tensorrt-rtx", "ratio-2")
+    sidecar = bundle.sidecar(entry)
+    later = {**sidecar["options"], "version_compatible": True}
+    sidecars = {version: {**sidecar, "version": version, "options": later} for version in ("1.6.0", "1.7.0")}
+    entries = [entry.model_copy(update={"version": version}) for version in sidecars]
+    monkeypatch.setattr(bundle, "engines", lambda *_: entries)
+    monkeypatch.setattr(bundle, "sidecar", lambda entry: sidecars[entry.version])
+    for installed, chosen in (("1.7.0", "1.7.0"), ("1.6.0", "1.6.0"), ("1.8.0", "1.6.0")):
+        place = TargetMachine("this machine", "sm89", {"tensorrt-rtx": installed})
+        monkeypatch.setattr(choice, "this_machine", lambda place=place: place)
+        assert choice.choose_engine(bundle, "tensorrt-rtx", "ratio-2")[0].version == chosen
 
 
 def test_a_plan_that_does_not_open_is_refused_in_tensorrts_words(capfd: pytest.CaptureFixture[str]) -> None:

@@ -31,9 +31,9 @@ from variator_export.model.methods import method_of
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.quantization.layers import is_part_of
 from variator_export.recipe.recipe import GraphsRecipe, QuantizationRecipe, Recipe
-from variator_export.verification import reference
 from variator_export.verification.bundle_verification import verify
 from variator_export.verification.cases import Case, make_cases
+from variator_export.verification.judging import expected
 from variator_export.verification.judging.error_budget import Budget, make_budgets, scaled
 from variator_export.verification.judging.judge import GIVEN_ROUNDING
 from variator_export.verification.quantized import given_rounding
@@ -278,7 +278,7 @@ def test_near_the_limit_more_roundings_are_measured(
         return all(f.passed for f in found)
 
     assert passed()
-    monkeypatch.setattr(reference, "_NEAR", 0)
+    monkeypatch.setattr(expected, "_NEAR", 0)
     assert not passed(), "without them the limit is not met"
 
 

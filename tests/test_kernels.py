@@ -88,7 +88,7 @@ def test_inspect_lists_the_kernels_of_an_engine(minilm_bundle: Path, small_bundl
     assert sidecar["kernels"] == {name: found[name] for name in sidecar["kernels"]}
     text = call("inspect", str(minilm_bundle), "--kernels", "ratio-4").stdout
     assert f"{len(found['kernels'])} kernels: {found['per_layer']} in a layer" in text
-    assert "attention: no fused kernel" in text
+    assert "attention: decomposed\n" in text
     for bundle, name, words in (
         (minilm_bundle, "ratio-5", "has no engine ratio-5"),
         (small_bundle, "ratio-2", "has no engines"),
@@ -117,3 +117,6 @@ def test_a_kernel_without_nodes_is_in_the_layer_around_it() -> None:
 def test_a_file_of_another_form_has_no_schedule() -> None:
     assert schedule(b"") is None
     assert schedule(b"vtrt\nmain {\n  nothing\n}\n") is None
+    nameless = schedule(b"\nmain {\n  function={ fqn= args={ } }\n}\n")
+    assert nameless is not None
+    assert [kernel.name for kernel in nameless.kernels] == [""]

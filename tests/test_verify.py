@@ -48,8 +48,9 @@ from variator_export.verification.invariances import (
 from variator_export.verification.judging.averages import AVERAGE, BIAS
 from variator_export.verification.judging.compare import argmax_agreement, deviation, rank_correlation
 from variator_export.verification.judging.error_budget import Budget, make_budgets, make_pooled_budgets
+from variator_export.verification.judging.expected import Expected, judge_carefully
 from variator_export.verification.judging.judge import REFERENCE, Finding, Question, judge
-from variator_export.verification.reference import Expected, judge_carefully, load_reference
+from variator_export.verification.reference import load_reference, save_reference
 from variator_export.verification.reference_check import verify_graph
 from variator_export.verification.runs import Graphs
 
@@ -737,13 +738,14 @@ def test_budgets_by_hand() -> None:
 
 def test_what_is_just_outside_its_limit_is_judged_by_more_roundings() -> None:
     wanted, asked = np.array([1.0, -4.0]), list[int]()
+    budgets = {"y": Budget(1e-6, 1e-6, 1e-6)}
 
-    def measure_again() -> dict[str, Budget]:
+    def measure() -> dict[str, Budget]:
         asked.append(1)
         return {"y": Budget(3e-6, 3e-6, 3e-6)}
 
     def judged(error: float) -> Finding:
-        expected = Expected(case, {"y": wanted}, {"y": Budget(1e-6, 1e-6, 1e-6)}, measure_again)
+        expected = Expected(case, {"y": wanted}, budgets, measure=measure)
         question = Question("x", REFERENCE, case.name, case.shape, "y")
         return judge_carefully(
             expected, "y", lambda budget: judge(question, wanted + np.array([0, error]), wanted, budget)
@@ -754,10 +756,22 @@ def test_what_is_just_outside_its_limit_is_judged_by_more_roundings() -> None:
     assert not asked, "within the limit"
     assert judged(1e-5 * 4).passed
     assert len(asked) == 1
+    assert Budget(1e-6, 1e-6, 1e-6) == budgets["y"], "the average is judged by the first one"
     assert not judged(2e-5 * 4).passed
     assert len(asked) == 2
     assert not judged(1e-4 * 4).passed
     assert len(asked) == 2, "far outside"
+
+
+def test_more_roundings_are_stored(tmp_path: Path) -> None:
+    """So that a machine without PyTorch does not refuse what the build accepted."""
+    inputs = {name: np.ones((1, 2), np.int64) for name in ("input_ids", "attention_mask")}
+    case = Case(REAL_TEXT, inputs, stored=True)
+    first, more = {"y": Budget(1e-6, 1e-6, 1e-6)}, {"y": Budget(3e-6, 3e-6, 3e-6)}
+    for careful in ({}, more):
+        save_reference([Expected(case, {"y": np.ones(2)}, first, careful)], tmp_path / "reference")
+        (found,) = load_reference(tmp_path / "reference", ["y"])
+        assert (found.budgets, found.careful, found.measure) == (first, careful, None)
 
 
 def test_other_roundings_are_as_large_and_leave_the_weights_alone(
@@ -772,9 +786,14 @@ def test_other_roundings_are_as_large_and_leave_the_weights_alone(
     }
     wanted, before = exact.run(inputs)["last_hidden_state"], model.run(inputs)["last_hidden_state"]
     first = np.linalg.norm(before - wanted)
+    weights = backbone.model.encoder.layer[0].output.dense.weight.numpy().copy().view(np.int32)
     for seed in range(3):
         with model.rounded_otherwise(seed):
             found = model.run(inputs)["last_hidden_state"]
+            changed = backbone.model.encoder.layer[0].output.dense.weight.numpy().view(np.int32)
+            steps = changed.astype(np.int64) - weights
+            assert set(np.unique(steps)) == {-1, 0, 1}, "one unit"
+            assert 0.06 < np.abs(steps).mean() < 0.11
         assert not np.array_equal(found, before)
         assert 0.5 * first < np.linalg.norm(found - wanted) < 2.5 * first
         assert np.array_equal(model.run(inputs)["last_hidden_state"], before)

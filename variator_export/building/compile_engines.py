@@ -27,6 +27,12 @@ from variator_export.core.progress import Progress, StepReport
 from variator_export.recipe.recipe import EngineRecipe
 from variator_export.verification.stored_recipe import recipe_of
 
+# Fields of a sidecar that say from what an engine was built, and how.
+_REQUEST = (
+    *("target", "version", "cuda", "platform", "variant", "part", "precision"),
+    *("options", "compute_capabilities", "profiles", "made_from"),
+)
+
 
 @dataclass(frozen=True)
 class CompileResult:
@@ -89,8 +95,8 @@ def merge_engines(bundle: Path, others: Sequence[Path], progress: Progress | Non
         progress: Receives progress reports.
 
     Raises:
-        UserError: A bundle has different graphs, or a different engine under the same path. Nothing is
-            changed.
+        UserError: A bundle has different graphs, or an engine under the same path that was built from other
+            files or with other options. Nothing is changed.
     """
     bundle = bundle.resolve()
     BundleFiles(bundle)
@@ -186,10 +192,8 @@ def _is_verified(bundle: BundleFiles, entry: EngineEntry) -> bool:
 
 
 def _request(bundle: BundleFiles, entry: EngineEntry) -> dict[str, Any]:
-    """What an engine was built from, and how."""
-    return {
-        name: value for name, value in bundle.sidecar(entry).items() if name not in ("engine", "plan_proof")
-    }
+    """What an engine was built from, and how; not what became of it, such as its kernels."""
+    return {name: bundle.sidecar(entry).get(name) for name in _REQUEST}
 
 
 def _take(staged: StagedBundle, source: BundleFiles, entry: EngineEntry) -> None:

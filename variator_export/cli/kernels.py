@@ -55,11 +55,8 @@ def print_kernels(printer: Output, bundle: Bundle, name: str) -> None:
         f"{len(schedule.kernels)} kernels: {counts['per_layer']} in a layer, {counts['elsewhere']} outside"
     )
     accumulates = counts["attention_accumulates"]
-    printer.text(
-        "attention: no fused kernel"
-        if accumulates is None
-        else f"attention: a fused kernel, which accumulates in {accumulates}"
-    )
+    attention = bundle.sidecar(entry).get("attention") or "not known"
+    printer.text(f"attention: {attention}" + (f", accumulates in {accumulates}" if accumulates else ""))
 
 
 def _find(bundle: Bundle, name: str) -> EngineEntry:

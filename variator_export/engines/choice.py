@@ -8,7 +8,7 @@ from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.errors import UserError
 from variator_export.core.gpu import Gpu
 from variator_export.core.parts import DECODER
-from variator_export.engines.compatibility import can_run, this_machine
+from variator_export.engines.compatibility import can_run, is_same_version, this_machine
 
 
 def choose_engine(
@@ -30,13 +30,16 @@ def choose_engine(
     """
     place = this_machine()
     what = name if part is None else part if name == ANY_RATIO else f"the decoder {name}"
-    reasons = []
+    reasons, found = [], []
     for entry in bundle.engines(target, name, part):
         sidecar = bundle.sidecar(entry)
         verdict = can_run(sidecar, place)
         if verdict.runs:
-            return entry, sidecar
+            found.append((entry, sidecar))
         reasons.append(f"{entry.engine}: {verdict.why}")
+    if found:
+        # An engine of an earlier version needs that version's lean runtime.
+        return max(found, key=lambda each: is_same_version(each[0].version, place.versions[target]))
     if reasons:
         raise UserError(
             f"{bundle.path} has no engine of {what} for this machine. {'; '.join(reasons)}.",

@@ -115,9 +115,10 @@ def can_run(sidecar: Mapping[str, Any], place: TargetMachine) -> Verdict:
 
 def how_to_get_lean_runtime(sidecar: Mapping[str, Any]) -> str:
     """Advice for opening an engine with a TensorRT that is later than the one that built it."""
-    cuda, built = sidecar.get("cuda") or "CUDA", str(sidecar["version"])
+    built, cuda = str(sidecar["version"]), sidecar.get("cuda")
+    package = f"tensorrt-lean-cu{cuda}-libs" if cuda else "tensorrt-lean-cu12-libs or tensorrt-lean-cu13-libs"
     return (
-        f"pip install tensorrt-lean-cu{cuda}-libs=={built}, and --lean-runtime "
+        f"pip install {package}, version {built}, and --lean-runtime "
         f"SITE-PACKAGES/tensorrt_lean_libs/libnvinfer_lean.so.{built.split('.')[0]}"
     )
 

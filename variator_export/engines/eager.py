@@ -40,6 +40,10 @@ class _SoftmaxInFloat64(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+# Integer types by bytes.
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 class EagerModel:
     """A variant in eager PyTorch, in the backbone's type, on the CPU.
 
@@ -112,8 +116,9 @@ class EagerModel:
         try:
             for parameter in parameters:
                 drawn = torch.rand(parameter.shape, generator=generator)
-                sign = (drawn < 1 / 24).to(parameter.dtype) - (drawn > 23 / 24).to(parameter.dtype)
-                parameter.data += parameter.data * sign * torch.finfo(parameter.dtype).eps
+                step = (drawn < 1 / 24).int() - (drawn > 23 / 24).int()
+                bits = parameter.data.view(_BITS[parameter.dtype.itemsize])  # neighbours are neighbours there
+                bits += step.to(bits.dtype) * (parameter.data != 0)
             yield
         finally:
             for parameter, before in zip(parameters, kept, strict=True):

@@ -35,7 +35,7 @@ class TextSession:
     """A session that generates text.
 
     The variant is chosen for each call. All ratios have the same decoder; an assembly may have its own.
-    Threads may share a session on ONNX Runtime.
+    Threads may share a session.
 
     Args:
         bundle: The bundle.

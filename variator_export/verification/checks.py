@@ -9,8 +9,8 @@ from variator_export.core.errors import UserError
 from variator_export.engines.base import Runner
 from variator_export.verification.cases import REAL_TEXT
 from variator_export.verification.invariances import check_invariances
+from variator_export.verification.judging.expected import Expected
 from variator_export.verification.judging.judge import QUANTIZATION_UNIT, REFERENCE, Finding
-from variator_export.verification.reference import Expected
 from variator_export.verification.reference_check import verify_graph
 
 

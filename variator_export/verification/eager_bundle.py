@@ -25,8 +25,9 @@ from variator_export.verification.consistency import check_backbone
 from variator_export.verification.generation.checks import ALONE, FORCED, GREEDY
 from variator_export.verification.generation.decoder import DecoderRun, run_of_bundle
 from variator_export.verification.judging.error_budget import quantization_share
+from variator_export.verification.judging.expected import Expected
 from variator_export.verification.judging.judge import REFERENCE, Finding
-from variator_export.verification.reference import Expected, eager_reference
+from variator_export.verification.reference import eager_reference
 from variator_export.verification.runs import Runs
 from variator_export.verification.stored_recipe import recipe_of
 

@@ -15,8 +15,8 @@ from variator_export.core.axes import token_axis
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, Runner
 from variator_export.verification.judging.error_budget import Budget
+from variator_export.verification.judging.expected import Expected, judge_carefully
 from variator_export.verification.judging.judge import Finding, Question, failure, judge
-from variator_export.verification.reference import Expected, judge_carefully
 
 EQUAL_ROWS = "equal rows in, equal rows out"
 ROW_ORDER = "the rows in another order"
@@ -57,8 +57,8 @@ def check_invariances(
     Args:
         graph: The graph's name.
         runner: The runner of the graph.
-        expected: A case of rows of different length, padded on the right, each with at least one token. Only
-            its inputs and budgets are used.
+        expected: A case of rows of different length, padded on the right, each with at least one token.
+            Of its outputs, only the scale is used.
         ratio: The ratio k.
         pad_token_id: The tokenizer's padding token.
         token_outputs: Names of the outputs with one row per token. They are compared at tokens only.

@@ -4,14 +4,10 @@ The reference is computed with eager PyTorch, or read from the bundle on a machi
 the backbone.
 """
 
-import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import astuple, dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from safetensors import SafetensorError
@@ -21,65 +17,14 @@ from variator_export.core.axes import is_key_or_value
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, Runner
 from variator_export.verification.cases import REAL_TEXT, Case
-from variator_export.verification.judging.compare import deviation, where_expected
-from variator_export.verification.judging.error_budget import Budget, make_budgets, scaled, widened
-from variator_export.verification.judging.judge import Finding
+from variator_export.verification.judging.compare import deviation
+from variator_export.verification.judging.error_budget import Budget, make_budgets, scaled
+from variator_export.verification.judging.expected import Expected, RoundingRunner
 
 ReferenceKind = Literal["eager", "stored"]
 EAGER = "eager PyTorch, float64, CPU"
-# What is up to so many times the limit is judged again, by so many runs of eager PyTorch.
-_NEAR, _RUNS = 8, 8
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Expected outputs of one case.
-
-    Attributes:
-        case: The case with its inputs.
-        outputs: The outputs of eager PyTorch in float64, by name.
-        budgets: The base error of each output.
-        measure_again: Function that measures the base errors with more care (`judge_carefully`). None if
-            eager PyTorch is not there.
-    """
-
-    case: Case
-    outputs: Arrays
-    budgets: dict[str, Budget]
-    measure_again: Callable[[], Mapping[str, Budget]] | None = None
-
-    def measured_again_by(self, runner: "RoundingRunner") -> "Expected":
-        """The same, with a runner that measures the base errors again if that is needed."""
-        return dataclasses.replace(self, measure_again=functools.cache(partial(_measure, self, runner)))
-
-
-class RoundingRunner(Runner, Protocol):
-    """A runner that can round in other ways."""
-
-    def rounded_otherwise(self, seed: int) -> AbstractContextManager[None]:
-        """Run with weights that differ by about as much as rounding changed them."""
-        ...
-
-
-def judge_carefully(expected: Expected, output: str, judge_with: Callable[[Budget], Finding]) -> Finding:
-    """Judge an output, a second time if it is just outside its limit.
-
-    Where few values dominate an error, as the largest ones of MiniLM's hidden states do, the error of one run
-    of eager PyTorch is little more than a random number: of two errors with the same normal distribution, one
-    is more than 4 times the other in 16 % of all cases (2/pi atan(1/4)). So near the limit, the base error is
-    the largest of several runs of eager PyTorch that round differently. A fault stays far outside.
-
-    Args:
-        expected: The case. Its base errors are replaced if they were measured again.
-        output: The output's name.
-        judge_with: Function that judges the output by a base error.
-    """
-    finding = judge_with(expected.budgets[output])
-    is_near = finding.used is not None and finding.used <= _NEAR * finding.allowed
-    if finding.passed or not is_near or expected.measure_again is None:
-        return finding
-    expected.budgets.update(expected.measure_again())
-    return judge_with(expected.budgets[output])
+# The part of a stored case with base errors of more roundings, if they were measured.
+_CAREFUL = "base_error_of_more_roundings"
 
 
 def eager_reference(
@@ -123,20 +68,7 @@ def eager_reference(
     reference = [Expected(*item) for item in zip(cases, outputs, budgets, strict=True)]
     if share is not None:  # the base error is no rounding
         return reference
-    return [each.measured_again_by(same_precision) for each in reference]
-
-
-def _measure(expected: Expected, runner: RoundingRunner) -> dict[str, Budget]:
-    """The base errors of a case: the largest errors of several runs that round differently."""
-    case, budgets = expected.case, dict(expected.budgets)
-    for seed in range(_RUNS):
-        with runner.rounded_otherwise(seed):
-            rounded = runner.run(case.inputs)
-        for name, wanted in expected.outputs.items():
-            own, wanted = where_expected(rounded[name], wanted)
-            found = deviation(own[case.judged_rows], wanted[case.judged_rows])
-            budgets[name] = widened(budgets[name], found)
-    return budgets
+    return [each.measured_by(same_precision) for each in reference]
 
 
 def _where_finite(exact: np.ndarray, rounded: np.ndarray) -> np.ndarray:
@@ -171,7 +103,7 @@ def save_reference(reference: Sequence[Expected], path: Path) -> None:
 
     The tensors are CASE/inputs/NAME, int64 (B, S); CASE/outputs/NAME, float32 (half the bytes of float64; the
     rounding is an eighth of the smallest limit); and CASE/base_error/NAME, float64 (3,), the fields of
-    `Budget`.
+    `Budget`. Where more roundings were measured, CASE/base_error_of_more_roundings/NAME.
     """
     tensors: dict[str, np.ndarray] = {}
     for expected in reference:
@@ -184,8 +116,9 @@ def save_reference(reference: Sequence[Expected], path: Path) -> None:
             for key in stored_outputs(expected.outputs)
         }
         tensors |= {
-            f"{name}/base_error/{key}": np.array(astuple(expected.budgets[key]))
-            for key in stored_outputs(expected.budgets)
+            f"{name}/{part}/{key}": np.array(astuple(budgets[key]))
+            for part, budgets in (("base_error", expected.budgets), (_CAREFUL, expected.careful))
+            for key in stored_outputs(budgets)
         }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}))
@@ -216,7 +149,8 @@ def load_reference(path: Path, outputs: Sequence[str] | None = None) -> list[Exp
         for case, part in parts.items():
             if outputs is not None and part["outputs"].keys() != set(stored_outputs(outputs)):
                 raise ValueError(f"the case {case!r} has the outputs {', '.join(sorted(part['outputs']))}")
-            for name, array in (*part["outputs"].items(), *part["base_error"].items()):
+            floats = (*part["outputs"].items(), *part["base_error"].items(), *part.get(_CAREFUL, {}).items())
+            for name, array in floats:
                 if array.dtype.kind != "f":
                     raise TypeError(f"{name} of the case {case!r} has the type {array.dtype}")
         return [
@@ -224,6 +158,7 @@ def load_reference(path: Path, outputs: Sequence[str] | None = None) -> list[Exp
                 Case(case, part["inputs"], stored=True),
                 part["outputs"],
                 {name: Budget(*part["base_error"][name].tolist()) for name in part["outputs"]},
+                careful={name: Budget(*array.tolist()) for name, array in part.get(_CAREFUL, {}).items()},
             )
             for case, part in parts.items()
         ]

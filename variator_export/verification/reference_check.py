@@ -8,8 +8,8 @@ from variator_export.core.errors import UserError
 from variator_export.engines.base import Runner
 from variator_export.verification.judging.averages import CaseError, case_error, judge_averages
 from variator_export.verification.judging.compare import where_expected
+from variator_export.verification.judging.expected import Expected, judge_carefully
 from variator_export.verification.judging.judge import REFERENCE, Finding, Question, failure, judge
-from variator_export.verification.reference import Expected, judge_carefully
 
 
 def verify_graph(

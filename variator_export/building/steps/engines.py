@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
@@ -232,11 +232,13 @@ def _builders(
     function waits for the one it is asked for.
     """
 
-    timing = threading.Lock()
+    timing, ended = threading.Lock(), threading.Event()
 
     def build(plan: _Planned, bars: "PhaseBars | None" = None) -> tuple[BuiltEngine, float]:
         builder = find_engine_target(plan.entry.target)
         with timing if builder.times_kernels else nullcontext():
+            if ended.is_set():  # while this waited
+                raise CancelledError
             start = time.monotonic()
             engine = builder.build(plan.request, staged.folder, bars.tell if bars else None)
             return engine, time.monotonic() - start
@@ -259,6 +261,7 @@ def _builders(
         try:
             yield lambda plan: running[plan.step].result()
         finally:
+            ended.set()
             for future in running.values():
                 future.cancel()
 

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from variator_export.bundle.manifest import BackboneEntry
     from variator_export.engines.base import Arrays
     from variator_export.verification.cases import Case
+    from variator_export.verification.judging.expected import Expected
     from variator_export.verification.quantized.losses import QuantizationLoss
-    from variator_export.verification.reference import Expected
 
 
 def copy_backbone_files(context: BuildContext) -> None:

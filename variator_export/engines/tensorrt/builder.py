@@ -17,6 +17,9 @@ from variator_export.engines.tensorrt.log import last_messages, make_log
 from variator_export.engines.tensorrt.timing_cache import TimingCache
 from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 
+# In what the builder says where it has no fused kernel for attention.
+_ATTENTION = "attention"
+
 
 def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = None) -> BuiltEngine:
     """Build an engine in this process, with the result and errors of `builder_process.build_engine`."""
@@ -41,7 +44,8 @@ def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = N
         serialized = builder.build_serialized_network(network, config)
         attentions = list(_attentions(trt, network))
         # A builder that may decompose attention does so silently, also where a fused kernel was expected.
-        decomposes = serialized is None and bool(attentions)
+        refused = serialized is None and any(_ATTENTION in message.lower() for message in log.messages)
+        decomposes = refused and bool(attentions)
         if decomposes:
             for attention in attentions:
                 attention.decomposable = True
@@ -85,6 +89,8 @@ def _configure(trt: Any, config: Any, request: EngineRequest) -> None:
         config.clear_flag(trt.BuilderFlag.TF32)  # set by default
     # Detailed verbosity lets the inspector report in which types an engine computes (`layers`).
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # So that a call needs memory for its own shapes, not for the largest of the profile.
+    config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.workspace_mib is not None:

@@ -179,6 +179,7 @@ class CudaDevice:
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Record the stream while the function enqueues."""
         with self.lock:
+            self.synchronize()
             return self._capture(enqueue)
 
     def _capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
@@ -208,8 +209,10 @@ class CudaDevice:
         return replay
 
     def synchronize(self) -> None:
-        """Wait for the stream."""
+        """Wait for the stream. While it records, nothing runs: a recording begins on an idle stream."""
         with self.lock:
+            if self._is_recording:
+                return
             self._call(self._cuda.cudaStreamSynchronize, self._stream)
 
     @property

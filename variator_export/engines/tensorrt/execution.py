@@ -108,7 +108,6 @@ class EngineContexts:
         if not by_context:
             # The first call after new shapes does work in TensorRT that cannot be recorded.
             bound()
-            self._device.synchronize()
             try:
                 bound = replace(bound, enqueue=self._device.capture(bound.enqueue))
             except UserError as error:

@@ -42,10 +42,12 @@ class OpenPlan:
     ) -> None:
         self.trt = trt = load_tensorrt(target)
         self._log = make_log(trt)
-        # The runtime must live as long as its engine.
+        # An engine needs its runtime, and a lean runtime the one that loaded it. Python drops them in the
+        # order in which they are named here.
+        self.engine: Any = None
+        self._lean: Any = None
         self._runtime = runtime = trt.Runtime(self._log)
         if lean_runtime is not None:
-            # What the lean runtime opens needs both.
             self._lean = runtime = runtime.load_runtime(str(lean_runtime))
             if runtime is None:
                 raise UserError(
@@ -98,7 +100,8 @@ def open_engine(
         bundle: The bundle.
         entry: The engine.
         sidecar: Sidecar of the engine.
-        lean_runtime: Library of the lean runtime of the TensorRT that built the engine.
+        lean_runtime: Library of the lean runtime of the TensorRT that built the engine. It is used only if
+            another version is installed.
 
     Raises:
         UserError: The file contradicts its sidecar, TensorRT cannot open it, a later TensorRT is installed
@@ -112,16 +115,20 @@ def open_engine(
             "Do not use it: get the bundle again from where it was built.",
         )
     installed = require_tensorrt(entry.target)
-    if lean_runtime is not None and not lean_runtime.is_file():
-        raise UserError(f"There is no file {lean_runtime}.", how_to_get_lean_runtime(sidecar))
-    if lean_runtime is None and not is_same_version(entry.version, installed):
-        raise UserError(
-            f"{path} was built by {entry.target} {entry.version}, and {installed} is installed: a later "
-            "version opens it with the lean runtime of the one that built it.",
-            how_to_get_lean_runtime(sidecar),
-        )
+    library = None
+    if not is_same_version(entry.version, installed):
+        if lean_runtime is None:
+            raise UserError(
+                f"{path} was built by {entry.target} {entry.version}, and {installed} is installed: a later "
+                "version opens it with the lean runtime of the one that built it.",
+                how_to_get_lean_runtime(sidecar),
+            )
+        # Absolute, because the loader looks for a bare name elsewhere.
+        library = Path(lean_runtime).resolve()
+        if not library.is_file():
+            raise UserError(f"There is no file {lean_runtime}.", how_to_get_lean_runtime(sidecar))
     remedy = f"variator-export doctor {bundle.path} prints what the engine needs."
-    plan = OpenPlan(entry.target, content, str(path), remedy, lean_runtime=lean_runtime)
+    plan = OpenPlan(entry.target, content, str(path), remedy, lean_runtime=library)
     if sidecar["options"]["strip_weights"]:
         graph = _graph_of_weights(bundle, entry, sidecar["made_from"])
         if wrong := plan.refit(graph):

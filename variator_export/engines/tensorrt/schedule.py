@@ -28,7 +28,7 @@ _QUOTED = re.compile(rb'"([^"]+)"')
 _MAIN, _SECTION_END = re.compile(rb"\nmain \{"), b"\n}\n"
 _PRODUCTS = (b"fully_connected", b"runtime_fusion")
 _CALL = re.compile(rb"\n  (function|fully_connected|runtime_fusion)=\{ ([^\n]*)")
-_NAME_OF_CALL = re.compile(rb'name="?([^" ]+)')
+_NAME_OF_CALL = re.compile(rb'^name="?([^" ]+)')
 _NODE_NAME = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
 # Of the kernels of fused attention: the type of the products, and in float16 that of their sums.
 _TRAITS = re.compile(rb"_hmma_(\w+?)_traits")
@@ -61,8 +61,10 @@ def schedule(plan: bytes) -> Schedule | None:
     nodes = [tuple(n.decode(errors="replace") for n in _NODE_NAME.findall(match[2])) for match in calls]
     kernels = [
         Kernel(
-            "product" if match[1] in _PRODUCTS or match[2].startswith(b"name=_gemm") else "other",
-            _NAME_OF_CALL.search(match[2])[1].decode(),  # type: ignore[index]
+            "product"
+            if match[1] in _PRODUCTS or match[2].startswith((b"name=_gemm", b"name=gemm"))
+            else "other",
+            _name(match[2]),
             own,
             layer,
         )
@@ -70,6 +72,11 @@ def schedule(plan: bytes) -> Schedule | None:
     ]
     found = {_ACCUMULATES[name] for name in _TRAITS.findall(plan) if name in _ACCUMULATES}
     return Schedule(tuple(kernels), found.pop() if len(found) == 1 else None) if kernels else None
+
+
+def _name(call: bytes) -> str:
+    found = _NAME_OF_CALL.search(call)
+    return "" if found is None else found[1].decode(errors="replace")
 
 
 def _products(plan: bytes) -> Iterator[dict[str, Any]]:

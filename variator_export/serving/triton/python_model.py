@@ -55,6 +55,7 @@ class PythonModel:
             given.get("variant"),
             threads=int(given["threads"]) if "threads" in given else None,
             allow_unverified=given.get("allow_unverified") == "true",
+            lean_runtime=Path(given["lean_runtime"]) if "lean_runtime" in given else None,
         )
         self._models = {name: bundle.text_model(name, session=session) for name in session.names}
         self._default = bundle.variant(given["default_variant"]).name

@@ -26,8 +26,8 @@ from variator_export.model.quantization.spacing import beyond_half_a_step, in_ra
 from variator_export.verification.cases import Case
 from variator_export.verification.judging.compare import deviation
 from variator_export.verification.judging.error_budget import GIVEN_MULTIPLE, Budget, make_budgets
+from variator_export.verification.judging.expected import Expected, RoundingRunner, judge_carefully
 from variator_export.verification.judging.judge import GIVEN_ROUNDING, Finding, Question, judge
-from variator_export.verification.reference import Expected, RoundingRunner, judge_carefully
 from variator_export.verification.verified_graph import load_for_verification, open_changed
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _judge_outputs(file: str, runs: Sequence[_Run], again: RoundingRunner, preci
     ]
     budgets = make_budgets(deviations, precision)
     reference = [
-        Expected(run.case, run.exact, of_case).measured_again_by(again)
+        Expected(run.case, run.exact, of_case).measured_by(again)
         for run, of_case in zip(runs, budgets, strict=True)
     ]
 
