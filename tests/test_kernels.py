@@ -1,6 +1,7 @@
 """Kernels of real plans of TensorRT for RTX, built here without a GPU."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from artefacts import Artefacts
 from command_line import call
 from stored_traces import Trace
+from test_report import page_text
 
 from variator_export.core.parts import MODEL
 from variator_export.core.precision import find_precision
@@ -21,6 +23,7 @@ from variator_export.graph.bind import bind, bind_baseline
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin_file import load_plugin, save_plugin
 from variator_export.model.source import plugin_folder
+from variator_export.reporting.bundle_report import report
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,9 @@ def test_a_layer_with_a_plugin_has_few_kernels(minilm: Callable[[str, int], Sche
         assert len(found.kernels) <= 6 * most + 7
 
 
-def test_inspect_lists_the_kernels_of_an_engine(minilm_bundle: Path, small_bundle: Path) -> None:
+def test_inspect_lists_the_kernels_of_an_engine(
+    minilm_bundle: Path, small_bundle: Path, tmp_path: Path
+) -> None:
     result = call("inspect", str(minilm_bundle), "--kernels", "ratio-4", "--format", "json")
     found = json.loads(result.stdout)
     assert found["engine"].endswith("/ratio-4.engine")
@@ -89,6 +94,10 @@ def test_inspect_lists_the_kernels_of_an_engine(minilm_bundle: Path, small_bundl
     text = call("inspect", str(minilm_bundle), "--kernels", "ratio-4").stdout
     assert f"{len(found['kernels'])} kernels: {found['per_layer']} in a layer" in text
     assert "attention: decomposed\n" in text
+    page = page_text(report(minilm_bundle, tmp_path / "report.html").page.read_text())
+    assert re.search(
+        rf"ratio-4, model\s+decomposed\s+{found['per_layer']}\s+{found['elsewhere']}\s+built", page
+    )
     for bundle, name, words in (
         (minilm_bundle, "ratio-5", "has no engine ratio-5"),
         (small_bundle, "ratio-2", "has no engines"),
