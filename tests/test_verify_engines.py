@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,25 @@ def test_engines_are_not_verified_without_a_gpu(compiled: Path) -> None:
     result = call("verify", str(compiled), "--target", TARGET)
     assert result.returncode == 1
     assert "CUDA's driver finds no GPU on this machine" in result.stderr
+
+
+@pytest.mark.usefixtures("gpu")
+def test_two_engines_are_open_at_a_time(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds the weights of the model."""
+    compile_engines(bundle, EngineOrder(EngineRecipe(), (TARGET,), ("ratio-3", "ratio-4")))
+    opening, alive, most = TensorRtTarget.open_engine, weakref.WeakSet[Any](), [0]
+
+    def counted(self: TensorRtTarget, *arguments: Any) -> Any:
+        found = opening(self, *arguments)
+        alive.add(found)
+        most[0] = max(most[0], len(alive))
+        return found
+
+    monkeypatch.setattr(TensorRtTarget, "open_engine", counted)
+    result = _verified(bundle)
+    assert result.passed
+    assert len(result.graphs) == 4
+    assert most == [2]
 
 
 @pytest.mark.usefixtures("gpu")

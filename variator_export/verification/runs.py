@@ -244,7 +244,7 @@ class Engines:
         self.ran = f"as engines of {target.name} on {gpu.name}"
         self._bundle, self._target = bundle, target
         self._lean_runtime = lean_runtime
-        self._sessions: dict[str, EngineSession] = {}
+        self._open: dict[str, EngineSession] = {}
         self._files: dict[str, str] = {}
         self._built: dict[str, tuple[EngineEntry, Mapping[str, Any]]] = {}
         missing: dict[str, UserError] = {}
@@ -256,13 +256,23 @@ class Engines:
                 continue
             self._take(entry, sidecar)
             self._files[name] = entry.engine
-            options = SessionOptions(allow_unverified=True, lean_runtime=lean_runtime)
-            variant = None if name == ANY_RATIO else name
-            self._sessions[entry.engine] = target.open_engine(bundle, variant, options)
         # A variant needs only one of the two: its own engine or the any-ratio engine.
         for name, reason in missing.items():
             if name != ANY_RATIO and ANY_RATIO in missing:
                 raise reason
+
+    def _session(self, file: str) -> EngineSession:
+        """The session on an engine.
+
+        Two are open at a time, because each holds its weights: that of every ratio, and the last other one.
+        """
+        if file not in self._open:
+            every, entry = self._files.get(ANY_RATIO), self._built[file][0]
+            self._open = {f: s for f, s in self._open.items() if every in (f, file)}
+            options = SessionOptions(allow_unverified=True, lean_runtime=self._lean_runtime)
+            variant = None if entry.variant == ANY_RATIO else entry.variant
+            self._open[file] = self._target.open_engine(self._bundle, variant, options)
+        return self._open[file]
 
     def _take(self, entry: EngineEntry, sidecar: Mapping[str, Any]) -> None:
         if sidecar["options"]["tf32"] and not find_precision(self._bundle.manifest.precision).is_half:
@@ -277,8 +287,8 @@ class Engines:
         """Return the smallest, the usual and, if wanted, the largest shape of each profile of each engine."""
         found = [
             shape
-            for session in self._sessions.values()
-            for index, shape in enumerate(session.profile_shapes())
+            for file in self._files.values()
+            for index, shape in enumerate(self._session(file).profile_shapes())
             if largest or index % 3 < 2
         ]
         return list(dict.fromkeys(found))
@@ -287,9 +297,9 @@ class Engines:
         """Return runners for the variant's own engine and the any-ratio engine, where they exist."""
         found: dict[str, Runner] = {}
         if (own := self._files.get(variant.name)) is not None:
-            found[own] = self._sessions[own]
+            found[own] = self._session(own)
         if variant.assembly_spec is None and (file := self._files.get(ANY_RATIO)) is not None:
-            found[file] = _AtRatio(self._sessions[file], variant.name)
+            found[file] = _AtRatio(self._session(file), variant.name)
         if not found:
             raise UserError(
                 f"{variant.name} has no engine for {self._target.name}; the one for all ratios has the "
@@ -309,7 +319,7 @@ class Engines:
         entry, sidecar = choose_engine(self._bundle, self._target.name, variant.decoder_name, DECODER)
         self._take(entry, sidecar)
         options = SessionOptions(allow_unverified=True, lean_runtime=self._lean_runtime)
-        session = self._target.open_decoder(self._bundle, self._sessions[file], options)
+        session = self._target.open_decoder(self._bundle, self._session(file), options)
 
         def supports(batch_size: int, length: int, copies: int, new_tokens: int) -> bool:
             rows = batch_size * copies
@@ -338,11 +348,11 @@ class Engines:
         precision = self._bundle.manifest.precision
         graph = self._bundle.graph(variant.graph)
         macs = macs_by_node(graph, variant.precision_proof.float32_modules, variant.ratio)
-        return precision_in_engine(self._sessions[file].layers(), macs, precision)
+        return precision_in_engine(self._session(file).layers(), macs, precision)
 
     def supports_shape(self, file: str, batch_size: int, sequence_length: int, /) -> bool:
         """Return whether one of the engine's profiles covers a shape."""
-        return self._sessions[file].supports_shape(batch_size, sequence_length)
+        return self._session(file).supports_shape(batch_size, sequence_length)
 
     def bisect_target(self, variant: Variant, file: str, progress: Progress, /) -> "BisectSubject":
         """Return a target that builds engines on this machine, with the settings in the engine's sidecar."""
