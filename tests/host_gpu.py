@@ -199,11 +199,48 @@ class BoundContext:
         raise NotImplementedError
 
 
+class HostConfig:
+    """The configuration of a context, with the kernels that were compiled for it.
+
+    Attributes:
+        compiled: What a context compiles when it is made.
+    """
+
+    compiled = b"kernels"
+
+    def __init__(self) -> None:
+        self.cache = HostRuntimeCache()
+
+    def set_execution_context_allocation_strategy(self, _: object) -> None:
+        """Contexts have no memory of their own here."""
+
+    def create_runtime_cache(self) -> "HostRuntimeCache":
+        return self.cache
+
+    def set_runtime_cache(self, cache: "HostRuntimeCache") -> bool:
+        cache.content = cache.content or self.compiled
+        return True
+
+
+class HostRuntimeCache:
+    """Compiled kernels; what does not begin like them is of another version."""
+
+    content = b""
+
+    def deserialize(self, content: bytes) -> bool:
+        fits = content.startswith(HostConfig.compiled)
+        self.content = content if fits else b""
+        return fits
+
+    def serialize(self) -> bytes:
+        return self.content
+
+
 class OpenGraph:
     """In the place of an open plan: the graph that it was built of."""
 
     trt = mock.MagicMock()
-    create_runtime_config = mock.MagicMock
+    create_runtime_config = HostConfig
 
     def __init__(self, content: bytes | str, device: HostGpu, profiles: Sequence[Profile] = ()) -> None:
         self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

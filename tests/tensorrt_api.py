@@ -184,6 +184,7 @@ class Fake:
                 return b"engine" if recorder.parses else None
             return {
                 "ITimingCache.serialize": b"times",
+                "IRuntimeCache.serialize": b"kernels",
                 "ICudaEngine.get_tensor_name": "last_hidden_state",
                 "ICudaEngine.get_tensor_dtype": recorder.module.DataType.FLOAT,
                 "ICudaEngine.get_tensor_mode": recorder.module.TensorIOMode.OUTPUT,

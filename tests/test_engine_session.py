@@ -18,7 +18,7 @@ import pytest
 from artefacts import Artefacts
 from command_line import call
 from conftest import BLOCK, plugin_shapes
-from host_gpu import BoundContext, HostGpu, HostTensor
+from host_gpu import BoundContext, HostConfig, HostGpu, HostTensor
 
 from variator_export import Bundle, UserError
 from variator_export.building.compile_engines import compile_engines
@@ -51,7 +51,8 @@ def compiled(artefacts: Artefacts, small_bundle: Path) -> Path:
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = TargetMachine("this machine", "sm89", {"tensorrt-rtx": "1.7.1.116"})
     monkeypatch.setattr(choice, "this_machine", lambda: place)
 
@@ -163,7 +164,7 @@ class _Plan:
         self.refuses = False
         self.engine = types.SimpleNamespace(
             create_execution_context=lambda _: self._make(gpu),
-            create_runtime_config=mock.MagicMock,
+            create_runtime_config=HostConfig,
             get_tensor_dtype=lambda _: types.SimpleNamespace(name="FLOAT"),
         )
 
@@ -288,6 +289,39 @@ def test_a_context_outlives_its_work(
         del opened
         assert plan.alive() == 0
         assert (gpu.download(left["last_hidden_state"]) == 5).all()
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_compiled_kernels_are_kept_for_the_next_process(
+    opened_on: Callable[..., tuple[session.TensorRtSession, HostGpu, _Plan]],
+    compiled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundle = Bundle.load(compiled)
+
+    def run() -> None:
+        opened, _, _ = opened_on()
+        opened.run(_ids(bundle, 3, 4))
+        del opened
+        gc.collect()
+
+    run()
+    (file,) = (tmp_path / "variator-export" / "kernels").iterdir()
+    assert file.name.endswith("-a_GPU.cache")
+    assert file.read_bytes() == b"kernels"
+    before = file.stat().st_mtime_ns
+    run()
+    assert file.stat().st_mtime_ns == before, "nothing was compiled"
+    file.write_bytes(b"of another version")
+    run()
+    assert file.read_bytes() == b"kernels"
+    file.unlink()
+    file.parent.rmdir()
+    file.parent.write_text("no folder")
+    with pytest.warns(UserWarning, match="Compiled kernels are not kept for the next process"):
+        run()
 
 
 @pytest.mark.usefixtures("on_a_gpu")

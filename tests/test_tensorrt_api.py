@@ -28,6 +28,8 @@ OF_RTX_ONLY |= {
     "WHOLE_GRAPH_CAPTURE",
     "cuda_graph_strategy",
     "create_runtime_config",
+    "create_runtime_cache",
+    "set_runtime_cache",
 }
 
 
@@ -87,8 +89,9 @@ def test_every_name_and_argument_is_one_of_tensorrt(
     assert set(found["unused"]) <= NOT_OF_TENSORRT | OF_RTX_ONLY, "names that no option of ours reaches"
 
 
-def test_every_name_and_argument_is_one_of_tensorrt_for_rtx(with_engines: Path) -> None:
-    found = _compare("tensorrt_rtx", "tensorrt-rtx", {}, "--bundle", str(with_engines))
+def test_every_name_and_argument_is_one_of_tensorrt_for_rtx(with_engines: Path, tmp_path: Path) -> None:
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    found = _compare("tensorrt_rtx", "tensorrt-rtx", cache, "--bundle", str(with_engines))
     assert found["problems"] == []
     assert found["used"]
     assert not OF_RTX_ONLY & set(found["unused"])

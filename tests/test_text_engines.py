@@ -57,8 +57,9 @@ def compiled(artefacts: Artefacts, text_bundle: Callable[[str], Bundle]) -> Comp
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Path]:
     """A machine with a GPU, whose engines are the graphs that they were built of; or others, by engine."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found, device, others = Gpu("a GPU", "sm89"), HostGpu(), dict[str, Path]()
     for module in (session, decoder, runs):
         monkeypatch.setattr(module, "first_gpu", lambda: found)

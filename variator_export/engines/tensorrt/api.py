@@ -31,6 +31,7 @@ class Flavour:
         portable: Compute capabilities on which an engine runs if none was named.
         captures_cuda_graphs: Whether execution contexts capture CUDA graphs themselves. If not, their stream
             is captured.
+        compiles_kernels: Whether engines compile their kernels where they run, once for each process.
     """
 
     module: str
@@ -40,6 +41,7 @@ class Flavour:
     compute_capabilities: tuple[str, ...] | None = None
     portable: tuple[str, ...] = ()
     captures_cuda_graphs: bool = False
+    compiles_kernels: bool = False
 
 
 FLAVOURS = {
@@ -60,6 +62,7 @@ FLAVOURS = {
         ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
         portable=("sm80", "sm86", "sm89", "sm120", "sm121"),
         captures_cuda_graphs=True,
+        compiles_kernels=True,
     ),
     "tensorrt": Flavour(
         "tensorrt",

@@ -15,6 +15,7 @@ from variator_export.engines.target import SessionOptions
 from variator_export.engines.tensorrt.device import Device
 from variator_export.engines.tensorrt.execution import EngineContexts
 from variator_export.engines.tensorrt.plan import open_engine
+from variator_export.engines.tensorrt.runtime_cache import runtime_cache
 
 
 class DecoderEngine:
@@ -41,7 +42,8 @@ class DecoderEngine:
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
         self._device = device
         plan = open_engine(bundle, entry, sidecar, lean_runtime=options.lean_runtime)
-        self._execution = EngineContexts(plan, self._profiles, device, target, entry.engine)
+        cache = runtime_cache(bundle, entry, device)
+        self._execution = EngineContexts(plan, self._profiles, device, target, entry.engine, cache)
 
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Copy arrays to the GPU."""

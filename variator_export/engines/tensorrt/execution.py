@@ -14,6 +14,7 @@ from variator_export.core.precision import BFLOAT16, FLOAT16, FLOAT32
 from variator_export.engines.request import Profile
 from variator_export.engines.tensorrt.device import Device
 from variator_export.engines.tensorrt.plan import OpenPlan
+from variator_export.engines.tensorrt.runtime_cache import RuntimeCache
 
 # Types of outputs: TensorRT's names to the common names.
 TYPES = {
@@ -61,15 +62,25 @@ class EngineContexts:
         device: Device that holds the tensors.
         refuser: Name of the target in messages.
         what: Name of the engine in messages.
+        cache: Compiled kernels of the engine; None if the engine holds them.
     """
 
     def __init__(
-        self, plan: OpenPlan, profiles: Sequence[Profile], device: Device, refuser: str, what: str
+        self,
+        plan: OpenPlan,
+        profiles: Sequence[Profile],
+        device: Device,
+        refuser: str,
+        what: str,
+        cache: RuntimeCache | None = None,
     ) -> None:
         self._plan, self._profiles, self._device = plan, profiles, device
         self._refuser, self._what = refuser, what
         self._contexts: dict[int, Any] = {}
         self._memory: Any = None
+        self._cache = cache
+        if cache is not None:
+            weakref.finalize(self, cache.store)
         # A context must not be destroyed while its work runs.
         weakref.finalize(self, device.synchronize)
 
@@ -122,10 +133,13 @@ class EngineContexts:
         """A context on a profile, whose memory is set for each call."""
         trt, engine = self._plan.trt, self._plan.engine
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if captures_cuda_graphs:
+        if captures_cuda_graphs or self._cache is not None:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if captures_cuda_graphs:
+                config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if self._cache is not None:
+                self._cache.attach(config)
             context = engine.create_execution_context(config)
         else:
             context = engine.create_execution_context(strategy)

@@ -25,6 +25,7 @@ from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.device import CudaDevice, Device
 from variator_export.engines.tensorrt.execution import BoundContext, EngineContexts
 from variator_export.engines.tensorrt.plan import open_engine
+from variator_export.engines.tensorrt.runtime_cache import runtime_cache
 from variator_export.model.methods import method_of
 from variator_export.model.plugin_layout import plugin_input_shapes, stack_for_graph
 
@@ -87,7 +88,14 @@ class TensorRtSession:
                 own.name, own.ratio, method_of(own).inputs_of(bundle, own, bundle.manifest.any_ratio_graph)
             )
         self._plan = open_engine(bundle, self._entry, sidecar, lean_runtime=lean_runtime)
-        self._execution = EngineContexts(self._plan, self._profiles, self.device, target, self._entry.engine)
+        self._execution = EngineContexts(
+            self._plan,
+            self._profiles,
+            self.device,
+            target,
+            self._entry.engine,
+            runtime_cache(bundle, self._entry, self.device),
+        )
         # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.
         self._records_graphs = FLAVOURS[target].captures_cuda_graphs
         self._has_graphs = cuda_graphs
