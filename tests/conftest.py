@@ -30,6 +30,7 @@ import variator_export.graph.trace
 from variator_export.building.compile_engines import compile_engines
 from variator_export.building.recipe_build import build
 from variator_export.building.steps.engines import EngineOrder
+from variator_export.core.progress import Progress
 from variator_export.model.backbone import Backbone, load_backbone
 from variator_export.model.backbone_info import read_backbone_info
 from variator_export.model.plugin import initialise_plugin
@@ -211,6 +212,17 @@ TEXT_MODELS: dict[str, Callable[[int], transformers.PreTrainedModel]] = {
     "mbart-text": _bart_like("MBart"),
     "pegasus-text": _bart_like("Pegasus"),
 }
+
+
+class Notes(Progress):
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.fixture(scope="session")

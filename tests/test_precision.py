@@ -15,7 +15,7 @@ import torch
 import transformers
 from artefacts import Artefacts
 from command_line import call
-from conftest import MODELS, plugin_for
+from conftest import MODELS, Notes, plugin_for
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from signed import sign
@@ -85,6 +85,17 @@ def test_an_engine_can_be_built_of_every_family_in_half_precision(
     assert built.content
     # Heads of 8 are too small for a fused kernel. DeBERTa's attention is no operator.
     assert built.attention == (None if model.startswith("deberta") else "decomposed")
+
+
+@pytest.mark.parametrize(("precision", "stays"), [("float16", True), ("bfloat16", False)])
+def test_the_build_says_what_stays_in_float32(
+    half_recipe: Callable[..., Recipe], tmp_path: Path, precision: str, stays: bool
+) -> None:
+    progress = Notes()
+    build(half_recipe("t5-v1.0", precision, targets=["onnxruntime"]), tmp_path / "t5", progress=progress)
+    found = [note for note in progress.notes if note.startswith("wo stays in float32")]
+    assert len(found) == stays
+    assert not stays or "--precision bfloat16 has none of them" in found[0]
 
 
 @pytest.mark.parametrize(("model", "precision"), CASES)

@@ -12,12 +12,11 @@ import pytest
 import torch
 from artefacts import Artefacts
 from command_line import call
-from conftest import MODELS
+from conftest import MODELS, Notes
 from safetensors.torch import load_file, save_file
 
 from variator_export import Bundle, UserError, build
 from variator_export.core.precision import FP8, INT8, INT8_FLOAT16, INT8_STATIC, Precision
-from variator_export.core.progress import Progress
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.layers import precision_in_engine
 from variator_export.engines.tensorrt.schedule import scheduled_products
@@ -322,21 +321,12 @@ def test_a_calibration_file_that_is_damaged(tmp_path: Path) -> None:
     assert load_calibration(path).in_type(torch.float16)["b"].smoothing is not None
 
 
-class _Notes(Progress):
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def test_texts_of_another_kind_are_noted(static_recipe: Recipes, tmp_path: Path) -> None:
     same = tmp_path / "same.tsv"
     same.write_text("sentence\n" + "yes\n" * 32)
     texts = {"data": str(same), "text_column": "sentence"}
     recipe = static_recipe("bert", "int8-float16", calibration=texts, min_cosine=-1)
-    progress = _Notes()
+    progress = Notes()
     build(recipe, tmp_path / "bundle", progress=progress)
     (note,) = [note for note in progress.notes if note.startswith("calibration: ")]
     assert "of the tokens of verify.texts are beyond the range of the calibration texts, in encoder" in note
