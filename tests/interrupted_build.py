@@ -15,7 +15,7 @@ import torch
 import transformers  # noqa: F401
 
 import variator_export.cli.main as cli
-from variator_export.building import speed as measuring
+from variator_export.building.steps import speed as measuring
 from variator_export.bundle import publishing as store
 from variator_export.cli.output import ConsoleProgress
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import interrupted_build
 import pytest
@@ -56,6 +57,13 @@ def _make_start(small_recipe: Recipe, folder: Path) -> None:
     build(recipe, folder / "new")
 
 
+def _identity(bundle: Path) -> dict[str, Any]:
+    """The manifest, without the hashes of engines: builders do not promise equal bytes."""
+    found: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
+    files = {name: None if name.startswith("engines/") else entry for name, entry in found["files"].items()}
+    return {**found, "files": files}
+
+
 def _interrupt(
     server: multiprocessing.context.ForkServerContext,
     arguments: list[str],
@@ -100,10 +108,9 @@ def test_an_interrupted_build_leaves_a_whole_bundle(
     assert code in (*expected, 0) if step in ("publish", "report speed") else code in expected
     opened = Bundle.load(bundle)
     opened.check_all()
-    manifest = (bundle / "manifest.json").read_bytes()
-    assert manifest in {(old / "manifest.json").read_bytes(), (new / "manifest.json").read_bytes()}
+    assert _identity(bundle) in (_identity(old), _identity(new))
     if step not in ("publish", "report speed"):
-        assert manifest == (old / "manifest.json").read_bytes()
+        assert (bundle / "manifest.json").read_bytes() == (old / "manifest.json").read_bytes()
     if number == signal.SIGINT:
         assert sorted(path.name for path in tmp_path.iterdir()) == [".b.lock", "b"], "nothing is left over"
     session = opened.session()
@@ -123,7 +130,4 @@ def test_the_next_build_removes_what_a_killed_one_left(
     document = Recipe.model_validate(json.loads(recipe.read_text()))
     build(document.model_copy(update={"speed": None}), bundle)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.lock", "b"]
-    found = json.loads((bundle / "manifest.json").read_text())["files"]
-    assert found == json.loads((new / "manifest.json").read_text())["files"], (
-        "and ends as if nothing happened"
-    )
+    assert _identity(bundle)["files"] == _identity(new)["files"], "and ends as if nothing happened"

@@ -15,6 +15,11 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.reports import BENCHMARK_REPORT, BENCHMARKS, read_report, store_report
 from variator_export.core.hashing import sha256_json
 
+# What a report shows of a row.
+_NUMBERS = {
+    *("p50_ms", "p90_ms", "p99_ms", "tokens_per_second", "speedup", "speedup_low", "speedup_high"),
+    *("speedup_allowed", "share_of_allowed"),
+}
 _KEYS = ("graphs", "shapes", "break_even", "conditions", "settings", "machine", "measured_at")
 
 
@@ -123,6 +128,8 @@ def _is_run(content: Mapping[str, Any]) -> bool:
             shape["profiles"].items()
             for row in shape["rows"]:
                 float(row["median_ms"]), float(row["speedup_low"] or 0), row["runtime"], row["is_baseline"]
+                for name in _NUMBERS & row.keys():
+                    format(row[name] or 0, ".2f")
                 if not isinstance(row["variant"], str):
                     return False
         return True

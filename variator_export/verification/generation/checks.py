@@ -3,8 +3,10 @@
 The decoder's graph runs token by token with its cache; eager PyTorch runs all tokens at once, without one.
 """
 
+import functools
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from variator_export.verification.cases import REAL_TEXT, Case
 from variator_export.verification.generation.decoder import LOGITS, DecoderRun
 from variator_export.verification.judging.compare import Deviation, deviation
 from variator_export.verification.judging.error_budget import MULTIPLE, Budget, make_budgets
+from variator_export.verification.judging.expected import Expected, judge_carefully
 from variator_export.verification.judging.judge import Finding, Question, failure, judge
 
 if TYPE_CHECKING:
@@ -138,6 +141,21 @@ class _Along:
     deviation: Deviation
 
 
+class _ScoresAlong:
+    """Eager PyTorch's scores along given tokens, also with other roundings."""
+
+    def __init__(self, eager: "EagerModel", tokens: np.ndarray) -> None:
+        self._eager, self._tokens = eager, tokens
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """The scores of the next token after each of the tokens."""
+        return {LOGITS: self._eager.scores(inputs, self._tokens)}
+
+    def rounded_otherwise(self, seed: int) -> AbstractContextManager[None]:
+        """As `EagerModel.rounded_otherwise`."""
+        return self._eager.rounded_otherwise(seed)
+
+
 def check_generation(variant: GeneratingVariant, cases: Sequence[Case], seed: int = 0) -> GenerationFindings:
     """Compare the scores along random tokens, and the tokens of greedy search, with eager PyTorch.
 
@@ -171,7 +189,9 @@ def check_generation(variant: GeneratingVariant, cases: Sequence[Case], seed: in
     # Each of two scores may be off by the limit of one.
     tie = 2 * MULTIPLE * scale * max(budget.max_abs for budget in budgets)
     for along, budget in zip(taken, budgets, strict=True):
-        finding = _judge_along(variant, along, budget)
+        runner = _ScoresAlong(variant.same_precision, along.tokens)
+        expected = Expected(along.case, {LOGITS: along.exact}, {LOGITS: budget}).measured_by(runner)
+        finding = _judge_along(variant, along, expected)
         result.findings.append(finding)
         if along.case.name not in _CASES:
             continue
@@ -182,7 +202,7 @@ def check_generation(variant: GeneratingVariant, cases: Sequence[Case], seed: in
             alone = _Along(
                 along.case, along.tokens[row : row + 1], 1, along.exact[row : row + 1], along.deviation
             )
-            result.findings.append(_judge_along(variant, alone, budget, ALONE, inputs))
+            result.findings.append(_judge_along(variant, alone, expected, ALONE, inputs))
         if finding.deviation is not None and finding.deviation.finite:  # else there is nothing to search
             result.findings.append(_judge_greedy(variant, along.case, budget, tie, result.partings))
     return result
@@ -203,7 +223,7 @@ def _random_tokens(variant: GeneratingVariant, case: Case, count: int, seed: int
 def _judge_along(
     variant: GeneratingVariant,
     along: _Along,
-    budget: Budget,
+    expected: Expected,
     check: str = FORCED,
     inputs: Arrays | None = None,
 ) -> Finding:
@@ -212,8 +232,9 @@ def _judge_along(
     try:
         scores = _scores(variant, inputs or case.inputs, np.repeat(along.tokens, copies, axis=0), copies)
     except UserError as error:
-        return failure(question, budget, error.message)
-    return judge(question, scores, np.repeat(along.exact, copies, axis=0), budget)
+        return failure(question, expected.budgets[LOGITS], error.message)
+    wanted = np.repeat(along.exact, copies, axis=0)
+    return judge_carefully(expected, LOGITS, functools.partial(judge, question, scores, wanted))
 
 
 def _judge_greedy(
