@@ -4,22 +4,17 @@
 shape does not replace a long one at many, and a plugin that is added hides nothing.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from variator_export.benchmark.bundle_benchmark import Benchmark
 from variator_export.benchmark.speed_table import break_even
+from variator_export.benchmark.stored_form import is_run
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.reports import BENCHMARK_REPORT, BENCHMARKS, read_report, store_report
 from variator_export.core.hashing import sha256_json
 
-# What a report shows of a row.
-_NUMBERS = {
-    *("p50_ms", "p90_ms", "p99_ms", "tokens_per_second", "speedup", "speedup_low", "speedup_high"),
-    *("speedup_allowed", "share_of_allowed"),
-}
 _KEYS = ("graphs", "shapes", "break_even", "conditions", "settings", "machine", "measured_at")
 
 
@@ -107,30 +102,12 @@ def _hardware(machine: Mapping[str, Any]) -> list[Any]:
 
 def _latest(bundle: Path) -> dict[str, Any] | None:
     found = read_report(bundle, BENCHMARK_REPORT, *_KEYS)
-    return found if found is not None and _is_run(found) else None
+    return found if found is not None and is_run(found) else None
 
 
 def _runs(bundle: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the runs that can be read, with their files."""
     for path in sorted((bundle / BENCHMARKS).glob("*.json")):
         found = read_report(bundle, f"{BENCHMARKS}/{path.name}", *_KEYS)
-        if found is not None and _is_run(found):
+        if found is not None and is_run(found):
             yield path, found
-
-
-def _is_run(content: Mapping[str, Any]) -> bool:
-    """Whether a report has the form of a run. A report is not hashed, so anybody may have changed it."""
-    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
-        for name in ("graphs", "settings", "machine", "conditions"):
-            content[name].get("")
-        for shape in content["shapes"]:
-            int(shape["batch_size"]) * int(shape["sequence_length"])
-            shape["profiles"].items()
-            for row in shape["rows"]:
-                float(row["median_ms"]), float(row["speedup_low"] or 0), row["runtime"], row["is_baseline"]
-                for name in _NUMBERS & row.keys():
-                    format(row[name] or 0, ".2f")
-                if not isinstance(row["variant"], str):
-                    return False
-        return True
-    return False
