@@ -10,7 +10,7 @@ _Count = Annotated[int, Field(gt=0)]
 
 
 class _Form(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True)
 
 
 class _Row(_Form):
