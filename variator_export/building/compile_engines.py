@@ -180,7 +180,7 @@ def _is_equal(entry: EngineEntry, first: BundleFiles, second: BundleFiles) -> bo
     one, other = _request(first, entry), _request(second, entry)
     if one == other:
         return False
-    differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    differing = sorted(name for name in _REQUEST if one[name] != other[name])
     raise UserError(
         f"{first.path} and {second.path} have different engines {engine}: {', '.join(differing)} differ.",
         "Leave out one of the two bundles, or compile both with the same options.",
@@ -193,7 +193,8 @@ def _is_verified(bundle: BundleFiles, entry: EngineEntry) -> bool:
 
 def _request(bundle: BundleFiles, entry: EngineEntry) -> dict[str, Any]:
     """What an engine was built from, and how; not what became of it, such as its kernels."""
-    return {name: bundle.sidecar(entry).get(name) for name in _REQUEST}
+    sidecar = bundle.sidecar(entry)
+    return {name: sidecar.get(name) for name in _REQUEST}
 
 
 def _take(staged: StagedBundle, source: BundleFiles, entry: EngineEntry) -> None:

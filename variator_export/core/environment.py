@@ -177,10 +177,7 @@ def _first_line(path: Path) -> str | None:
 
 def _gpus() -> list[str] | None:
     """Name, driver and clocks of each GPU, as reported by nvidia-smi."""
-    return _nvidia_smi("name,driver_version,clocks.sm,clocks.mem")
-
-
-def _nvidia_smi(fields: str) -> list[str] | None:
+    fields = "name,driver_version,clocks.sm,clocks.mem"
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)

@@ -68,7 +68,7 @@ def eager_reference(
     reference = [Expected(*item) for item in zip(cases, outputs, budgets, strict=True)]
     if share is not None:  # the base error is no rounding
         return reference
-    return [each.measured_by(same_precision) for each in reference]
+    return [each.measured_by(same_precision, same_precision.run) for each in reference]
 
 
 def _where_finite(exact: np.ndarray, rounded: np.ndarray) -> np.ndarray:

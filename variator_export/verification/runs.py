@@ -243,7 +243,7 @@ class Engines:
         self.gpu: str | None = gpu.name
         self.ran = f"as engines of {target.name} on {gpu.name}"
         self._bundle, self._target = bundle, target
-        self._lean_runtime = lean_runtime
+        self._options = SessionOptions(allow_unverified=True, lean_runtime=lean_runtime)
         self._open: dict[str, EngineSession] = {}
         self._files: dict[str, str] = {}
         self._built: dict[str, tuple[EngineEntry, Mapping[str, Any]]] = {}
@@ -269,9 +269,8 @@ class Engines:
         if file not in self._open:
             every, entry = self._files.get(ANY_RATIO), self._built[file][0]
             self._open = {f: s for f, s in self._open.items() if every in (f, file)}
-            options = SessionOptions(allow_unverified=True, lean_runtime=self._lean_runtime)
             variant = None if entry.variant == ANY_RATIO else entry.variant
-            self._open[file] = self._target.open_engine(self._bundle, variant, options)
+            self._open[file] = self._target.open_engine(self._bundle, variant, self._options)
         return self._open[file]
 
     def _take(self, entry: EngineEntry, sidecar: Mapping[str, Any]) -> None:
@@ -318,8 +317,7 @@ class Engines:
         file = self._files.get(variant.name) or self._files[ANY_RATIO]
         entry, sidecar = choose_engine(self._bundle, self._target.name, variant.decoder_name, DECODER)
         self._take(entry, sidecar)
-        options = SessionOptions(allow_unverified=True, lean_runtime=self._lean_runtime)
-        session = self._target.open_decoder(self._bundle, self._session(file), options)
+        session = self._target.open_decoder(self._bundle, self._session(file), self._options)
 
         def supports(batch_size: int, length: int, copies: int, new_tokens: int) -> bool:
             rows = batch_size * copies

@@ -43,7 +43,8 @@ def _open(
     require_onnxruntime()
     import onnxruntime
 
-    _require(provider, onnxruntime.get_available_providers())
+    available = onnxruntime.get_available_providers()
+    _require(provider, available)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if profile is not None:
@@ -61,7 +62,7 @@ def _open(
         session = onnxruntime.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph),
             options,
-            providers=[p for p in provider.chain if p[0] in onnxruntime.get_available_providers()],
+            providers=[each for each in provider.chain if each[0] in available],
             disabled_optimizers=disabled,
         )
     except Exception as error:  # onnxruntime's exceptions have no common base class

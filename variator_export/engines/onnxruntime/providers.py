@@ -31,7 +31,7 @@ class Provider:
         return [(self.name, dict(self.options)), *(self.rest.chain if self.rest is not None else [])]
 
     def require_products(self, placed: Iterable[tuple[str, str]]) -> None:
-        """Check that no product of matrices runs on the CPU in the place of a GPU.
+        """Check that no product of matrices runs on the CPU in the place of this provider's GPU.
 
         ONNX Runtime gives the CPU what no other provider takes, and only logs that. Some operators are better
         there: those that compute shapes.
@@ -43,7 +43,7 @@ class Provider:
             UserError: A product runs on the CPU.
         """
         wrong = [kind for name, kind in placed if name == CPU.name and kind.endswith(_PRODUCTS)]
-        if self.device != "cpu" and wrong:
+        if wrong:
             kinds = ", ".join(sorted(set(wrong)))
             raise UserError(
                 f"{self.name} leaves {len(wrong)} products of this graph to the CPU ({kinds}).",

@@ -5,9 +5,6 @@ they are stored. Each engine and kind of GPU has a file. TensorRT itself checks 
 its CUDA and this GPU, and compiles anew if not.
 """
 
-import os
-import re
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
 from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.tensorrt.cache_file import cache_file, read_cache, replace_cache
 from variator_export.engines.tensorrt.device import Device
 
 # Digits of an engine's hash in a file name.
@@ -37,7 +35,7 @@ class RuntimeCache:
         """Give the kernels to a context's configuration; all contexts of an engine share them."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
-            content = self._path.read_bytes() if self._path.is_file() else b""
+            content = read_cache(self._path)
             if content and self._cache.deserialize(content):
                 self._stored = content
         config.set_runtime_cache(self._cache)
@@ -48,9 +46,7 @@ class RuntimeCache:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False) as file:
-                file.write(content)
-            Path(file.name).replace(self._path)
+            replace_cache(self._path, content)
         except OSError as error:
             warnings.warn(f"Compiled kernels are not kept for the next process: {error}", stacklevel=2)
             return
@@ -61,7 +57,5 @@ def runtime_cache(bundle: BundleFiles, entry: EngineEntry, device: Device) -> Ru
     """The compiled kernels of an engine on a device; None for engines that hold theirs."""
     if not FLAVOURS[entry.target].compiles_kernels:
         return None
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    gpu = re.sub(r"[^A-Za-z0-9.]+", "_", device.name)
-    name = f"{bundle.manifest.files[entry.engine].sha256[:_DIGITS]}-{gpu}.cache"
-    return RuntimeCache(root / "variator-export" / "kernels" / name)
+    digits = bundle.manifest.files[entry.engine].sha256[:_DIGITS]
+    return RuntimeCache(cache_file("kernels", digits, device.name))

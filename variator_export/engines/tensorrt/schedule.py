@@ -19,7 +19,7 @@ _NAME = re.compile(rb'\bname="([^"]+)"')
 _PRODUCT = re.compile(rb"\n\s*(?:fully_connected=\{|runtime_fusion=\{|function=\{ name=_?gemm)")
 # Closes a declaration or a call; what is nested inside closes with a blank behind it.
 _END = b" }\n"
-_NODE = re.compile(rb"\[ONNX Layer: [^\]]+\]")
+_NODE = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
 _INPUTS = re.compile(rb"\binput(?:_args)?=\{([^}]*)\}")
 # Factors of a product, in float32 whatever its type is.
 _FACTORS = (b"_alpha", b"_beta")
@@ -29,7 +29,6 @@ _MAIN, _SECTION_END = re.compile(rb"\nmain \{"), b"\n}\n"
 _PRODUCTS = (b"fully_connected", b"runtime_fusion")
 _CALL = re.compile(rb"\n  (function|fully_connected|runtime_fusion)=\{ ([^\n]*)")
 _NAME_OF_CALL = re.compile(rb'^name="?([^" ]+)')
-_NODE_NAME = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
 # Of the kernels of fused attention: the type of the products, and in float16 that of their sums.
 _TRAITS = re.compile(rb"_hmma_(\w+?)_traits")
 _ACCUMULATES = {b"fp16": "float16", b"fp32": "float32", b"bf16": "float32"}
@@ -58,7 +57,7 @@ def schedule(plan: bytes) -> Schedule | None:
     """
     sections = [plan[m.end() : plan.find(_SECTION_END, m.end())] for m in _MAIN.finditer(plan)]
     calls = max((list(_CALL.finditer(section)) for section in sections), key=len, default=[])
-    nodes = [tuple(n.decode(errors="replace") for n in _NODE_NAME.findall(match[2])) for match in calls]
+    nodes = [tuple(n.decode(errors="replace") for n in _NODE.findall(match[2])) for match in calls]
     kernels = [
         Kernel(
             "product"
@@ -89,7 +88,7 @@ def _products(plan: bytes) -> Iterator[dict[str, Any]]:
         if end < 0:
             continue
         call = plan[product.start() : end]
-        nodes, inputs = _NODE.findall(call), _INPUTS.search(call)
+        nodes, inputs = [match[0] for match in _NODE.finditer(call)], _INPUTS.search(call)
         if not nodes or inputs is None:
             continue
         names = [name for name in _QUOTED.findall(inputs[1]) if not name.endswith(_FACTORS)]

@@ -5,22 +5,16 @@ merged under a lock, and one rename replaces the file.
 """
 
 import fcntl
-import os
-import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from variator_export.core.errors import UserError
+from variator_export.engines.tensorrt.cache_file import cache_file, read_cache, replace_cache
 
 
 def timing_cache_path(gpu: str, cuda: str, tensorrt: str) -> Path:
     """Path of the timing cache of a GPU, a CUDA version and a TensorRT version."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = "-".join(
-        re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in (gpu, f"cuda{cuda}", f"tensorrt{tensorrt}")
-    )
-    return root / "variator-export" / "timing" / f"{name}.cache"
+    return cache_file("timing", gpu, f"cuda{cuda}", f"tensorrt{tensorrt}")
 
 
 class TimingCache:
@@ -45,8 +39,7 @@ class TimingCache:
                 f"There is no timing cache {self._path}.",
                 "Build once with --timing-cache use on this GPU, or copy the file from a machine with it.",
             )
-        content = self._path.read_bytes() if self._path.is_file() else b""
-        cache = config.create_timing_cache(content)
+        cache = config.create_timing_cache(read_cache(self._path))
         if cache is None or not config.set_timing_cache(cache, False):
             raise UserError(
                 f"TensorRT refuses the timing cache {self._path}: broken, or of another GPU or version.",
@@ -61,8 +54,6 @@ class TimingCache:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            there = config.create_timing_cache(self._path.read_bytes() if self._path.is_file() else b"")
+            there = config.create_timing_cache(read_cache(self._path))
             merged = there if there is not None and there.combine(found, False) else found
-            with tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False) as file:
-                file.write(bytes(merged.serialize()))
-            Path(file.name).replace(self._path)
+            replace_cache(self._path, bytes(merged.serialize()))

@@ -6,7 +6,6 @@ The decoder's graph runs token by token with its cache; eager PyTorch runs all t
 import functools
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,21 +140,6 @@ class _Along:
     deviation: Deviation
 
 
-class _ScoresAlong:
-    """Eager PyTorch's scores along given tokens, also with other roundings."""
-
-    def __init__(self, eager: "EagerModel", tokens: np.ndarray) -> None:
-        self._eager, self._tokens = eager, tokens
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """The scores of the next token after each of the tokens."""
-        return {LOGITS: self._eager.scores(inputs, self._tokens)}
-
-    def rounded_otherwise(self, seed: int) -> AbstractContextManager[None]:
-        """As `EagerModel.rounded_otherwise`."""
-        return self._eager.rounded_otherwise(seed)
-
-
 def check_generation(variant: GeneratingVariant, cases: Sequence[Case], seed: int = 0) -> GenerationFindings:
     """Compare the scores along random tokens, and the tokens of greedy search, with eager PyTorch.
 
@@ -189,8 +173,10 @@ def check_generation(variant: GeneratingVariant, cases: Sequence[Case], seed: in
     # Each of two scores may be off by the limit of one.
     tie = 2 * MULTIPLE * scale * max(budget.max_abs for budget in budgets)
     for along, budget in zip(taken, budgets, strict=True):
-        runner = _ScoresAlong(variant.same_precision, along.tokens)
-        expected = Expected(along.case, {LOGITS: along.exact}, {LOGITS: budget}).measured_by(runner)
+        eager = variant.same_precision
+        expected = Expected(along.case, {LOGITS: along.exact}, {LOGITS: budget}).measured_by(
+            eager, functools.partial(_scores_by_name, eager, along.tokens)
+        )
         finding = _judge_along(variant, along, expected)
         result.findings.append(finding)
         if along.case.name not in _CASES:
@@ -218,6 +204,10 @@ def _random_tokens(variant: GeneratingVariant, case: Case, count: int, seed: int
     tokens = rng.integers(0, variant.vocab_size, (case.shape[0], count))
     tokens[:, 0] = variant.settings.decoder_start_token_id
     return tokens
+
+
+def _scores_by_name(eager: "EagerModel", tokens: np.ndarray, inputs: Arrays) -> Arrays:
+    return {LOGITS: eager.scores(inputs, tokens)}
 
 
 def _judge_along(

@@ -35,17 +35,26 @@ class Expected:
     careful: dict[str, Budget] = field(default_factory=dict)
     measure: Callable[[], Mapping[str, Budget]] | None = None
 
-    def measured_by(self, runner: "RoundingRunner") -> "Expected":
-        """The same, with a runner that measures more roundings if they are needed."""
-        return dataclasses.replace(self, measure=partial(_measure, self, runner))
+    def measured_by(self, eager: "Rounds", run: Callable[[Arrays], Arrays]) -> "Expected":
+        """The same, with what measures more roundings if they are needed.
+
+        Args:
+            eager: Eager PyTorch in the precision.
+            run: Function that computes the outputs with it.
+        """
+        return dataclasses.replace(self, measure=partial(_measure, self, eager, run))
 
 
-class RoundingRunner(Runner, Protocol):
-    """A runner that can round in other ways."""
+class Rounds(Protocol):
+    """What can round in other ways."""
 
     def rounded_otherwise(self, seed: int) -> AbstractContextManager[None]:
         """Run with weights that differ by about as much as rounding changed them."""
         ...
+
+
+class RoundingRunner(Runner, Rounds, Protocol):
+    """A runner that can round in other ways."""
 
 
 def judge_carefully(expected: Expected, output: str, judge_with: Callable[[Budget], Finding]) -> Finding:
@@ -70,12 +79,12 @@ def judge_carefully(expected: Expected, output: str, judge_with: Callable[[Budge
     return judge_with(expected.careful[output]) if output in expected.careful else finding
 
 
-def _measure(expected: Expected, runner: RoundingRunner) -> dict[str, Budget]:
+def _measure(expected: Expected, eager: Rounds, run: Callable[[Arrays], Arrays]) -> dict[str, Budget]:
     """The base errors of a case: the largest errors of several runs that round differently."""
     case, budgets = expected.case, dict(expected.budgets)
     for seed in range(_RUNS):
-        with runner.rounded_otherwise(seed):
-            rounded = runner.run(case.inputs)
+        with eager.rounded_otherwise(seed):
+            rounded = run(case.inputs)
         for name, wanted in expected.outputs.items():
             own, wanted = where_expected(rounded[name], wanted)
             found = deviation(own[case.judged_rows], wanted[case.judged_rows])

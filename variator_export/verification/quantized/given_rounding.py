@@ -10,7 +10,6 @@ each value must be the nearest one to the exact activation, up to the error that
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from variator_export.model.quantization.spacing import beyond_half_a_step, in_ra
 from variator_export.verification.cases import Case
 from variator_export.verification.judging.compare import deviation
 from variator_export.verification.judging.error_budget import GIVEN_MULTIPLE, Budget, make_budgets
-from variator_export.verification.judging.expected import Expected, RoundingRunner, judge_carefully
+from variator_export.verification.judging.expected import Expected, judge_carefully
 from variator_export.verification.judging.judge import GIVEN_ROUNDING, Finding, Question, judge
 from variator_export.verification.verified_graph import load_for_verification, open_changed
 
@@ -77,7 +76,7 @@ def check_given_rounding(
         graph = _RecordingGraph(folder / file, extra, precision)
         small = [case for case in cases if np.prod(case.shape) <= _MOST_TOKENS]
         runs = [_run(graph, exact, rounded, case, precision) for case in small]
-        findings += _judge_outputs(file, runs, _GivenAgain(graph, rounded), precision)
+        findings += _judge_outputs(file, runs, graph, rounded, precision)
         findings.append(_judge_decisions(file, runs))
         progress()
     return findings
@@ -150,23 +149,9 @@ def _run(graph: _RecordingGraph, exact: EagerModel, rounded: EagerModel, case: C
     return _Run(case, {name: found[name] for name in wanted}, wanted, other, beyond, error)
 
 
-class _GivenAgain:
-    """Eager PyTorch with a graph's rounding decisions, and other roundings of floating-point numbers."""
-
-    def __init__(self, graph: _RecordingGraph, rounded: EagerModel) -> None:
-        self._graph, self._rounded = graph, rounded
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run the graph, and eager PyTorch with what the graph rounded to."""
-        _, chosen = self._graph.run(inputs)
-        return self._rounded.run_with_rounding(inputs, chosen)[0]
-
-    def rounded_otherwise(self, seed: int) -> AbstractContextManager[None]:
-        """As `EagerModel.rounded_otherwise`."""
-        return self._rounded.rounded_otherwise(seed)
-
-
-def _judge_outputs(file: str, runs: Sequence[_Run], again: RoundingRunner, precision: str) -> list[Finding]:
+def _judge_outputs(
+    file: str, runs: Sequence[_Run], graph: _RecordingGraph, rounded: EagerModel, precision: str
+) -> list[Finding]:
     deviations = [
         {
             name: deviation(run.rounded[name][run.case.judged_rows], run.exact[name][run.case.judged_rows])
@@ -175,8 +160,13 @@ def _judge_outputs(file: str, runs: Sequence[_Run], again: RoundingRunner, preci
         for run in runs
     ]
     budgets = make_budgets(deviations, precision)
+
+    def run_given(inputs: Arrays) -> Arrays:
+        _, chosen = graph.run(inputs)  # again, because what all cases chose is large
+        return rounded.run_with_rounding(inputs, chosen)[0]
+
     reference = [
-        Expected(run.case, run.exact, of_case).measured_by(again)
+        Expected(run.case, run.exact, of_case).measured_by(rounded, run_given)
         for run, of_case in zip(runs, budgets, strict=True)
     ]
 
