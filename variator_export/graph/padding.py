@@ -39,15 +39,18 @@ def add_window_padding(
     ratio = tape.op("Shape", [ratio_source], {"start": 1, "end": 2})
     rounded_up = tape.op("Sub", [tape.op("Add", [length, ratio]), constants([1])])
     padded_length = tape.op("Mul", [tape.op("Div", [rounded_up, ratio]), ratio])
-    padding = tape.op("Sub", [padded_length, length])
-    pads = tape.op("Concat", [constants([0, 0, 0]), padding], {"axis": 0})
+    # A Concat and a Slice, because ONNX Runtime has no int64 Pad for CUDA: each would run on the CPU.
+    window_of_each_row = tape.op(
+        "Concat", [tape.op("Shape", [outer["input_ids"]], {"start": 0, "end": 1}), ratio], {"axis": 0}
+    )
     window_shape = tape.op("Concat", [constants([0, -1]), ratio], {"axis": 0})
     for position, value in enumerate(list(graph.inputs)):
         if value.name not in outer:
             continue
         source = outer[value.name]
-        fill = constants(pad_id if value.name == "input_ids" else 0)
-        padded = tape.op("Pad", [source, pads, fill])
+        fill = constants([[pad_id if value.name == "input_ids" else 0]])
+        longer = tape.op("Concat", [source, tape.op("Expand", [fill, window_of_each_row])], {"axis": 1})
+        padded = tape.op("Slice", [longer, constants([0]), padded_length, constants([1])])
         windows = tape.op("Reshape", [padded, window_shape])
         windows.shape, windows.type = value.shape, value.type
         graph.inputs[position] = source
@@ -74,8 +77,9 @@ def remove_window_padding(graph: ir.Graph) -> None:
     """Undo `add_window_padding` for ratio 1, where no length needs padding."""
     for node in list(graph):
         source = node.inputs[0] if node.inputs else None
-        if node.op_type == "Pad" and source is not None and source.is_graph_input():
-            node.outputs[0].replace_all_uses_with(source)
+        if node.op_type == "Concat" and source is not None and source.is_graph_input():
+            for slicing, _ in list(node.outputs[0].uses()):
+                slicing.outputs[0].replace_all_uses_with(source)
     for position, value in enumerate(list(graph.outputs)):
         slicing = value.producer()
         inner = slicing.inputs[0] if slicing is not None and slicing.op_type == "Slice" else None
@@ -94,10 +98,8 @@ class _Constants:
         self._graph = graph
         self._made: dict[str, ir.Value] = {}
 
-    def __call__(self, value: int | list[int]) -> ir.Value:
-        name = (
-            "boundary." + str(value).strip("[]").replace(", ", "_") + ("s" if isinstance(value, int) else "")
-        )
+    def __call__(self, value: list[int] | list[list[int]]) -> ir.Value:
+        name = "boundary." + str(value).strip("[]").replace(", ", "_") + "_columns" * isinstance(value[0], list)
         if name not in self._made:
             self._made[name] = add_constant(self._graph, name, np.array(value, np.int64))
         return self._made[name]
