@@ -141,7 +141,10 @@ def test_padding_is_done_by_operators_that_every_provider_has(traced: Callable[[
     for path in (made.folder / "any-ratio.onnx", made.bind(plugin_for(made.backbone, 4))):
         graph = onnx.load(path, load_external_data=False).graph
         longer = {node.output[0] for node in graph.node if set(node.input) & _tokens(graph)}
-        assert {node.op_type for node in graph.node if set(node.input) & _tokens(graph)} == {"Concat", "Shape"}
+        assert {node.op_type for node in graph.node if set(node.input) & _tokens(graph)} == {
+            "Concat",
+            "Shape",
+        }
         assert "Pad" not in {node.op_type for node in graph.node}
         assert len([n for n in graph.node if n.op_type == "Slice" and n.input[0] in longer]) == 3
 

@@ -77,6 +77,13 @@ def test_a_layer_with_a_plugin_has_few_kernels(minilm: Callable[[str, int], Sche
         assert len(found.kernels) <= 6 * most + 7
 
 
+def test_float16_adds_attention_in_float32(minilm: Callable[[str, int], Schedule]) -> None:
+    """In float16 itself a sum of many products would lose its last digits, or overflow."""
+    found = minilm("float16", 4)
+    assert found.attention_accumulates == "float32"
+    assert found.summary()["per_layer"] <= 17
+
+
 def test_inspect_lists_the_kernels_of_an_engine(
     minilm_bundle: Path, small_bundle: Path, tmp_path: Path
 ) -> None:

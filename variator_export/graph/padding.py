@@ -78,8 +78,8 @@ def remove_window_padding(graph: ir.Graph) -> None:
     for node in list(graph):
         source = node.inputs[0] if node.inputs else None
         if node.op_type == "Concat" and source is not None and source.is_graph_input():
-            for slicing, _ in list(node.outputs[0].uses()):
-                slicing.outputs[0].replace_all_uses_with(source)
+            for user, _ in list(node.outputs[0].uses()):
+                user.outputs[0].replace_all_uses_with(source)
     for position, value in enumerate(list(graph.outputs)):
         slicing = value.producer()
         inner = slicing.inputs[0] if slicing is not None and slicing.op_type == "Slice" else None
@@ -99,7 +99,9 @@ class _Constants:
         self._made: dict[str, ir.Value] = {}
 
     def __call__(self, value: list[int] | list[list[int]]) -> ir.Value:
-        name = "boundary." + str(value).strip("[]").replace(", ", "_") + "_columns" * isinstance(value[0], list)
+        name = (
+            "boundary." + str(value).strip("[]").replace(", ", "_") + "_columns" * isinstance(value[0], list)
+        )
         if name not in self._made:
             self._made[name] = add_constant(self._graph, name, np.array(value, np.int64))
         return self._made[name]

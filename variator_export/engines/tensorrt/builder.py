@@ -13,6 +13,7 @@ from variator_export.core.errors import UserError
 from variator_export.engines.request import Attention, BuiltEngine, EngineRequest, Profile
 from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.api import load_tensorrt
+from variator_export.engines.tensorrt.attention import FORMS, apply_form, attentions
 from variator_export.engines.tensorrt.log import last_messages, make_log
 from variator_export.engines.tensorrt.timing_cache import TimingCache
 from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
@@ -29,33 +30,43 @@ def build_engine_here(request: EngineRequest, on_progress: OnProgress | None = N
         builder = trt.Builder(log)
     except (RuntimeError, TypeError) as error:
         raise _failed(request, "cannot start its builder", log, str(error)) from error
-    # The network must outlive its parser: keep a name for it.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not _parse(parser, request):
-        raise _failed(request, "cannot parse the graph", log, "\n  ".join(_parser_errors(parser)))
     config = builder.create_builder_config()
-    for profile in request.profiles:
-        config.add_optimization_profile(_make_profile(builder, network, request, profile))
     _configure(trt, config, request)
     if on_progress is not None:
         config.progress_monitor = _make_monitor(trt, on_progress)
+    kind: Attention | None = None
     with _timing_cache(config, request) as cache:
-        serialized = builder.build_serialized_network(network, config)
-        attentions = list(_attentions(trt, network))
-        # A builder that may decompose attention does so silently, also where a fused kernel was expected.
-        refused = serialized is None and any(_ATTENTION in message.lower() for message in log.messages)
-        decomposes = refused and bool(attentions)
-        if decomposes:
-            for attention in attentions:
-                attention.decomposable = True
-            serialized = builder.build_serialized_network(network, config)
+        for form in FORMS:
+            earlier = len(log.messages)
+            with _network(trt, builder, log, request) as network:
+                if not apply_form(trt, network, form):
+                    continue
+                if not config.num_optimization_profiles:
+                    for profile in request.profiles:
+                        config.add_optimization_profile(_make_profile(builder, network, request, profile))
+                serialized = builder.build_serialized_network(network, config)
+                if any(attentions(trt, network)):
+                    kind = "decomposed" if form == "decomposed" else "fused"
+            # A builder that may decompose attention does so silently, also where a fused kernel was expected.
+            words = "".join(log.messages[earlier:]).lower()
+            refused = serialized is None and _ATTENTION in words
+            if not refused:
+                break
         if serialized is None:
             raise _failed(request, "built no engine", log)
         if cache is not None:
             cache.store(config)
-    kind: Attention | None = None if not attentions else "decomposed" if decomposes else "fused"
     return BuiltEngine(bytes(serialized), kind)
+
+
+@contextmanager
+def _network(trt: Any, builder: Any, log: Any, request: EngineRequest) -> Iterator[Any]:
+    """The network of a request's graph."""
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)  # holds the weights
+    if not _parse(parser, request):
+        raise _failed(request, "cannot parse the graph", log, "\n  ".join(_parser_errors(parser)))
+    yield network
 
 
 def _parse(parser: Any, request: EngineRequest) -> bool:
@@ -124,16 +135,6 @@ def _timing_cache(config: Any, request: EngineRequest) -> Iterator[TimingCache |
     cache = TimingCache(Path(request.timing_cache))
     cache.load(config, must_exist=request.timing_cache_mode == "require")
     yield cache
-
-
-def _attentions(trt: Any, network: Any) -> Iterator[Any]:
-    """The attention operators of a network."""
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type == trt.LayerType.ATTENTION_INPUT:
-            # The bindings return every layer as the base class; set the layer's own class by hand.
-            layer.__class__ = trt.IAttentionBoundaryLayer
-            yield layer.attention
 
 
 def _make_profile(builder: Any, network: Any, request: EngineRequest, profile: Profile) -> Any:
