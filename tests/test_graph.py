@@ -135,6 +135,17 @@ def test_the_baseline_is_the_backbone_itself(traced: Callable[[str], Traced], mo
     assert not [node for node in graph.node if node.op_type == "Concat" and set(node.input) & _tokens(graph)]
 
 
+def test_declared_shapes_are_those_that_onnx_infers(traced: Callable[[str], Traced]) -> None:
+    made = traced("minilm")
+    for plugin in (
+        None,
+        plugin_for(made.backbone, 4),
+        plugin_for(made.backbone, 2, masking="exclude-padding"),
+    ):
+        graph = onnx.load(made.bind(plugin), load_external_data=False)
+        onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True)
+
+
 def test_padding_is_done_by_operators_that_every_provider_has(traced: Callable[[str], Traced]) -> None:
     """ONNX Runtime has no int64 Pad for CUDA, and would copy the tokens to the CPU and back in each call."""
     made = traced("minilm")

@@ -239,7 +239,7 @@ def test_a_provider_that_cannot_start_is_not_replaced_by_the_cpu(
     reason="ONNX Runtime tells where nodes run since 1.24",
 )
 def test_products_that_a_provider_leaves_to_the_cpu_are_refused(
-    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What TensorRT does not take runs on CUDA; ONNX Runtime gives the CPU the rest, and only logs that."""
     available = [provider.name for provider in PROVIDERS.values()]
@@ -254,11 +254,28 @@ def test_products_that_a_provider_leaves_to_the_cpu_are_refused(
         return session
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", places_on_the_cpu)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for target in ("onnxruntime-cuda", "onnxruntime-tensorrt"):
         with pytest.raises(UserError, match=r"leaves \d+ products of this graph to the CPU \(.*MatMul"):
             Bundle.load(small_bundle).session(target, 2)
     cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
-    assert asked == [[cuda], [("TensorrtExecutionProvider", {}), cuda]]
+    assert asked[0] == [cuda]
+    assert asked[1][1:] == [cuda]  # type: ignore[index]
+    name, options = asked[1][0]  # type: ignore[index]
+    assert name == "TensorrtExecutionProvider"
+    names = Bundle.load(small_bundle).manifest.backbone.inputs
+    for end, shape in (("min", "1x1"), ("opt", "8x64"), ("max", "32x64")):
+        assert options.pop(f"trt_profile_{end}_shapes") == ",".join(f"{own}:{shape}" for own in names)
+    folder = options["trt_engine_cache_path"]
+    assert Path(folder).is_relative_to(tmp_path)
+    assert Path(folder).is_dir()
+    assert options == {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+    }
     placed = [("CPUExecutionProvider", "Shape"), ("CUDAExecutionProvider", "FusedMatMul")]
     PROVIDERS["onnxruntime-cuda"].require_products(placed)
 

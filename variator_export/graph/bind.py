@@ -159,7 +159,7 @@ def _bind_masking(graph: ir.Graph, value: ir.Value, *, exclude_padding: bool) ->
     excludes = conversion.outputs[0]
     if not exclude_padding:
         remove_padding_mask(graph, excludes)
-    _replace_by_constant(graph, excludes, np.array(exclude_padding))
+    _replace_by_constant(graph, excludes, np.array([exclude_padding]))
     graph.remove(conversion, safe=True)
     graph.inputs.remove(value)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,11 @@ from variator_export.core.environment import (
 )
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, named_outputs
+from variator_export.engines.onnxruntime.compiler import compilable
 from variator_export.engines.onnxruntime.providers import CPU, Provider
+
+if TYPE_CHECKING:  # code that runs graphs needs no pydantic
+    from variator_export.engines.request import Profile
 
 # On a CPU the fused SkipLayerNormalization is slower than the addition and the normalization it replaces:
 # 548 against 505 ms for MiniLM at (32, 128) on two cores.
@@ -27,6 +31,8 @@ _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
 _BREAKS_FLOAT8 = ["QDQPropagationTransformer"]
 # Suffix of the events in which ONNX Runtime reports the time of an operator itself.
 _KERNEL = "_kernel_time"
+# Where the weights of a graph in memory lie.
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 # TensorProto.BFLOAT16
 _ONNX_BFLOAT16 = 16
 
@@ -39,30 +45,33 @@ def _open(
     provider: Provider = CPU,
     *,
     as_it_comes: bool = False,
+    profiles: Sequence["Profile"] = (),
 ) -> Any:
-    require_onnxruntime()
+    available = require_provider(provider)
     import onnxruntime
 
-    available = onnxruntime.get_available_providers()
-    _require(provider, available)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
     if weights is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights))
     if (number := threads or default_threads()) is not None:
         options.intra_op_num_threads = number
     if provider.device != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     disabled = _SLOWER_FUSIONS + _BREAKS_FLOAT8 if provider is CPU and not as_it_comes else None
-    name = "a graph in memory" if isinstance(graph, bytes) else graph
+    name, compiler_options = "a graph in memory" if isinstance(graph, bytes) else graph, {}
+    if provider.compiler is not None and isinstance(graph, Path):
+        compiler_options = provider.compiler.options(graph, profiles)
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
+        graph = compilable(graph)
     try:
         session = onnxruntime.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph),
             options,
-            providers=[each for each in provider.chain if each[0] in available],
+            providers=[each for each in provider.chain(compiler_options) if each[0] in available],
             disabled_optimizers=disabled,
         )
     except Exception as error:  # onnxruntime's exceptions have no common base class
@@ -92,13 +101,23 @@ def placement(session: Any) -> list[tuple[str, str]]:
     ]
 
 
-def _require(provider: Provider, available: Sequence[str]) -> None:
+def require_provider(provider: Provider) -> list[str]:
+    """The names of the providers of the installed ONNX Runtime.
+
+    Raises:
+        UserError: ONNX Runtime is not installed, or does not have the provider.
+    """
+    require_onnxruntime()
+    import onnxruntime
+
+    available: list[str] = onnxruntime.get_available_providers()
     if provider.name not in available:
         raise UserError(
             f"The installed ONNX Runtime has no {provider.name}; it has {', '.join(available)}.",
             f"It needs {provider.needs}: {install_command('onnxruntime-gpu')} in place of onnxruntime. "
             "Or choose the target onnxruntime, which runs on the CPU.",
         )
+    return available
 
 
 def _call(session: Any, inputs: Mapping[str, np.ndarray], options: Any = None) -> Arrays:
@@ -206,14 +225,21 @@ class IoBindingRunner:
         provider: The provider that runs the graph.
         threads: Threads of one operator on the CPU; None for `OMP_NUM_THREADS`, or all cores if that is not
             set.
+        profiles: Shapes that a provider that compiles the graph compiles it for.
         bind: Whether to bind inputs and outputs; None to bind on a GPU only. On a CPU nothing is copied
             anyway, and binding costs 4 % at (1, 32) (MiniLM, ratio 4).
     """
 
     def __init__(
-        self, graph: Path, provider: Provider, *, threads: int | None = None, bind: bool | None = None
+        self,
+        graph: Path,
+        provider: Provider,
+        *,
+        threads: int | None = None,
+        profiles: Sequence["Profile"] = (),
+        bind: bool | None = None,
     ) -> None:
-        self._session = _open(graph, threads, provider=provider)
+        self._session = _open(graph, threads, provider=provider, profiles=profiles)
         self._device = provider.device
         self._binds = provider.device != "cpu" if bind is None else bind
         self._outputs = [output.name for output in self._session.get_outputs()]

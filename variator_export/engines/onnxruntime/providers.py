@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from variator_export.core.errors import UserError
+from variator_export.engines.onnxruntime.compiler import Compiler
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Provider:
         needs: Software that the provider needs, for messages.
         options: Options of the provider.
         rest: The provider for what this one does not take, besides the CPU's.
+        compiler: How it compiles whole graphs; None if it runs their operators.
     """
 
     name: str
@@ -24,11 +26,12 @@ class Provider:
     needs: str
     options: Mapping[str, str] = field(default_factory=dict)
     rest: "Provider | None" = None
+    compiler: Compiler | None = None
 
-    @property
-    def chain(self) -> list[tuple[str, dict[str, str]]]:
-        """The provider and its rest, as ONNX Runtime takes them."""
-        return [(self.name, dict(self.options)), *(self.rest.chain if self.rest is not None else [])]
+    def chain(self, options: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+        """The provider and its rest, as ONNX Runtime takes them; with options for one graph."""
+        rest = self.rest.chain({}) if self.rest is not None else []
+        return [(self.name, {**self.options, **options}), *rest]
 
     def require_products(self, placed: Iterable[tuple[str, str]]) -> None:
         """Check that no product of matrices runs on the CPU in the place of this provider's GPU.
@@ -63,9 +66,24 @@ PROVIDERS = {
     "onnxruntime-cuda": _CUDA,
     # The wheel of onnxruntime-gpu 1.31 is built for TensorRT 10, whatever else is installed.
     "onnxruntime-tensorrt": Provider(
-        "TensorrtExecutionProvider", "cuda", f"{_GPU}, and TensorRT 10", rest=_CUDA
+        "TensorrtExecutionProvider",
+        "cuda",
+        f"{_GPU}, and TensorRT 10",
+        rest=_CUDA,
+        compiler=Compiler(
+            "trt",
+            cache=("trt_engine_cache_path", "trt_timing_cache_path"),
+            enable={"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
+            several={},
+        ),
     ),
     "onnxruntime-tensorrt-rtx": Provider(
-        "NvTensorRTRTXExecutionProvider", "cuda", "an ONNX Runtime built with TensorRT for RTX", rest=_CUDA
+        "NvTensorRTRTXExecutionProvider",
+        "cuda",
+        "an ONNX Runtime built with TensorRT for RTX",
+        rest=_CUDA,
+        compiler=Compiler(
+            "nv", cache=("nv_runtime_cache_path",), enable={}, several={"nv_multi_profile_enable": "1"}
+        ),
     ),
 }

@@ -9,7 +9,6 @@ import numpy as np
 
 from variator_export.bundle.branches import BRANCHES_INPUT
 from variator_export.bundle.files import BundleFiles
-from variator_export.bundle.manifest import BackboneEntry
 from variator_export.core.errors import UserError
 from variator_export.engines.added_plugin import (
     load_added_plugin,
@@ -17,6 +16,7 @@ from variator_export.engines.added_plugin import (
     refuse_name_of_assembly,
 )
 from variator_export.engines.base import Arrays, check_inputs, named_outputs
+from variator_export.engines.onnxruntime.compiled_bundle import profiles_of
 from variator_export.engines.onnxruntime.graph import IoBindingRunner
 from variator_export.engines.onnxruntime.providers import CPU, Provider
 from variator_export.model.methods import method_of
@@ -52,7 +52,7 @@ class OnnxRuntimeSession:
     def __init__(self, bundle: BundleFiles, *, threads: int | None = None, provider: Provider = CPU) -> None:
         self._bundle, self._backbone = bundle, bundle.manifest.backbone
         shared = bundle.manifest.session_graph
-        self._graph = _open(bundle.graph(shared), self._backbone, provider, threads)
+        self._graph = _open(bundle, shared, None, provider, threads)
         # Load all plugins now, so that publishing the bundle again later changes nothing here. The table is
         # only ever replaced as a whole: calls in other threads see either the old or the new table.
         self._plugins = {
@@ -164,8 +164,7 @@ class OnnxRuntimeVariantSession:
     ) -> None:
         self._bundle, self._backbone = bundle, bundle.manifest.backbone
         self._variant = bundle.variant(variant)
-        graph = bundle.graph(self._variant.graph)
-        self._graph = _open(graph, self._backbone, provider, threads)
+        self._graph = _open(bundle, self._variant.graph, self._variant.name, provider, threads)
         bundle.check_unchanged()
 
     @property
@@ -219,6 +218,10 @@ class OnnxRuntimeVariantSession:
         return check_inputs(inputs, self._backbone.part, self._backbone.max_length)
 
 
-def _open(graph: Path, backbone: BackboneEntry, provider: Provider, threads: int | None) -> IoBindingRunner:
+def _open(
+    bundle: BundleFiles, graph: str, variant: str | None, provider: Provider, threads: int | None
+) -> IoBindingRunner:
     # A decoder reads the outputs from the device, on a CPU too.
-    return IoBindingRunner(graph, provider, threads=threads, bind=True if backbone.generates else None)
+    bind = True if bundle.manifest.backbone.generates else None
+    profiles = profiles_of(bundle, variant) if provider.compiler is not None else ()
+    return IoBindingRunner(bundle.graph(graph), provider, threads=threads, profiles=profiles, bind=bind)

@@ -6,6 +6,7 @@ from typing import Any
 from variator_export.bundle.files import BundleFiles
 from variator_export.core.errors import UserError
 from variator_export.core.precision import find_precision
+from variator_export.engines.onnxruntime.compiled_bundle import profiles_of, require_no_tf32
 from variator_export.engines.onnxruntime.kernels import check_quantized
 from variator_export.engines.onnxruntime.providers import CPU, PROVIDERS, Provider
 from variator_export.engines.target import Session, SessionOptions, Target
@@ -57,12 +58,16 @@ class OnnxRuntimeTarget(Target):
 
     def open(self, bundle: BundleFiles, variant: str | None, options: SessionOptions) -> Session:
         """Open the graph of a variant, or the any-ratio graph."""
+        from variator_export.engines.onnxruntime.graph import IoBindingRunner, require_provider
         from variator_export.engines.onnxruntime.session import (
             OnnxRuntimeSession,
             OnnxRuntimeVariantSession,
         )
 
         self.require(bundle)
+        require_provider(self.provider)
+        if self.provider.compiler is not None:
+            require_no_tf32(bundle, self.name)
         how: dict[str, Any] = {"threads": options.threads, "provider": self.provider}
         session = (
             OnnxRuntimeSession(bundle, **how)
@@ -71,17 +76,15 @@ class OnnxRuntimeTarget(Target):
         )
         if bundle.manifest.backbone.generates:
             from variator_export.engines.decoder import Decoder
-            from variator_export.engines.onnxruntime.graph import IoBindingRunner
             from variator_export.engines.text_session import TextSession
 
-            decoders = {
-                own.decoder_name: Decoder(
-                    IoBindingRunner(bundle.graph(own.decoder_graph), bind=True, **how),
-                    bundle.manifest.backbone,
-                    own.assembly,
-                )
-                for own in bundle.manifest.by_decoder(variant)
-            }
+            backbone, decoders = bundle.manifest.backbone, {}
+            for own in bundle.manifest.by_decoder(variant):
+                part = backbone.decoder_part(own.assembly)
+                profiles = profiles_of(bundle, own.name, part) if self.provider.compiler is not None else ()
+                graph = bundle.graph(own.decoder_graph)
+                runner = IoBindingRunner(graph, bind=True, profiles=profiles, **how)
+                decoders[own.decoder_name] = Decoder(runner, backbone, own.assembly)
             return TextSession(bundle, session, decoders)
         return session
 

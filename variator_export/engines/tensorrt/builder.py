@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from variator_export.core.environment import require
 from variator_export.core.errors import UserError
+from variator_export.engines.graph_file import load_without_defaults
 from variator_export.engines.request import Attention, BuiltEngine, EngineRequest, Profile
 from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.api import load_tensorrt
@@ -70,18 +70,12 @@ def _network(trt: Any, builder: Any, log: Any, request: EngineRequest) -> Iterat
 
 
 def _parse(parser: Any, request: EngineRequest) -> bool:
-    """Parse the graph, without default values: TensorRT takes an input that has one for a constant."""
+    """Parse the graph, without default values if it has any."""
     given = {name for profile in request.profiles for name in profile.shapes}
     if not any(name.startswith(GRAPH_INPUT_PREFIX) for name in given):
         return bool(parser.parse_from_file(request.graph))
-    require("onnx", request.target, "Building an engine that runs every ratio")
-    import onnx
-
-    model = onnx.load(request.graph, load_external_data=False)
-    inputs = {value.name for value in model.graph.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    purpose = "Building an engine that runs every ratio"
+    model = load_without_defaults(Path(request.graph), request.target, purpose)
     return bool(parser.parse(model.SerializeToString(), request.graph))
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import EngineEntry
+from variator_export.engines.cache_file import cache_file, read_cache, replace_cache
 from variator_export.engines.tensorrt.api import FLAVOURS
-from variator_export.engines.tensorrt.cache_file import cache_file, read_cache, replace_cache
 from variator_export.engines.tensorrt.device import Device
 
 # Digits of an engine's hash in a file name.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from variator_export.core.errors import UserError
-from variator_export.engines.tensorrt.cache_file import cache_file, read_cache, replace_cache
+from variator_export.engines.cache_file import cache_file, read_cache, replace_cache
 
 
 def timing_cache_path(gpu: str, cuda: str, tensorrt: str) -> Path:

@@ -1,4 +1,4 @@
-"""Files in the user's cache folder for what TensorRT would otherwise compute again."""
+"""Files in the user's cache folder for what builders and runtimes would otherwise compute again."""
 
 import os
 import re

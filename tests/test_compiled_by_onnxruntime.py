@@ -1,0 +1,110 @@
+"""Graphs that ONNX Runtime's TensorRT compiles: what they compute, and what the provider is told."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from conftest import plugin_for
+from stored_traces import Trace
+
+from variator_export.core.errors import UserError
+from variator_export.core.parts import MODEL
+from variator_export.core.precision import BFLOAT16
+from variator_export.engines.onnxruntime.compiled_bundle import profiles_of
+from variator_export.engines.onnxruntime.compiler import compilable
+from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
+from variator_export.engines.onnxruntime.providers import PROVIDERS
+from variator_export.engines.request import EngineRequest, Profile
+from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.graph.bind import bind
+from variator_export.model.backbone import Backbone
+from variator_export.model.plugin_file import save_plugin
+from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX, stack_for_graph
+from variator_export.sessions import Bundle
+
+
+@pytest.mark.parametrize("model", ["bert", "modernbert", "t5-v1.0"])
+def test_the_form_that_tensorrt_compiles_computes_the_same(
+    load_model: Callable[..., Backbone], trace: Trace, tmp_path: Path, model: str
+) -> None:
+    """TensorRT has no fused kernel for float32 attention, and refuses the operator in a plain graph."""
+    backbone = load_model(model)
+    ir.save(trace(backbone, tmp_path, "weights.safetensors")[MODEL], tmp_path / "any-ratio.onnx")
+    plugin = plugin_for(backbone, 2)
+    save_plugin(plugin, tmp_path / "plugin")
+    ir.save(
+        bind(tmp_path / "any-ratio.onnx", plugin.config, "plugin/plugin.safetensors"), tmp_path / "2.onnx"
+    )
+    ids = np.random.default_rng(0).integers(5, 900, (3, 21))
+    mask = (np.arange(21) < np.array([[21], [13], [1]])).astype(np.int64)
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": mask * 0}
+    inputs = {name: inputs[name] for name in backbone.spec.family.inputs}
+    for graph, extra in (("2.onnx", {}), ("any-ratio.onnx", stack_for_graph(plugin))):
+        content = compilable(tmp_path / graph)
+        found = OnnxRuntimeRunner(content, extra, weights=tmp_path).run(inputs)
+        for name, expected in OnnxRuntimeRunner(tmp_path / graph, extra).run(inputs).items():
+            np.testing.assert_allclose(found[name], expected, atol=1e-5 * np.abs(expected).max())
+        form = onnx.load_from_string(content).graph
+        assert "Attention" not in {node.op_type for node in form.node}
+        assert not {t.name for t in form.initializer} & {v.name for v in form.input}, "a default is left"
+    (tmp_path / "form.onnx").write_bytes(compilable(tmp_path / "2.onnx"))
+    shapes = dict.fromkeys(backbone.spec.family.inputs, ((1, 1), (2, 16), (4, 64)))
+    request = EngineRequest(
+        target="tensorrt-rtx",
+        graph="form.onnx",
+        what="the form",
+        profiles=(Profile(name="usual", shapes=shapes),),
+    )
+    assert build_engine(request, tmp_path).attention is None
+
+
+def test_half_precision_keeps_its_fused_attention(
+    load_model: Callable[..., Backbone], trace: Trace, tmp_path: Path
+) -> None:
+    backbone = load_model("bert").in_precision(BFLOAT16)
+    ir.save(trace(backbone, tmp_path, "weights.safetensors")[MODEL], tmp_path / "any-ratio.onnx")
+    form = onnx.load_from_string(compilable(tmp_path / "any-ratio.onnx")).graph
+    assert [node.op_type for node in form.node].count("Attention") == 2
+
+
+def test_a_session_for_every_ratio_has_a_profile_for_each_shape_of_plugins(small_bundle: Path) -> None:
+    bundle = Bundle.load(small_bundle)
+    profiles = profiles_of(bundle, None)
+    assert len(profiles) == len({variant.ratio for variant in bundle.manifest.variants})
+    compiler = PROVIDERS["onnxruntime-tensorrt-rtx"].compiler
+    assert compiler is not None
+    options = compiler.options(bundle.graph("any-ratio.onnx"), profiles)
+    assert options["nv_multi_profile_enable"] == "1"
+    for end in ("min", "opt", "max"):
+        entries = options[f"nv_profile_{end}_shapes"].split(",")
+        names = [entry.partition(":")[0] for entry in entries]
+        assert names.count("input_ids") == names.count(GRAPH_INPUT_PREFIX + "compress.bias") == len(profiles)
+    assert f"{GRAPH_INPUT_PREFIX}compress.bias:2x2" in entries
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"])
+def test_float32_products_in_tf32_are_refused(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    available = [provider.name for provider in PROVIDERS.values()]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    with pytest.raises(UserError, match=r"would compute the float32 products of .* in TF32") as raised:
+        Bundle.load(small_bundle).session(target)
+    assert "NVIDIA_TF32_OVERRIDE=0" in str(raised.value.hint)
+
+
+def test_a_cache_that_cannot_be_created_is_an_error(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compiler = PROVIDERS["onnxruntime-tensorrt"].compiler
+    assert compiler is not None
+    with pytest.raises(UserError, match="for compiled graphs cannot be created") as raised:
+        compiler.options(small_bundle / "any-ratio.onnx", ())
+    assert "XDG_CACHE_HOME" in str(raised.value.hint)

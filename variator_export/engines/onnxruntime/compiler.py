@@ -1,0 +1,95 @@
+"""Graphs for ONNX Runtime's TensorRT providers, which compile them when a session is opened.
+
+A provider takes nothing but the graph and strings. So what an engine of this tool is built with has to be
+said otherwise: float32 attention, for which TensorRT has no fused kernel, is written as the operators that it
+consists of; profiles are strings; and the provider keeps the compiled engine for the next process.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from variator_export.core.environment import installed_version
+from variator_export.core.errors import UserError
+from variator_export.core.hashing import sha256_file
+from variator_export.engines.cache_file import cache_file
+from variator_export.engines.graph_file import load_without_defaults
+
+if TYPE_CHECKING:  # code that runs graphs needs no pydantic
+    from variator_export.engines.request import Profile
+
+# Digits of a graph's hash in the name of a folder.
+_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """How a provider is told what an engine is built with.
+
+    Attributes:
+        prefix: First letters of the names of its options.
+        several: Options for more than one profile.
+        cache: Names of the options that take the folder of a cache.
+        enable: Options that use the caches.
+    """
+
+    prefix: str
+    cache: tuple[str, ...]
+    enable: Mapping[str, str]
+    several: Mapping[str, str]
+
+    def options(self, graph: Path, profiles: Sequence["Profile"]) -> dict[str, str]:
+        """The options for a graph: its profiles, and a cache of its own.
+
+        Raises:
+            UserError: The folder of the cache cannot be created.
+        """
+        versions = [installed_version(name) or "" for name in ("onnxruntime-gpu", "onnxruntime")]
+        folder = cache_file("onnxruntime", self.prefix, sha256_file(graph)[:_DIGITS], *filter(None, versions))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"The folder {folder} for compiled graphs cannot be created: {error}",
+                "Set XDG_CACHE_HOME to a folder that can be written.",
+            ) from error
+        shapes = _shapes(profiles) if profiles else {}
+        return {
+            **{f"{self.prefix}_profile_{end}_shapes": text for end, text in shapes.items()},
+            **(self.several if len(profiles) > 1 else {}),
+            **self.enable,
+            **{name: str(folder) for name in self.cache},
+        }
+
+
+def _shapes(profiles: Sequence["Profile"]) -> dict[str, str]:
+    """The profiles as ONNX Runtime's providers take them; an input stands once for each profile."""
+    return {
+        end: ",".join(
+            f"{name}:{'x'.join(map(str, shapes[index]))}"
+            for profile in profiles
+            for name, shapes in profile.shapes.items()
+        )
+        for index, end in enumerate(("min", "opt", "max"))
+    }
+
+
+def compilable(graph: Path) -> bytes:
+    """The content of a graph in a form that TensorRT compiles; its weights stay where they are.
+
+    Attention in float32 is replaced by the operators of its definition in ONNX.
+
+    Raises:
+        UserError: The package onnx is not installed.
+    """
+    model = load_without_defaults(graph, "tensorrt", "Compiling a graph with ONNX Runtime's TensorRT")
+    import onnx
+    from onnx.inliner import inline_selected_functions
+
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    attention = [node for node in model.graph.node if node.op_type == "Attention"]
+    if any(types.get(node.input[0]) == onnx.TensorProto.FLOAT for node in attention):
+        model = inline_selected_functions(model, [("", "Attention")], inline_schema_functions=True)
+    content: bytes = model.SerializeToString()
+    return content
