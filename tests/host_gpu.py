@@ -16,6 +16,7 @@ import onnxruntime
 
 from variator_export.core.errors import UserError
 from variator_export.engines.request import Profile
+from variator_export.engines.tensorrt.plan import TYPES
 
 # Bytes between layers that a context needs for each element of its first input.
 _BYTES_PER_ELEMENT = 64
@@ -245,13 +246,14 @@ class OpenGraph:
     def __init__(self, content: bytes | str, device: HostGpu, profiles: Sequence[Profile] = ()) -> None:
         self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         self.device, self.profiles = device, profiles
-        self.types = {value.name: value.type for value in self.session.get_outputs()}
+        self.types = {value.name: _type_name(value) for value in self.session.get_outputs()}
         self.outputs = list(self.types)
+        given = [*self.session.get_inputs(), *self.session.get_overridable_initializers()]
+        self.input_types = {value.name: TYPES[_type_name(value)] for value in given}
         self.engine = self
 
     def get_tensor_dtype(self, name: str) -> Any:
-        names = {"float": "FLOAT", "float16": "HALF", "bool": "BOOL", "int64": "INT64"}
-        return type("dtype", (), {"name": names[self.types[name].removeprefix("tensor(").rstrip(")")]})
+        return type("dtype", (), {"name": self.types[name]})
 
     def create_execution_context(self, _: object) -> "Context":
         return Context(self)
@@ -261,6 +263,12 @@ class OpenGraph:
 
     def layers(self) -> list[Any]:
         return []
+
+
+def _type_name(value: Any) -> str:
+    """TensorRT's name of the type of an input or output."""
+    names = {"float": "FLOAT", "float16": "HALF", "bool": "BOOL", "int64": "INT64"}
+    return names[value.type.removeprefix("tensor(").rstrip(")")]
 
 
 class Context(BoundContext):

@@ -33,8 +33,9 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.engines import choice
 from variator_export.engines.compatibility import TargetMachine
 from variator_export.engines.request import EngineRequest, Profile
-from variator_export.engines.tensorrt import builder as build
-from variator_export.engines.tensorrt import execution, log, plan, session, timing_cache
+from variator_export.engines.tensorrt import execution, log, plan, session
+from variator_export.engines.tensorrt.building import attention, timing_cache
+from variator_export.engines.tensorrt.building import builder as build
 from variator_export.engines.tensorrt.reproduction_script import script_for_tensorrt
 from variator_export.recipe.builder_options import BuilderOptions
 
@@ -56,7 +57,7 @@ STUB = "".join(
 # Roots of the expressions in our code that are objects of TensorRT.
 ROOTS = (
     *("trt", "builder", "network", "parser", "config", "layer", "made", "error", "cache", "found", "there"),
-    *("runtime", "engine", "context", "refitter", "parser", "inspector"),
+    *("runtime", "engine", "context", "refitter", "parser", "inspector", "attention", "maker", "selected"),
 )
 _SIGNATURE = re.compile(r"^(?:\d+\. )?\w*\((?P<arguments>.*)\) -> (?P<result>.+?)$", re.MULTILINE)
 
@@ -170,6 +171,11 @@ class Fake:
             kind = _SIGNATURE.search(member.fget.__doc__ or "")
             if real.__name__ == "ILayer" and name == "type":
                 return recorder.module.LayerType.ATTENTION_INPUT
+            if real.__name__ == "IElementWiseLayer":
+                return {
+                    "type": recorder.module.LayerType.ELEMENTWISE,
+                    "op": recorder.module.ElementWiseOperation.AND,
+                }.get(name)
             return recorder.fake(kind["result"]) if kind else None
         label = f"{real.__name__}.{name}"
 
@@ -288,10 +294,28 @@ def run(module: Any, target: str, removed: str | None) -> Recorder:
         # The network has the inputs of one ratio, whatever was parsed.
         with mock.patch.object(build, "_make_profile", return_value=None):
             assert build.build_engine_here(every_ratio, lambda *_: None).content == b"engine"
+        change_attention(recorder)
         recorder.parses = False  # type: ignore[attr-defined]
         with contextlib.suppress(build.UserError):  # with the parser's errors in it
             build.build_engine_here(request)
     return recorder
+
+
+def change_attention(recorder: Recorder) -> None:
+    """Run what the forms of attention do to a network, whose layers are all of one kind here."""
+    trt, real = FakeModule(recorder), recorder.module
+    network, tensor = Fake(recorder, real.INetworkDefinition), Fake(recorder, real.ITensor)
+    mask = attention._or_everything(trt, network, tensor)
+    assert attention.apply_form(trt, network, "decomposed")
+    reader = Fake(recorder, real.ILayer)
+    attention._widen(trt, network, Fake(recorder, real.IAttention), mask, {"input_ids": [(reader, 0)]})
+    for kind in ("SELECT", "SLICE"):
+        recorder.has(real.LayerType, kind)
+    named = {name: types.SimpleNamespace(name=name, shape=(-1, 1, 1, -1)) for name in ("mask", "both", "one")}
+    select = types.SimpleNamespace(type=real.LayerType.SELECT, get_input=lambda _: named["both"])
+    product = Fake(recorder, real.IElementWiseLayer)
+    makers = {"mask": select, "both": product}
+    attention._seen_keys(trt, makers, named["mask"])
 
 
 class HostDevice:
@@ -395,7 +419,7 @@ def run_script(recorder: Recorder, target: str) -> None:
 def names_in_our_code() -> set[str]:
     """Every attribute that our code takes of what may be an object of TensorRT."""
     found = set()
-    for module in (build, timing_cache, plan, session, execution, log):
+    for module in (attention, build, timing_cache, plan, session, execution, log):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute):
                 root = node.value

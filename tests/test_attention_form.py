@@ -11,7 +11,7 @@ from stored_traces import Trace
 
 from variator_export.core.parts import MODEL
 from variator_export.core.precision import BFLOAT16, FLOAT16, Precision
-from variator_export.engines.tensorrt.attention import apply_form, attentions
+from variator_export.engines.tensorrt.building.attention import apply_form, attentions
 from variator_export.engines.tensorrt.log import make_log
 from variator_export.graph.bind import bind
 from variator_export.model.backbone import Backbone

@@ -25,9 +25,9 @@ from variator_export.engines import compatibility
 from variator_export.engines.compatibility import TargetMachine, can_run, parse_machine
 from variator_export.engines.request import EngineRequest, Profile, any_ratio_profiles
 from variator_export.engines.tensorrt import api, target
-from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.building.builder_process import build_engine
+from variator_export.engines.tensorrt.building.timing_cache import TimingCache, timing_cache_path
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
-from variator_export.engines.tensorrt.timing_cache import TimingCache, timing_cache_path
 from variator_export.recipe.builder_options import BuilderOptions
 from variator_export.recipe.recipe import EngineRecipe, ShapeSet
 
@@ -226,7 +226,9 @@ def test_ctrl_c_ends_the_builder_and_leaves_the_bundle(
         monkeypatch.setattr(started[0], "communicate", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         return started[0]
 
-    monkeypatch.setattr("variator_export.engines.tensorrt.builder_process.subprocess.Popen", remember)
+    monkeypatch.setattr(
+        "variator_export.engines.tensorrt.building.builder_process.subprocess.Popen", remember
+    )
     with pytest.raises(KeyboardInterrupt):
         compile_engines(bundle_copy, _order())
     assert started[0].poll() is not None

@@ -19,7 +19,7 @@ from variator_export.engines.onnxruntime.compiler import compilable
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.engines.onnxruntime.providers import PROVIDERS
 from variator_export.engines.request import EngineRequest, Profile
-from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.building.builder_process import build_engine
 from variator_export.graph.bind import bind
 from variator_export.model.backbone import Backbone
 from variator_export.model.plugin_file import save_plugin

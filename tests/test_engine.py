@@ -13,7 +13,7 @@ from variator_export.core.environment import install_command
 from variator_export.core.hashing import sha256_file
 from variator_export.engines.request import EngineRequest, Profile
 from variator_export.engines.tensorrt import api
-from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.building.builder_process import build_engine
 from variator_export.recipe.recipe import Initialise, Recipe
 
 SHAPES = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ((1, 1), (2, 16), (4, 64)))

@@ -153,6 +153,7 @@ class _Plan:
     """In the place of an open plan."""
 
     outputs = ("last_hidden_state",)
+    input_types: Mapping[str, str] = {}
     trt = mock.MagicMock()
 
     def last_messages(self) -> str:

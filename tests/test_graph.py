@@ -18,7 +18,7 @@ from variator_export.core.parts import MODEL
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
 from variator_export.engines.request import EngineRequest, Profile
-from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.building.builder_process import build_engine
 from variator_export.graph.bind import bind, bind_baseline
 from variator_export.graph.fold import fold_decompression
 from variator_export.graph.macs import graph_macs

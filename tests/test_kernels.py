@@ -17,7 +17,7 @@ from variator_export.core.parts import MODEL
 from variator_export.core.precision import find_precision
 from variator_export.engines.kernels import Schedule, layers_of
 from variator_export.engines.request import EngineRequest, Profile
-from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.building.builder_process import build_engine
 from variator_export.engines.tensorrt.schedule import schedule
 from variator_export.graph.bind import bind, bind_baseline
 from variator_export.model.backbone import Backbone

@@ -27,7 +27,7 @@ from variator_export.core.parts import MODEL
 from variator_export.core.precision import find_precision
 from variator_export.engines.eager import EagerModel
 from variator_export.engines.request import EngineRequest, Profile
-from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.building.builder_process import build_engine
 from variator_export.graph.bind import bind
 from variator_export.graph.macs import precision_share
 from variator_export.model.backbone import Backbone

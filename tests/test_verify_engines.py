@@ -38,7 +38,7 @@ from variator_export.engines.layers import EnginePrecision, precision_in_engine
 from variator_export.engines.onnxruntime.session import OnnxRuntimeSession
 from variator_export.engines.request import EngineRequest, Profile
 from variator_export.engines.tensorrt import debug_engine, session
-from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.building.builder_process import build_engine
 from variator_export.engines.tensorrt.session import TensorRtSession
 from variator_export.engines.tensorrt.target import TensorRtTarget
 from variator_export.graph.defaults import load_without_defaults

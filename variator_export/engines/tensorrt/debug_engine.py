@@ -17,10 +17,11 @@ from variator_export.core.parts import DECODER
 from variator_export.engines.base import Arrays, check_inputs
 from variator_export.engines.request import Profile, request_of
 from variator_export.engines.target import OnProgress
-from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.building.builder_process import build_engine
 from variator_export.engines.tensorrt.device import CudaDevice, Device, numpy_type
 from variator_export.engines.tensorrt.execution import EngineContexts, choose_profile
 from variator_export.engines.tensorrt.plan import OpenPlan
+from variator_export.engines.tensorrt.plugin_inputs import plugin_tensors
 
 _GRAPH = "changed.onnx"
 
@@ -81,10 +82,11 @@ class Rebuilder:
             request = request_of(self._sidecar, _GRAPH, what, (profile,))
             content = build_engine(request, Path(folder), on_progress).content
         plan = OpenPlan(self._entry.target, content, what, "Verify it without --bisect.")
+        given = {**inputs, **dict(plugin_tensors(self._constant, plan.input_types))}
         execution = EngineContexts(plan, [profile], self._device, self._entry.target, what)
 
         def run() -> Arrays:
-            tensors = {name: self._device.upload(array) for name, array in arrays.items()}
+            tensors = {name: self._device.upload(array) for name, array in given.items()}
             with self._device.lock:
                 bound = execution.bind(tensors, shapes)
                 bound()

@@ -10,19 +10,10 @@ import numpy as np
 
 from variator_export.core.axes import InputShapes
 from variator_export.core.errors import UserError
-from variator_export.core.precision import BFLOAT16, FLOAT16, FLOAT32
 from variator_export.engines.request import Profile
 from variator_export.engines.tensorrt.device import Device
-from variator_export.engines.tensorrt.plan import OpenPlan
+from variator_export.engines.tensorrt.plan import TYPES, OpenPlan
 from variator_export.engines.tensorrt.runtime_cache import RuntimeCache
-
-# Types of outputs: TensorRT's names to the common names.
-TYPES = {
-    **{p.tensorrt: p.dtype for p in (FLOAT32, FLOAT16, BFLOAT16)},
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}
 
 
 @dataclass(frozen=True)
@@ -88,8 +79,8 @@ class EngineContexts:
         """Set the shapes and addresses of a call; they hold until the next call.
 
         Args:
-            inputs: All input tensors, on the device.
-            shapes: Shapes of the inputs.
+            inputs: All inputs of the engine, on the device.
+            shapes: Shapes of the graph's inputs, which a profile has to cover.
 
         Raises:
             UserError: No profile of the engine covers the shapes, or TensorRT refuses them.
@@ -157,7 +148,7 @@ class EngineContexts:
         allocate: Callable[[int], Any],
     ) -> BoundContext:
         for name, tensor in inputs.items():
-            self._require(context.set_input_shape(name, tuple(shapes[name])), f"the shape of {name}")
+            self._require(context.set_input_shape(name, tuple(tensor.shape)), f"the shape of {name}")
             self._require(context.set_tensor_address(name, tensor.data_ptr()), f"the address of {name}")
         engine, outputs = self._plan.engine, {}
         for name in self._plan.outputs:

@@ -9,12 +9,21 @@ from variator_export.bundle.engine_sources import engine_sources
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.manifest import BACKBONE_WEIGHTS, EngineEntry
 from variator_export.core.errors import UserError
+from variator_export.core.precision import BFLOAT16, FLOAT16, FLOAT32
 from variator_export.engines.choice import compile_command
 from variator_export.engines.compatibility import how_to_get_lean_runtime, is_same_version
 from variator_export.engines.tensorrt.api import load_tensorrt, require_tensorrt
 from variator_export.engines.tensorrt.log import last_messages, make_log
 from variator_export.engines.tensorrt.plan_header import plan_contradicts
 from variator_export.model.methods import engine_tensors
+
+# Types of inputs and outputs: TensorRT's names to the common names.
+TYPES = {
+    **{p.tensorrt: p.dtype for p in (FLOAT32, FLOAT16, BFLOAT16)},
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
 
 
 class OpenPlan:
@@ -32,6 +41,7 @@ class OpenPlan:
         trt: The TensorRT module.
         engine: The deserialised engine.
         outputs: Names of the engine's outputs.
+        input_types: Types of the engine's inputs by name.
 
     Raises:
         UserError: TensorRT cannot open the plan.
@@ -63,6 +73,9 @@ class OpenPlan:
         self.engine = engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self.outputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
+        self.input_types = {
+            name: TYPES[engine.get_tensor_dtype(name).name] for name in names if name not in self.outputs
+        }
 
     def last_messages(self) -> str:
         """The last errors that TensorRT reported."""

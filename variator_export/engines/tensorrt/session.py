@@ -25,6 +25,7 @@ from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.device import CudaDevice, Device
 from variator_export.engines.tensorrt.execution import BoundContext, EngineContexts
 from variator_export.engines.tensorrt.plan import open_engine
+from variator_export.engines.tensorrt.plugin_inputs import plugin_tensors
 from variator_export.engines.tensorrt.runtime_cache import runtime_cache
 from variator_export.model.methods import method_of
 from variator_export.model.plugin_layout import plugin_input_shapes, stack_for_graph
@@ -78,6 +79,7 @@ class TensorRtSession:
         self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
         self.device = device or CudaDevice()
         _require_same_gpu(self.device, gpu)
+        self._plan = open_engine(bundle, self._entry, sidecar, lean_runtime=lean_runtime)
         variants = bundle.manifest.variants if self._variant is None else ()
         self._plugins: dict[str, dict[str, Any]] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -87,7 +89,6 @@ class TensorRtSession:
             self._take(
                 own.name, own.ratio, method_of(own).inputs_of(bundle, own, bundle.manifest.any_ratio_graph)
             )
-        self._plan = open_engine(bundle, self._entry, sidecar, lean_runtime=lean_runtime)
         self._execution = EngineContexts(
             self._plan,
             self._profiles,
@@ -137,7 +138,8 @@ class TensorRtSession:
 
         Each table is replaced as a whole: calls in other threads see either the old or the new table.
         """
-        uploaded = {key: self.device.upload(array) for key, array in plugin.items()}
+        tensors = plugin_tensors(plugin, self._plan.input_types)
+        uploaded = {key: self.device.upload(array) for key, array in tensors}
         self._plugins = {**self._plugins, name: uploaded}
         self._shapes = {**self._shapes, name: {key: array.shape for key, array in plugin.items()}}
         self._ratios = {**self._ratios, name: ratio}

@@ -24,14 +24,14 @@ from variator_export.engines.target import (
     SessionOptions,
 )
 from variator_export.engines.tensorrt import api
-from variator_export.engines.tensorrt.builder_process import build_engine
+from variator_export.engines.tensorrt.building.builder_process import build_engine
+from variator_export.engines.tensorrt.building.timing_cache import timing_cache_path
 from variator_export.engines.tensorrt.plan_header import (
     HEADER_BYTES,
     plan_contradicts,
     read_plan_version,
 )
 from variator_export.engines.tensorrt.schedule import schedule, scheduled_products
-from variator_export.engines.tensorrt.timing_cache import timing_cache_path
 from variator_export.engines.text_session import TextSession
 from variator_export.recipe.recipe import EngineRecipe
 
@@ -45,7 +45,7 @@ class TensorRtTarget(EngineTarget):
 
     name: str
     gpu: bool = True
-    code: tuple[str, ...] = ("engines/tensorrt", "engines/request.py")
+    code: tuple[str, ...] = ("engines/tensorrt", "engines/request.py", "engines/graph_file.py")
 
     @property
     def flavour(self) -> api.Flavour:

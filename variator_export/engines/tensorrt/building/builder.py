@@ -13,9 +13,10 @@ from variator_export.engines.graph_file import load_without_defaults
 from variator_export.engines.request import Attention, BuiltEngine, EngineRequest, Profile
 from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.api import load_tensorrt
-from variator_export.engines.tensorrt.attention import FORMS, apply_form, attentions
+from variator_export.engines.tensorrt.building.attention import FORMS, apply_form, attentions
+from variator_export.engines.tensorrt.building.timing_cache import TimingCache
 from variator_export.engines.tensorrt.log import last_messages, make_log
-from variator_export.engines.tensorrt.timing_cache import TimingCache
+from variator_export.engines.tensorrt.plugin_inputs import engine_shapes, unstack
 from variator_export.model.plugin_layout import GRAPH_INPUT_PREFIX
 
 # In what the builder says where it has no fused kernel for attention.
@@ -70,12 +71,13 @@ def _network(trt: Any, builder: Any, log: Any, request: EngineRequest) -> Iterat
 
 
 def _parse(parser: Any, request: EngineRequest) -> bool:
-    """Parse the graph, without default values if it has any."""
+    """Parse the graph. If it takes plugins, it has no default values then, and inputs for each layer."""
     given = {name for profile in request.profiles for name in profile.shapes}
     if not any(name.startswith(GRAPH_INPUT_PREFIX) for name in given):
         return bool(parser.parse_from_file(request.graph))
     purpose = "Building an engine that runs every ratio"
     model = load_without_defaults(Path(request.graph), request.target, purpose)
+    unstack(model)
     return bool(parser.parse(model.SerializeToString(), request.graph))
 
 
@@ -138,14 +140,19 @@ def _make_profile(builder: Any, network: Any, request: EngineRequest, profile: P
     """
     inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
     varying = {name for name, tensor in inputs.items() if -1 in tuple(tensor.shape)}
-    if set(profile.shapes) != varying:
+    ends = [
+        engine_shapes({name: ends[end] for name, ends in profile.shapes.items()}, varying) for end in range(3)
+    ]
+    unknown = {name for name in profile.shapes if not name.startswith(GRAPH_INPUT_PREFIX)} - varying
+    if set(ends[0]) != varying or unknown:
         raise UserError(
             f"The profile {profile.name} has shapes for {', '.join(sorted(profile.shapes))}; the inputs of "
             f"{request.graph} whose shape varies are {', '.join(sorted(varying))}.",
             "Give a shape for each of those.",
         )
     made = builder.create_optimization_profile()
-    for name, (low, opt, high) in profile.shapes.items():
+    for name in ends[0]:
+        low, opt, high = (end[name] for end in ends)
         if not all(a <= b <= c for a, b, c in zip(low, opt, high, strict=True)):
             raise UserError(
                 f"The profile {profile.name} must be min <= opt <= max; {name} has {low}, {opt}, {high}.",

@@ -60,18 +60,24 @@ def _add_in_float32(trt: Any, network: Any, found: list[Any]) -> bool:
         if name not in masks:
             seen = _seen_keys(trt, makers, attention.mask)
             masks[name] = None if seen is None else _or_everything(trt, network, seen)
-        if masks[name] is None:
-            continue
-        output = attention.get_output(0)
-        attention.mask = masks[name]
-        for index in range(3):
-            cast = network.add_cast(attention.get_input(index), trt.DataType.FLOAT)
-            attention.set_input(index, cast.get_output(0))
-        narrowed = network.add_cast(output, trt.DataType.HALF).get_output(0)
-        for layer, index in readers.get(output.name, []):
-            layer.set_input(index, narrowed)
-        changed = True
+        if masks[name] is not None:
+            _widen(trt, network, attention, masks[name], readers)
+            changed = True
     return changed
+
+
+def _widen(
+    trt: Any, network: Any, attention: Any, mask: Any, readers: dict[str, list[tuple[Any, int]]]
+) -> None:
+    """Put casts to float32 in front of attention, and one to float16 behind it."""
+    output = attention.get_output(0)
+    attention.mask = mask
+    for index in range(3):
+        cast = network.add_cast(attention.get_input(index), trt.DataType.FLOAT)
+        attention.set_input(index, cast.get_output(0))
+    narrowed = network.add_cast(output, trt.DataType.HALF).get_output(0)
+    for layer, index in readers.get(output.name, []):
+        layer.set_input(index, narrowed)
 
 
 def _seen_keys(trt: Any, makers: dict[str, Any], mask: Any) -> Any | None:

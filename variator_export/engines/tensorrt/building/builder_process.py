@@ -3,8 +3,8 @@
 A crash of the builder does not end the build, and Ctrl-C ends the builder at once. Two builds of one request
 may differ in a few bytes: builders promise none, and some order their output by memory addresses.
 
-`python -m variator_export.engines.tensorrt.builder_process` reads the request as JSON from standard input,
-and writes a line of facts as JSON and then the engine to standard output. Progress goes to the file
+`python -m variator_export.engines.tensorrt.building.builder_process` reads the request as JSON from standard
+input, and writes a line of facts as JSON and then the engine to standard output. Progress goes to the file
 descriptor VARIATOR_EXPORT_PROGRESS. The process writes only the timing cache to disk, so a builder whose
 parent was killed leaves nothing behind.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from variator_export.core.errors import UserError
 from variator_export.engines.request import BuiltEngine, EngineRequest
 from variator_export.engines.target import OnProgress
-from variator_export.engines.tensorrt.builder import build_engine_here
+from variator_export.engines.tensorrt.building.builder import build_engine_here
 
 _REFUSED = 1
 _PROGRESS = "VARIATOR_EXPORT_PROGRESS"
@@ -106,7 +106,7 @@ def _environment(progress: int) -> dict[str, str]:
 
 
 def _command() -> list[str]:
-    return [sys.executable, "-P", "-m", "variator_export.engines.tensorrt.builder_process"]
+    return [sys.executable, "-P", "-m", "variator_export.engines.tensorrt.building.builder_process"]
 
 
 def main() -> None:

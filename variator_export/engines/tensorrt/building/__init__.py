@@ -1,0 +1,1 @@
+"""Building of engines, in a process of its own."""
