@@ -32,7 +32,7 @@ OLDEST_TESTS := \
 	tests/test_training.py::test_fine_tuning_writes_a_classifier_that_names_its_classes \
 	tests/test_verify.py::test_a_correct_bundle_passes \
 	--deselect tests/test_session.py::test_plugins_of_several_tasks_in_one_session
-EXTRAS := alternatives,export,onnxruntime,openvino,tensorrt-rtx,train,evaluate,parquet,ray,report,serve,clients,demo,docs,dev
+EXTRAS := alternatives,export,fused,onnxruntime,openvino,tensorrt-rtx,train,evaluate,parquet,ray,report,serve,clients,demo,docs,dev
 
 # Python compiles what is imported; pip would compile everything, and that takes as long as the installation.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile

@@ -17,6 +17,8 @@ from unittest import mock
 os.environ["OMP_NUM_THREADS"] = "1"
 # What the tests say of a machine without a GPU holds on one that has some.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Triton runs its kernels on the CPU: it decides when it is imported.
+os.environ["TRITON_INTERPRET"] = "1"
 # Processes that tests start look into the store of traces too.
 os.environ["PYTHONPATH"] = str(Path(__file__).parent / "processes")
 

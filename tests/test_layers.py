@@ -24,7 +24,7 @@ LAYERS = [
     {"inference", "text_to_text"},
     {"engines", "graph", "training"},
     {"model"},
-    {"bundle", "recipe", "data", "text", "generation"},
+    {"bundle", "recipe", "data", "text", "generation", "kernels"},
     {"core"},
 ]
 # The way in of optimum-cli, which is above everything.
@@ -42,6 +42,7 @@ HEAVY = {
     "tensorrt_rtx",
     "torch",
     "transformers",
+    "triton",
 }
 
 

@@ -14,7 +14,7 @@ from variator_export.core.axes import ENCODER_MASK, past_names, present_names
 from variator_export.engines.base import Arrays
 from variator_export.model.augmented import AugmentedModel, PlainModel
 from variator_export.model.backbone import Backbone, quiet_transformers
-from variator_export.model.decoding import DecoderStep, encoder_outputs
+from variator_export.model.decoders.decoding import DecoderStep, encoder_outputs
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_layout import Plugin
 from variator_export.model.quantization.layers import GivenRounding, QuantizedLinear

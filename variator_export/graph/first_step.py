@@ -14,7 +14,7 @@ from variator_export.core.encoder_size import DecoderSize
 from variator_export.graph.constants import add_constant
 from variator_export.graph.simplify import MODULE_KEY, name_nodes
 from variator_export.graph.weights import attach_weights, detach_weights
-from variator_export.model.cross_attention import Projection
+from variator_export.model.decoders.cross_attention import Projection
 
 HIDDEN_STATES = "encoder_hidden_states"
 _HEADS_FIRST = [0, 2, 1, 3]

@@ -20,7 +20,7 @@ from variator_export.core.axes import (
 from variator_export.graph.export import Traced, detach_parameters, export
 from variator_export.graph.simplify import name_modules
 from variator_export.model.backbone import Backbone
-from variator_export.model.decoding import DecoderStep
+from variator_export.model.decoders.decoding import DecoderStep
 
 # No size of the example may be 1 or equal to another size: the exporter could treat it as a constant.
 _EXAMPLE_BATCH, _EXAMPLE_LENGTH, _EXAMPLE_PAST = 2, 7, 5

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from variator_export.bundle.variant_files import VariantFiles
 from variator_export.core.axes import token_axis
 from variator_export.model.backbone import Backbone, copy_sharing_weights
-from variator_export.model.cross_attention import cross_states
+from variator_export.model.decoders.cross_attention import cross_states
+from variator_export.model.decoders.label_words import label_word_scores
 from variator_export.model.families.base import Architecture
-from variator_export.model.label_words import label_word_scores
 from variator_export.model.plugin import CompressionPlugin, LayerPlugin
 from variator_export.model.pooling import Pooling
 
@@ -42,26 +42,48 @@ class Windows:
 class CompressedFeedForward(nn.Module):
     """A feed-forward network between the compression and the decompression layer of a plugin."""
 
-    def __init__(self, ffn: nn.Module, plugin: LayerPlugin, windows: Windows, *, split: bool) -> None:
+    def __init__(
+        self, ffn: nn.Module, plugin: LayerPlugin, windows: Windows, *, split: bool, fused: bool = False
+    ) -> None:
         super().__init__()
         self.ffn = ffn
         self.plugin = plugin
         self.windows = windows
         self.split = split
+        self.fused = fused
 
     def forward(self, x: Tensor) -> Tensor:
         """Compress, run the feed-forward network and decompress: (B, N, d) to (B, N, d)."""
         batch, windows, ratio = self.windows.shape
         x = x.reshape(batch, windows, ratio, x.shape[-1])
+        if self.fused:
+            return self._fused(x).reshape(batch, windows * ratio, x.shape[-1])
         compressed = self.plugin.compress(x, self.windows.keep)
         out = self.plugin.decompress(self.ffn(compressed), x, split=self.split)
         return out.reshape(batch, windows * ratio, out.shape[-1])
+
+    def _fused(self, x: Tensor) -> Tensor:
+        from variator_export.kernels.operators import compress, decompress
+
+        first, last = self.plugin.compress, self.plugin.decompress
+        compressed, projected = compress(x, self.windows.keep, first.weight, first.bias, last.down.weight)
+        return decompress(
+            self.ffn(compressed),
+            x,
+            projected,
+            last.down.weight,
+            last.down.bias,
+            last.up.weight,
+            last.up.bias,
+        )
 
 
 class WindowedModel(nn.Module):
     """The augmented model for inputs already cut into windows. The exporter traces this class."""
 
-    def __init__(self, backbone: Backbone, plugin: CompressionPlugin, *, split: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone, plugin: CompressionPlugin, *, split: bool = False, fused: bool = False
+    ) -> None:
         super().__init__()
         self.spec = backbone.spec
         self.config = backbone.info.config
@@ -71,7 +93,7 @@ class WindowedModel(nn.Module):
         layers = plugin.layer_plugins()
 
         def wrap(layer: int, ffn: nn.Module) -> nn.Module:
-            return CompressedFeedForward(ffn, layers[layer], self.windows, split=split)
+            return CompressedFeedForward(ffn, layers[layer], self.windows, split=split, fused=fused)
 
         family = self.spec.family
         family.wrap_ffns(self.model, wrap)
@@ -122,11 +144,12 @@ class AugmentedModel(nn.Module):
     Args:
         backbone: A loaded backbone. The model shares its weights and leaves its modules unchanged.
         plugin: A plugin for this backbone's hidden size and number of layers.
+        fused: Whether to run the plugin by the two kernels of `variator_export.kernels`, on an NVIDIA GPU.
     """
 
-    def __init__(self, backbone: Backbone, plugin: CompressionPlugin) -> None:
+    def __init__(self, backbone: Backbone, plugin: CompressionPlugin, *, fused: bool = False) -> None:
         super().__init__()
-        self.windowed = WindowedModel(backbone, plugin)
+        self.windowed = WindowedModel(backbone, plugin, fused=fused)
         self.ratio = plugin.config.ratio
         self.exclude_padding = plugin.config.masking == "exclude-padding"
         self.pad_token_id = backbone.pad_token_id

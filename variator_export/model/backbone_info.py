@@ -17,9 +17,9 @@ from variator_export.core.json_file import read_json_object
 from variator_export.core.labels import labels_config
 from variator_export.core.parts import ENCODER, MODEL
 from variator_export.core.precision import Precision
+from variator_export.model.decoders.label_words import read_label_words
 from variator_export.model.families import find_architecture, find_task
 from variator_export.model.families.base import CLASSIFICATION, Architecture
-from variator_export.model.label_words import read_label_words
 from variator_export.model.plugin_layout import BackboneIdentity
 from variator_export.model.pooling import PoolingSpec, read_pooling
 from variator_export.model.quantization.calibration import Calibration

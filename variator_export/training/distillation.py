@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from variator_export.core.errors import UserError
 from variator_export.model.augmented import HIDDEN_STATES_PREFIX, AugmentedModel, PlainModel
 from variator_export.model.backbone import Backbone
-from variator_export.model.decoding import DECODER_STATES, decoder_outputs
+from variator_export.model.decoders.decoding import DECODER_STATES, decoder_outputs
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.training import losses
 from variator_export.training.settings import Losses

@@ -25,7 +25,7 @@ _MADE_BY = (
     "engines/eager.py",
     "engines/decoder.py",
     "engines/text_session.py",
-    "model/decoding.py",
+    "model/decoders/decoding.py",
     "generation",
     "text",
     "data",

@@ -79,7 +79,7 @@ def _make_first_step(context: BuildContext) -> None:
 
     from variator_export.graph.first_step import HIDDEN_STATES, first_step
     from variator_export.graph.weights import external_tensors
-    from variator_export.model.cross_attention import cross_projections
+    from variator_export.model.decoders.cross_attention import cross_projections
     from variator_export.verification.generation.decoder import RunnerDecoder
 
     folder, info, precision = context.staged.folder, context.info, context.recipe.precision

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from variator_export.core.assembly import ENCODER_STACK, Stack
 from variator_export.core.encoder_size import DecoderSize, EncoderSize
-from variator_export.model.label_words import LabelWords
+from variator_export.model.decoders.label_words import LabelWords
 
 WrapFFN = Callable[[int, nn.Module], nn.Module]
 Positions = Callable[[Tensor, Any], Tensor]

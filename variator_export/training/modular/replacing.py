@@ -11,7 +11,7 @@ from variator_export.core.assembly import DECODER_STACK, ENCODER_STACK, Stack
 from variator_export.core.errors import UserError
 from variator_export.model.augmented import ATTENTIONS_PREFIX, HIDDEN_STATES_PREFIX, run_backbone
 from variator_export.model.backbone import Backbone, copy_sharing_weights
-from variator_export.model.decoding import (
+from variator_export.model.decoders.decoding import (
     CROSS_ATTENTIONS,
     DECODER_ATTENTIONS,
     DECODER_STATES,

@@ -10,7 +10,7 @@ from torch import nn
 from variator_export.core.assembly import Span, Stack
 from variator_export.model.augmented import run_backbone
 from variator_export.model.backbone import Backbone, copy_sharing_weights
-from variator_export.model.decoding import decoder_outputs
+from variator_export.model.decoders.decoding import decoder_outputs
 from variator_export.model.modular.assembled import layers_of, replace_layers
 
 # A unit of an assembly: the layers that it stands for, and the module; None for an original layer.

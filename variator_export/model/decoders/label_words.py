@@ -75,7 +75,7 @@ def read_label_words(
 
 def label_word_scores(model: Any, states: Any, mask: Any, label_words: LabelWords) -> Any:
     """The scores of the label words, (B, C), from the encoder's states (B, S, d) and its mask (B, S)."""
-    from variator_export.model.decoding import encoder_outputs
+    from variator_export.model.decoders.decoding import encoder_outputs
 
     prompt = mask.new_tensor(label_words.prompt_ids).expand(mask.shape[0], -1)
     found = model(

@@ -1,0 +1,1 @@
+"""Fused kernels of the compression plugin for NVIDIA GPUs, in Triton."""

@@ -1,0 +1,1 @@
+"""What a model that generates text has besides its encoder."""
