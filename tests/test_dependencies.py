@@ -10,9 +10,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 # TensorRT is compared with one version, onnxruntime stands for onnxruntime-gpu, Ray takes too long to be run
-# twice, and nobody installs the rest beside something else.
+# twice, Triton is 1 GB, and nobody installs the rest beside something else.
 NOT_RUN_AT_THEIR_OLDEST = {
-    *("ray", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "torchao"),
+    *("fused", "ray", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "torchao"),
     *("clients", "demo", "docs", "dev"),
 }
 

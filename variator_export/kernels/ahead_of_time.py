@@ -12,6 +12,8 @@ from variator_export.kernels.launch import NUM_WARPS, OPTIONS, PluginSizes
 COMPUTE_CAPABILITIES = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 _POINTERS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 _THREADS_PER_WARP = 32
+# PTX 8.7 knows all of them, and every driver since CUDA 12.8 takes it. Triton would write its newest.
+_PTX = 87
 # Triton's own arguments, after ours: memory for scratch and for profiles. Our kernels use neither.
 _OWN_ARGUMENTS = 2
 _ENTRY = re.compile(r"(\.visible \.entry (\w+)\()(.*?)(\))", re.DOTALL)
@@ -88,7 +90,7 @@ def compile_kernel(
         attrs=aligned,
     )
     target = GPUTarget("cuda", int(capability.removeprefix("sm")), _THREADS_PER_WARP)
-    compiled = triton.compile(source, target=target, options=OPTIONS)
+    compiled = triton.compile(source, target=target, options={**OPTIONS, "ptx_version": _PTX})
     return CompiledKernel(
         name=compiled.metadata.name,
         ptx=_without_own_arguments(compiled.asm["ptx"], len(arguments)),
