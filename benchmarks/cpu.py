@@ -173,7 +173,8 @@ def open_everything(
 
 def score(bundle: Bundle, runner: Runner, examples: Examples) -> float:
     """Spearman's correlation of the cosines of pairs with their scores, or a classifier's accuracy."""
-    model = TextModel(runner.run, bundle.text_encoder(), bundle.manifest.backbone, bundle.config())
+    run = lambda inputs, _: runner.run(inputs)  # noqa: E731
+    model = TextModel(run, bundle.text_encoder(), bundle.manifest.backbone, bundle.config())
     with torch.compiler.set_stance("force_eager"):  # instead of compiling for every shape of the data
         return _score(model, bundle, examples)
 

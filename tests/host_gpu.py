@@ -107,6 +107,9 @@ class HostGpu:
         self.synchronize()
         return tensor.values.copy()
 
+    def download_all(self, tensors: Mapping[str, HostTensor]) -> dict[str, np.ndarray]:
+        return {name: self.download(tensor) for name, tensor in tensors.items()}
+
     def take(self, tensor: HostTensor, rows: np.ndarray) -> HostTensor:
         return self.upload(self.download(tensor)[rows])
 

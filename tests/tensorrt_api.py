@@ -344,6 +344,9 @@ class HostDevice:
     def download(self, tensor: Any) -> Any:
         return tensor.values
 
+    def download_all(self, tensors: Any) -> Any:
+        return {name: tensor.values for name, tensor in tensors.items()}
+
 
 def run_sessions(recorder: Recorder, folder: Path, target: str) -> None:
     """Open the engines of a bundle and run each once; the plans are those of TensorRT for RTX."""

@@ -46,7 +46,7 @@ class Kept:
         self.graph = OnnxRuntimeRunner(bundle.file(entry.engine).read_bytes(), weights=bundle.path)
         self.names, self.ratios = (entry.variant,), (bundle.variant(entry.variant).ratio,)
 
-    def run(self, inputs, ratio=None):
+    def run(self, inputs, ratio=None, outputs=None):
         return self.graph.run(inputs)
 
 class Keeper(EngineTarget):

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from cuda.bindings import runtime
 
 from variator_export.core.errors import UserError
@@ -39,6 +40,11 @@ class HostCuda:
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.alive: set[int] = set()
         self.copies = 0
+        # Copies to the GPU, which CUDA makes when the stream comes to them: their source must stay.
+        self.waiting: list[tuple[int, int, int]] = []
+        self.page_locked: dict[int, Any] = {}
+        self.waits: list[tuple[int, int]] = []
+        self.events: dict[int, int] = {}
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(runtime, name)
@@ -97,8 +103,46 @@ class HostCuda:
         self.memory[ctypes.addressof(buffer)] = buffer
         return (ctypes.addressof(buffer),)
 
+    def _work_off(self) -> None:
+        for copy in self.waiting:
+            ctypes.memmove(*copy)
+        self.waiting.clear()
+
+    def _stream_synchronize(self, _: int) -> tuple[()]:
+        self._work_off()
+        return ()
+
+    def _host_alloc(self, size: int, flags: int) -> tuple[int]:
+        assert flags == runtime.cudaHostAllocDefault
+        buffer = ctypes.create_string_buffer(size)
+        self.page_locked[ctypes.addressof(buffer)] = buffer
+        return (ctypes.addressof(buffer),)
+
+    def _free_host(self, pointer: int) -> tuple[()]:
+        del self.page_locked[pointer]
+        return ()
+
+    def _event_create_with_flags(self, flags: int) -> tuple[int]:
+        assert flags == runtime.cudaEventDisableTiming
+        event = next(self.handles)
+        self.alive.add(event)
+        return (event,)
+
+    def _event_record(self, event: int, stream: int) -> tuple[()]:
+        self.events[event] = stream
+        return ()
+
+    def _stream_wait_event(self, stream: int, event: int, _: int) -> tuple[()]:
+        self.waits.append((stream, self.events.pop(event)))
+        return ()
+
+    def _event_destroy(self, event: int) -> tuple[()]:
+        self.alive.remove(event)
+        return ()
+
     def _free_async(self, pointer: int, _: int) -> tuple[()]:
         assert self.recording is None, "it would be recorded"
+        self._work_off()
         del self.memory[pointer]
         return ()
 
@@ -113,7 +157,11 @@ class HostCuda:
             ends = [start + len(buffer.raw) for start, buffer in self.memory.items() if start <= place]
             assert any(place + size <= end for end in ends), "beyond the memory"
         self.copies += 1
-        ctypes.memmove(target, source, size)
+        if kind == kinds.cudaMemcpyHostToDevice:
+            self.waiting.append((target, source, size))
+        else:
+            self._work_off()
+            ctypes.memmove(target, source, size)
         return ()
 
     def _stream_begin_capture(self, _: int, __: Any) -> tuple[()]:
@@ -232,6 +280,73 @@ def test_what_is_recorded_runs_when_it_is_replayed(cuda: HostCuda) -> None:
     assert not cuda.graphs
 
 
+def test_copies_go_through_page_locked_memory_that_is_used_again(cuda: HostCuda) -> None:
+    device = CudaDevice()
+    arrays = [np.full((30, 40), value, np.float32) for value in range(6)]
+    for _ in range(3):
+        tensors = {str(index): device.upload(array) for index, array in enumerate(arrays)}
+        found = device.download_all({name: tensors[name] for name in ("4", "1")})
+        assert list(found) == ["4", "1"]
+        assert (found["4"] == 4).all()
+        assert (found["1"] == 1).all()
+        assert all(
+            (device.download(tensors[str(index)]) == array).all() for index, array in enumerate(arrays)
+        )
+        # One block for each copy that was not done yet.
+        assert len(cuda.page_locked) == 8
+    one, other = found["4"], device.download_all({"x": tensors["2"]})["x"]
+    assert (one == 4).all(), "a result is not in memory that is used again"
+    assert (other == 2).all()
+    large = np.arange(17 << 20, dtype=np.float32)
+    tensor = device.upload(large)
+    large[0] = -1  # was read already
+    assert device.download(tensor)[0] == 0
+    assert len(cuda.page_locked) == 8, "so much is not locked"
+    tensors.clear()
+    del tensor, device
+    gc.collect()
+    assert not cuda.page_locked
+    assert not cuda.memory
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "float16", "bfloat16", "bool"])
+def test_other_libraries_take_tensors_without_a_copy(
+    cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(module.dlpack, "CUDA", module.dlpack.CPU)  # the stand-in's memory is the host's
+    device = CudaDevice()
+    array = np.array([[1, 0, 2], [3, 4, 0]]).astype(module.numpy_type(dtype))
+    tensor = device.upload(array)
+    device.synchronize()
+    pointer = tensor.data_ptr()
+    taken = torch.from_dlpack(tensor)
+    assert (taken.data_ptr(), tuple(taken.shape), str(taken.dtype)) == (pointer, (2, 3), f"torch.{dtype}")
+    assert (taken.float().numpy() == array.astype(np.float32)).all()
+    assert cuda.waits == [(1, 7)], "the default stream waits for the device's"
+    del tensor
+    assert pointer in cuda.memory, "the consumer still has it"
+    del taken
+    assert cuda.waits == [(1, 7), (7, 1)]
+    assert pointer not in cuda.memory
+    capsule = device.upload(array).__dlpack__(stream=-1)
+    assert len(cuda.memory) == 1
+    del capsule
+    assert not cuda.memory, "nobody took it"
+    assert len(cuda.waits) == 2
+    tensor = device.upload(array)
+    assert tensor.__dlpack_device__() == (module.dlpack.CPU, 0)
+    if dtype == "bfloat16":
+        assert not hasattr(tensor, "__cuda_array_interface__")
+        return
+    assert tensor.__cuda_array_interface__ == {
+        "version": 3,
+        "shape": (2, 3),
+        "typestr": array.dtype.str,
+        "data": (tensor.data_ptr(), False),
+        "stream": 7,
+    }
+
+
 def test_errors_are_in_cudas_words(cuda: HostCuda) -> None:
     device = CudaDevice()
     assert (device.name, device.stream) == ("NVIDIA H", 7)
@@ -247,7 +362,7 @@ def test_errors_are_in_cudas_words(cuda: HostCuda) -> None:
         device.capture(lambda: None)
     cuda.failing, cuda.error = "cudaStreamSynchronize", runtime.cudaError_t.cudaErrorIllegalAddress
     with pytest.raises(UserError, match="illegal memory access") as raised:
-        device.upload(ARRAYS[0])
+        device.download(device.upload(ARRAYS[0]))
     assert "memory is full" not in str(raised.value.hint)
 
 

@@ -12,7 +12,7 @@ from conftest import plugin_for, ratio_2_and_any_ratio
 from host_gpu import HostGpu, OpenGraph
 from stored_traces import Trace
 
-from variator_export import Bundle
+from variator_export import Bundle, UserError
 from variator_export.core.parts import MODEL
 from variator_export.core.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
 from variator_export.engines import choice
@@ -131,3 +131,7 @@ def test_a_session_gives_an_engine_the_tensors_of_each_layer(
         expected = every.run(inputs, ratio=ratio)
         for name, array in opened.run(inputs, ratio=ratio).items():
             np.testing.assert_allclose(array, expected[name], atol=1e-6)
+    (only,) = opened.run(inputs, outputs=["sentence_embedding"])
+    assert only == "sentence_embedding"
+    with pytest.raises(UserError, match="The outputs logits were asked for"):
+        opened.run(inputs, outputs=["logits"])

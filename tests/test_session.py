@@ -293,8 +293,30 @@ def test_bound_inputs_and_outputs_give_the_same(small_bundle: Path) -> None:
             )
         )
         for _ in range(2):
-            found = graph.run(inputs, uploaded)
+            found = graph.run(inputs, uploaded, graph.outputs)
             for name, expected in session.run(inputs, ratio=ratio).items():
                 np.testing.assert_array_equal(found[name], expected)
+                (only,) = graph.run(inputs, uploaded, [name]).items()
+                np.testing.assert_array_equal(only[1], expected)
     with pytest.raises(UserError, match="ONNX Runtime failed on inputs of the shapes"):
-        graph.run({**inputs, "input_ids": inputs["input_ids"] + 10**6}, uploaded)
+        graph.run({**inputs, "input_ids": inputs["input_ids"] + 10**6}, uploaded, graph.outputs)
+
+
+@pytest.mark.parametrize("variant", [None, 2])
+def test_a_caller_chooses_outputs(small_bundle: Path, variant: int | None) -> None:
+    bundle = Bundle.load(small_bundle)
+    session = bundle.session(variant=variant)
+    inputs = _inputs(bundle, "The ferry leaves at seven.", "Yes.")
+    everything = session.run(inputs)
+    assert len(everything) == 2
+    for names in (list(everything), list(everything)[::-1], list(everything)[1:], []):
+        found = session.run(inputs, outputs=names)
+        assert list(found) == names
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, everything[name])
+    for wrong in (["sentence_embedding", "logits"], "sentence_embedding"):
+        with pytest.raises(
+            UserError, match="were asked for; the model has last_hidden_state, sent"
+        ) as raised:
+            session.run(inputs, outputs=wrong)
+        assert "Give a list" in str(raised.value.hint)

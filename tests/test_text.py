@@ -235,9 +235,12 @@ def test_one_long_text_does_not_pad_the_others(
     shapes = []
 
     class Watched:
-        def run(self, inputs: dict[str, np.ndarray], ratio: object = None) -> dict[str, np.ndarray]:
+        def run(
+            self, inputs: dict[str, np.ndarray], ratio: object = None, outputs: object = None
+        ) -> dict[str, np.ndarray]:
             shapes.append(inputs["input_ids"].shape)
-            return session.run(inputs, ratio=ratio)
+            assert outputs == ["sentence_embedding"], "the outputs of every token are not copied"
+            return session.run(inputs, ratio=ratio, outputs=outputs)
 
     monkeypatch.setattr(bundle, "session", lambda *_, **__: Watched())
     bundle.embed(["two words"] * 47 + ["word " * 90], batch_size=64)

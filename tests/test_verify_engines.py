@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -80,8 +80,13 @@ class GraphInItsPlace(TensorRtSession):
             told.append({"Inputs": inputs, "Metadata": f"[ONNX Layer: {node.name}]\u001e[ONNX Layer: bias]"})
         return told
 
-    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> dict[str, np.ndarray]:
-        found = self._graphs_session.run(inputs, ratio or self._name or 1)
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        ratio: int | str | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> dict[str, np.ndarray]:
+        found = self._graphs_session.run(inputs, ratio or self._name or 1, outputs)
         return {name: self.factor * array for name, array in found.items()}
 
 

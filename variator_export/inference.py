@@ -39,7 +39,7 @@ class TextModel:
         config: The content of the model's config.json.
     """
 
-    run: Callable[[Mapping[str, np.ndarray]], Arrays]
+    run: Callable[[Mapping[str, np.ndarray], Sequence[str] | None], Arrays]
     encoder: TextEncoder
     backbone: BackboneEntry
     config: Mapping[str, Any]
@@ -76,7 +76,9 @@ class TextModel:
     def embed_rows(self, rows: Sequence[TokenRow], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Sentence embeddings of rows of tokens, float32 (number of rows, hidden size), in their order."""
         # Only the embeddings are kept: the outputs of every token would fill the memory.
-        found = {index: outputs[EMBEDDING] for index, outputs in self._run_rows(rows, batch_size)}
+        found = {
+            index: outputs[EMBEDDING] for index, outputs in self._run_rows(rows, batch_size, [EMBEDDING])
+        }
         return np.stack([found[index] for index in range(len(rows))])
 
     def predict(
@@ -160,11 +162,13 @@ class TextModel:
         found = dict(self._run_rows(rows, batch_size))
         return [found[index] for index in range(len(rows))]
 
-    def _run_rows(self, rows: Sequence[TokenRow], batch_size: int) -> Iterator[tuple[int, Arrays]]:
+    def _run_rows(
+        self, rows: Sequence[TokenRow], batch_size: int, outputs: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, Arrays]]:
         if batch_size < 1:
             raise UserError(f"The batch size is {batch_size}.", "Give at least 1.")
         return run_rows(
-            self.run,
+            lambda inputs: self.run(inputs, outputs),
             rows,
             self.backbone.inputs,
             pad_token_id=self.encoder.pad_token_id,

@@ -1,6 +1,5 @@
 """The public API for a finished bundle. Needs neither torch nor transformers."""
 
-import functools
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -234,8 +233,12 @@ class Bundle(BundleFiles):
             UserError: The target cannot run on this machine, or there is no such variant.
         """
         variant, session, encoder = self._open(ratio, target, session)
-        run = functools.partial(session.run, ratio=variant)
-        return TextModel(run, encoder, self.manifest.backbone, self.config())
+        return TextModel(
+            lambda inputs, outputs: session.run(inputs, ratio=variant, outputs=outputs),
+            encoder,
+            self.manifest.backbone,
+            self.config(),
+        )
 
     def _open(
         self, ratio: int | str | None, target: str, session: Session | None

@@ -4,7 +4,7 @@ Arrays: int64 inputs (B, S) by name; outputs by name, with one row per token for
 one per input row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -39,6 +39,27 @@ def named_outputs(outputs: dict[str, T], names: Mapping[str, str] | None) -> dic
         return outputs
     others = {name: value for name, value in outputs.items() if not is_key_or_value(name)}
     return others | {name: outputs[source] for name, source in names.items()}
+
+
+def choose_outputs(wanted: Sequence[str] | None, there: Sequence[str]) -> list[str]:
+    """The outputs to return: the wanted ones in their order, or all.
+
+    Args:
+        wanted: Names of outputs; None for all.
+        there: Names of the outputs that the model has.
+
+    Raises:
+        UserError: The model does not have one of them.
+    """
+    if wanted is None:
+        return list(there)
+    if isinstance(wanted, str) or (unknown := [name for name in wanted if name not in there]):
+        asked = wanted if isinstance(wanted, str) else ", ".join(unknown)
+        raise UserError(
+            f"The outputs {asked} were asked for; the model has {', '.join(there)}.",
+            "Give a list of some of those, or nothing for all.",
+        )
+    return list(wanted)
 
 
 def check_inputs(

@@ -64,16 +64,24 @@ class Session(Protocol):
         """Names that the session runs: the bundle's variants, then the added plugins."""
         ...
 
-    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        ratio: int | str | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> Arrays:
         """Run the model once.
 
         Args:
             inputs: Arrays, keyed by the model's input names.
             ratio: A ratio, or the name of a variant or of an added plugin. None for the session's variant,
                 or for the default variant if the session runs all variants.
+            outputs: Names of the outputs to return; None for all. On a GPU the others are not copied to the
+                host.
 
         Raises:
-            UserError: The session has no such variant or plugin, or the inputs do not fit.
+            UserError: The session has no such variant or plugin, the inputs do not fit, or the model has no
+                such output.
         """
         ...
 

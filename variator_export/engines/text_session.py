@@ -1,6 +1,6 @@
 """Sessions that generate text: an encoder at any ratio, and a decoder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,9 +68,14 @@ class TextSession:
         """Add another plugin of the backbone (`Session.add_plugin`)."""
         self._encoder.add_plugin(name, source)
 
-    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        ratio: int | str | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> Arrays:
         """Run the encoder once; returns its states, and the keys and values for the decoder."""
-        return self._encoder.run(inputs, ratio)
+        return self._encoder.run(inputs, ratio, outputs)
 
     def generate(
         self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None, **settings: Any

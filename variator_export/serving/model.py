@@ -137,7 +137,7 @@ class ServedModel:
         """
         found = dict(
             run_rows(
-                lambda inputs: self._session.run(inputs, ratio=variant.name),
+                lambda inputs: self._session.run(inputs, ratio=variant.name, outputs=self._kept),
                 rows,
                 self._inputs,
                 pad_token_id=self.text.encoder.pad_token_id,
@@ -145,7 +145,7 @@ class ServedModel:
                 batch_size=len(rows),
             )
         )
-        kept = [{name: found[index][name] for name in self._kept} for index in range(len(rows))]
+        kept = [found[index] for index in range(len(rows))]
         if not all(np.isfinite(values).all() for row in kept for values in row.values()):
             raise UserError("The model's output is not finite.", "Send another text, or another ratio.")
         return kept

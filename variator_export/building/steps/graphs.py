@@ -244,7 +244,9 @@ def check_texts_of_baseline(context: BuildContext, plan: VariantPlan, backbone: 
         runner = open_for_verification(folder / f"{plan.name}.onnx", {}, recipe.precision)
         config = read_json_object(folder / "config.json", "Restore it from its source.")
         encoder = TextEncoder(folder, backbone.max_length)
-        model = TextModel(runner.run, encoder, backbone, backbone.with_labels(config))
+        model = TextModel(
+            lambda inputs, _: runner.run(inputs), encoder, backbone, backbone.with_labels(config)
+        )
         check_texts(
             model,
             context.source.folder,

@@ -120,8 +120,13 @@ def require_provider(provider: Provider) -> list[str]:
     return available
 
 
-def _call(session: Any, inputs: Mapping[str, np.ndarray], options: Any = None) -> Arrays:
-    names = [output.name for output in session.get_outputs()]
+def _call(
+    session: Any,
+    inputs: Mapping[str, np.ndarray],
+    options: Any = None,
+    outputs: Sequence[str] | None = None,
+) -> Arrays:
+    names = [output.name for output in session.get_outputs()] if outputs is None else outputs
     try:
         return dict(zip(names, session.run(names, dict(inputs), options), strict=True))
     except Exception as error:  # onnxruntime's exceptions have no common base class
@@ -228,6 +233,9 @@ class IoBindingRunner:
         profiles: Shapes that a provider that compiles the graph compiles it for.
         bind: Whether to bind inputs and outputs; None to bind on a GPU only. On a CPU nothing is copied
             anyway, and binding costs 4 % at (1, 32) (MiniLM, ratio 4).
+
+    Attributes:
+        outputs: Names of the graph's outputs.
     """
 
     def __init__(
@@ -242,7 +250,7 @@ class IoBindingRunner:
         self._session = _open(graph, threads, provider=provider, profiles=profiles)
         self._device = provider.device
         self._binds = provider.device != "cpu" if bind is None else bind
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.outputs = [output.name for output in self._session.get_outputs()]
 
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Copy arrays to the device; the result can be an input of every run."""
@@ -265,15 +273,18 @@ class IoBindingRunner:
         binding = self._session.io_binding()
         for name, value in {**self.upload(inputs), **uploaded}.items():
             binding.bind_ortvalue_input(name, value)
-        for name in self._outputs:
+        for name in self.outputs:
             binding.bind_output(name, self._device)
         return binding
 
-    def run(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> Arrays:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any], outputs: Sequence[str]
+    ) -> Arrays:
         """Run the graph once; int64 inputs (B, S), and the uploaded arrays."""
         if not self._binds:
-            return _call(self._session, {**inputs, **uploaded})
-        return dict(zip(self._outputs, self._run(inputs, uploaded).copy_outputs_to_cpu(), strict=True))
+            return _call(self._session, {**inputs, **uploaded}, outputs=outputs)
+        found = self._run(inputs, uploaded).get_outputs()
+        return {name: found[self.outputs.index(name)].numpy() for name in outputs}
 
     def run_values(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> dict[str, Any]:
         """Run the graph once, as `run` does, and leave the outputs on the device.
@@ -281,7 +292,7 @@ class IoBindingRunner:
         Returns:
             Values by name that can be inputs of another run. The runner must bind.
         """
-        return dict(zip(self._outputs, self._run(inputs, uploaded).get_outputs(), strict=True))
+        return dict(zip(self.outputs, self._run(inputs, uploaded).get_outputs(), strict=True))
 
     def _run(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> Any:
         try:

@@ -1,6 +1,6 @@
 """Sessions on ONNX Runtime: every variant of a bundle in one session, or one variant alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from variator_export.engines.added_plugin import (
     refuse_added_plugin,
     refuse_name_of_assembly,
 )
-from variator_export.engines.base import Arrays, check_inputs, named_outputs
+from variator_export.engines.base import Arrays, check_inputs, choose_outputs, named_outputs
 from variator_export.engines.onnxruntime.compiled_bundle import profiles_of
 from variator_export.engines.onnxruntime.graph import IoBindingRunner
 from variator_export.engines.onnxruntime.providers import CPU, Provider
@@ -126,18 +126,28 @@ class OnnxRuntimeSession:
             )
         return found[0]
 
-    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        ratio: int | str | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> Arrays:
         """Run the model once.
 
         Args:
             inputs: int64 arrays (B, S), keyed by the backbone's input names.
             ratio: A ratio, or the name of a variant or of an added plugin. None for the default variant.
+            outputs: Names of the outputs to return; None for all.
 
         Raises:
-            UserError: The session has no such variant or plugin, or the inputs do not fit.
+            UserError: The session has no such variant or plugin, the inputs do not fit, or the model has no
+                such output.
         """
         arrays, own = self._arguments(inputs, ratio)
-        return named_outputs(self._graph.run(arrays, own.inputs), own.outputs)
+        sources = named_outputs({name: name for name in self._graph.outputs}, own.outputs)
+        chosen = choose_outputs(outputs, tuple(sources))
+        found = self._graph.run(arrays, own.inputs, list(dict.fromkeys(sources[name] for name in chosen)))
+        return {name: found[sources[name]] for name in chosen}
 
     def run_on_device(
         self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None
@@ -186,13 +196,19 @@ class OnnxRuntimeVariantSession:
         del name, source
         refuse_added_plugin(self._variant.name)
 
-    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        ratio: int | str | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> Arrays:
         """Run the variant once, on int64 arrays (B, S) keyed by the backbone's input names.
 
         Raises:
-            UserError: The call asks for another ratio, or the inputs do not fit.
+            UserError: The call asks for another ratio or output, or the inputs do not fit.
         """
-        return self._graph.run(self._arguments(inputs, ratio), {})
+        arrays = self._arguments(inputs, ratio)
+        return self._graph.run(arrays, {}, choose_outputs(outputs, self._graph.outputs))
 
     def run_on_device(
         self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None

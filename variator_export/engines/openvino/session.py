@@ -1,6 +1,6 @@
 """Sessions on OpenVINO: the graph of each ratio, compiled when the session opens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from variator_export.bundle.files import BundleFiles
 from variator_export.core.errors import UserError
 from variator_export.engines.added_plugin import refuse_added_plugin
-from variator_export.engines.base import Arrays, check_inputs
+from variator_export.engines.base import Arrays, check_inputs, choose_outputs
 from variator_export.engines.openvino.runner import OpenVinoRunner
 
 
@@ -54,16 +54,23 @@ class OpenVinoSession:
             "Add it to a session on onnxruntime, or build it into the bundle.",
         )
 
-    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        ratio: int | str | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> Arrays:
         """Run the model once.
 
         Args:
             inputs: int64 arrays (B, S), keyed by the backbone's input names.
             ratio: A ratio or the name of a variant. None for the session's variant, or for the default
                 variant if the session runs all variants.
+            outputs: Names of the outputs to return; None for all.
 
         Raises:
-            UserError: The session has no such variant, or the inputs do not fit.
+            UserError: The session has no such variant, the inputs do not fit, or the model has no such
+                output.
         """
         name = self._bundle.variant(self._default if ratio is None else ratio).name
         if name not in self._runners:
@@ -71,4 +78,5 @@ class OpenVinoSession:
                 f"This session runs {self._default}, not {ratio!r}.",
                 "Open a session for every ratio: leave out `variant` in bundle.session(...).",
             )
-        return self._runners[name].run(check_inputs(inputs, self._backbone.part, self._backbone.max_length))
+        found = self._runners[name].run(check_inputs(inputs, self._backbone.part, self._backbone.max_length))
+        return {name: found[name] for name in choose_outputs(outputs, tuple(found))}

@@ -6,7 +6,7 @@ has executed this code yet; its calls and arguments match the bindings.
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ import numpy as np
 
 from variator_export.core.environment import installed_version
 from variator_export.core.errors import UserError
+from variator_export.engines.tensorrt import dlpack
+from variator_export.engines.tensorrt.staging import Staging
 
 
 class Device(Protocol):
@@ -39,6 +41,10 @@ class Device(Protocol):
 
     def download(self, tensor: Any) -> np.ndarray:
         """The values of a tensor, after all work on the stream is done."""
+        ...
+
+    def download_all(self, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The values of several tensors, after one wait for the stream."""
         ...
 
     def take(self, tensor: Any, rows: np.ndarray) -> Any:
@@ -75,12 +81,47 @@ class CudaTensor:
         dtype: numpy type of the tensor; for bfloat16 the type of ml_dtypes.
     """
 
-    def __init__(self, pointer: int, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-        self._pointer, self.shape, self.dtype = pointer, tuple(shape), dtype
+    def __init__(
+        self, device: "CudaDevice", pointer: int, shape: Sequence[int], dtype: np.dtype[Any]
+    ) -> None:
+        self._device, self._pointer, self.shape, self.dtype = device, pointer, tuple(shape), dtype
 
     def data_ptr(self) -> int:
         """The address of the memory."""
         return self._pointer
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """The memory for other libraries, by Numba's CUDA Array Interface 3; not for bfloat16."""
+        if self.dtype.name == "bfloat16":
+            raise AttributeError("The CUDA Array Interface has no bfloat16: use DLPack.")
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self._pointer, False),
+            "stream": self._device.stream,
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """DLPack's kind of the device, and its number."""
+        return dlpack.CUDA, self._device.index
+
+    def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
+        """The memory for other libraries, by DLPack: `torch.from_dlpack(tensor)`.
+
+        The consumer's stream waits for the work that writes the tensor. When the consumer lets go of the
+        memory, it is freed after the work of that stream.
+        """
+        consumer = 1 if stream is None else stream  # 1 is CUDA's default stream, -1 means not to wait
+        if consumer != -1:
+            self._device.let_wait(consumer, self._device.stream)
+
+        def release(_memory: "CudaTensor" = self) -> None:
+            if consumer != -1:
+                self._device.let_wait(self._device.stream, consumer)
+
+        return dlpack.to_capsule(self._pointer, self.shape, self.dtype, self.__dlpack_device__(), release)
 
 
 class CudaDevice:
@@ -88,6 +129,7 @@ class CudaDevice:
 
     Attributes:
         name: Name of the GPU, as its driver reports it.
+        index: Number of the GPU in this process.
 
     Raises:
         UserError: The bindings are not installed, or CUDA sees no GPU.
@@ -111,7 +153,7 @@ class CudaDevice:
                 "Run engines on a machine with a GPU and a driver for CUDA 13; onnxruntime runs the bundle "
                 "on a CPU.",
             )
-        index = self._call(runtime.cudaGetDevice)
+        self.index = index = int(self._call(runtime.cudaGetDevice))
         properties = self._call(runtime.cudaGetDeviceProperties, index)
         self.name = bytes(properties.name).split(b"\0")[0].decode()
         # A pool of our own, because the default one belongs to the whole process. By default a pool returns
@@ -130,6 +172,15 @@ class CudaDevice:
         self.lock: AbstractContextManager[Any] = threading.RLock()
         self._is_recording = False
         self._to_free: list[int] = []
+        own = weakref.ref(self)  # the finalizer below holds the function
+
+        def allocate(size: int) -> int:
+            device = own()
+            assert device is not None
+            return int(device._call(runtime.cudaHostAlloc, size, runtime.cudaHostAllocDefault))
+
+        self._staging = Staging(allocate, runtime.cudaFreeHost)
+        weakref.finalize(self, self._staging.close)
 
     def upload(self, array: np.ndarray) -> CudaTensor:
         """Copy an array to the GPU."""
@@ -141,9 +192,16 @@ class CudaDevice:
         """Copy an array into a tensor; the array has been read when the method returns."""
         if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
             raise ValueError(f"{array.dtype} {array.shape} into {tensor.dtype} {tensor.shape}")
-        array = np.ascontiguousarray(array)
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._copy(tensor.data_ptr(), array.ctypes.data, array.nbytes, kind)
+        with self.lock:
+            block = self._staging.take(array.nbytes)
+            if block is None:
+                array = np.ascontiguousarray(array)
+                self._copy(tensor.data_ptr(), array.ctypes.data, array.nbytes, kind)
+                self.synchronize()  # otherwise CUDA may read the array later
+                return
+            block.write(array)
+            self._copy(tensor.data_ptr(), block.pointer, array.nbytes, kind)
 
     def empty(self, shape: Sequence[int], dtype: str) -> CudaTensor:
         """Allocate memory for an output."""
@@ -151,10 +209,24 @@ class CudaDevice:
 
     def download(self, tensor: CudaTensor) -> np.ndarray:
         """Wait for the stream and copy to the host."""
-        array = np.empty(tensor.shape, tensor.dtype)
+        return self.download_all({"": tensor})[""]
+
+    def download_all(self, tensors: Mapping[str, CudaTensor]) -> dict[str, np.ndarray]:
+        """Copy several tensors to the host, and wait for the stream once."""
+        arrays = {name: np.empty(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._copy(array.ctypes.data, tensor.data_ptr(), array.nbytes, kind)
-        return array
+        with self.lock:
+            blocks = {name: self._staging.take(array.nbytes) for name, array in arrays.items()}
+            for name, block in blocks.items():
+                target = arrays[name].ctypes.data if block is None else block.pointer
+                self._copy(target, tensors[name].data_ptr(), arrays[name].nbytes, kind)
+            # Copied before the blocks are given back: another thread could use them again.
+            self._call(self._cuda.cudaStreamSynchronize, self._stream)
+            for name, block in blocks.items():
+                if block is not None:
+                    block.read_into(arrays[name])
+            self._staging.done()
+        return arrays
 
     def take(self, tensor: CudaTensor, rows: np.ndarray) -> CudaTensor:
         """Copy rows on the GPU: one copy for each run of rows that follow each other."""
@@ -214,6 +286,17 @@ class CudaDevice:
             if self._is_recording:
                 return
             self._call(self._cuda.cudaStreamSynchronize, self._stream)
+            self._staging.done()
+
+    def let_wait(self, waiting: int, working: int) -> None:
+        """Have the later work of a stream wait for the present work of another one."""
+        cuda = self._cuda
+        event = self._call(cuda.cudaEventCreateWithFlags, cuda.cudaEventDisableTiming)
+        try:
+            self._call(cuda.cudaEventRecord, event, working)
+            self._call(cuda.cudaStreamWaitEvent, waiting, event, 0)
+        finally:
+            cuda.cudaEventDestroy(event)
 
     @property
     def stream(self) -> int:
@@ -225,7 +308,7 @@ class CudaDevice:
         with self.lock:
             found = self._call(self._cuda.cudaMallocFromPoolAsync, num_bytes, self._pool, self._stream)
         pointer = int(found)
-        tensor = CudaTensor(pointer, shape, dtype)
+        tensor = CudaTensor(self, pointer, shape, dtype)
         weakref.finalize(tensor, self._free, pointer)
         return tensor
 
@@ -239,10 +322,8 @@ class CudaDevice:
                 self._cuda.cudaFreeAsync(pointer, self._stream)
 
     def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
-        """Copy after the earlier work, and wait for the copy: otherwise CUDA may read the source later."""
-        with self.lock:
-            self._call(self._cuda.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
-            self._call(self._cuda.cudaStreamSynchronize, self._stream)
+        """Copy after the earlier work."""
+        self._call(self._cuda.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a call of the bindings; each call returns its error first."""

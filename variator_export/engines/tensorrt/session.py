@@ -18,7 +18,7 @@ from variator_export.engines.added_plugin import (
     refuse_added_plugin,
     refuse_name_of_assembly,
 )
-from variator_export.engines.base import Arrays, check_inputs
+from variator_export.engines.base import Arrays, check_inputs, choose_outputs
 from variator_export.engines.choice import choose_engine, require_verified
 from variator_export.engines.request import Profile
 from variator_export.engines.tensorrt.api import FLAVOURS
@@ -160,21 +160,29 @@ class TensorRtSession:
         plugins = list(self._shapes.values()) or [{}]
         return all(any(p.covers({**shapes, **plugin}) for p in self._profiles) for plugin in plugins)
 
-    def run(self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None) -> Arrays:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        ratio: int | str | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> Arrays:
         """Run the model once.
 
         Args:
             inputs: int64 arrays (B, S), keyed by the backbone's input names.
             ratio: Ratio or name of a variant, or name of an added plugin. None for the session's variant, or
                 for the default variant if the session runs all variants.
+            outputs: Names of the outputs to copy to the host; None for all.
 
         Raises:
-            UserError: The session has no such variant, or no profile of the engine covers these shapes.
+            UserError: The session has no such variant, no profile of the engine covers these shapes, or the
+                model has no such output.
         """
+        chosen = choose_outputs(outputs, self._plan.outputs)
         with self.device.lock:
             bound = self._bound(inputs, ratio)
             bound()
-            return {name: self.device.download(tensor) for name, tensor in bound.outputs.items()}
+            return self.device.download_all({name: bound.outputs[name] for name in chosen})
 
     def run_on_device(
         self, inputs: Mapping[str, np.ndarray], ratio: int | str | None = None

@@ -3,7 +3,7 @@
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -114,10 +114,10 @@ class Embedder:
 
 
 def _counting(
-    run: Callable[[Mapping[str, np.ndarray]], Arrays], on_batch: OnBatch
-) -> Callable[[Mapping[str, np.ndarray]], Arrays]:
-    def run_and_count(inputs: Mapping[str, np.ndarray]) -> Arrays:
-        outputs = run(inputs)
+    run: Callable[[Mapping[str, np.ndarray], Sequence[str] | None], Arrays], on_batch: OnBatch
+) -> Callable[[Mapping[str, np.ndarray], Sequence[str] | None], Arrays]:
+    def run_and_count(inputs: Mapping[str, np.ndarray], wanted: Sequence[str] | None) -> Arrays:
+        outputs = run(inputs, wanted)
         mask = inputs["attention_mask"]
         on_batch(len(mask), int(mask.sum()))
         return outputs
