@@ -128,7 +128,8 @@ def _call(
 ) -> Arrays:
     names = [output.name for output in session.get_outputs()] if outputs is None else outputs
     try:
-        return dict(zip(names, session.run(names, dict(inputs), options), strict=True))
+        found = session.run(names, dict(inputs), options)  # takes no name for all names
+        return dict(zip(names, found, strict=True)) if names else {}
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise _failed(inputs, error) from error
 
