@@ -8,7 +8,7 @@ context that is destroyed before its work is done, and calls without the lock of
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
@@ -208,12 +208,17 @@ class HostConfig:
 
     Attributes:
         compiled: What a context compiles when it is made.
+        made: All configurations.
     """
 
     compiled = b"kernels"
 
+    made: ClassVar[list["HostConfig"]] = []
+
     def __init__(self) -> None:
         self.cache = HostRuntimeCache()
+        self.dynamic_shapes_kernel_specialization_strategy: Any = None
+        self.made.append(self)
 
     def set_execution_context_allocation_strategy(self, _: object) -> None:
         """Contexts have no memory of their own here."""

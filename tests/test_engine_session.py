@@ -326,6 +326,31 @@ def test_compiled_kernels_are_kept_for_the_next_process(
 
 
 @pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "LAZY"),
+        ({"specialization": "none"}, "NONE"),
+        ({"specialization": "eager"}, "EAGER"),
+        ({"cuda_graphs": True}, "EAGER"),
+    ],
+    ids=str,
+)
+def test_kernels_are_compiled_for_shapes_when_the_caller_says(
+    opened_on: Callable[..., tuple[session.TensorRtSession, HostGpu, _Plan]],
+    compiled: Path,
+    options: dict[str, Any],
+    expected: str,
+) -> None:
+    opened, _, plan = opened_on(**options)
+    HostConfig.made.clear()
+    opened.run(_ids(Bundle.load(compiled), 3, 4))
+    kinds = plan.trt.DynamicShapesKernelSpecializationStrategy
+    (config,) = HostConfig.made
+    assert config.dynamic_shapes_kernel_specialization_strategy is getattr(kinds, expected)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
 def test_an_engine_that_cannot_be_recorded_says_so_and_runs(
     opened_on: Callable[..., tuple[session.TensorRtSession, HostGpu, _Plan]], compiled: Path
 ) -> None:

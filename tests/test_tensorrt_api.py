@@ -30,6 +30,8 @@ OF_RTX_ONLY |= {
     "create_runtime_config",
     "create_runtime_cache",
     "set_runtime_cache",
+    "DynamicShapesKernelSpecializationStrategy",
+    "dynamic_shapes_kernel_specialization_strategy",
 }
 
 

@@ -11,7 +11,7 @@ from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.hub_bundle import bundle_folder
 from variator_export.core.json_file import read_json_object
 from variator_export.engines.batches import BATCH_SIZE
-from variator_export.engines.target import Session, SessionOptions
+from variator_export.engines.target import Session, SessionOptions, Specialization
 from variator_export.engines.targets import TARGETS
 from variator_export.inference import TextModel, TextOrPair
 from variator_export.text.tokenizer import TextEncoder
@@ -57,6 +57,7 @@ class Bundle(BundleFiles):
         allow_unverified: bool = False,
         lean_runtime: Path | None = None,
         cuda_graphs: bool = False,
+        specialization: Specialization = "lazy",
     ) -> Session:
         """Open a session.
 
@@ -72,11 +73,14 @@ class Bundle(BundleFiles):
                 earlier version than the installed one (`engine.version_compatible`).
             cuda_graphs: Capture an engine's work once per shape and variant, and replay it.
                 `tensorrt-rtx` and `tensorrt` only.
+            specialization: When kernels for the shapes of a call are compiled: `lazy`, in the background,
+                while kernels for all shapes run; `eager`, before the first call of these shapes, as with
+                `cuda_graphs`; or `none`. `tensorrt-rtx` only.
 
         Raises:
             UserError: The target cannot run on this machine, or the variant or engine does not exist.
         """
-        options = SessionOptions(threads, allow_unverified, lean_runtime, cuda_graphs)
+        options = SessionOptions(threads, allow_unverified, lean_runtime, cuda_graphs, specialization)
         name = None if variant is None else self.variant(variant).name
         return TARGETS.find(target).open(self, name, options)
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from variator_export.engines.text_session import TextSession
 
+Specialization = Literal["lazy", "eager", "none"]
 # Called with the phase, the completed steps and the total steps.
 OnProgress = Callable[[str, int, int], None]
 
@@ -43,12 +44,16 @@ class SessionOptions:
         lean_runtime: Library of the lean runtime of the TensorRT that built an engine, for a TensorRT that is
             later. The library is loaded, so its programs run.
         cuda_graphs: Record an engine's work once for each shape and variant, and replay it.
+        specialization: When TensorRT for RTX compiles kernels for the shapes of a call: `lazy`, in the
+            background, while kernels for all shapes run; `eager`, before the first call of these shapes; or
+            `none`.
     """
 
     threads: int | None = None
     allow_unverified: bool = False
     lean_runtime: Path | None = None
     cuda_graphs: bool = False
+    specialization: Specialization = "lazy"
 
 
 class Session(Protocol):

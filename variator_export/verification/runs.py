@@ -243,7 +243,10 @@ class Engines:
         self.gpu: str | None = gpu.name
         self.ran = f"as engines of {target.name} on {gpu.name}"
         self._bundle, self._target = bundle, target
-        self._options = SessionOptions(allow_unverified=True, lean_runtime=lean_runtime)
+        # Kernels for the shapes of each case, as those of a session that has run them for a while.
+        self._options = SessionOptions(
+            allow_unverified=True, lean_runtime=lean_runtime, specialization="eager"
+        )
         self._open: dict[str, EngineSession] = {}
         self._files: dict[str, str] = {}
         self._built: dict[str, tuple[EngineEntry, Mapping[str, Any]]] = {}

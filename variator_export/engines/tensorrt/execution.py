@@ -11,6 +11,7 @@ import numpy as np
 from variator_export.core.axes import InputShapes
 from variator_export.core.errors import UserError
 from variator_export.engines.request import Profile
+from variator_export.engines.target import Specialization
 from variator_export.engines.tensorrt.device import Device
 from variator_export.engines.tensorrt.plan import TYPES, OpenPlan
 from variator_export.engines.tensorrt.runtime_cache import RuntimeCache
@@ -54,6 +55,7 @@ class EngineContexts:
         refuser: Name of the target in messages.
         what: Name of the engine in messages.
         cache: Compiled kernels of the engine; None if the engine holds them.
+        specialization: When kernels for the shapes of a call are compiled; None if the engine holds them.
     """
 
     def __init__(
@@ -64,12 +66,13 @@ class EngineContexts:
         refuser: str,
         what: str,
         cache: RuntimeCache | None = None,
+        specialization: Specialization | None = None,
     ) -> None:
         self._plan, self._profiles, self._device = plan, profiles, device
         self._refuser, self._what = refuser, what
         self._contexts: dict[int, Any] = {}
         self._memory: Any = None
-        self._cache = cache
+        self._cache, self._specialization = cache, specialization
         if cache is not None:
             weakref.finalize(self, cache.store)
         # A context must not be destroyed while its work runs.
@@ -124,11 +127,15 @@ class EngineContexts:
         """A context on a profile, whose memory is set for each call."""
         trt, engine = self._plan.trt, self._plan.engine
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if captures_cuda_graphs or self._cache is not None:
+        if captures_cuda_graphs or self._cache is not None or self._specialization is not None:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             if captures_cuda_graphs:
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if self._specialization is not None:
+                kinds = trt.DynamicShapesKernelSpecializationStrategy
+                chosen = {"lazy": kinds.LAZY, "eager": kinds.EAGER, "none": kinds.NONE}[self._specialization]
+                config.dynamic_shapes_kernel_specialization_strategy = chosen
             if self._cache is not None:
                 self._cache.attach(config)
             context = engine.create_execution_context(config)

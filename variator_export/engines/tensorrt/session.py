@@ -21,6 +21,7 @@ from variator_export.engines.added_plugin import (
 from variator_export.engines.base import Arrays, check_inputs, choose_outputs
 from variator_export.engines.choice import choose_engine, require_verified
 from variator_export.engines.request import Profile
+from variator_export.engines.target import Specialization
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.device import CudaDevice, Device
 from variator_export.engines.tensorrt.execution import BoundContext, EngineContexts
@@ -48,6 +49,8 @@ class TensorRtSession:
             is later.
         cuda_graphs: Record the work once for each shape and variant, and replay it, which leaves less work
             to the host. The last eight recordings are kept, each with its own memory.
+        specialization: When TensorRT for RTX compiles kernels for the shapes of a call (`SessionOptions`).
+            With `cuda_graphs` it is always before the first call of these shapes.
         device: Device that holds the tensors; None for CUDA's current GPU.
 
     Attributes:
@@ -67,6 +70,7 @@ class TensorRtSession:
         allow_unverified: bool = False,
         lean_runtime: Path | None = None,
         cuda_graphs: bool = False,
+        specialization: Specialization = "lazy",
         device: Device | None = None,
     ) -> None:
         self._bundle, self._backbone = bundle, bundle.manifest.backbone
@@ -96,6 +100,7 @@ class TensorRtSession:
             target,
             self._entry.engine,
             runtime_cache(bundle, self._entry, self.device),
+            None if not FLAVOURS[target].compiles_kernels else "eager" if cuda_graphs else specialization,
         )
         # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.
         self._records_graphs = FLAVOURS[target].captures_cuda_graphs

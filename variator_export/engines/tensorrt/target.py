@@ -201,6 +201,7 @@ class TensorRtTarget(EngineTarget):
             allow_unverified=options.allow_unverified,
             lean_runtime=options.lean_runtime,
             cuda_graphs=options.cuda_graphs,
+            specialization=options.specialization,
         )
 
     def open_decoder(
