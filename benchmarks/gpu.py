@@ -1,18 +1,26 @@
-"""What a GPU gives: every way to run a model, in every precision and ratio, its numbers checked first.
+"""What a GPU gives: every way to run a model at ratios 1 and 4, its numbers checked before it is timed.
 
-    python benchmarks/gpu.py --output benchmarks/results/gpu.json
-    python benchmarks/gpu.py --output try.json --device cpu --models tiny --precisions float32 --shapes 1x16
+    python benchmarks/gpu.py --output benchmarks/results/gpu.json --part device
+    python benchmarks/gpu.py --output benchmarks/results/gpu.json --part eager      # then: compiled, graphs
+    python benchmarks/gpu.py --output try.json --device cpu --models tiny --shapes 1x16
 
-MiniLM and the T5-base encoder with eager PyTorch, torch.compile, AOTInductor, our graphs on ONNX Runtime
-(CUDA) and, where it is installed, TensorRT; float32 without TF32, float16 and bfloat16; ratios 1, 2, 4, 8.
-Needs torch, transformers, onnx, onnxscript, onnxruntime and safetensors, and downloads nothing. What is not
-installed is skipped by name.
+Four parts, each of less than ten minutes on an H200:
 
-Each model in each precision is a part of the result, written when it is done; what is there already is left
-out, so that a run that was cut off goes on. Inputs lie on the device; a call ends when the device is done.
-Before anything is timed, each way is compared with the same weights in float64: it may be off by at most 4
-times what eager PyTorch itself is off by in the same precision (docs/verification.md). What is not, is
-reported and not timed.
+- device: the memory of `CudaDevice` for real, and each operation of the plugin alone, beside the time that
+  its bytes take at the bandwidth of a copy;
+- eager: eager PyTorch, and with the fused kernels (Triton);
+- compiled: torch.compile for every shape, torch.compile for one shape (max-autotune), AOTInductor;
+- graphs: our graphs on ONNX Runtime (CUDA) and, where it is installed, TensorRT.
+
+MiniLM and the T5-base encoder; bfloat16 first. Needs torch, transformers, onnx, onnxscript, onnxruntime and
+safetensors, and downloads nothing. What is not installed is skipped by name.
+
+The result is written after each way and shape, and what is there already is left out: a run that was cut off
+goes on, before it loads anything. Each way is compared with the same weights in float64 first: it may be off
+by at most 4 times what eager PyTorch itself is off by in the same precision (docs/verification.md). What is
+not, is reported and not timed. Ratios take turns. Every way runs as a CUDA graph where it can; the time is
+that between events around a replay, with the weights in the cache (warm) and after the cache was overwritten
+(cold), and beside it the time that a caller waits.
 
 The plot is drawn beside the result where matplotlib is installed, or later: --plot-only.
 """
@@ -24,41 +32,42 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import gpu_device
+import gpu_operations
 from gpu_models import MODELS, Model, make_model
-from gpu_runners import GROUPS, Way, Ways, wait
-from variator_export.benchmark.speed_table import Macs, Subject, speed_inputs, speed_rows
-from variator_export.benchmark.timing import time_in_turns
+from gpu_runners import PARTS, Way, Ways
+from gpu_timing import time_in_turns
+from variator_export.benchmark.speed_table import speed_inputs
 from variator_export.core.environment import conditions, machine, versions
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
 from variator_export.engines.eager import EagerModel
-from variator_export.graph.macs import graph_macs
 from variator_export.model.macs import analytic_macs
 from variator_export.verification.judging.compare import Deviation, deviation
 from variator_export.verification.judging.error_budget import MULTIPLE, make_budgets
 
-RATIOS = (1, 2, 4, 8)
-PRECISIONS = ("float32", "float16", "bfloat16")
-SHAPES = ("1x128", "8x128", "32x128", "64x128", "1x512", "8x512", "64x512")
+PRECISIONS = ("bfloat16", "float16", "float32")
+SHAPES = ("1x128", "32x128", "64x512", "8x512")
 # Lengths around the ratios, a row with padding, a long one.
 _CHECKED = ((1, 7), (2, 8), (3, 37), (2, 128))
 
 
 def main() -> None:
-    """Measure what is missing and write the result after each part."""
+    """Measure what is missing, and write the result after each measurement."""
     options = _options()
     # PyTorch's own compiler warns of its own code, once for each graph.
     warnings.simplefilter("ignore", FutureWarning)
     if not options.plot_only:
         if options.device == "cuda" and not torch.cuda.is_available():
             sys.exit(f"PyTorch {torch.__version__} sees no GPU here; --device cpu tries the script out.")
-        _measure(options)
+        _measure(options, Result(options.output, _settings(options)))
     _plot(options.output)
 
 
@@ -67,86 +76,127 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["minilm", "t5-base"])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--runtimes", nargs="+", choices=GROUPS, default=list(GROUPS))
-    parser.add_argument("--ratios", nargs="+", type=int, default=list(RATIOS))
+    parser.add_argument("--ratios", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="BxS")
-    parser.add_argument("--block-seconds", type=float, default=0.2)
-    parser.add_argument("--max-rounds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, help="begin no part after so many seconds")
+    parser.add_argument("--replays", type=int, default=50, help="of each way, ratio and shape")
+    parser.add_argument("--seconds", type=float, help="begin nothing after so many seconds")
     parser.add_argument("--plot-only", action="store_true", help="draw the plot of a result that is there")
-    options = parser.parse_args()
-    options.shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes]
-    if 1 not in options.ratios:
-        parser.error("--ratios needs 1: speed-ups are taken over it")
-    return options
-
-
-def _measure(options: argparse.Namespace) -> None:
-    result = {"parts": []}
-    if options.output.exists():
-        result = json.loads(options.output.read_text(encoding="utf-8"))
-    settings = _settings(options)
-    others = [part["settings"] for part in result["parts"] if part["settings"] != settings]
-    if others:
-        sys.exit(f"{options.output} was measured with {others[0]}, not {settings}: choose another --output.")
-    done = {(part["model"], part["precision"]) for part in result["parts"]}
-    start = time.monotonic()
-    for precision in options.precisions:
-        for name in options.models:
-            if (name, precision) in done:
-                print(f"{name} {precision}: there already")
-                continue
-            if options.seconds is not None and time.monotonic() - start > options.seconds:
-                print(f"{name} {precision}: no time left")
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                part = _part(name, precision, options, Path(folder))
-            result["parts"].append(part)
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def _part(name: str, precision: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    start = time.monotonic()
-    print(f"{name} {precision}", flush=True)
-    # Compilations count by function, not by model: without this the later parts would run eagerly, unseen.
-    torch._dynamo.reset()
-    torch._dynamo.config.recompile_limit = 8 * len(options.ratios)
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    model = make_model(name, precision, options.ratios, folder)
-    ways = Ways(model, options.device, folder)
-    before = conditions()
-    expected = {ratio: _reference(model, ways, ratio) for ratio in options.ratios}
-    opened, numbers, skipped = _checked_ways(ways, expected, options)
-    shapes = [_shape(model, opened, skipped, folder, shape, options) for shape in options.shapes]
-    return {
-        "model": name,
-        "weights": model.weights,
-        "precision": precision,
-        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
-        "machine": machine(),
-        "conditions": {"before": before, "after": conditions()},
-        "versions": {
-            **versions("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
-            **versions("tensorrt", "variator-export"),
-            "cuda": torch.version.cuda,
-        },
-        "settings": _settings(options),
-        "allowed": MULTIPLE,
-        "numbers": numbers,
-        "skipped": skipped,
-        "shapes": shapes,
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    return parser.parse_args()
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What all parts of a result have in common."""
-    names = ("device", "runtimes", "ratios", "shapes", "block_seconds", "max_rounds")
-    return json.loads(json.dumps({name: getattr(options, name) for name in names}))
+    """What all measurements of a result have in common."""
+    return {name: getattr(options, name) for name in ("device", "ratios", "replays")}
+
+
+class Result:
+    """The file with the measurements.
+
+    Attributes:
+        measured: Measurements by key: `MODEL/PRECISION/WAY` for numbers, and `/SHAPE` after that for times.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self._path = path
+        there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"settings": settings}
+        if there["settings"] != settings:
+            sys.exit(
+                f"{path} was measured with {there['settings']}, not {settings}: choose another --output."
+            )
+        self.measured: dict[str, Any] = there.get("measured", {})
+        self._content = {**there, "measured": self.measured}
+
+    def add(self, key: str, found: Any) -> None:
+        """Add a measurement, and write the file as a whole."""
+        self.measured[key] = found
+        content = self._content | {"machine": machine(), "versions": _versions(), "allowed": MULTIPLE}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = self._path.with_name(f".{self._path.name}.new")
+        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        new.replace(self._path)
+
+
+def _versions() -> dict[str, Any]:
+    names = ("torch", "transformers", "triton", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
+    return {**versions(*names, "tensorrt", "variator-export"), "cuda": torch.version.cuda}
+
+
+def _measure(options: argparse.Namespace, result: Result) -> None:
+    start = time.monotonic()
+
+    def has_time() -> bool:
+        return options.seconds is None or time.monotonic() - start < options.seconds
+
+    if "device" in options.part:
+        for key, measure in _device_measurements(options):
+            if key not in result.measured and has_time():
+                result.add(key, _or_words(measure))
+    runtimes = [runtime for part in options.part for runtime in PARTS[part]]
+    for precision in options.precisions:
+        for name in options.models:
+            missing = {
+                runtime: shapes
+                for runtime in runtimes
+                if (shapes := _missing(result, f"{name}/{precision}/{runtime}", options.shapes))
+            }
+            if missing and has_time():
+                with tempfile.TemporaryDirectory() as folder:
+                    _model(name, precision, missing, options, result, has_time, Path(folder))
+
+
+def _device_measurements(options: argparse.Namespace) -> list[tuple[str, Callable[[], Any]]]:
+    found: list[tuple[str, Callable[[], Any]]] = []
+    if options.device == "cuda":
+        found.append(("device", gpu_device.check))
+        found.append(("bandwidth", gpu_operations.bandwidth))
+    for shape in gpu_operations.SHAPES if options.device == "cuda" else gpu_operations.TINY:
+        found.append((f"operations {shape}", lambda shape=shape: gpu_operations.table(shape, options.device)))
+    return found
+
+
+def _missing(result: Result, key: str, shapes: list[str]) -> list[str]:
+    """The shapes at which a way was neither measured nor found not to run."""
+    if "skipped" in result.measured.get(key, {}):
+        return []
+    return [shape for shape in shapes if f"{key}/{shape}" not in result.measured]
+
+
+def _model(
+    name: str,
+    precision: str,
+    missing: dict[str, list[str]],
+    options: argparse.Namespace,
+    result: Result,
+    has_time: Callable[[], bool],
+    folder: Path,
+) -> None:
+    """Check and time the ways of a model that are missing."""
+    print(f"{name} {precision}", flush=True)
+    # Compilations count by function, not by model: without this the later models would run eagerly, unseen.
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 16 * len(options.ratios)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    model = make_model(name, precision, options.ratios, folder)
+    ways = Ways(model, options.device, folder)
+    expected = {ratio: _reference(model, ways, ratio) for ratio in options.ratios}
+    for runtime, shapes in missing.items():
+        if not has_time():
+            return
+        key = f"{name}/{precision}/{runtime}"
+        opened, numbers = _checked(ways, runtime, expected)
+        result.add(key, numbers)
+        for shape in shapes if opened else []:
+            if has_time():
+                found = _or_words(lambda own=dict(opened), shape=shape: _times(model, own, shape, options))
+                result.add(f"{key}/{shape}", found)
+                print(f"  {runtime} {shape}: {_brief(found)}", flush=True)
+        opened.clear()
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 class _Expected:
@@ -185,81 +235,64 @@ def _reference(model: Model, ways: Ways, ratio: int) -> _Expected:
     )
 
 
-def _checked_ways(
-    ways: Ways, expected: dict[int, _Expected], options: argparse.Namespace
-) -> tuple[list[Subject], dict[str, float | None], dict[str, str]]:
-    """What runs here and gives the right numbers; the error of each; why the others are left out."""
-    opened: list[Subject] = []
-    numbers: dict[str, float | None] = {}
-    skipped: dict[str, str] = {}
-    for runtime in options.runtimes:
-        for ratio, wanted in expected.items():
-            variant = f"ratio-{ratio}"
-            subject = f"{runtime}/{variant}"
-            try:
-                way = ways.open(runtime, ratio)
-                used = wanted.used(way)
-            except Exception as error:  # of seven libraries; the others go on
-                skipped[subject] = _words(error)
-                continue
-            numbers[subject] = None if np.isnan(used) else round(used, 3)
-            if used <= MULTIPLE:
-                opened.append(Subject(runtime, GROUPS[runtime], ratio, variant, way, baseline=ratio == 1))
-            else:
-                skipped[subject] = f"wrong numbers: {used:.1f} times eager's own error"
-        left_out = [reason for name, reason in skipped.items() if name.startswith(f"{runtime}/")]
-        print(f"  {runtime}: {f'skipped: {left_out[0]}' if left_out else 'right numbers'}", flush=True)
-    return opened, numbers, skipped
-
-
-def _shape(
-    model: Model,
-    opened: list[Subject],
-    skipped: dict[str, str],
-    folder: Path,
-    shape: tuple[int, int],
-    options: argparse.Namespace,
-) -> dict[str, Any]:
-    """Everything in turns at one shape."""
-    names, config = model.backbone.spec.family.inputs, model.backbone.info.config
-    inputs = speed_inputs(names, config.vocab_size, *shape)
-    calls = {}
-    for subject in opened:
+def _checked(
+    ways: Ways, runtime: str, expected: dict[int, _Expected]
+) -> tuple[dict[int, Way], dict[str, Any]]:
+    """A way at each ratio if all run here and give the right numbers; the error of each, or why not."""
+    opened: dict[int, Way] = {}
+    used: dict[str, float] = {}
+    for ratio, wanted in expected.items():
         try:
-            calls[subject.key] = subject.runner.prepare(inputs)  # type: ignore[attr-defined]
-            calls[subject.key]()  # compiles, where it compiles
-        except Exception as error:  # as above: out of memory, say
-            calls.pop(subject.key, None)
-            skipped[f"{subject.key} at {shape[0]}x{shape[1]}"] = _words(error)
-    # A group is compared with its own run without plugins.
-    there = [s for s in opened if s.key in calls]
-    groups = {s.group for s in there if s.baseline}
-    timed = [s for s in there if s.group in groups]
-    timings, settled = time_in_turns(
-        {s.key: calls[s.key] for s in timed},
-        block_seconds=options.block_seconds,
-        max_rounds=options.max_rounds,
-        window=5,
-    )
-    macs = {s.key: _macs(model, s, shape, folder) for s in timed}
-    rows = speed_rows(timed, timings, macs, shape[0] * shape[1]) if timed else []
-    wait(options.device)
-    fastest = min(rows, key=lambda row: row["median_ms"], default=None)
-    words = (
-        f"{fastest['median_ms']:.3f} ms, {fastest['runtime']} {fastest['variant']}" if fastest else "nothing"
-    )
-    print(f"  {shape[0]}x{shape[1]}: {'' if settled else 'did NOT settle; '}fastest {words}", flush=True)
-    return {"batch_size": shape[0], "sequence_length": shape[1], "settled": settled, "rows": rows}
+            opened[ratio] = ways.open(runtime, ratio)
+            used[str(ratio)] = round(wanted.used(opened[ratio]), 3)
+        except Exception as error:  # of seven libraries; the others go on
+            print(f"  {runtime}: skipped: {_words(error)}", flush=True)
+            return {}, {"skipped": _words(error)}
+    if not max(used.values()) <= MULTIPLE:  # NaN too
+        print(f"  {runtime}: WRONG NUMBERS: {used}", flush=True)
+        return {}, {"skipped": "wrong numbers", "used": {r: str(u) for r, u in used.items()}}
+    return opened, {"used": used}
 
 
-def _macs(model: Model, subject: Subject, shape: tuple[int, int], folder: Path) -> Macs:
-    plugin = model.plugins[subject.ratio]
-    bottleneck = plugin.config.bottleneck_size if plugin else 0
-    graph = folder / f"ratio-{subject.ratio}.onnx"
-    counted = (
-        graph_macs(graph, *shape, subject.ratio) if subject.group != "torch" and graph.exists() else None
+def _times(model: Model, opened: dict[int, Way], shape: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The times of a way at a shape, ratios in turns."""
+    batch, length = map(int, shape.split("x"))
+    vocabulary = model.backbone.info.config.vocab_size
+    inputs = speed_inputs(model.backbone.spec.family.inputs, vocabulary, batch, length)
+    before = conditions()
+    prepared = {str(ratio): way.prepare(inputs) for ratio, way in opened.items()}
+    times = time_in_turns(prepared, options.replays)
+    info = model.backbone.info
+    plugins = {ratio: model.plugins[ratio] for ratio in opened}
+    return {
+        "times": times,
+        "macs": {
+            str(ratio): analytic_macs(
+                info.size, batch, length, ratio, plugin.config.bottleneck_size if plugin else 0
+            )
+            for ratio, plugin in plugins.items()
+        },
+        "weights": model.weights,
+        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
+        "conditions": {"before": before, "after": conditions()},
+    }
+
+
+def _brief(found: dict[str, Any]) -> str:
+    if "skipped" in found:
+        return f"skipped: {found['skipped']}"
+    return ", ".join(
+        f"k={ratio} {times.get('warm_ms', times['wall_ms'])['median']:.3f} ms"
+        for ratio, times in found["times"].items()
     )
-    return Macs(analytic_macs(model.backbone.info.size, *shape, subject.ratio, bottleneck), counted)
+
+
+def _or_words(measure: Callable[[], Any]) -> Any:
+    """What is measured, or why it cannot be."""
+    try:
+        return measure()
+    except Exception as error:  # out of memory, say
+        return {"skipped": _words(error)}
 
 
 def _words(error: Exception) -> str:
@@ -277,7 +310,7 @@ def _plot(result: Path) -> None:
         print(f"no plot: {error.name} is not installed; draw it elsewhere with --plot-only")
         return
     path = result.with_suffix(".svg")
-    draw(json.loads(result.read_text(encoding="utf-8"))["parts"], path)
+    draw(json.loads(result.read_text(encoding="utf-8"))["measured"], path)
     print(f"plot: {path}")
 
 

@@ -1,6 +1,8 @@
 """What `gpu.py` compares: each way to run a model, with inputs that lie on the device already."""
 
+import functools
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +13,7 @@ import torch
 from safetensors.numpy import save_file
 
 from gpu_models import Model
+from gpu_timing import Prepared, as_graph
 from variator_export.core.errors import UserError
 from variator_export.core.parts import MODEL
 from variator_export.core.precision import find_precision
@@ -23,13 +26,12 @@ from variator_export.model.augmented import AugmentedModel, PlainModel
 from variator_export.model.plugin import CompressionPlugin
 from variator_export.model.plugin_layout import TENSORS_NAME, Plugin
 
-# By the family in which speed-ups are taken: over its own fastest run without plugins.
-GROUPS = {
-    "eager": "torch",
-    "torch.compile": "torch",
-    "aot-inductor": "torch",
-    "onnxruntime": "onnxruntime",
-    "tensorrt": "tensorrt",
+# The ways of each part of the benchmark; the first part has none.
+PARTS: dict[str, tuple[str, ...]] = {
+    "device": (),
+    "eager": ("eager", "eager, fused kernels"),
+    "compiled": ("torch.compile", "torch.compile, one shape", "aot-inductor"),
+    "graphs": ("onnxruntime", "tensorrt"),
 }
 
 
@@ -40,8 +42,8 @@ class Way(Protocol):
         """Run it once, for its numbers."""
         ...
 
-    def prepare(self, inputs: Arrays) -> Callable[[], object]:
-        """What runs it once more and waits for its end, for its time."""
+    def prepare(self, inputs: Arrays) -> Prepared:
+        """A run on inputs that are on the device, as a CUDA graph where that is possible."""
         ...
 
 
@@ -56,6 +58,10 @@ class TorchWay:
         self._call: Callable[..., Any] = module
         if how == "torch.compile":
             self._call = _around(module, lambda inner: torch.compile(inner, dynamic=True))
+        elif how == "torch.compile, one shape":
+            # Without PyTorch's own CUDA graphs: each way is recorded in the same manner.
+            mode = "max-autotune-no-cudagraphs"
+            self._call = _around(module, lambda inner: torch.compile(inner, dynamic=False, mode=mode))
         elif how == "aot-inductor":
             package = folder / f"{id(self)}.pt2"
             shape = (3, 40) if isinstance(module, PlainModel) else (3, 5, module.ratio)
@@ -67,15 +73,14 @@ class TorchWay:
             outputs = self._call(self._upload(inputs))
         return {name: value.float().cpu().numpy() for name, value in outputs.items()}
 
-    def prepare(self, inputs: Arrays) -> Callable[[], object]:
+    def prepare(self, inputs: Arrays) -> Prepared:
         tensors = self._upload(inputs)
 
         def call() -> None:
             with torch.inference_mode():
                 self._call(tensors)
-            wait(self._device)
 
-        return call
+        return as_graph(call) if self._device == "cuda" else Prepared(call, None, "on a CPU")
 
     def _upload(self, inputs: Arrays) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
@@ -113,43 +118,56 @@ def _compile_ahead(
 
 
 class GraphWay:
-    """Our graph on ONNX Runtime."""
+    """Our graph on ONNX Runtime. Its CUDA graphs need inputs and outputs that stay where they are."""
 
-    def __init__(self, graph: Path, target: str, device: str) -> None:
+    def __init__(self, graph: Path, device: str) -> None:
+        target = "onnxruntime-cuda" if device == "cuda" else "onnxruntime"
+        self._path, self._device = graph, device
         self._graph = IoBindingRunner(graph, PROVIDERS[target])
-        self._device = device
 
     def run(self, inputs: Arrays) -> Arrays:
-        return self._graph.run(inputs, {})
+        return self._graph.run(inputs, {}, self._graph.outputs)
 
-    def prepare(self, inputs: Arrays) -> Callable[[], object]:
-        call = self._graph.prepare(inputs, {})
+    def prepare(self, inputs: Arrays) -> Prepared:
+        if self._device != "cuda":
+            return Prepared(self._graph.prepare(inputs, {}), None, "on a CPU")
+        import onnxruntime
 
-        def run() -> None:
-            call()
-            wait(self._device)
-
-        return run
+        stream = torch.cuda.Stream()
+        own = {**PROVIDERS["onnxruntime-cuda"].options, "user_compute_stream": str(stream.cuda_stream)}
+        outputs = self._graph.run_values(inputs, {})
+        why: bool | str = True
+        for graph in ("1", "0"):
+            session = onnxruntime.InferenceSession(
+                str(self._path), providers=[("CUDAExecutionProvider", {**own, "enable_cuda_graph": graph})]
+            )
+            binding = session.io_binding()
+            for name, array in inputs.items():
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
+                binding.bind_ortvalue_input(name, value)
+            for name, value in outputs.items():
+                binding.bind_ortvalue_output(name, value)
+            try:
+                for _ in range(2):  # the first run records
+                    session.run_with_iobinding(binding)
+                return Prepared(functools.partial(session.run_with_iobinding, binding), stream, why)
+            except Exception as error:  # onnxruntime's exceptions have no common base class
+                why = str(error).strip()[:200]
+        raise UserError(f"ONNX Runtime fails: {why}", "See above.")
 
 
 class EngineWay:
-    """An engine of TensorRT."""
+    """An engine of TensorRT, whose session records CUDA graphs."""
 
-    def __init__(self, session: Any, device: str) -> None:
+    def __init__(self, session: Any) -> None:
         self._session = session
-        self._device = device
 
     def run(self, inputs: Arrays) -> Arrays:
         return dict(self._session.run(inputs))
 
-    def prepare(self, inputs: Arrays) -> Callable[[], object]:
-        enqueue = self._session.prepare(inputs)
-
-        def run() -> None:
-            enqueue()
-            wait(self._device)
-
-        return run
+    def prepare(self, inputs: Arrays) -> Prepared:
+        stream = torch.cuda.ExternalStream(self._session.device.stream)
+        return Prepared(self._session.prepare(inputs), stream, True)
 
 
 class Ways:
@@ -171,12 +189,14 @@ class Ways:
             UserError: It cannot run here; the message says why.
         """
         if runtime == "onnxruntime":
-            target = "onnxruntime-cuda" if self._device == "cuda" else "onnxruntime"
-            return GraphWay(self._graph(ratio), target, self._device)
+            return GraphWay(self._graph(ratio), self._device)
         if runtime == "tensorrt":
-            return EngineWay(self._session(ratio), self._device)
+            return EngineWay(self._session(ratio))
         model, plugin = self._model, self._model.plugins[ratio]
-        module = make_module(model, plugin, attention)
+        fused = runtime == "eager, fused kernels"
+        if fused and self._device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise UserError("The fused kernels run on NVIDIA GPUs.", "Set TRITON_INTERPRET=1 to try them.")
+        module = make_module(model, plugin, attention, fused=fused)
         names = model.backbone.spec.family.inputs
         return TorchWay(module, names, self._device, runtime, self._folder)
 
@@ -207,7 +227,9 @@ class Ways:
         return open_engine(self._model, ratio, self._folder / "bundle")
 
 
-def make_module(model: Model, plugin: Plugin | None, attention: str) -> AugmentedModel | PlainModel:
+def make_module(
+    model: Model, plugin: Plugin | None, attention: str, *, fused: bool = False
+) -> AugmentedModel | PlainModel:
     """The model as a PyTorch module, on the CPU. The caller moves it, so weights are not shared."""
     backbone = model.backbone.in_precision(find_precision(model.precision))
     module: AugmentedModel | PlainModel
@@ -215,14 +237,9 @@ def make_module(model: Model, plugin: Plugin | None, attention: str) -> Augmente
         module = PlainModel(backbone)
         inner: Any = module.model
     else:
-        module = AugmentedModel(backbone, CompressionPlugin.from_file(plugin).to(backbone.dtype))
+        own = CompressionPlugin.from_file(plugin).to(backbone.dtype)
+        module = AugmentedModel(backbone, own, fused=fused)
         inner = module.windowed.model
     if attention == "sdpa":
         inner.set_attn_implementation("sdpa")
     return module.eval()
-
-
-def wait(device: str) -> None:
-    """Until the device has done all that was enqueued."""
-    if device == "cuda":
-        torch.cuda.synchronize()
