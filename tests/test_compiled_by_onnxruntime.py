@@ -1,7 +1,11 @@
 """Graphs that ONNX Runtime's TensorRT compiles: what they compute, and what the provider is told."""
 
+import importlib.machinery
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +18,7 @@ from stored_traces import Trace
 from variator_export.core.errors import UserError
 from variator_export.core.parts import MODEL
 from variator_export.core.precision import BFLOAT16
+from variator_export.engines.onnxruntime import plugin_provider
 from variator_export.engines.onnxruntime.compiled_bundle import profiles_of
 from variator_export.engines.onnxruntime.compiler import compilable
 from variator_export.engines.onnxruntime.graph import OnnxRuntimeRunner
@@ -84,6 +89,50 @@ def test_a_session_for_every_ratio_has_a_profile_for_each_shape_of_plugins(small
         names = [entry.partition(":")[0] for entry in entries]
         assert names.count("input_ids") == names.count(GRAPH_INPUT_PREFIX + "compress.bias") == len(profiles)
     assert f"{GRAPH_INPUT_PREFIX}compress.bias:2x2" in entries
+
+
+def test_the_provider_of_another_distribution_is_loaded_or_refused(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As `pip install onnxruntime-ep-nv-tensorrt-rtx` adds it; it needs a driver that is not here."""
+    name, target = "NvTensorRTRTXExecutionProvider", "onnxruntime-tensorrt-rtx"
+    module = types.ModuleType("onnxruntime_ep_nv_tensorrt_rtx")
+    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+    module.get_library_path = lambda: tmp_path / "absent.so"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(plugin_provider, "_loaded", set())
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = Bundle.load(small_bundle)
+    with pytest.raises(
+        UserError, match=r"cannot load onnxruntime_ep_nv_tensorrt_rtx: .*absent\.so"
+    ) as raised:
+        bundle.session(target, 2)
+    assert "NVIDIA's driver" in str(raised.value.hint)
+    registered: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        onnxruntime, "register_execution_provider_library", lambda *given: registered.append(given)
+    )
+    with pytest.raises(UserError, match="onnxruntime_ep_nv_tensorrt_rtx finds no GPU here"):
+        bundle.session(target, 2)
+    devices = [types.SimpleNamespace(ep_name=kind) for kind in ("CPUExecutionProvider", name, name)]
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: devices)
+    given: list[Any] = []
+
+    class Options(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def add_provider_for_devices(self, *arguments: Any) -> None:
+            given.append(arguments)
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    with pytest.raises(UserError, match=f"has {name}, but cannot start it here"):
+        bundle.session(target, 2)  # the stand-in adds nothing, so the CPU would run it
+    ((chosen, options),) = given
+    assert chosen == devices[1:2]
+    assert set(options) == {
+        *(f"nv_profile_{end}_shapes" for end in ("min", "opt", "max")),
+        "nv_runtime_cache_path",
+    }
+    assert registered == [(name, str(tmp_path / "absent.so"))], "once for each process"
 
 
 @pytest.mark.parametrize("target", ["onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"])

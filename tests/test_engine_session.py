@@ -277,6 +277,31 @@ def test_each_profile_has_a_context(
     assert plan.alive() == 2
 
 
+def test_a_profile_for_one_shape_is_chosen_for_that_shape() -> None:
+    ends = {"wide": ((1, 1), (32, 128), (64, 512)), "one": ((32, 128),) * 3, "other": ((1, 128),) * 3}
+    profiles = [Profile(name=name, shapes={"input_ids": shapes}) for name, shapes in ends.items()]
+    assert [profile.is_fixed for profile in profiles] == [False, True, True]
+    for shape, fixed, name in (
+        ((32, 128), True, "one"),
+        ((32, 128), False, "wide"),
+        ((32, 127), True, "wide"),
+        ((1, 128), True, "other"),
+        ((1, 128), False, "wide"),
+    ):
+        assert profiles[choose_profile(profiles, {"input_ids": shape}, fixed=fixed)].name == name
+    with pytest.raises(UserError, match="No profile of the engine is for the shapes"):
+        choose_profile(profiles[1:], {"input_ids": (1, 128)}, fixed=False)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_session_without_profiles_for_one_shape_needs_both_kinds(
+    opened_on: Callable[..., tuple[session.TensorRtSession, HostGpu, _Plan]],
+) -> None:
+    with pytest.raises(UserError, match="has no profiles for one shape beside wide ones") as raised:
+        opened_on(fixed_profiles=False)
+    assert "engine.profiles" in str(raised.value.hint)
+
+
 @pytest.mark.usefixtures("on_a_gpu")
 def test_a_context_outlives_its_work(
     opened_on: Callable[..., tuple[session.TensorRtSession, HostGpu, _Plan]], compiled: Path

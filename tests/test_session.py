@@ -213,7 +213,8 @@ def test_a_provider_that_is_not_there_fails_instead_of_running_on_the_cpu(small_
     ):
         with pytest.raises(UserError, match=f"The installed ONNX Runtime has no {name}; it has") as raised:
             bundle.session(target)
-        assert "onnxruntime-gpu" in str(raised.value.hint)
+        wanted = "pip install onnxruntime-ep-nv-tensorrt-rtx" if "rtx" in target else "onnxruntime-gpu"
+        assert wanted in str(raised.value.hint)
 
 
 def test_a_provider_that_cannot_start_is_not_replaced_by_the_cpu(

@@ -18,7 +18,7 @@ from variator_export.core.precision import find_precision
 from variator_export.core.registry import resolve
 from variator_export.engines.base import Runner
 from variator_export.engines.target import SessionOptions
-from variator_export.engines.targets import TARGETS
+from variator_export.engines.targets import TARGETS, engine_targets
 from variator_export.model.methods import method_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class Runtime:
         needs: The Python module that the runtime requires.
         gpu: Whether the runtime runs on a GPU, in a session as users open it: inputs and outputs are copied
             in each call.
+        target: The target of the sessions, if its name is not that of the runtime.
+        fixed_profiles: Whether engines use their profiles for one shape alone.
         opener: `module:function` that opens what users run instead of this package, from
             `alternatives.setup.Setup`. None for the bundle's own graphs, engines and eager models.
     """
@@ -44,6 +46,8 @@ class Runtime:
     only_baseline: bool
     needs: str
     gpu: bool = False
+    target: str | None = None
+    fixed_profiles: bool = True
     opener: str | None = None
 
 
@@ -76,6 +80,14 @@ RUNTIMES = {
 RUNTIMES |= {
     name: Runtime(name, only_baseline=False, needs=target.module, gpu=True)
     for name, target in TARGETS.all().items()
+    if target.gpu
+}
+# Engines without their profiles for one shape alone, to show what those are worth.
+RUNTIMES |= {
+    f"{name}-wide": Runtime(
+        name, only_baseline=False, needs=target.module, gpu=True, target=name, fixed_profiles=False
+    )
+    for name, target in engine_targets().items()
     if target.gpu
 }
 # What users run instead of this package.
@@ -162,8 +174,10 @@ class Subjects:
                 compiled=runtime == "torch.compile",
             )
         if entry.gpu:
-            options = dataclasses.replace(self._sessions, cuda_graphs=True)
-            return TARGETS.find(runtime).open(self._files, variant.name, options)
+            options = dataclasses.replace(
+                self._sessions, cuda_graphs=True, fixed_profiles=entry.fixed_profiles
+            )
+            return TARGETS.find(entry.target or runtime).open(self._files, variant.name, options)
         precision = self._files.manifest.precision
         if runtime == "openvino":
             return TARGETS.find(runtime).open(self._files, variant.name, self._sessions)

@@ -48,6 +48,12 @@ class Profile(BaseModel):
             words.append(f"up to {self.new_tokens} new tokens")
         return f"{self.name} ({', '.join(words)})"
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the profile is for one batch size and one length alone."""
+        own = {name: ends for name, ends in self.shapes.items() if not name.startswith(GRAPH_INPUT_PREFIX)}
+        return self.new_tokens is None and all(low == high for low, _, high in own.values())
+
     def covers(self, shapes: Mapping[str, Sequence[int]]) -> bool:
         """Whether the profile covers these shapes of inputs."""
         return all(

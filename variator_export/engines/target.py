@@ -47,6 +47,8 @@ class SessionOptions:
         specialization: When TensorRT for RTX compiles kernels for the shapes of a call: `lazy`, in the
             background, while kernels for all shapes run; `eager`, before the first call of these shapes; or
             `none`.
+        fixed_profiles: Whether an engine's profiles for one shape alone are used. Without them, a benchmark
+            shows what they are worth.
     """
 
     threads: int | None = None
@@ -54,6 +56,7 @@ class SessionOptions:
     lean_runtime: Path | None = None
     cuda_graphs: bool = False
     specialization: Specialization = "lazy"
+    fixed_profiles: bool = True
 
 
 class Session(Protocol):

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     StringConstraints,
     WithJsonSchema,
@@ -27,6 +28,16 @@ CAPABILITIES = r"^sm[0-9]{2,3}(\+sm[0-9]{2,3})*$"
 Range = tuple[
     Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
 ]  # min, opt, max
+
+
+# Or one number for all three.
+Sizes = Annotated[
+    Range,
+    BeforeValidator(
+        lambda size: (size,) * 3 if type(size) is int else size,
+        json_schema_input_type=Range | Annotated[int, Field(ge=1)],
+    ),
+]
 
 
 class BackboneRecipe(_Part):
@@ -182,11 +193,13 @@ class SpeedRecipe(_Part):
 
 
 class ShapeSet(_Part):
-    """The shapes of one optimization profile of an engine, as (min, opt, max)."""
+    """The shapes of one optimization profile of an engine, as (min, opt, max), or one number for all three.
 
-    batch_size: Range = (1, 8, 32)
+    A profile for one shape alone lets the builder choose kernels for that shape."""
+
+    batch_size: Sizes = (1, 8, 32)
     """Rows per batch."""
-    sequence_length: Range = (1, 128, 512)
+    sequence_length: Sizes = (1, 128, 512)
     """Tokens per row, within the model's limit."""
     new_tokens: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Models that generate text only: the usual and the largest number of generated tokens per row,

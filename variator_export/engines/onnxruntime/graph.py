@@ -19,6 +19,7 @@ from variator_export.core.environment import (
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays, named_outputs
 from variator_export.engines.onnxruntime.compiler import compilable
+from variator_export.engines.onnxruntime.plugin_provider import is_plugin, plugin_devices
 from variator_export.engines.onnxruntime.providers import CPU, Provider
 
 if TYPE_CHECKING:  # code that runs graphs needs no pydantic
@@ -67,11 +68,15 @@ def _open(
         compiler_options = provider.compiler.options(graph, profiles)
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
         graph = compilable(graph)
+    chain: list[Any] | None = [own for own in provider.chain(compiler_options) if own[0] in available]
+    if is_plugin(provider, available):
+        options.add_provider_for_devices(plugin_devices(provider)[:1], compiler_options)
+        chain = None
     try:
         session = onnxruntime.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph),
             options,
-            providers=[each for each in provider.chain(compiler_options) if each[0] in available],
+            providers=chain,
             disabled_optimizers=disabled,
         )
     except Exception as error:  # onnxruntime's exceptions have no common base class
@@ -105,19 +110,24 @@ def require_provider(provider: Provider) -> list[str]:
     """The names of the providers of the installed ONNX Runtime.
 
     Raises:
-        UserError: ONNX Runtime is not installed, or does not have the provider.
+        UserError: ONNX Runtime is not installed, or does not have the provider, and nothing adds it.
     """
     require_onnxruntime()
     import onnxruntime
 
     available: list[str] = onnxruntime.get_available_providers()
-    if provider.name not in available:
+    if provider.name not in available and not is_plugin(provider, available):
         raise UserError(
             f"The installed ONNX Runtime has no {provider.name}; it has {', '.join(available)}.",
-            f"It needs {provider.needs}: {install_command('onnxruntime-gpu')} in place of onnxruntime. "
-            "Or choose the target onnxruntime, which runs on the CPU.",
+            _how_to_get(provider) + " Or choose the target onnxruntime, which runs on the CPU.",
         )
     return available
+
+
+def _how_to_get(provider: Provider) -> str:
+    if provider.plugin is not None:
+        return f"It needs {provider.needs}: pip install {provider.plugin.replace('_', '-')}."
+    return f"It needs {provider.needs}: {install_command('onnxruntime-gpu')} in place of onnxruntime."
 
 
 def _call(

@@ -19,6 +19,7 @@ class Provider:
         options: Options of the provider.
         rest: The provider for what this one does not take, besides the CPU's.
         compiler: How it compiles whole graphs; None if it runs their operators.
+        plugin: The Python module of a distribution that adds the provider to an ONNX Runtime without it.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
     rest: "Provider | None" = None
     compiler: Compiler | None = None
+    plugin: str | None = None
 
     def chain(self, options: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
         """The provider and its rest, as ONNX Runtime takes them; with options for one graph."""
@@ -80,8 +82,9 @@ PROVIDERS = {
     "onnxruntime-tensorrt-rtx": Provider(
         "NvTensorRTRTXExecutionProvider",
         "cuda",
-        "an ONNX Runtime built with TensorRT for RTX",
+        "onnxruntime-ep-nv-tensorrt-rtx beside ONNX Runtime 1.24 or later",
         rest=_CUDA,
+        plugin="onnxruntime_ep_nv_tensorrt_rtx",
         compiler=Compiler(
             "nv", cache=("nv_runtime_cache_path",), enable={}, several={"nv_multi_profile_enable": "1"}
         ),

@@ -56,6 +56,7 @@ class EngineContexts:
         what: Name of the engine in messages.
         cache: Compiled kernels of the engine; None if the engine holds them.
         specialization: When kernels for the shapes of a call are compiled; None if the engine holds them.
+        fixed_profiles: Whether to use profiles for one shape alone.
     """
 
     def __init__(
@@ -67,12 +68,15 @@ class EngineContexts:
         what: str,
         cache: RuntimeCache | None = None,
         specialization: Specialization | None = None,
+        *,
+        fixed_profiles: bool = True,
     ) -> None:
         self._plan, self._profiles, self._device = plan, profiles, device
         self._refuser, self._what = refuser, what
         self._contexts: dict[int, Any] = {}
         self._memory: Any = None
         self._cache, self._specialization = cache, specialization
+        self._fixed_profiles = fixed_profiles
         if cache is not None:
             weakref.finalize(self, cache.store)
         # A context must not be destroyed while its work runs.
@@ -88,7 +92,7 @@ class EngineContexts:
         Raises:
             UserError: No profile of the engine covers the shapes, or TensorRT refuses them.
         """
-        index = choose_profile(self._profiles, shapes)
+        index = choose_profile(self._profiles, shapes, fixed=self._fixed_profiles)
         if index not in self._contexts:
             self._contexts[index] = self._new_context(index)
         return self._bind(self._contexts[index], inputs, shapes, self._shared_memory)
@@ -107,7 +111,7 @@ class EngineContexts:
         Raises:
             UserError: As for `bind`.
         """
-        index = choose_profile(self._profiles, shapes)
+        index = choose_profile(self._profiles, shapes, fixed=self._fixed_profiles)
         context = self._new_context(index, captures_cuda_graphs=by_context)
         bound = self._bind(context, inputs, shapes, self._new_memory)
         if not by_context:
@@ -193,20 +197,22 @@ class EngineContexts:
             )
 
 
-def choose_profile(profiles: Sequence[Profile], shapes: InputShapes) -> int:
+def choose_profile(profiles: Sequence[Profile], shapes: InputShapes, *, fixed: bool = True) -> int:
     """The profile for these shapes; if several fit, the profile whose usual shape (opt) is nearest.
+
+    Of two that are equally near, it is one for these shapes alone, unless `fixed` leaves those out.
 
     Raises:
         UserError: No profile fits. The message lists the profiles of the engine.
     """
-    fitting = [index for index, profile in enumerate(profiles) if profile.covers(shapes)]
+    fitting = [i for i, p in enumerate(profiles) if p.covers(shapes) and (fixed or not p.is_fixed)]
     if not fitting:
         given = {name: tuple(shape) for name, shape in shapes.items()}
         raise UserError(
             f"No profile of the engine is for the shapes {given}. It has {'; '.join(map(str, profiles))}.",
             "Compile the engine with a set of shapes that fits: engine.profiles in the recipe.",
         )
-    return min(fitting, key=lambda index: _distance(profiles[index], shapes))
+    return min(fitting, key=lambda i: (_distance(profiles[i], shapes), not profiles[i].is_fixed))
 
 
 def _distance(profile: Profile, shapes: InputShapes) -> float:

@@ -51,6 +51,7 @@ class TensorRtSession:
             to the host. The last eight recordings are kept, each with its own memory.
         specialization: When TensorRT for RTX compiles kernels for the shapes of a call (`SessionOptions`).
             With `cuda_graphs` it is always before the first call of these shapes.
+        fixed_profiles: Whether to use profiles for one shape alone.
         device: Device that holds the tensors; None for CUDA's current GPU.
 
     Attributes:
@@ -71,6 +72,7 @@ class TensorRtSession:
         lean_runtime: Path | None = None,
         cuda_graphs: bool = False,
         specialization: Specialization = "lazy",
+        fixed_profiles: bool = True,
         device: Device | None = None,
     ) -> None:
         self._bundle, self._backbone = bundle, bundle.manifest.backbone
@@ -80,7 +82,14 @@ class TensorRtSession:
         gpu = first_gpu()
         if not allow_unverified:
             require_verified(bundle, self._entry, gpu)
-        self._profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
+        profiles = [Profile.model_validate(profile) for profile in sidecar["profiles"]]
+        self._profiles = [p for p in profiles if fixed_profiles or not p.is_fixed]
+        if not fixed_profiles and len({p.is_fixed for p in profiles}) == 1:
+            raise UserError(
+                f"{self._entry.engine} has no profiles for one shape beside wide ones; its profiles: "
+                f"{'; '.join(map(str, profiles))}.",
+                "Name both in engine.profiles of the recipe, and compile the engine again.",
+            )
         self.device = device or CudaDevice()
         _require_same_gpu(self.device, gpu)
         self._plan = open_engine(bundle, self._entry, sidecar, lean_runtime=lean_runtime)
@@ -95,12 +104,13 @@ class TensorRtSession:
             )
         self._execution = EngineContexts(
             self._plan,
-            self._profiles,
+            profiles,
             self.device,
             target,
             self._entry.engine,
             runtime_cache(bundle, self._entry, self.device),
             None if not FLAVOURS[target].compiles_kernels else "eager" if cuda_graphs else specialization,
+            fixed_profiles=fixed_profiles,
         )
         # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.
         self._records_graphs = FLAVOURS[target].captures_cuda_graphs

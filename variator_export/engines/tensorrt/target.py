@@ -202,6 +202,7 @@ class TensorRtTarget(EngineTarget):
             lean_runtime=options.lean_runtime,
             cuda_graphs=options.cuda_graphs,
             specialization=options.specialization,
+            fixed_profiles=options.fixed_profiles,
         )
 
     def open_decoder(
