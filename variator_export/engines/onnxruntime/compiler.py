@@ -89,6 +89,8 @@ def compilable(graph: Path) -> bytes:
 
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     attention = [node for node in model.graph.node if node.op_type == "Attention"]
+    # Shapes are inferred anew: graphs of earlier versions declare one that onnx takes for a contradiction.
+    del model.graph.value_info[:]
     if any(types.get(node.input[0]) == onnx.TensorProto.FLOAT for node in attention):
         model = inline_selected_functions(model, [("", "Attention")], inline_schema_functions=True)
     content: bytes = model.SerializeToString()

@@ -63,14 +63,15 @@ def _open(
     if provider.device != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     disabled = _SLOWER_FUSIONS + _BREAKS_FLOAT8 if provider is CPU and not as_it_comes else None
+    devices = plugin_devices(provider) if is_plugin(provider, available) else []
     name, compiler_options = "a graph in memory" if isinstance(graph, bytes) else graph, {}
     if provider.compiler is not None and isinstance(graph, Path):
         compiler_options = provider.compiler.options(graph, profiles)
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
         graph = compilable(graph)
     chain: list[Any] | None = [own for own in provider.chain(compiler_options) if own[0] in available]
-    if is_plugin(provider, available):
-        options.add_provider_for_devices(plugin_devices(provider)[:1], compiler_options)
+    if devices:
+        options.add_provider_for_devices(devices[:1], compiler_options)
         chain = None
     try:
         session = onnxruntime.InferenceSession(
