@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from gpu_models import Model
 from gpu_timing import Prepared, as_graph
+from variator_export.benchmark.alternatives.aot_inductor import compile_ahead, load_compiled
 from variator_export.core.errors import UserError
 from variator_export.core.parts import MODEL
 from variator_export.core.precision import find_precision
@@ -109,12 +110,8 @@ def _compile_ahead(
 ) -> Callable[..., Any]:
     """By AOTInductor; of the example's dimensions the batch and the tokens or windows vary."""
     ratio = example["input_ids"].shape[2] if example["input_ids"].dim() == 3 else 1
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    length = torch.export.Dim("length", min=1, max=512 // ratio)
-    dynamic = ({name: {0: batch, 1: length} for name in example},)
-    program = torch.export.export(inner, (example,), dynamic_shapes=dynamic, strict=False)
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(package))
-    return torch._inductor.aoti_load_package(path)
+    compile_ahead(inner, example, package, 512 // ratio)
+    return load_compiled(package)
 
 
 class GraphWay:

@@ -61,6 +61,7 @@ def _alternative(group: str, needs: str, opener: str) -> Runtime:
 RUNTIMES = {
     "eager": Runtime("torch", only_baseline=False, needs="torch"),
     "torch.compile": Runtime("torch", only_baseline=True, needs="torch"),
+    "aot-inductor": _alternative("torch", "torch", "aot_inductor:aot_inductor"),
     "onnxruntime": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
     "any-ratio": Runtime("onnxruntime", only_baseline=False, needs="onnxruntime"),
     "torch.onnx": _alternative("onnxruntime", "torch", "exports:torch_onnx"),
@@ -94,7 +95,9 @@ RUNTIMES |= {
 ALTERNATIVES = tuple(name for name, runtime in RUNTIMES.items() if runtime.opener is not None)
 # Runtimes that are left out if they cannot run, unless the user names them.
 OPTIONAL_RUNTIMES = (*ALTERNATIVES, "torch.compile", "openvino")
-TORCH_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.group == "torch")
+TORCH_RUNTIMES = tuple(
+    name for name, runtime in RUNTIMES.items() if runtime.group == "torch" and runtime.opener is None
+)
 # Runtimes that compile for each shape, in the first run.
 COMPILED_RUNTIMES = ("torch.compile", "torchao")
 # Runtimes that stay loaded from one opening to the next.
