@@ -171,6 +171,8 @@ class Fake:
             kind = _SIGNATURE.search(member.fget.__doc__ or "")
             if real.__name__ == "ILayer" and name == "type":
                 return recorder.module.LayerType.ATTENTION_INPUT
+            if real.__name__ == "IConstantLayer":
+                return {"type": recorder.module.LayerType.CONSTANT}.get(name, self.__dict__["numbers"])
             if real.__name__ == "IElementWiseLayer":
                 return {
                     "type": recorder.module.LayerType.ELEMENTWISE,
@@ -312,10 +314,13 @@ def change_attention(recorder: Recorder) -> None:
     for kind in ("SELECT", "SLICE"):
         recorder.has(real.LayerType, kind)
     named = {name: types.SimpleNamespace(name=name, shape=(-1, 1, 1, -1)) for name in ("mask", "both", "one")}
-    select = types.SimpleNamespace(type=real.LayerType.SELECT, get_input=lambda _: named["both"])
-    product = Fake(recorder, real.IElementWiseLayer)
-    makers = {"mask": select, "both": product}
-    attention._seen_keys(trt, makers, named["mask"])
+    inputs = [named["both"], *(types.SimpleNamespace(name=name) for name in ("kept", "hidden"))]
+    select = types.SimpleNamespace(type=real.LayerType.SELECT, get_input=inputs.__getitem__)
+    makers: dict[str, Any] = {"mask": select, "both": Fake(recorder, real.IElementWiseLayer)}
+    for name, number in (("kept", 0), ("hidden", -40000)):
+        makers[name] = Fake(recorder, real.IConstantLayer)
+        object.__setattr__(makers[name], "numbers", np.array([number]))
+    assert attention._seen_keys(trt, makers, named["mask"]) is None, "the terms have other axes here"
 
 
 class HostDevice:

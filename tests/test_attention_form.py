@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import pytest
 from conftest import plugin_for
@@ -81,6 +82,48 @@ def test_attention_in_float16_is_added_in_float32_where_a_bool_mask_can_say_the_
     ]
     assert len(readers) == replaced, "the cast back to float16 alone reads the output"
     assert all(layer.get_output(0).dtype == trt.DataType.HALF for layer in readers)
+
+
+@pytest.mark.parametrize(
+    ("kept", "hidden", "is_replaced"),
+    [
+        ("zero", "lowest", True),
+        ("bias", "lowest", False),
+        ("lowest", "zero", False),
+        ("zero", "little", False),
+    ],
+)
+def test_only_a_mask_that_hides_keys_is_replaced(
+    tmp_path: Path, kept: str, hidden: str, is_replaced: bool
+) -> None:
+    """A bias in its place would be lost, and a mask of what is padding would be turned around."""
+    half = onnx.TensorProto.FLOAT16
+    given = [("x", half, ["b", "n", 64]), ("keep", onnx.TensorProto.BOOL, ["b", 1, 1, "n"])]
+    values = {"zero": 0.0, "lowest": -32752.0, "little": -3.0}
+    constants = [onnx.helper.make_tensor(name, half, [], [value]) for name, value in values.items()]
+    constants.append(onnx.helper.make_tensor("bias", half, [1, 1, 1, 4], [0.0, 1.0, 2.0, 3.0]))
+    nodes = [
+        onnx.helper.make_node("Where", ["keep", kept, hidden], ["mask"]),
+        onnx.helper.make_node(
+            "Attention", ["x", "x", "x", "mask"], ["y"], q_num_heads=2, kv_num_heads=2, scale=0.2
+        ),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "one",
+        [onnx.helper.make_tensor_value_info(*each) for each in given],
+        [onnx.helper.make_tensor_value_info("y", half, ["b", "n", 64])],
+        constants,
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)]), tmp_path / "one.onnx"
+    )
+    log = make_log(trt)
+    builder = trt.Builder(log)
+    made = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(made, log)
+    assert parser.parse_from_file(str(tmp_path / "one.onnx")), log.messages
+    assert apply_form(trt, made, "float32 sums") is is_replaced
 
 
 def test_other_precisions_stay_as_exported(network: Callable[..., Any]) -> None:

@@ -7,6 +7,8 @@ import ctypes
 import gc
 import itertools
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from cuda.bindings import runtime
 
 from variator_export.core.errors import UserError
 from variator_export.engines.tensorrt import device as module
+from variator_export.engines.tensorrt import dlpack
 from variator_export.engines.tensorrt.device import CudaDevice
 
 SUCCESS = runtime.cudaError_t.cudaSuccess
@@ -45,6 +48,10 @@ class HostCuda:
         self.page_locked: dict[int, Any] = {}
         self.waits: list[tuple[int, int]] = []
         self.events: dict[int, int] = {}
+        self.locks_memory = True
+        # Events behind work that is not done.
+        self.waiting_events: set[int] = set()
+        self.alive_events: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(runtime, name)
@@ -57,6 +64,10 @@ class HostCuda:
             if name == self.failing:
                 self.failing = self.recording = None
                 return self.error, None
+            if name == "cudaEventQuery":
+                (event,) = arguments
+                busy = event in self.waiting_events
+                return (runtime.cudaError_t.cudaErrorNotReady if busy else SUCCESS,)
             found = getattr(self, _method(name), lambda *_: ())(*arguments)
             return (SUCCESS, *found) if name != "cudaGetErrorString" else real(*arguments)
 
@@ -104,6 +115,7 @@ class HostCuda:
         return (ctypes.addressof(buffer),)
 
     def _work_off(self) -> None:
+        self.waiting_events.clear()
         for copy in self.waiting:
             ctypes.memmove(*copy)
         self.waiting.clear()
@@ -114,6 +126,7 @@ class HostCuda:
 
     def _host_alloc(self, size: int, flags: int) -> tuple[int]:
         assert flags == runtime.cudaHostAllocDefault
+        assert self.locks_memory
         buffer = ctypes.create_string_buffer(size)
         self.page_locked[ctypes.addressof(buffer)] = buffer
         return (ctypes.addressof(buffer),)
@@ -125,19 +138,24 @@ class HostCuda:
     def _event_create_with_flags(self, flags: int) -> tuple[int]:
         assert flags == runtime.cudaEventDisableTiming
         event = next(self.handles)
-        self.alive.add(event)
+        self.alive_events.add(event)
         return (event,)
 
     def _event_record(self, event: int, stream: int) -> tuple[()]:
+        assert self.recording is None or stream != 7, "it would be recorded"
         self.events[event] = stream
+        if stream == 7:
+            self.waiting_events.add(event)
         return ()
 
     def _stream_wait_event(self, stream: int, event: int, _: int) -> tuple[()]:
+        assert self.recording is None, "it would be recorded"
         self.waits.append((stream, self.events.pop(event)))
         return ()
 
     def _event_destroy(self, event: int) -> tuple[()]:
-        self.alive.remove(event)
+        self.alive_events.remove(event)
+        self.waiting_events.discard(event)
         return ()
 
     def _free_async(self, pointer: int, _: int) -> tuple[()]:
@@ -251,6 +269,8 @@ def test_memory_is_given_back_with_its_last_reference(cuda: HostCuda) -> None:
     del device
     gc.collect()
     assert not cuda.alive, "nor do the stream and the pool stay"
+    assert not cuda.alive_events
+    assert not cuda.page_locked
 
 
 def test_what_is_recorded_runs_when_it_is_replayed(cuda: HostCuda) -> None:
@@ -292,12 +312,11 @@ def test_copies_go_through_page_locked_memory_that_is_used_again(cuda: HostCuda)
         assert all(
             (device.download(tensors[str(index)]) == array).all() for index, array in enumerate(arrays)
         )
-        # One block for each copy that was not done yet.
-        assert len(cuda.page_locked) == 8
+        assert len(cuda.page_locked) == 8, "one block for each copy that was not done yet"
     one, other = found["4"], device.download_all({"x": tensors["2"]})["x"]
     assert (one == 4).all(), "a result is not in memory that is used again"
     assert (other == 2).all()
-    large = np.arange(17 << 20, dtype=np.float32)
+    large = np.arange(5 << 20, dtype=np.float32)
     tensor = device.upload(large)
     large[0] = -1  # was read already
     assert device.download(tensor)[0] == 0
@@ -309,11 +328,81 @@ def test_copies_go_through_page_locked_memory_that_is_used_again(cuda: HostCuda)
     assert not cuda.memory
 
 
+def test_calls_that_leave_their_outputs_there_do_not_gather_memory(cuda: HostCuda) -> None:
+    device = CudaDevice()
+    for value in range(50):
+        tensor = device.upload(np.full(100, value))
+        cuda._work_off()  # the GPU comes to it; nobody waits
+        assert len(cuda.page_locked) == 1
+    assert (device.download(tensor) == 49).all()
+
+
+def test_blocks_in_use_stay_in_use_if_somebody_waits_meanwhile(
+    cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finalizers wait for the stream; they run wherever Python collects garbage."""
+    del cuda
+    device = CudaDevice()
+    tensors = {str(value): device.upload(np.full(100, value)) for value in range(3)}
+    take = device._staging.take
+
+    def take_and_wait(num_bytes: int) -> Any:
+        block = take(num_bytes)
+        device.synchronize()
+        return block
+
+    monkeypatch.setattr(device._staging, "take", take_and_wait)
+    for name, array in device.download_all(tensors).items():
+        assert (array == int(name)).all()
+
+
+def test_without_page_locked_memory_arrays_are_copied_all_the_same(cuda: HostCuda) -> None:
+    device = CudaDevice()
+    cuda.failing = "cudaHostAlloc"
+    tensor = device.upload(np.arange(5))
+    cuda.failing = "cudaHostAlloc"
+    assert (device.download(tensor) == np.arange(5)).all()
+    assert not cuda.page_locked
+
+
+def test_memory_that_a_consumer_lets_go_of_during_a_recording(cuda: HostCuda) -> None:
+    device = CudaDevice()
+    capsules = [device.upload(np.arange(5)).__dlpack__()]
+
+    def enqueue() -> None:
+        capsules.clear()
+        assert len(cuda.memory) == 1
+
+    cuda.waits.clear()
+    device.capture(enqueue)
+    assert cuda.waits == [(7, 1)], "after the recording"
+    assert not cuda.memory
+
+
+def test_a_process_ends_while_other_libraries_hold_memory() -> None:
+    program = """
+import sys
+import numpy as np, torch
+from variator_export.engines.tensorrt import dlpack
+array = np.arange(6.0)
+class Owner:
+    def __dlpack__(self, **_):
+        return dlpack.to_capsule(array.ctypes.data, (2, 3), array.dtype, (dlpack.CPU, 0), lambda: None)
+    def __dlpack_device__(self):
+        return dlpack.CPU, 0
+held = torch.from_dlpack(Owner()), np.from_dlpack(Owner())
+sys.kept = Owner().__dlpack__(), held
+print(float(held[0].sum()), float(held[1].sum()))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "15.0 15.0\n", "")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int64", "float16", "bfloat16", "bool"])
 def test_other_libraries_take_tensors_without_a_copy(
     cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    monkeypatch.setattr(module.dlpack, "CUDA", module.dlpack.CPU)  # the stand-in's memory is the host's
+    monkeypatch.setattr(dlpack, "CUDA", dlpack.CPU)  # the stand-in's memory is the host's
     device = CudaDevice()
     array = np.array([[1, 0, 2], [3, 4, 0]]).astype(module.numpy_type(dtype))
     tensor = device.upload(array)
@@ -334,7 +423,10 @@ def test_other_libraries_take_tensors_without_a_copy(
     assert not cuda.memory, "nobody took it"
     assert len(cuda.waits) == 2
     tensor = device.upload(array)
-    assert tensor.__dlpack_device__() == (module.dlpack.CPU, 0)
+    for asked in ({"copy": True}, {"dl_device": (dlpack.CPU, 1)}):
+        with pytest.raises(BufferError, match="Only the memory itself"):
+            tensor.__dlpack__(**asked)
+    assert tensor.__dlpack_device__() == (dlpack.CPU, 0)
     if dtype == "bfloat16":
         assert not hasattr(tensor, "__cuda_array_interface__")
         return

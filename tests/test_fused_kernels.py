@@ -73,6 +73,7 @@ CASES = [
     (8, 64, 128, 3),
     (16, 96, 128, 2),
     (16, 40, 64, 1),
+    (4, 48, 200, 2),
     (1, 32, 1, 6),
 ]
 
@@ -101,6 +102,8 @@ def test_the_kernels_compute_what_the_plugin_does(
     norm = torch.randn(2, d).to(dtype)
     found = operators.decompress(case.y, case.x, projected, *last, *norm, 1e-5, True)
     assert_near(found, torch.nn.functional.layer_norm(expected + x, (d,), *norm.float(), 1e-5))
+    found = operators.decompress(case.y, case.x, projected, *last, norm[0], None, 1e-5, True)
+    assert_near(found, torch.nn.functional.layer_norm(expected + x, (d,), norm[0].float(), None, 1e-5))
 
 
 @torch.inference_mode()
@@ -148,6 +151,12 @@ def test_what_the_kernels_cannot_run_is_refused(
     with pytest.raises(UserError, match=r"returns torch.float32 for torch.float16") as raised:
         EagerModel(backbone, AugmentedModel(backbone, plugin, fused=True)).run(inputs)
     assert "bfloat16" in str(raised.value.hint)
+    for ratio, units in ((17, 64), (4, 257)):
+        with pytest.raises(UserError, match=f"the plugin has {ratio} and {units}"):
+            PluginSizes(384, ratio, units)
+    wide = [torch.ones(size).double() for size in ((1, 1, 2, 4), (2, 8), (2,), (3, 8))]
+    with pytest.raises(UserError, match="and the tensors are float64"):
+        operators.compress(wide[0], None, *wide[1:])
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(UserError, match="run on NVIDIA GPUs, and the tensors are on cpu"):
         operators.compress(torch.ones(1, 1, 2, 4), None, torch.ones(2, 8), torch.ones(2), torch.ones(3, 8))
@@ -175,7 +184,7 @@ from variator_export.kernels.launch import PluginSizes
 least, folder = int(sys.argv[1]), sys.argv[2]
 usual = itertools.product(COMPUTE_CAPABILITIES, ["bfloat16"], [PluginSizes(384, 4, 64)])
 odd = [("sm89", dtype, PluginSizes(d, k, m)) for dtype in ("float32", "float16")
-       for d, k, m in ((768, 2, 64), (768, 16, 128), (1024, 3, 100))]
+       for d, k, m in ((768, 2, 64), (768, 16, 256), (1024, 3, 100))]
 for capability, dtype, sizes in [*usual, *odd]:
     kinds = ("compress", {"masked": True}), ("compress", {}), ("decompress", {"epsilon": 1e-12})
     for kind, options in kinds:

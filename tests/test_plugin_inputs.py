@@ -23,7 +23,13 @@ from variator_export.engines.request import Profile
 from variator_export.engines.tensorrt import session
 from variator_export.engines.tensorrt.plugin_inputs import engine_shapes, plugin_tensors, unstack
 from variator_export.model.backbone import Backbone
-from variator_export.model.plugin_layout import EXCLUDE_PADDING_INPUT, plugin_input_shapes, stack_for_graph
+from variator_export.model.plugin_file import load_plugin, save_plugin
+from variator_export.model.plugin_layout import (
+    EXCLUDE_PADDING_INPUT,
+    Plugin,
+    plugin_input_shapes,
+    stack_for_graph,
+)
 
 TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
 TYPES |= {onnx.TensorProto.BFLOAT16: "bfloat16", onnx.TensorProto.INT64: "int64"}
@@ -109,9 +115,11 @@ def test_each_layer_has_its_inputs_in_the_precision_of_the_graph(
     assert shapes == {name: given[name].shape for name in shapes}
 
 
-def test_a_session_gives_an_engine_the_tensors_of_each_layer(
+@pytest.fixture
+def opened(
     artefacts: Artefacts, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+) -> Callable[..., session.TensorRtSession]:
+    """A session on an engine for every ratio, in whose place is the graph that it was built of."""
     place = TargetMachine("this machine", "sm89", {"tensorrt-rtx": "1.7.1.116"})
     monkeypatch.setattr(choice, "this_machine", lambda: place)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -123,14 +131,40 @@ def test_a_session_gives_an_engine_the_tensors_of_each_layer(
     profiles = [Profile.model_validate(profile) for profile in bundle.sidecar(entry)["profiles"]]
     plan = OpenGraph(made.SerializeToString(), gpu, profiles)
     monkeypatch.setattr(session, "open_engine", lambda *_, **__: plan)
-    opened = session.TensorRtSession(bundle, "tensorrt-rtx", allow_unverified=True, device=gpu)
-    names = bundle.manifest.backbone.inputs
-    inputs = dict.fromkeys(names, np.ones((2, 11), np.int64))
+
+    def open_session(**options: bool) -> session.TensorRtSession:
+        return session.TensorRtSession(bundle, "tensorrt-rtx", allow_unverified=True, device=gpu, **options)
+
+    return open_session
+
+
+def test_a_session_gives_an_engine_the_tensors_of_each_layer(
+    opened: Callable[..., session.TensorRtSession], small_bundle: Path
+) -> None:
+    bundle, made = Bundle.load(small_bundle), opened()
+    inputs = dict.fromkeys(bundle.manifest.backbone.inputs, np.ones((2, 11), np.int64))
     every = bundle.session()
     for ratio in (4, 1, 2):
         expected = every.run(inputs, ratio=ratio)
-        for name, array in opened.run(inputs, ratio=ratio).items():
+        for name, array in made.run(inputs, ratio=ratio).items():
             np.testing.assert_allclose(array, expected[name], atol=1e-6)
-    assert opened.run(inputs, outputs=[]) == {}
+    assert made.run(inputs, outputs=[]) == {}
     with pytest.raises(UserError, match="The outputs logits were asked for"):
-        opened.run(inputs, outputs=["logits"])
+        made.run(inputs, outputs=["logits"])
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True], ids=["no graphs", "graphs"])
+def test_a_replaced_plugin_is_used_from_the_next_call_on(
+    opened: Callable[..., session.TensorRtSession], small_bundle: Path, tmp_path: Path, cuda_graphs: bool
+) -> None:
+    bundle, made = Bundle.load(small_bundle), opened(cuda_graphs=cuda_graphs)
+    plugin = load_plugin(small_bundle / "plugins" / "ratio-2")
+    tensors = {name: 2 * array for name, array in plugin.tensors.items()}
+    save_plugin(Plugin(plugin.config, tensors), tmp_path / "other")
+    inputs = dict.fromkeys(bundle.manifest.backbone.inputs, np.ones((2, 11), np.int64))
+    every, before = bundle.session(), made.run(inputs, ratio=2)
+    for own in (every, made):
+        own.add_plugin("ratio-2", tmp_path / "other")
+    for name, expected in every.run(inputs, ratio=2).items():
+        np.testing.assert_allclose(made.run(inputs, ratio=2)[name], expected, atol=1e-6)
+        assert np.abs(expected - before[name]).max() > 1e-2

@@ -125,9 +125,10 @@ def test_rows_of_one_ratio_run_together_and_those_of_similar_length_alone(
     ran: list[tuple[str, tuple[int, ...]]] = []
     for name, model in served._model._model._models.items():
 
-        def run(inputs: Any, name: str = name, run: Any = model.run) -> Any:
+        def run(inputs: Any, outputs: Any, name: str = name, run: Any = model.run) -> Any:
             ran.append((name, inputs["input_ids"].shape))
-            return run(inputs)
+            assert outputs == ("sentence_embedding",), "the outputs of every token are not copied"
+            return run(inputs, outputs)
 
         monkeypatch.setitem(
             served._model._model._models, name, type(model)(run, model.encoder, model.backbone, model.config)

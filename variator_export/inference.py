@@ -157,9 +157,11 @@ class TextModel:
             for values, encoding, text in zip(logits, encodings, first, strict=True)
         ]
 
-    def outputs(self, rows: Sequence[TokenRow], batch_size: int = BATCH_SIZE) -> list[Arrays]:
-        """Outputs by name for each row of tokens, in the order of the rows."""
-        found = dict(self._run_rows(rows, batch_size))
+    def outputs(
+        self, rows: Sequence[TokenRow], batch_size: int = BATCH_SIZE, names: Sequence[str] | None = None
+    ) -> list[Arrays]:
+        """Outputs by name for each row of tokens, in the order of the rows; those of `names`, or all."""
+        found = dict(self._run_rows(rows, batch_size, names))
         return [found[index] for index in range(len(rows))]
 
     def _run_rows(

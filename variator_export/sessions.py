@@ -3,12 +3,13 @@
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.hub_bundle import bundle_folder
+from variator_export.core.errors import UserError
 from variator_export.core.json_file import read_json_object
 from variator_export.engines.batches import BATCH_SIZE
 from variator_export.engines.target import Session, SessionOptions, Specialization
@@ -80,6 +81,11 @@ class Bundle(BundleFiles):
         Raises:
             UserError: The target cannot run on this machine, or the variant or engine does not exist.
         """
+        if specialization not in get_args(Specialization):
+            raise UserError(
+                f"There is no specialization {specialization!r}.",
+                f"Choose one of {', '.join(get_args(Specialization))}.",
+            )
         options = SessionOptions(threads, allow_unverified, lean_runtime, cuda_graphs, specialization)
         name = None if variant is None else self.variant(variant).name
         return TARGETS.find(target).open(self, name, options)

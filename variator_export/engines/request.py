@@ -18,7 +18,7 @@ from variator_export.recipe.recipe import ShapeSet
 NEW_TOKENS = (32, 128)
 ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # min, opt, max
 TimingCacheMode = Literal["ignore", "use", "require"]
-Attention = Literal["fused", "decomposed"]
+Attention = Literal["fused", "fused-float32", "decomposed"]
 
 
 class Profile(BaseModel):
@@ -94,7 +94,8 @@ class BuiltEngine(NamedTuple):
 
     Attributes:
         content: The serialized engine.
-        attention: `fused` if each attention is one kernel; `decomposed` if the target has no such kernel for
+        attention: `fused` if each attention is one kernel; `fused-float32` if the graph was changed for that
+            kernel to add products in float32; `decomposed` if the target has no such kernel for
             the graph, and computes attention in several; None if the builder does not tell, or the graph has
             no attention operators.
     """

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from variator_export.core.environment import require
 from variator_export.core.errors import UserError
-from variator_export.kernels.launch import NUM_WARPS, OPTIONS, PluginSizes
+from variator_export.kernels.launch import DTYPES, NUM_WARPS, OPTIONS, PluginSizes
 
 # Compute capabilities with tensor cores for bfloat16: Ampere, Ada, Hopper, Blackwell.
 COMPUTE_CAPABILITIES = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
@@ -60,7 +60,7 @@ def compile_kernel(
         epsilon: Of the layer norm in `decompress`; None for no norm.
 
     Raises:
-        UserError: Triton is not installed, or does not know the GPU.
+        UserError: Triton is not installed, or the kernels are not for the GPU or the type.
     """
     require("triton", "fused", "Compiling the fused kernels")
     import triton
@@ -74,6 +74,8 @@ def compile_kernel(
             f"The fused kernels are not compiled for {capability}.",
             f"Choose one of {', '.join(COMPUTE_CAPABILITIES)}.",
         )
+    if dtype not in DTYPES:
+        raise UserError(f"The fused kernels are not for {dtype}.", f"Choose one of {', '.join(DTYPES)}.")
     if kind == "compress":
         kernel, constants = triton_kernels.compress_kernel, sizes.of_compress(dtype, masked=masked)
     else:

@@ -4,13 +4,17 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from variator_export.core.errors import UserError
+
 # The fewest rows and columns of a product on tensor cores.
 _LEAST = 16
 # Rows of a program: few, because batches are small where the start of kernels matters.
 _ROWS = 32
-# Features that are in shared memory at once: half as many in float32, and at the ratios with most scores.
-_CHUNK, _MOST = 64, 16
+MOST_RATIO, MOST_BOTTLENECK = 16, 256
+# The most features that are in shared memory at once, and the bytes of the tables of weights for them.
+_CHUNK, _TABLES = 64, 24 << 10
 NUM_WARPS = 4
+DTYPES = ("float32", "float16", "bfloat16")
 # How kernels are compiled. Fusing a multiplication with an addition rounds once instead of twice.
 OPTIONS = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
 
@@ -23,11 +27,22 @@ class PluginSizes:
         hidden_size: d.
         ratio: k.
         bottleneck_size: m.
+
+    Raises:
+        UserError: The tables of a kernel would not fit into the shared memory of all GPUs.
     """
 
     hidden_size: int
     ratio: int
     bottleneck_size: int
+
+    def __post_init__(self) -> None:
+        if self.ratio > MOST_RATIO or self.bottleneck_size > MOST_BOTTLENECK:
+            raise UserError(
+                f"The fused kernels are for ratios up to {MOST_RATIO} and bottlenecks up to "
+                f"{MOST_BOTTLENECK}; the plugin has {self.ratio} and {self.bottleneck_size}.",
+                "Run the plugin without the fused kernels.",
+            )
 
     @property
     def windows(self) -> int:
@@ -47,7 +62,7 @@ class PluginSizes:
             "PADDED_RATIO": padded,
             "PADDED_BOTTLENECK": max(next_power_of_2(self.bottleneck_size), _LEAST),
             "WINDOWS": self.windows,
-            "CHUNK": _CHUNK // (2 if dtype == "float32" else 1) // (2 if padded == _MOST else 1),
+            "CHUNK": _chunk(dtype, padded, max(next_power_of_2(self.bottleneck_size), _LEAST)),
             "PRECISION": _precision(dtype),
         }
 
@@ -59,6 +74,15 @@ class PluginSizes:
         """The constants of `decompress_kernel`, for arrays of a type; without `epsilon` there is no norm."""
         norm = {"NORM": epsilon is not None, "EPSILON": epsilon or 0.0}
         return {**self._common(dtype), "RESIDUAL": residual, **norm}
+
+
+def _chunk(dtype: str, ratio: int, bottleneck: int) -> int:
+    """Features that are in shared memory at once, with their weights for all scores and units."""
+    size = 4 if dtype == "float32" else 2
+    chunk = _CHUNK
+    while chunk > _LEAST and (ratio * ratio + bottleneck) * chunk * size > _TABLES:
+        chunk //= 2
+    return chunk
 
 
 def _precision(dtype: str) -> str:

@@ -3,15 +3,17 @@
 Shapes: B batch, W windows, k ratio, d hidden size, m bottleneck size.
 """
 
+import contextlib
 import os
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from variator_export.core.environment import require
 from variator_export.core.errors import UserError
-from variator_export.kernels.launch import OPTIONS, PluginSizes
+from variator_export.kernels.launch import DTYPES, OPTIONS, PluginSizes
 
 
 @torch.library.custom_op("variator::compress", mutates_args=())
@@ -37,16 +39,17 @@ def compress(
     compressed = x.new_empty((*x.shape[:2], sizes.hidden_size))
     projected = x.new_empty((*x.shape[:3], sizes.bottleneck_size))
     windows = x.shape[0] * x.shape[1]
-    kernels.compress_kernel[(sizes.grid(windows),)](
-        x.contiguous(),
-        x if keep is None else keep.contiguous().view(torch.int8),
-        *(tensor.contiguous() for tensor in (weight, bias, down)),
-        windows,
-        compressed,
-        projected,
-        **sizes.of_compress(_name(x), masked=keep is not None),
-        **OPTIONS,
-    )
+    with _on_device(x):
+        kernels.compress_kernel[(sizes.grid(windows),)](
+            x.contiguous(),
+            x if keep is None else keep.contiguous().view(torch.int8),
+            *(tensor.contiguous() for tensor in (weight, bias, down)),
+            windows,
+            compressed,
+            projected,
+            **sizes.of_compress(_name(x), masked=keep is not None),
+            **OPTIONS,
+        )
     return compressed, projected
 
 
@@ -80,7 +83,7 @@ def decompress(
         up: (d, m).
         up_bias: (d,).
         norm_weight: (d,), of a layer norm of the result; None for no norm.
-        norm_bias: (d,), of the norm.
+        norm_bias: (d,), of the norm; None for zeros.
         epsilon: Of the norm.
         residual: Whether to add x before the norm.
 
@@ -99,16 +102,20 @@ def decompress(
     kernels, sizes = _kernels(x), _sizes(x, down)
     result = torch.empty_like(x, memory_format=torch.contiguous_format)
     windows = x.shape[0] * x.shape[1]
-    has_norm = norm_weight is not None and norm_bias is not None
-    kernels.decompress_kernel[(sizes.grid(windows),)](
-        *(tensor.contiguous() for tensor in (y, x, projected, down, down_bias, up, up_bias)),
-        norm_weight if has_norm else x,
-        norm_bias if has_norm else x,
-        windows,
-        result,
-        **sizes.of_decompress(_name(x), residual=residual, epsilon=epsilon if has_norm else None),
-        **OPTIONS,
-    )
+    if norm_bias is not None and norm_weight is None:
+        raise UserError("The norm has a bias and no weight.", "Give both, or the weight alone.")
+    has_norm = norm_weight is not None
+    shift = torch.zeros_like(norm_weight) if norm_weight is not None and norm_bias is None else norm_bias
+    with _on_device(x):
+        kernels.decompress_kernel[(sizes.grid(windows),)](
+            *(tensor.contiguous() for tensor in (y, x, projected, down, down_bias, up, up_bias)),
+            norm_weight if has_norm else x,
+            shift if has_norm else x,
+            windows,
+            result,
+            **sizes.of_decompress(_name(x), residual=residual, epsilon=epsilon if has_norm else None),
+            **OPTIONS,
+        )
     return result
 
 
@@ -124,10 +131,20 @@ def _kernels(x: Tensor) -> ModuleType:
             f"The fused kernels run on NVIDIA GPUs, and the tensors are on {x.device}.",
             "Move the model and its inputs to a GPU, or run it without the fused kernels.",
         )
+    if _name(x) not in DTYPES:
+        raise UserError(
+            f"The fused kernels are for {', '.join(DTYPES)}, and the tensors are {_name(x)}.",
+            "Convert the model, or run it without the fused kernels.",
+        )
     require("triton", "fused", "Running the fused kernels")
     from variator_export.kernels import triton_kernels
 
     return triton_kernels
+
+
+def _on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current GPU, whatever GPU the tensors are on."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def _sizes(x: Tensor, down: Tensor) -> PluginSizes:

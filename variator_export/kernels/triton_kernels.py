@@ -5,7 +5,8 @@ writes all hidden vectors. These two read them as often as they must: `compress`
 more from the cache), `decompress` once.
 
 Sizes: W windows of the whole batch, k ratio, d hidden size, m bottleneck size. All arrays are contiguous.
-Products are added in float32; what is in between is not rounded to the type of the arrays.
+Products are added in float32. Of what is in between, `projected` and the tanh are rounded to the type of the
+arrays, for memory and for tensor cores.
 
 The order of the arguments (inputs, sizes, outputs) is that of TensorRT's plugins.
 """

@@ -1,46 +1,80 @@
 """What bundles need to run on ONNX Runtime's TensorRT providers: profiles, and no TF32."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from variator_export.bundle.files import BundleFiles
 from variator_export.bundle.parts import PartEntry
 from variator_export.core.errors import UserError
 from variator_export.core.precision import FLOAT32, find_precision
+from variator_export.engines.onnxruntime.compiler import Compiler
 from variator_export.engines.request import Profile, any_ratio_profiles, variant_profiles
 from variator_export.model.methods import method_of
-from variator_export.recipe.recipe import EngineRecipe
+from variator_export.recipe.recipe import EngineRecipe, ShapeSet
 
 # Without it, TensorRT computes float32 products in TF32, with 10 bits of mantissa. ONNX Runtime's TensorRT
 # provider has no option for that (1.31).
 _TF32 = "NVIDIA_TF32_OVERRIDE"
 
 
-def profiles_of(bundle: BundleFiles, variant: str | None, part: PartEntry | None = None) -> list[Profile]:
-    """The profiles of a session: those of an engine whose recipe names no shapes.
+def profiles_of(
+    bundle: BundleFiles, compiler: Compiler | None, variant: str | None, part: PartEntry | None = None
+) -> list[Profile]:
+    """The profiles of a session: those of an engine by the bundle's recipe.
 
     Args:
         bundle: The bundle.
+        compiler: The compiler; None for a provider that takes every shape, and needs no profiles.
         variant: The variant that the session runs; None if it runs all.
         part: A decoder's part, which is the same for all variants; None for the graph of the variant.
     """
-    backbone, sets = bundle.manifest.backbone, EngineRecipe().profiles
+    if compiler is None:
+        return []
+    backbone = bundle.manifest.backbone
+    sets = EngineRecipe.model_validate(bundle.manifest.recipe.get("engine") or {}).profiles
+    if compiler.several is None:
+        sets = {"every shape": _around(list(sets.values()))}
     if variant is not None or part is not None:
         return variant_profiles(sets, backbone, part or backbone.part)
     shapes = {
         method_of(own).shape_label(own): method_of(own).graph_input_shapes(backbone, own)
         for own in bundle.manifest.variants
     }
-    return any_ratio_profiles(sets, backbone, backbone.part, shapes)
+    found = any_ratio_profiles(sets, backbone, backbone.part, shapes)
+    return [_spanning(found)] if compiler.several is None else found
+
+
+def _around(sets: Sequence[ShapeSet]) -> ShapeSet:
+    """One set of shapes around several, usually those of the first."""
+    ends = {}
+    for name in ("batch_size", "sequence_length"):
+        low, _, high = zip(*(getattr(own, name) for own in sets), strict=True)
+        ends[name] = min(low), getattr(sets[0], name)[1], max(high)
+    tokens = [own.new_tokens for own in sets if own.new_tokens is not None]
+    beams = [own.num_beams for own in sets if own.num_beams is not None]
+    new_tokens = (tokens[0][0], max(most for _, most in tokens)) if tokens else None
+    return ShapeSet(**ends, new_tokens=new_tokens, num_beams=max(beams) if beams else None)
+
+
+def _spanning(profiles: Sequence[Profile]) -> Profile:
+    """One profile for the plugins of all, usually those of the last."""
+    shapes = {}
+    for name in profiles[0].shapes:
+        low, opt, high = zip(*(profile.shapes[name] for profile in profiles), strict=True)
+        shapes[name] = tuple(map(min, *low)), opt[-1], tuple(map(max, *high))
+    return Profile(name="every plugin", shapes=shapes)
 
 
 def require_no_tf32(bundle: BundleFiles, target: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse a bundle in float32 unless TF32 is off for the process.
+    """Refuse a bundle with products in float32 unless TF32 is off for the process.
 
     Raises:
         UserError: TensorRT would compute float32 products in TF32.
     """
-    if find_precision(bundle.manifest.precision) is FLOAT32 and environment.get(_TF32) != "0":
+    has_float32 = find_precision(bundle.manifest.precision) is FLOAT32 or any(
+        variant.precision_proof.float32_modules for variant in bundle.manifest.variants
+    )
+    if has_float32 and environment.get(_TF32) != "0":
         raise UserError(
             f"{target} would compute the float32 products of {bundle.path} in TF32: the provider has no "
             "option that prevents it.",

@@ -5,14 +5,15 @@ said otherwise: float32 attention, for which TensorRT has no fused kernel, is wr
 consists of; profiles are strings; and the provider keeps the compiled engine for the next process.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from variator_export.core.environment import installed_version
 from variator_export.core.errors import UserError
-from variator_export.core.hashing import sha256_file
+from variator_export.core.hashing import sha256_file, sha256_json
 from variator_export.engines.cache_file import cache_file
 from variator_export.engines.graph_file import load_without_defaults
 
@@ -29,24 +30,29 @@ class Compiler:
 
     Attributes:
         prefix: First letters of the names of its options.
-        several: Options for more than one profile.
         cache: Names of the options that take the folder of a cache.
         enable: Options that use the caches.
+        several: Options for more than one profile; None if the provider would stay on the first one.
     """
 
     prefix: str
     cache: tuple[str, ...]
     enable: Mapping[str, str]
-    several: Mapping[str, str]
+    several: Mapping[str, str] | None
 
-    def options(self, graph: Path, profiles: Sequence["Profile"]) -> dict[str, str]:
-        """The options for a graph: its profiles, and a cache of its own.
+    def options(self, graph: "CompilableGraph", profiles: Sequence["Profile"]) -> dict[str, str]:
+        """The options for a graph: its profiles, and a cache for the graph, its weights and the profiles.
 
         Raises:
             UserError: The folder of the cache cannot be created.
         """
-        versions = [installed_version(name) or "" for name in ("onnxruntime-gpu", "onnxruntime")]
-        folder = cache_file("onnxruntime", self.prefix, sha256_file(graph)[:_DIGITS], *filter(None, versions))
+        names = ("onnxruntime-gpu", "onnxruntime", "onnxruntime-ep-nv-tensorrt-rtx-cu13")
+        versions = {name: installed_version(name) for name in names}
+        # The provider itself would take the engine of another model for this one.
+        weights = [sha256_file(file) for file in graph.weights]
+        shapes = _shapes(profiles) if profiles else {}
+        key = sha256_json([hashlib.sha256(graph.content).hexdigest(), weights, shapes, versions])
+        folder = cache_file("onnxruntime", self.prefix, key[:_DIGITS])
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -54,10 +60,10 @@ class Compiler:
                 f"The folder {folder} for compiled graphs cannot be created: {error}",
                 "Set XDG_CACHE_HOME to a folder that can be written.",
             ) from error
-        shapes = _shapes(profiles) if profiles else {}
+        several = self.several if self.several is not None and len(profiles) > 1 else {}
         return {
             **{f"{self.prefix}_profile_{end}_shapes": text for end, text in shapes.items()},
-            **(self.several if len(profiles) > 1 else {}),
+            **several,
             **self.enable,
             **{name: str(folder) for name in self.cache},
         }
@@ -75,15 +81,27 @@ def _shapes(profiles: Sequence["Profile"]) -> dict[str, str]:
     }
 
 
-def compilable(graph: Path) -> bytes:
-    """The content of a graph in a form that TensorRT compiles; its weights stay where they are.
+class CompilableGraph(NamedTuple):
+    """A graph in memory.
+
+    Attributes:
+        content: The graph, which refers to its weights.
+        weights: The files with the weights.
+    """
+
+    content: bytes
+    weights: tuple[Path, ...]
+
+
+def compilable(graph: Path) -> CompilableGraph:
+    """A graph in a form that TensorRT compiles; its weights stay where they are.
 
     Attention in float32 is replaced by the operators of its definition in ONNX.
 
     Raises:
         UserError: The package onnx is not installed.
     """
-    model = load_without_defaults(graph, "tensorrt", "Compiling a graph with ONNX Runtime's TensorRT")
+    model = load_without_defaults(graph, "onnxruntime-gpu", "Compiling a graph with ONNX Runtime's TensorRT")
     import onnx
     from onnx.inliner import inline_selected_functions
 
@@ -93,5 +111,10 @@ def compilable(graph: Path) -> bytes:
     del model.graph.value_info[:]
     if any(types.get(node.input[0]) == onnx.TensorProto.FLOAT for node in attention):
         model = inline_selected_functions(model, [("", "Attention")], inline_schema_functions=True)
-    content: bytes = model.SerializeToString()
-    return content
+    files = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return CompilableGraph(model.SerializeToString(), tuple(graph.parent / name for name in sorted(files)))

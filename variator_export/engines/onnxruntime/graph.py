@@ -66,9 +66,9 @@ def _open(
     devices = plugin_devices(provider) if is_plugin(provider, available) else []
     name, compiler_options = "a graph in memory" if isinstance(graph, bytes) else graph, {}
     if provider.compiler is not None and isinstance(graph, Path):
-        compiler_options = provider.compiler.options(graph, profiles)
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
-        graph = compilable(graph)
+        form = compilable(graph)
+        compiler_options, graph = provider.compiler.options(form, profiles), form.content
     chain: list[Any] | None = [own for own in provider.chain(compiler_options) if own[0] in available]
     if devices:
         options.add_provider_for_devices(devices[:1], compiler_options)
@@ -260,6 +260,7 @@ class IoBindingRunner:
         bind: bool | None = None,
     ) -> None:
         self._session = _open(graph, threads, provider=provider, profiles=profiles)
+        self._profiles = tuple(profiles)
         self._device = provider.device
         self._binds = provider.device != "cpu" if bind is None else bind
         self.outputs = [output.name for output in self._session.get_outputs()]
@@ -307,6 +308,15 @@ class IoBindingRunner:
         return dict(zip(self.outputs, self._run(inputs, uploaded).get_outputs(), strict=True))
 
     def _run(self, inputs: Mapping[str, np.ndarray], uploaded: Mapping[str, Any]) -> Any:
+        if self._profiles:
+            shapes = {name: array.shape for name, array in inputs.items()}
+            shapes |= {name: tuple(value.shape()) for name, value in uploaded.items()}
+            if not self.covers(shapes):
+                raise UserError(
+                    f"The graph was compiled for {self.limits}, and not for {shapes}.",
+                    "Name these shapes in engine.profiles of the recipe and build the bundle again, or "
+                    "choose the target onnxruntime-cuda.",
+                )
         try:
             binding = self._bind(inputs, uploaded)
             self._session.run_with_iobinding(binding)
@@ -337,14 +347,14 @@ class IoBindingRunner:
         array[moved] = array[rows[moved]]
         return value
 
-    def covers(self, _shapes: InputShapes) -> bool:
-        """True: a graph takes every shape."""
-        return True
+    def covers(self, shapes: InputShapes) -> bool:
+        """Whether the graph takes these shapes: every one, unless a provider compiled it for some."""
+        return not self._profiles or any(profile.covers(shapes) for profile in self._profiles)
 
     @property
     def limits(self) -> str:
-        """The shapes that a graph takes, in words."""
-        return "every shape"
+        """The shapes that the graph takes, in words."""
+        return "; ".join(map(str, self._profiles)) or "every shape"
 
     def download(self, value: Any) -> np.ndarray:
         """A value on the device as an array."""

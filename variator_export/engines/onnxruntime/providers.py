@@ -76,7 +76,7 @@ PROVIDERS = {
             "trt",
             cache=("trt_engine_cache_path", "trt_timing_cache_path"),
             enable={"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
-            several={},
+            several=None,
         ),
     ),
     "onnxruntime-tensorrt-rtx": Provider(

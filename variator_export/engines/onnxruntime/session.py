@@ -239,5 +239,5 @@ def _open(
 ) -> IoBindingRunner:
     # A decoder reads the outputs from the device, on a CPU too.
     bind = True if bundle.manifest.backbone.generates else None
-    profiles = profiles_of(bundle, variant) if provider.compiler is not None else ()
+    profiles = profiles_of(bundle, provider.compiler, variant)
     return IoBindingRunner(bundle.graph(graph), provider, threads=threads, profiles=profiles, bind=bind)

@@ -81,7 +81,7 @@ class OnnxRuntimeTarget(Target):
             backbone, decoders = bundle.manifest.backbone, {}
             for own in bundle.manifest.by_decoder(variant):
                 part = backbone.decoder_part(own.assembly)
-                profiles = profiles_of(bundle, own.name, part) if self.provider.compiler is not None else ()
+                profiles = profiles_of(bundle, self.provider.compiler, own.name, part)
                 graph = bundle.graph(own.decoder_graph)
                 runner = IoBindingRunner(graph, bind=True, profiles=profiles, **how)
                 decoders[own.decoder_name] = Decoder(runner, backbone, own.assembly)

@@ -11,7 +11,7 @@ from variator_export.core.gpu import first_gpu
 from variator_export.core.parts import DECODER
 from variator_export.engines.choice import choose_engine, require_verified
 from variator_export.engines.request import Profile
-from variator_export.engines.target import SessionOptions
+from variator_export.engines.target import SessionOptions, Specialization
 from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.device import Device
 from variator_export.engines.tensorrt.execution import EngineContexts
@@ -44,7 +44,8 @@ class DecoderEngine:
         self._device = device
         plan = open_engine(bundle, entry, sidecar, lean_runtime=options.lean_runtime)
         cache = runtime_cache(bundle, entry, device)
-        own = options.specialization if FLAVOURS[target].compiles_kernels else None
+        # Each token has a new length: kernels for that length alone would be compiled before each.
+        own: Specialization | None = "none" if FLAVOURS[target].compiles_kernels else None
         self._execution = EngineContexts(plan, self._profiles, device, target, entry.engine, cache, own)
 
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import numpy as np
 
 from variator_export.core.environment import installed_version
 from variator_export.core.errors import UserError
-from variator_export.engines.tensorrt import dlpack
+from variator_export.engines.tensorrt.host_memory import CudaHostMemory
 from variator_export.engines.tensorrt.staging import Staging
+from variator_export.engines.tensorrt.tensor import CudaTensor
 
 
 class Device(Protocol):
@@ -73,57 +74,6 @@ class Device(Protocol):
 _ALL = 2**64 - 1  # bytes
 
 
-class CudaTensor:
-    """Memory on the GPU, freed when the last reference to the object is gone.
-
-    Attributes:
-        shape: Shape of the tensor.
-        dtype: numpy type of the tensor; for bfloat16 the type of ml_dtypes.
-    """
-
-    def __init__(
-        self, device: "CudaDevice", pointer: int, shape: Sequence[int], dtype: np.dtype[Any]
-    ) -> None:
-        self._device, self._pointer, self.shape, self.dtype = device, pointer, tuple(shape), dtype
-
-    def data_ptr(self) -> int:
-        """The address of the memory."""
-        return self._pointer
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """The memory for other libraries, by Numba's CUDA Array Interface 3; not for bfloat16."""
-        if self.dtype.name == "bfloat16":
-            raise AttributeError("The CUDA Array Interface has no bfloat16: use DLPack.")
-        return {
-            "version": 3,
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self._pointer, False),
-            "stream": self._device.stream,
-        }
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        """DLPack's kind of the device, and its number."""
-        return dlpack.CUDA, self._device.index
-
-    def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
-        """The memory for other libraries, by DLPack: `torch.from_dlpack(tensor)`.
-
-        The consumer's stream waits for the work that writes the tensor. When the consumer lets go of the
-        memory, it is freed after the work of that stream.
-        """
-        consumer = 1 if stream is None else stream  # 1 is CUDA's default stream, -1 means not to wait
-        if consumer != -1:
-            self._device.let_wait(consumer, self._device.stream)
-
-        def release(_memory: "CudaTensor" = self) -> None:
-            if consumer != -1:
-                self._device.let_wait(self._device.stream, consumer)
-
-        return dlpack.to_capsule(self._pointer, self.shape, self.dtype, self.__dlpack_device__(), release)
-
-
 class CudaDevice:
     """The current GPU (the first of CUDA_VISIBLE_DEVICES), with a stream of its own.
 
@@ -172,15 +122,12 @@ class CudaDevice:
         self.lock: AbstractContextManager[Any] = threading.RLock()
         self._is_recording = False
         self._to_free: list[int] = []
-        own = weakref.ref(self)  # the finalizer below holds the function
-
-        def allocate(size: int) -> int:
-            device = own()
-            assert device is not None
-            return int(device._call(runtime.cudaHostAlloc, size, runtime.cudaHostAllocDefault))
-
-        self._staging = Staging(allocate, runtime.cudaFreeHost)
-        weakref.finalize(self, self._staging.close)
+        self._staging = Staging(CudaHostMemory(runtime, self._stream))
+        weakref.finalize(self, _end_staging, runtime, self._stream, self._staging)
+        # Events of consumers that let go of memory while the stream records.
+        self._to_wait: list[Any] = []
+        self._closed: list[bool] = []
+        weakref.finalize(self, self._closed.append, True)  # the first to run
 
     def upload(self, array: np.ndarray) -> CudaTensor:
         """Copy an array to the GPU."""
@@ -202,6 +149,7 @@ class CudaDevice:
                 return
             block.write(array)
             self._copy(tensor.data_ptr(), block.pointer, array.nbytes, kind)
+            self._staging.give_back_later(block)
 
     def empty(self, shape: Sequence[int], dtype: str) -> CudaTensor:
         """Allocate memory for an output."""
@@ -220,12 +168,11 @@ class CudaDevice:
             for name, block in blocks.items():
                 target = arrays[name].ctypes.data if block is None else block.pointer
                 self._copy(target, tensors[name].data_ptr(), arrays[name].nbytes, kind)
-            # Copied before the blocks are given back: another thread could use them again.
             self._call(self._cuda.cudaStreamSynchronize, self._stream)
-            for name, block in blocks.items():
-                if block is not None:
-                    block.read_into(arrays[name])
-            self._staging.done()
+        for name, block in blocks.items():
+            if block is not None:
+                block.read_into(arrays[name])
+                self._staging.give_back(block)
         return arrays
 
     def take(self, tensor: CudaTensor, rows: np.ndarray) -> CudaTensor:
@@ -266,6 +213,8 @@ class CudaDevice:
             finally:  # the stream must stay usable, whatever happened
                 error, graph = cuda.cudaStreamEndCapture(self._stream)
                 self._is_recording = False
+                while self._to_wait:
+                    self._wait_for(self._to_wait.pop(), self._stream)
                 while self._to_free:
                     self._free(self._to_free.pop())
             self._check(error)
@@ -286,17 +235,47 @@ class CudaDevice:
             if self._is_recording:
                 return
             self._call(self._cuda.cudaStreamSynchronize, self._stream)
-            self._staging.done()
 
-    def let_wait(self, waiting: int, working: int) -> None:
-        """Have the later work of a stream wait for the present work of another one."""
+    def show_to(self, consumer: int) -> None:
+        """Have the later work of another stream wait for the present work of this one."""
+        with self.lock:
+            self._wait_for(self._event(self._stream), consumer)
+
+    def take_back_from(self, consumer: int) -> None:
+        """Have the later work of this stream wait for the present work of another one.
+
+        Nothing is raised, because finalizers call it.
+        """
+        if self._closed:
+            return
+        with self.lock:
+            try:
+                event = self._event(consumer)
+                if self._is_recording:
+                    self._to_wait.append(event)
+                else:
+                    self._wait_for(event, self._stream)
+            except UserError:  # the stream is gone, say
+                if not self._is_recording:
+                    self._cuda.cudaDeviceSynchronize()
+
+    def _event(self, stream: Any) -> Any:
+        """An event for the present work of a stream, on this GPU."""
         cuda = self._cuda
-        event = self._call(cuda.cudaEventCreateWithFlags, cuda.cudaEventDisableTiming)
+        current = self._call(cuda.cudaGetDevice)
+        self._call(cuda.cudaSetDevice, self.index)
         try:
-            self._call(cuda.cudaEventRecord, event, working)
-            self._call(cuda.cudaStreamWaitEvent, waiting, event, 0)
+            event = self._call(cuda.cudaEventCreateWithFlags, cuda.cudaEventDisableTiming)
         finally:
-            cuda.cudaEventDestroy(event)
+            cuda.cudaSetDevice(current)
+        self._call(cuda.cudaEventRecord, event, stream)
+        return event
+
+    def _wait_for(self, event: Any, stream: Any) -> None:
+        try:
+            self._call(self._cuda.cudaStreamWaitEvent, stream, event, 0)
+        finally:
+            self._cuda.cudaEventDestroy(event)
 
     @property
     def stream(self) -> int:
@@ -345,6 +324,12 @@ class CudaDevice:
     def _words(self, error: Any) -> str:
         _, text = self._cuda.cudaGetErrorString(error)
         return f"{text.decode()} ({error.name})"
+
+
+def _end_staging(cuda: Any, stream: Any, staging: Staging) -> None:
+    """Free page-locked memory, after the copies from it."""
+    cuda.cudaStreamSynchronize(stream)
+    staging.close()
 
 
 def numpy_type(name: str) -> np.dtype[Any]:

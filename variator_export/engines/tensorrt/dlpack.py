@@ -1,5 +1,6 @@
 """Tensors for other libraries, without a copy: DLPack, by https://dmlc.github.io/dlpack/latest/c_api.html."""
 
+import atexit
 import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,17 +54,25 @@ _pointer.restype, _pointer.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.
 _held: dict[int, tuple[Any, ...]] = {}
 
 
-def _let_go(managed: Any) -> None:
-    _held.pop(ctypes.addressof(managed.contents))[-1]()
+# Of a process that ends: what consumers let go of now is freed with the process.
+_ending: list[bool] = []
+atexit.register(_ending.append, True)
 
 
-def _drop(capsule: int) -> None:
-    if _is_valid(capsule, _NAME):  # nobody took it
+def _let_go(managed: Any, held: dict[int, tuple[Any, ...]] = _held, ending: list[bool] = _ending) -> None:
+    if not ending:
+        held.pop(ctypes.addressof(managed.contents))[-1]()
+
+
+def _drop(capsule: int, ending: list[bool] = _ending) -> None:
+    if not ending and _is_valid(capsule, _NAME):  # nobody took it
         _let_go(ctypes.cast(_pointer(capsule, _NAME), ctypes.POINTER(_ManagedTensor)))
 
 
-# Kept for as long as the process lives: consumers call them.
 _deleter, _destructor = _DELETER(_let_go), _DESTRUCTOR(_drop)
+# Never freed, not even at the end of the process: consumers call them whenever they let go.
+for _function in (_deleter, _destructor):
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_function))
 
 
 def to_capsule(

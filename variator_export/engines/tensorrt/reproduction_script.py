@@ -66,6 +66,13 @@ _DECOMPOSED = """for i in range(network.num_layers):
 """
 
 
+# For an engine whose attention adds its products in float32.
+_IN_FLOAT32 = """# The engine has casts to float32 around attention, and a bool mask. This one is built as
+# exported: attention in float16 adds its products in float16.
+"""
+_FORMS = {"decomposed": _DECOMPOSED, "fused-float32": _IN_FLOAT32}
+
+
 def script_for_tensorrt(module: str, sidecar: Mapping[str, Any]) -> str:
     """The program that builds and runs an engine of `graph.onnx`.
 
@@ -82,7 +89,7 @@ def script_for_tensorrt(module: str, sidecar: Mapping[str, Any]) -> str:
     if (compatibility := built["hardware_compatibility"]) != "none":
         level = compatibility.replace("-", "_").upper()
         options.append(f"config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.{level}")
-    decomposed = _DECOMPOSED if sidecar.get("attention") == "decomposed" else ""
+    decomposed = _FORMS.get(sidecar.get("attention") or "", "")
     return (
         _TENSORRT.replace("DECOMPOSED\n", decomposed)
         .replace("MODULE", module)

@@ -94,6 +94,7 @@ class TensorRtSession:
         _require_same_gpu(self.device, gpu)
         self._plan = open_engine(bundle, self._entry, sidecar, lean_runtime=lean_runtime)
         variants = bundle.manifest.variants if self._variant is None else ()
+        self._graphs: dict[Any, BoundContext] = {}
         self._plugins: dict[str, dict[str, Any]] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         self._ratios = {} if self._variant is None else {self._variant.name: self._variant.ratio}
@@ -115,7 +116,6 @@ class TensorRtSession:
         # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.
         self._records_graphs = FLAVOURS[target].captures_cuda_graphs
         self._has_graphs = cuda_graphs
-        self._graphs: dict[Any, BoundContext] = {}
         bundle.check_unchanged()
 
     @property
@@ -149,15 +149,18 @@ class TensorRtSession:
         self._take(name, plugin.config.ratio, stack_for_graph(plugin))
 
     def _take(self, name: str, ratio: int, plugin: Mapping[str, np.ndarray]) -> None:
-        """Upload a plugin and add it to the tables.
+        """Upload a plugin and add it to the tables, between two calls.
 
-        Each table is replaced as a whole: calls in other threads see either the old or the new table.
+        Recordings of a plugin of that name hold the addresses of its tensors, and are dropped.
         """
         tensors = plugin_tensors(plugin, self._plan.input_types)
         uploaded = {key: self.device.upload(array) for key, array in tensors}
-        self._plugins = {**self._plugins, name: uploaded}
-        self._shapes = {**self._shapes, name: {key: array.shape for key, array in plugin.items()}}
-        self._ratios = {**self._ratios, name: ratio}
+        shapes = {key: array.shape for key, array in plugin.items()}
+        with self.device.lock:
+            self._graphs = {key: bound for key, bound in self._graphs.items() if key[0] != name}
+            self._plugins = {**self._plugins, name: uploaded}
+            self._shapes = {**self._shapes, name: shapes}
+            self._ratios = {**self._ratios, name: ratio}
 
     def layers(self) -> list[Any]:
         """The engine's layers, as TensorRT's inspector lists them."""

@@ -7,12 +7,36 @@ results are copied out of them.
 
 import ctypes
 import threading
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 # The smallest block, and the largest: what is larger is copied without staging.
-_LEAST, _MOST = 4 << 10, 64 << 20  # bytes
+_LEAST, _LARGEST = 4 << 10, 16 << 20  # bytes
+
+
+class HostMemory(Protocol):
+    """Page-locked memory, and events that tell when copies are done."""
+
+    def allocate(self, size: int) -> int | None:
+        """The address of so many bytes; None if the host cannot lock them."""
+        ...
+
+    def free(self, pointer: int) -> None:
+        """Free memory."""
+        ...
+
+    def record(self) -> object:
+        """An event for the present work of the stream."""
+        ...
+
+    def is_done(self, event: object) -> bool:
+        """Whether the work before an event is done."""
+        ...
+
+    def drop(self, event: object) -> None:
+        """Destroy an event."""
+        ...
 
 
 class Block:
@@ -37,40 +61,60 @@ class Block:
 
 
 class Staging:
-    """Blocks of page-locked memory. A block is used again only when the copies from it or to it are done.
+    """Blocks of page-locked memory. Who takes a block gives it back, now or when the stream's work is done.
 
     Args:
-        allocate: Function from a size in bytes to the address of page-locked memory.
-        free: Function that frees the memory at an address.
+        memory: Where the blocks come from.
     """
 
-    def __init__(self, allocate: Callable[[int], int], free: Callable[[int], object]) -> None:
-        self._allocate, self._free = allocate, free
+    def __init__(self, memory: HostMemory) -> None:
+        self._memory = memory
         self._idle: dict[int, list[Block]] = {}
-        self._busy: list[Block] = []
-        self._lock = threading.Lock()
+        self._busy: list[tuple[object, Block]] = []
+        # A finalizer may run while a block is taken.
+        self._lock = threading.RLock()
 
     def take(self, num_bytes: int) -> Block | None:
-        """A block for a copy of so many bytes, busy until `done`; None for copies that need no block."""
-        if not 0 < num_bytes <= _MOST:
+        """A block for a copy of so many bytes; None for copies that need no block, or if there is none."""
+        if not 0 < num_bytes <= _LARGEST:
             return None
         size = max(_LEAST, 1 << (num_bytes - 1).bit_length())
         with self._lock:
-            idle = self._idle.setdefault(size, [])
-            block = idle.pop() if idle else Block(self._allocate(size), size)
-            self._busy.append(block)
-        return block
+            self._reclaim()
+            if idle := self._idle.get(size):
+                return idle.pop()
+        pointer = self._memory.allocate(size)
+        return None if pointer is None else Block(pointer, size)
 
-    def done(self) -> None:
-        """All copies are done: every block can be used again."""
+    def give_back(self, block: Block) -> None:
+        """Give back a block whose copy is done."""
         with self._lock:
-            for block in self._busy:
-                self._idle[block.size].append(block)
-            self._busy.clear()
+            self._idle.setdefault(block.size, []).append(block)
+
+    def give_back_later(self, block: Block) -> None:
+        """Give back a block whose copy is on the stream."""
+        event = self._memory.record()
+        with self._lock:
+            self._busy.append((event, block))
+
+    def _reclaim(self) -> None:
+        """Take back the blocks whose copies are done. A stream's copies end in the order of their start."""
+        done = 0
+        for event, block in self._busy:
+            if not self._memory.is_done(event):
+                break
+            self._memory.drop(event)
+            self._idle.setdefault(block.size, []).append(block)
+            done += 1
+        del self._busy[:done]
 
     def close(self) -> None:
-        """Free all blocks."""
-        for blocks in (*self._idle.values(), self._busy):
+        """Free all blocks, whose copies must be done."""
+        for event, block in self._busy:
+            self._memory.drop(event)
+            self.give_back(block)
+        for blocks in self._idle.values():
             for block in blocks:
-                self._free(block.pointer)
-            blocks.clear()
+                self._memory.free(block.pointer)
+        self._idle.clear()
+        self._busy.clear()

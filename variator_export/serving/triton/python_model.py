@@ -117,7 +117,7 @@ class PythonModel:
         self, variant: str, places: Sequence[_Place], works: Mapping[int, Work]
     ) -> dict[_Place, Arrays]:
         rows = [works[number].rows[row] for number, row in places]
-        outputs = self._models[variant].outputs(rows, self._batch_size)
+        outputs = self._models[variant].outputs(rows, self._batch_size, self._answered)
         return dict(zip(places, outputs, strict=True))
 
     def _response(self, request: Any, work: Work, found: Mapping[_Place, Arrays], number: int) -> Any:

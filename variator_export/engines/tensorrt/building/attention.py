@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
+
 # As the graph has it, with products added in float32, or computed by several kernels.
 Form = Literal["float32 sums", "as exported", "decomposed"]
 FORMS: tuple[Form, ...] = ("float32 sums", "as exported", "decomposed")
+# A score with this added is nothing beside others: exported masks hold half the lowest number.
+_HIDDEN = float(np.finfo(np.float16).min) / 2
 _KEYS = 1 << 3  # axis of a mask (B, heads, queries, keys), as TensorRT writes axes
 
 
@@ -90,6 +94,9 @@ def _seen_keys(trt: Any, makers: dict[str, Any], mask: Any) -> Any | None:
     selected = makers.get(mask.name)
     if selected is None or selected.type != trt.LayerType.SELECT:
         return None
+    kept, hidden = (_constant(trt, makers, selected.get_input(index)) for index in (1, 2))
+    if kept != 0 or hidden is None or hidden > _HIDDEN:
+        return None  # a bias, or the other way round
     terms, seen = [selected.get_input(0)], selected.get_input(0)
     while terms:
         term = terms.pop()
@@ -105,6 +112,18 @@ def _seen_keys(trt: Any, makers: dict[str, Any], mask: Any) -> Any | None:
         if len(term.shape) != 4 or 1 not in tuple(term.shape)[2:]:
             return None
     return seen
+
+
+def _constant(trt: Any, makers: dict[str, Any], tensor: Any) -> float | None:
+    """The number that a tensor holds everywhere; None if it is computed, or holds several."""
+    maker = makers.get(tensor.name)
+    while maker is not None and maker.type in (trt.LayerType.SHUFFLE, trt.LayerType.CAST):
+        maker = makers.get(maker.get_input(0).name)
+    if maker is None or maker.type != trt.LayerType.CONSTANT:
+        return None
+    maker.__class__ = trt.IConstantLayer
+    numbers = np.unique(np.asarray(maker.weights))
+    return float(numbers[0]) if len(numbers) == 1 else None
 
 
 def _or_everything(trt: Any, network: Any, seen: Any) -> Any:
