@@ -304,8 +304,8 @@ def test_bound_inputs_and_outputs_give_the_same(small_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", [None, 4])
-def test_a_caller_chooses_outputs(minilm_bundle: Path, variant: int | None) -> None:
-    bundle = Bundle.load(minilm_bundle)
+def test_a_caller_chooses_outputs(embedding_bundle: Path, variant: int | None) -> None:
+    bundle = Bundle.load(embedding_bundle)
     with pytest.raises(UserError, match="There is no specialization 'egaer'"):
         bundle.session(specialization="egaer")  # type: ignore[arg-type]
     session = bundle.session(variant=variant)

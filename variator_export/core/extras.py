@@ -17,6 +17,7 @@ PURPOSES = {
     "openvino": "run and time bundles on OpenVINO, on CPUs",
     "alternatives": "time CTranslate2 and NNCF beside bundles",
     "torchao": "time torchao beside bundles",
+    "fused": "run plugins in PyTorch by fused kernels, on NVIDIA GPUs",
     "train": "train plugins (in addition to export)",
     "evaluate": "measure quality",
     "parquet": "read and write Parquet with run and embed",
