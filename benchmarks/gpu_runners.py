@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -190,10 +189,7 @@ class Ways:
         if runtime == "tensorrt":
             return EngineWay(self._session(ratio))
         model, plugin = self._model, self._model.plugins[ratio]
-        fused = runtime == "eager, fused kernels"
-        if fused and self._device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise UserError("The fused kernels run on NVIDIA GPUs.", "Set TRITON_INTERPRET=1 to try them.")
-        module = make_module(model, plugin, attention, fused=fused)
+        module = make_module(model, plugin, attention, fused=runtime == "eager, fused kernels")
         names = model.backbone.spec.family.inputs
         return TorchWay(module, names, self._device, runtime, self._folder)
 

@@ -104,6 +104,10 @@ def test_a_session_for_every_ratio_has_a_profile_for_each_shape_of_plugins_or_on
     assert one.shapes["input_ids"] == ((1, 1), (8, 64), (32, 64))
     for profile in profiles:
         assert one.covers({name: ends[2] for name, ends in profile.shapes.items()})
+    # Around one profile alone, it is that one.
+    assert [p.shapes for p in profiles_of(bundle, compiler, "ratio-2")] == [
+        p.shapes for p in profiles_of(bundle, PROVIDERS["onnxruntime-tensorrt-rtx"].compiler, "ratio-2")
+    ]
 
 
 def test_the_cache_is_that_of_the_weights(small_bundle: Path, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from variator_export.text.tokenizer import TextEncoder, TokenRow, token_row
 # A text, or a pair: a question and its context, a query and a passage.
 TextOrPair = str | Sequence[str]
 EMBEDDING = "sentence_embedding"
+# From inputs by name, (batch_size, sequence_length) each, and the names of outputs (None: all) to outputs.
+Run = Callable[[Mapping[str, np.ndarray], Sequence[str] | None], Arrays]
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ class TextModel:
     """A model from text to result.
 
     Attributes:
-        run: Function from inputs by name, (batch_size, sequence_length) each, to outputs by name.
+        run: Runs the model once.
         encoder: The model's tokenizer.
         backbone: The model's inputs, outputs and task.
         config: The content of the model's config.json.
     """
 
-    run: Callable[[Mapping[str, np.ndarray], Sequence[str] | None], Arrays]
+    run: Run
     encoder: TextEncoder
     backbone: BackboneEntry
     config: Mapping[str, Any]

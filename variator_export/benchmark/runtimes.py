@@ -35,8 +35,7 @@ class Runtime:
         only_baseline: Whether the runtime runs only the baseline, as a user without plugins would.
         needs: The Python module that the runtime requires.
         gpu: Whether the runtime runs on a GPU, in a session as users open it: inputs and outputs are copied
-            in each call.
-        target: The target of the sessions, if its name is not that of the runtime.
+            in each call. The group is the session's target.
         fixed_profiles: Whether engines use their profiles for one shape alone.
         opener: `module:function` that opens what users run instead of this package, from
             `alternatives.setup.Setup`. None for the bundle's own graphs, engines and eager models.
@@ -46,7 +45,6 @@ class Runtime:
     only_baseline: bool
     needs: str
     gpu: bool = False
-    target: str | None = None
     fixed_profiles: bool = True
     opener: str | None = None
 
@@ -85,9 +83,7 @@ RUNTIMES |= {
 }
 # Engines without their profiles for one shape alone, to show what those are worth.
 RUNTIMES |= {
-    f"{name}-wide": Runtime(
-        name, only_baseline=False, needs=target.module, gpu=True, target=name, fixed_profiles=False
-    )
+    f"{name}-wide": Runtime(name, only_baseline=False, needs=target.module, gpu=True, fixed_profiles=False)
     for name, target in engine_targets().items()
     if target.gpu
 }
@@ -180,7 +176,7 @@ class Subjects:
             options = dataclasses.replace(
                 self._sessions, cuda_graphs=True, fixed_profiles=entry.fixed_profiles
             )
-            return TARGETS.find(entry.target or runtime).open(self._files, variant.name, options)
+            return TARGETS.find(entry.group).open(self._files, variant.name, options)
         precision = self._files.manifest.precision
         if runtime == "openvino":
             return TARGETS.find(runtime).open(self._files, variant.name, self._sessions)

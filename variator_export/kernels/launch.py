@@ -54,15 +54,15 @@ class PluginSizes:
         return -(-num_windows // self.windows)
 
     def _common(self, dtype: str) -> dict[str, Any]:
-        padded = next_power_of_2(self.ratio)
+        padded, units = next_power_of_2(self.ratio), max(next_power_of_2(self.bottleneck_size), _LEAST)
         return {
             "HIDDEN": self.hidden_size,
             "RATIO": self.ratio,
             "BOTTLENECK": self.bottleneck_size,
             "PADDED_RATIO": padded,
-            "PADDED_BOTTLENECK": max(next_power_of_2(self.bottleneck_size), _LEAST),
+            "PADDED_BOTTLENECK": units,
             "WINDOWS": self.windows,
-            "CHUNK": _chunk(dtype, padded, max(next_power_of_2(self.bottleneck_size), _LEAST)),
+            "CHUNK": _chunk(dtype, padded, units),
             "PRECISION": _precision(dtype),
         }
 

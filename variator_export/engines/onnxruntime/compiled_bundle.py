@@ -10,7 +10,7 @@ from variator_export.core.precision import FLOAT32, find_precision
 from variator_export.engines.onnxruntime.compiler import Compiler
 from variator_export.engines.request import Profile, any_ratio_profiles, variant_profiles
 from variator_export.model.methods import method_of
-from variator_export.recipe.recipe import EngineRecipe, ShapeSet
+from variator_export.recipe.recipe import EngineRecipe
 
 # Without it, TensorRT computes float32 products in TF32, with 10 bits of mantissa. ONNX Runtime's TensorRT
 # provider has no option for that (1.31).
@@ -32,37 +32,29 @@ def profiles_of(
         return []
     backbone = bundle.manifest.backbone
     sets = EngineRecipe.model_validate(bundle.manifest.recipe.get("engine") or {}).profiles
-    if compiler.several is None:
-        sets = {"every shape": _around(list(sets.values()))}
     if variant is not None or part is not None:
-        return variant_profiles(sets, backbone, part or backbone.part)
-    shapes = {
-        method_of(own).shape_label(own): method_of(own).graph_input_shapes(backbone, own)
-        for own in bundle.manifest.variants
-    }
-    found = any_ratio_profiles(sets, backbone, backbone.part, shapes)
-    return [_spanning(found)] if compiler.several is None else found
+        found = variant_profiles(sets, backbone, part or backbone.part)
+    else:
+        shapes = {
+            method_of(own).shape_label(own): method_of(own).graph_input_shapes(backbone, own)
+            for own in bundle.manifest.variants
+        }
+        found = any_ratio_profiles(sets, backbone, backbone.part, shapes)
+    # Usually the last variant, which has the highest ratio, in the first set of shapes.
+    return [_spanning(found, usual=found[-len(sets)])] if compiler.several is None else found
 
 
-def _around(sets: Sequence[ShapeSet]) -> ShapeSet:
-    """One set of shapes around several, usually those of the first."""
-    ends = {}
-    for name in ("batch_size", "sequence_length"):
-        low, _, high = zip(*(getattr(own, name) for own in sets), strict=True)
-        ends[name] = min(low), getattr(sets[0], name)[1], max(high)
-    tokens = [own.new_tokens for own in sets if own.new_tokens is not None]
-    beams = [own.num_beams for own in sets if own.num_beams is not None]
-    new_tokens = (tokens[0][0], max(most for _, most in tokens)) if tokens else None
-    return ShapeSet(**ends, new_tokens=new_tokens, num_beams=max(beams) if beams else None)
-
-
-def _spanning(profiles: Sequence[Profile]) -> Profile:
-    """One profile for the plugins of all, usually those of the last."""
+def _spanning(profiles: Sequence[Profile], usual: Profile) -> Profile:
+    """One profile around all, whose usual shapes are those of one of them."""
     shapes = {}
-    for name in profiles[0].shapes:
-        low, opt, high = zip(*(profile.shapes[name] for profile in profiles), strict=True)
-        shapes[name] = tuple(map(min, *low)), opt[-1], tuple(map(max, *high))
-    return Profile(name="every plugin", shapes=shapes)
+    for name, (_, opt, _) in usual.shapes.items():
+        low, _, high = zip(*(profile.shapes[name] for profile in profiles), strict=True)
+        smallest, largest = (
+            tuple(map(end, zip(*sizes, strict=True))) for end, sizes in ((min, low), (max, high))
+        )
+        shapes[name] = smallest, opt, largest
+    tokens = [profile.new_tokens for profile in profiles if profile.new_tokens is not None]
+    return Profile(name="every shape", shapes=shapes, new_tokens=max(tokens, default=None))
 
 
 def require_no_tf32(bundle: BundleFiles, target: str, environment: Mapping[str, str] = os.environ) -> None:

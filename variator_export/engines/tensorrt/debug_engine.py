@@ -16,8 +16,7 @@ from variator_export.bundle.manifest import EngineEntry
 from variator_export.core.parts import DECODER
 from variator_export.engines.base import Arrays, check_inputs
 from variator_export.engines.request import Profile, request_of
-from variator_export.engines.target import OnProgress, Specialization
-from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.target import OnProgress
 from variator_export.engines.tensorrt.building.builder_process import build_engine
 from variator_export.engines.tensorrt.device import CudaDevice, Device, numpy_type
 from variator_export.engines.tensorrt.execution import EngineContexts, choose_profile
@@ -85,9 +84,8 @@ class Rebuilder:
         plan = OpenPlan(self._entry.target, content, what, "Verify it without --bisect.")
         given = {**inputs, **dict(plugin_tensors(self._constant, plan.input_types))}
         # Compiled for the shapes before the call, as those that `verify` runs.
-        when: Specialization | None = "eager" if FLAVOURS[self._entry.target].compiles_kernels else None
         execution = EngineContexts(
-            plan, [profile], self._device, self._entry.target, what, specialization=when
+            plan, [profile], self._device, self._entry.target, what, specialization="eager"
         )
 
         def run() -> Arrays:

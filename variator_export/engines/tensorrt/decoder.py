@@ -11,8 +11,7 @@ from variator_export.core.gpu import first_gpu
 from variator_export.core.parts import DECODER
 from variator_export.engines.choice import choose_engine, require_verified
 from variator_export.engines.request import Profile
-from variator_export.engines.target import SessionOptions, Specialization
-from variator_export.engines.tensorrt.api import FLAVOURS
+from variator_export.engines.target import SessionOptions
 from variator_export.engines.tensorrt.device import Device
 from variator_export.engines.tensorrt.execution import EngineContexts
 from variator_export.engines.tensorrt.plan import open_engine
@@ -45,8 +44,9 @@ class DecoderEngine:
         plan = open_engine(bundle, entry, sidecar, lean_runtime=options.lean_runtime)
         cache = runtime_cache(bundle, entry, device)
         # Each token has a new length: kernels for that length alone would be compiled before each.
-        own: Specialization | None = "none" if FLAVOURS[target].compiles_kernels else None
-        self._execution = EngineContexts(plan, self._profiles, device, target, entry.engine, cache, own)
+        self._execution = EngineContexts(
+            plan, self._profiles, device, target, entry.engine, cache, specialization="none"
+        )
 
     def upload(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Copy arrays to the GPU."""

@@ -12,6 +12,7 @@ from variator_export.core.axes import InputShapes
 from variator_export.core.errors import UserError
 from variator_export.engines.request import Profile
 from variator_export.engines.target import Specialization
+from variator_export.engines.tensorrt.api import FLAVOURS
 from variator_export.engines.tensorrt.device import Device
 from variator_export.engines.tensorrt.plan import TYPES, OpenPlan
 from variator_export.engines.tensorrt.runtime_cache import RuntimeCache
@@ -55,7 +56,7 @@ class EngineContexts:
         refuser: Name of the target in messages.
         what: Name of the engine in messages.
         cache: Compiled kernels of the engine; None if the engine holds them.
-        specialization: When kernels for the shapes of a call are compiled; None if the engine holds them.
+        specialization: When kernels for the shapes of a call are compiled, if the engine does not hold them.
         fixed_profiles: Whether to use profiles for one shape alone.
     """
 
@@ -67,15 +68,16 @@ class EngineContexts:
         refuser: str,
         what: str,
         cache: RuntimeCache | None = None,
-        specialization: Specialization | None = None,
         *,
+        specialization: Specialization = "lazy",
         fixed_profiles: bool = True,
     ) -> None:
         self._plan, self._profiles, self._device = plan, profiles, device
         self._refuser, self._what = refuser, what
         self._contexts: dict[int, Any] = {}
         self._memory: Any = None
-        self._cache, self._specialization = cache, specialization
+        self._cache = cache
+        self._specialization = specialization if FLAVOURS[refuser].compiles_kernels else None
         self._fixed_profiles = fixed_profiles
         if cache is not None:
             weakref.finalize(self, cache.store)

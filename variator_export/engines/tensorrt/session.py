@@ -110,7 +110,7 @@ class TensorRtSession:
             target,
             self._entry.engine,
             runtime_cache(bundle, self._entry, self.device),
-            None if not FLAVOURS[target].compiles_kernels else "eager" if cuda_graphs else specialization,
+            specialization="eager" if cuda_graphs else specialization,
             fixed_profiles=fixed_profiles,
         )
         # TensorRT for RTX records CUDA graphs in its contexts, TensorRT on the stream.

@@ -7,36 +7,13 @@ results are copied out of them.
 
 import ctypes
 import threading
-from typing import Protocol
 
 import numpy as np
 
+from variator_export.engines.tensorrt.host_memory import CudaHostMemory
+
 # The smallest block, and the largest: what is larger is copied without staging.
 _LEAST, _LARGEST = 4 << 10, 16 << 20  # bytes
-
-
-class HostMemory(Protocol):
-    """Page-locked memory, and events that tell when copies are done."""
-
-    def allocate(self, size: int) -> int | None:
-        """The address of so many bytes; None if the host cannot lock them."""
-        ...
-
-    def free(self, pointer: int) -> None:
-        """Free memory."""
-        ...
-
-    def record(self) -> object:
-        """An event for the present work of the stream."""
-        ...
-
-    def is_done(self, event: object) -> bool:
-        """Whether the work before an event is done."""
-        ...
-
-    def drop(self, event: object) -> None:
-        """Destroy an event."""
-        ...
 
 
 class Block:
@@ -67,7 +44,7 @@ class Staging:
         memory: Where the blocks come from.
     """
 
-    def __init__(self, memory: HostMemory) -> None:
+    def __init__(self, memory: CudaHostMemory) -> None:
         self._memory = memory
         self._idle: dict[int, list[Block]] = {}
         self._busy: list[tuple[object, Block]] = []

@@ -11,6 +11,7 @@ import numpy as np
 
 from variator_export.core.errors import UserError
 from variator_export.engines.base import Arrays
+from variator_export.inference import Run
 from variator_export.serving.offline.settings import EmbedSettings
 from variator_export.serving.offline.source import Chunk
 from variator_export.sessions import Bundle
@@ -113,9 +114,7 @@ class Embedder:
         return vectors
 
 
-def _counting(
-    run: Callable[[Mapping[str, np.ndarray], Sequence[str] | None], Arrays], on_batch: OnBatch
-) -> Callable[[Mapping[str, np.ndarray], Sequence[str] | None], Arrays]:
+def _counting(run: Run, on_batch: OnBatch) -> Run:
     def run_and_count(inputs: Mapping[str, np.ndarray], wanted: Sequence[str] | None) -> Arrays:
         outputs = run(inputs, wanted)
         mask = inputs["attention_mask"]
